@@ -1,0 +1,16 @@
+"""CHECKPOINT → REPORT: classifiers of normal against abnormal, and how they compare."""
+
+from importlib import import_module
+
+_PUBLIC = {
+    "build_classifier": "classify.classifier",
+    "build_resnet": "classify.resnet",
+    "metrics": "classify",
+}
+__all__ = list(_PUBLIC)
+
+
+def __getattr__(name: str):  # PEP 562: importing the package stays instant
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return import_module("classify.metrics") if name == "metrics" else getattr(import_module(_PUBLIC[name]), name)

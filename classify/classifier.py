@@ -1,0 +1,61 @@
+"""Encoder + pooling + head: a linear probe where the encoder is frozen, else a fine-tuned classifier."""
+
+from torch import Tensor, nn
+
+from mae.encoder import Encoder
+
+
+class Classifier(nn.Module):
+    """Standardised images (b c h w) → logits (b) of *abnormal*; every patch is looked at.
+
+    pool: "mean" of the patch tokens or the "cls" token.
+    probe: freeze the encoder and put a BatchNorm without affine parameters before the linear head, so
+    that the probe does not depend on the features' scale (He et al. 2022, appendix A.1).
+    """
+
+    def __init__(self, encoder: Encoder, pool: str = "mean", probe: bool = False):
+        super().__init__()
+        self.encoder, self.pool, self.probe = encoder, pool, probe
+        self.norm = nn.BatchNorm1d(encoder.width, eps=1e-6, affine=False) if probe else nn.Identity()
+        self.head = nn.Linear(encoder.width, 1)
+        nn.init.normal_(self.head.weight, std=0.01)
+        nn.init.zeros_(self.head.bias)
+        if probe:
+            encoder.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "Classifier":
+        super().train(mode)
+        if self.probe:
+            self.encoder.eval()  # frozen in behaviour too: no stochastic depth
+        return self
+
+    def standardize(self, images: Tensor) -> Tensor:
+        return self.encoder.standardize(images)
+
+    def forward(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
+        """`noise` (b 2·depth): draws for stochastic depth, see `Encoder`."""
+        tokens = self.encoder(images, noise=noise)  # b 1+n d
+        pooled = tokens[:, 0] if self.pool == "cls" else tokens[:, 1:].mean(dim=1)  # b d
+        return self.head(self.norm(pooled)).squeeze(1)  # b
+
+
+def build_classifier(encoder: Encoder, pool: str = "mean", probe: bool = False, drop_path: float = 0.0) -> Classifier:
+    """A classifier on a (pretrained or fresh) encoder; `drop_path` is the last block's rate in training."""
+    encoder.drop_path = drop_path
+    return Classifier(encoder, pool, probe)
+
+
+def layer_scale(decay: float, depth: int):
+    """Layer-wise learning-rate decay (Clark et al. 2020): parameter name of a `Classifier` → factor.
+
+    The head has factor 1, block i has decay^(depth - i), the patch embedding decay^(depth + 1).
+    """
+
+    def scale(name: str) -> float:
+        parts = name.split(".")
+        if parts[0] != "encoder" or parts[1] == "norm":
+            return 1.0
+        layer = int(parts[2]) + 1 if parts[1] == "blocks" else 0
+        return decay ** (depth + 1 - layer)
+
+    return scale

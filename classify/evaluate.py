@@ -1,0 +1,170 @@
+"""A trained classifier on a split: predictions.csv and metrics.json."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from classify.finetune import build_model, file_digest, known, predict_logits
+from classify.metrics import HEADLINE, Interval, binary_metrics, bootstrap_intervals, expected_calibration_error
+from data.config import Root, UserError, change_config
+from data.loader import Data, Loader, open_data
+from mae.engine.checkpoint import Checkpoint, load_checkpoint, load_weights
+from mae.engine.loop import evaluating
+from mae.engine.run import commit, device_of
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A run's predictions for the labelled units of a split (columns patient_id, label, score, …)."""
+
+    run: Path
+    config: Root
+    threshold: float
+    predictions: pd.DataFrame
+    summary: dict[str, Any]  # what metrics.json holds
+
+
+def evaluate(run: str | Path, overrides: dict[str, Any] | None = None, data: Data | None = None) -> Evaluation:
+    """Predict a split with the run's best.pt and write `predictions/<split>.csv` and `.json`.
+
+    The threshold is the one chosen on validation. What is already there for the same weights and
+    settings is read back. Raises UserError if the run has no classifier, or the split no labelled image.
+    """
+    checkpoint = load_checkpoint(best_of(run), kind="classifier")
+    config = change_config(checkpoint.config, overrides or {}, checkpoint.place)
+    data = data or open_data(config)
+    table = known(data.split(config.evaluate.split), config.evaluate.split)
+    path = Path(run) / "predictions" / config.evaluate.split
+    origin = {
+        "checkpoint": file_digest(checkpoint.place),
+        "data": data.manifest.fingerprint(),
+        "store": data.store.fingerprint,
+        "evaluate": config.evaluate.model_dump(mode="json"),
+    }
+    if not _is_done(path, origin):
+        scores = predict(checkpoint, config, data, table)
+        _write(path, checkpoint, config, _units(table, scores, config.evaluate.unit), origin)
+    predictions = pd.read_csv(path.with_suffix(".csv"), dtype={"patient_id": str, "study_id": str, "image_id": str})
+    summary = json.loads(path.with_suffix(".json").read_text())
+    return Evaluation(Path(run), config, checkpoint.meta["threshold"], predictions, summary)
+
+
+def best_of(run: str | Path) -> Path:
+    """A run's best.pt; a checkpoint file stands for itself."""
+    run = Path(run)
+    if run.is_dir() and not (run / "best.pt").exists():
+        raise UserError(f"{run}: found no best.pt, expected the folder of a mae-finetune run")
+    return run / "best.pt" if run.is_dir() else run
+
+
+def predict(checkpoint: Checkpoint, config: Root, data: Data, table: pd.DataFrame) -> np.ndarray:
+    """Scores (n) in 0..1 of the table's images, in order."""
+    device = device_of(config)
+    model = build_model(config)
+    load_weights(model, checkpoint)
+    loader = Loader(data, table, config.evaluate.batch_size)
+    logits = evaluating(model.to(device), lambda model: predict_logits(model, loader, device, config.precision))
+    return logits.double().sigmoid().numpy()
+
+
+def _units(table: pd.DataFrame, scores: np.ndarray, unit: str) -> pd.DataFrame:
+    """One row per image, or per study with the mean of its images' scores."""
+    columns = ["image_id", "patient_id", "study_id", "label"]
+    scored = table[columns].assign(score=scores)
+    if unit == "image":
+        return scored
+    means = {"image_id": "first", "patient_id": "first", "label": "first", "score": "mean"}
+    return scored.groupby("study_id", as_index=False, sort=False).agg(means)[[*columns, "score"]]
+
+
+def _is_done(path: Path, origin: dict[str, Any]) -> bool:
+    if not (path.with_suffix(".json").exists() and path.with_suffix(".csv").exists()):
+        return False
+    try:
+        return json.loads(path.with_suffix(".json").read_text())["origin"] == origin
+    except (json.JSONDecodeError, KeyError):
+        return False
+
+
+def _write(path: Path, checkpoint: Checkpoint, config: Root, units: pd.DataFrame, origin: dict[str, Any]) -> None:
+    threshold = checkpoint.meta["threshold"]
+    labels, scores = units["label"].to_numpy(), units["score"].to_numpy()
+    metrics = binary_metrics(labels, scores, threshold)
+    intervals = bootstrap_intervals(
+        labels,
+        scores,
+        threshold=threshold,
+        groups=units["patient_id"].to_numpy(),
+        replicates=config.evaluate.replicates,
+        level=config.evaluate.level,
+    )
+    summary = {
+        "split": config.evaluate.split,
+        "unit": config.evaluate.unit,
+        "n": len(units),
+        "patients": int(units["patient_id"].nunique()),
+        "metrics": {**dict(metrics), "expected_calibration_error": expected_calibration_error(labels, scores)},
+        "intervals": {name: list(interval.interval) for name, interval in intervals.items()},
+        "seed": config.seed,
+        "commit": commit(),
+        "origin": origin,
+        "meta": checkpoint.meta,
+        "config": checkpoint.settings,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    units.assign(predicted=(scores >= threshold).astype(int)).to_csv(path.with_suffix(".csv"), index=False)
+    path.with_suffix(".json").write_text(json.dumps(summary, indent=1))  # last: its presence says the CSV is whole
+
+
+# ---------------------------------------------------------------- table
+
+
+COLUMNS = ("Model", "Augmentation", "% Masking", "Accuracy", "Precision", "F1", "Recall", "AUC")
+METRICS = dict(zip(COLUMNS[3:], ("accuracy", "precision", "f1", "recall", "auc"), strict=True))
+assert set(METRICS.values()) == set(HEADLINE)
+
+
+def describe(config: Root, pretrained: bool) -> dict[str, str]:
+    """The table's first columns for a classifier: augmentation is stage two's, masking stage one's."""
+    settings = config.finetune
+    names = {"vit": "ViT", "resnet18": "ResNet-18", "resnet50": "ResNet-50"}
+    model = ("MAE" if pretrained else names[settings.model]) + (", linear probe" if settings.mode == "linear" else "")
+    return {
+        "Model": model,
+        "Augmentation": "yes" if settings.augment.enabled else "no",
+        "% Masking": f"{100 * config.pretrain.mask_ratio:g}" if pretrained else "–",
+    }
+
+
+def table_row(described: dict[str, str], intervals: dict[str, Interval]) -> dict[str, str]:
+    """A row of the table: `.755 [.735, .774]` for every metric."""
+    return described | {column: show(intervals[name]) for column, name in METRICS.items()}
+
+
+def show(interval: Interval, signed: bool = False) -> str:
+    """`.755 [.735, .774]`; signed: `+.012 [-.003, +.027]`."""
+    values = (interval.estimate, *interval.interval)
+    text = [f"{value:{'+' if signed else ''}.3f}".replace("0.", ".", 1) for value in values]
+    return f"{text[0]} [{text[1]}, {text[2]}]"
+
+
+def markdown(rows: list[dict[str, str]]) -> str:
+    """Rows as an aligned Markdown table, in `COLUMNS` or the rows' own order."""
+    columns = list(rows[0])
+    widths = {column: max(len(column), *(len(row[column]) for row in rows)) for column in columns}
+    lines = [columns, ["-" * widths[column] for column in columns], *([row[c] for c in columns] for row in rows)]
+    return "\n".join(
+        "| " + " | ".join(cell.ljust(widths[column]) for cell, column in zip(line, columns, strict=True)) + " |"
+        for line in lines
+    )
+
+
+def evaluation_row(evaluation: Evaluation) -> dict[str, str]:
+    """The table row of one run."""
+    summary = evaluation.summary
+    intervals = {name: Interval(summary["metrics"][name], tuple(summary["intervals"][name])) for name in HEADLINE}
+    return table_row(describe(evaluation.config, bool(summary["meta"]["pretrained_from"])), intervals)

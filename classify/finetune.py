@@ -1,0 +1,235 @@
+"""Stage two: a classifier of normal against abnormal, by one loop for MAE encoder, random ViT and ResNet."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from classify.classifier import Classifier, build_classifier, layer_scale
+from classify.metrics import binary_metrics, choose_threshold
+from classify.resnet import build_resnet
+from data.augment import DRAWS, augment
+from data.config import Root, UserError, change_config, expand
+from data.draws import uniform
+from data.loader import Batch, Data, Loader, open_data
+from data.manifest import sample_patients
+from mae.engine.checkpoint import Checkpoint, load_checkpoint, load_weights
+from mae.engine.loop import Stage, Validation, fit
+from mae.engine.optim import adamw, parameter_groups, seeded
+from mae.engine.run import check_run, device_of, is_finished, start_run
+from mae.model import mae_from
+
+SECTIONS = ("seed", "precision", "data", "model", "finetune")  # what a fine-tuning depends on
+
+
+def finetune(config: Root, checkpoint: str | Path | None = None, data: Data | None = None) -> Path:
+    """Train a classifier, from a pretraining's checkpoint or from random weights; returns the run folder.
+
+    Raises UserError if checkpoint and config do not fit, a split is empty or holds one class only, or
+    the run folder was made by another config.
+    """
+    device = device_of(config)
+    pretrained = load_checkpoint(checkpoint, kind="mae") if checkpoint else None
+    _check_fit(config, pretrained)
+    data = data or open_data(config)
+    folder = Path(expand(config.finetune.run or default_folder(config, checkpoint), "finetune.run"))
+    facts = {"store": data.store.fingerprint, "checkpoint": file_digest(checkpoint)}
+    check_run(folder, config, SECTIONS, facts)
+    if not is_finished(folder, config.finetune.epochs):
+        stage = finetune_stage(config, data, device, pretrained)
+        start_run(folder, config, facts)
+        fit(stage, folder)
+    return folder
+
+
+def default_folder(config: Root, checkpoint: str | Path | None) -> str:
+    """`<pretraining's folder>-<mode>`, or `<run>-<model>` (and `-linear`) without a checkpoint."""
+    mode = config.finetune.mode
+    if checkpoint:
+        return f"{Path(checkpoint).parent}-{mode}"
+    return f"{config.run}-{config.finetune.model}" + ("-linear" if mode == "linear" else "")
+
+
+def config_for(checkpoint: Checkpoint, config: Root | None, overrides: dict) -> Root:
+    """The config of a fine-tuning: the checkpoint's, or the given one with the checkpoint's stage one."""
+    made = checkpoint.config
+    if config is None:
+        return change_config(made, overrides, checkpoint.place)
+    for name in config.model.model_fields_set:
+        if getattr(config.model, name) != getattr(made.model, name):
+            raise UserError(
+                f"{checkpoint.place}: found model.{name} = {getattr(made.model, name)}, expected "
+                f"{getattr(config.model, name)} by the config; leave model.{name} out, or pretrain that size"
+            )
+    return config.model_copy(update={"model": made.model, "pretrain": made.pretrain})
+
+
+def _check_fit(config: Root, pretrained: Checkpoint | None) -> None:
+    settings = config.finetune
+    if pretrained and settings.model != "vit":
+        raise UserError(f"finetune.model: found {settings.model}, expected vit with a --checkpoint")
+    if settings.mode == "linear" and settings.model != "vit":
+        raise UserError(f"finetune.mode: found linear, expected full for {settings.model} from random weights")
+    if not pretrained:
+        return
+    then, now = pretrained.config.data, config.data
+    for name in ("image_size", "resize", "tone"):  # preprocessing travels with the weights
+        if getattr(then, name) != getattr(now, name):
+            raise UserError(
+                f"{pretrained.place}: found data.{name} = {getattr(then, name)}, expected {getattr(now, name)} by the "
+                f"config; give data.{name}={getattr(then, name)}"
+            )
+
+
+def file_digest(path: str | Path | None) -> str | None:
+    """What a checkpoint file holds, in 16 hexadecimal digits."""
+    if path is None:
+        return None
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+# ---------------------------------------------------------------- model and data
+
+
+def build_model(config: Root, pretrained: Checkpoint | None = None) -> nn.Module:
+    """The classifier a config describes, with the pretraining's encoder where one is given."""
+    settings, model = config.finetune, config.model
+    if settings.model != "vit":
+        small = settings.stem == "small" or (settings.stem == "auto" and config.data.image_size <= 32)
+        stem = "small" if small else "imagenet"
+        return build_resnet(settings.model, 1, 1, stem, model.pixel_mean, model.pixel_std)
+    mae = mae_from(model, config.data.image_size)
+    if pretrained:
+        load_weights(mae, pretrained)
+    return build_classifier(mae.encoder, settings.pool, settings.mode == "linear", settings.drop_path)
+
+
+@dataclass(frozen=True)
+class LabelledSplits:
+    train: pd.DataFrame
+    validate: pd.DataFrame
+
+
+def labelled_splits(config: Root, data: Data) -> LabelledSplits:
+    """The images with a label, the training ones cut to `finetune.sample`; both classes are needed."""
+    train = data.split("train")
+    if config.finetune.sample:
+        train = sample_patients(train, config.finetune.sample, config.data.split_seed)
+    splits = LabelledSplits(known(train, "train"), known(data.split("validate"), "validate"))
+    for name in ("train", "validate"):
+        count = getattr(splits, name)["label"].value_counts()
+        if len(count) < 2:
+            what = "abnormal" if 1.0 in count.index else "normal"
+            raise UserError(
+                f"data: found only {what} images ({int(count.sum())}) in split {name!r}, expected normal and abnormal"
+            )
+    return splits
+
+
+def known(table: pd.DataFrame, split: str) -> pd.DataFrame:
+    """The rows with a label; UserError if there are none."""
+    labelled = table[table["label"].notna()]
+    if labelled.empty:
+        raise UserError(f"data: found no labelled image among {len(table)} in split {split!r}, expected some")
+    return labelled
+
+
+# ---------------------------------------------------------------- training
+
+
+def finetune_stage(config: Root, data: Data, device: torch.device, pretrained: Checkpoint | None) -> Stage:
+    """What the loop needs to train a classifier."""
+    settings, splits = config.finetune, labelled_splits(config, data)
+    with seeded(config.seed):  # all later draws come from data.draws
+        model = build_model(config, pretrained).to(device)
+    optimizer = optimizer_settings(config, pretrained is not None)
+    scale = layer_scale(optimizer.layer_decay, len(model.encoder.blocks)) if isinstance(model, Classifier) else None
+    groups = parameter_groups(
+        model.named_parameters(), optimizer.weight_decay, *([scale] if scale else [])
+    )
+    held_out = Loader(data, splits.validate, config.evaluate.batch_size)
+    return Stage(
+        kind="classifier",
+        config=config,
+        device=device,
+        model=model,
+        optimizer=adamw(groups, settings.betas),
+        batches=Loader(data, splits.train, settings.batch_size, config.seed),
+        step=lambda model, batch, epoch: finetune_step(config, model, batch, epoch),
+        validate=lambda model: validate(config, model, held_out, device),
+        epochs=settings.epochs,
+        warmup_epochs=settings.warmup_epochs,
+        peak_lr=optimizer.base_lr * settings.batch_size / 256,
+        min_lr=settings.min_lr * settings.batch_size / 256,
+        clip_grad=settings.clip_grad,
+        save_minutes=settings.save_minutes,
+        meta={"pretrained_from": pretrained.place if pretrained else None, "train_images": len(splits.train)},
+    )
+
+
+@dataclass(frozen=True)
+class OptimizerChoice:
+    base_lr: float
+    weight_decay: float
+    layer_decay: float
+
+
+def optimizer_settings(config: Root, pretrained: bool) -> OptimizerChoice:
+    """The config's optimizer settings, what is null filled in by mode: an equal chance for every row."""
+    settings = config.finetune
+    linear = settings.mode == "linear"
+
+    def either(given: float | None, default: float) -> float:
+        return default if given is None else given
+
+    return OptimizerChoice(
+        base_lr=either(settings.base_lr, 1e-2 if linear else 5e-4),
+        weight_decay=either(settings.weight_decay, 0.0 if linear else 0.05),
+        layer_decay=either(settings.layer_decay, 0.75 if pretrained and not linear else 1.0),
+    )
+
+
+def finetune_step(config: Root, model: nn.Module, batch: Batch, epoch: int) -> Tensor:
+    """The loss of a training batch; augmentation and stochastic depth depend on (seed, epoch, image)."""
+    draws = uniform(config.seed, "augment", epoch, batch.numbers, DRAWS)
+    images = model.standardize(augment(batch.images, config.finetune.augment, draws))
+    noise = None
+    if isinstance(model, Classifier):
+        noise = uniform(config.seed, "drop path", epoch, batch.numbers, 2 * len(model.encoder.blocks))
+    return classification_loss(model(images, noise), batch.labels, config.finetune.label_smoothing)
+
+
+def classification_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Binary cross-entropy of logits (b) with labels (b); unknown labels (NaN) carry no gradient."""
+    known = ~labels.isnan()
+    targets = labels[known] * (1 - smoothing) + smoothing / 2
+    loss = F.binary_cross_entropy_with_logits(logits[known].float(), targets, reduction="sum")
+    return loss / known.sum().clamp(min=1)
+
+
+def validate(config: Root, model: nn.Module, held_out: Loader, device: torch.device) -> Validation:
+    """Validation AUC, loss and accuracy, and the decision threshold, which goes into the checkpoint."""
+    logits = predict_logits(model, held_out, device, config.precision)
+    labels, scores = held_out.labels, torch.sigmoid(logits).numpy()
+    loss = classification_loss(logits, torch.from_numpy(labels)).item()
+    rule = config.finetune.threshold
+    threshold = 0.5 if rule == "half" else choose_threshold(labels, scores, rule)
+    metrics = binary_metrics(labels, scores, threshold)
+    score = metrics.auc if config.finetune.select == "auc" else -loss
+    return Validation(
+        {"validate/loss": loss, "validate/auc": metrics.auc, "validate/accuracy": metrics.accuracy},
+        score,
+        {"threshold": threshold, "validate_auc": metrics.auc, "validate_loss": loss},
+    )
+
+
+def predict_logits(model: nn.Module, loader: Loader, device: torch.device, precision: str) -> Tensor:
+    """Logits (n) on the CPU of the loader's images in order; the model is in evaluation mode already."""
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        parts = [model(model.standardize(batch.to(device).images)).float().cpu() for batch in loader.epoch()]
+    return torch.cat(parts)

@@ -1,0 +1,111 @@
+"""ResNet-18 and -50 (He et al. 2016, the stride on the 3×3 convolution as in v1.5), torchvision's names."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from data.config import UserError
+
+
+class BasicBlock(nn.Module):
+    expansion = 1
+
+    def __init__(self, inputs: int, width: int, stride: int, downsample: nn.Module | None):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, width, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.downsample = downsample
+
+    def forward(self, x: Tensor) -> Tensor:
+        branch = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        return F.relu(branch + (x if self.downsample is None else self.downsample(x)))
+
+
+class Bottleneck(nn.Module):
+    expansion = 4
+
+    def __init__(self, inputs: int, width: int, stride: int, downsample: nn.Module | None):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, 4 * width, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(4 * width)
+        self.downsample = downsample
+
+    def forward(self, x: Tensor) -> Tensor:
+        branch = F.relu(self.bn1(self.conv1(x)))
+        branch = self.bn3(self.conv3(F.relu(self.bn2(self.conv2(branch)))))
+        return F.relu(branch + (x if self.downsample is None else self.downsample(x)))
+
+
+class ResNet(nn.Module):
+    """Standardised images (b c h w) → logits (b) of *abnormal* for one class, (b classes) for more."""
+
+    def __init__(
+        self,
+        block: type[BasicBlock] | type[Bottleneck],
+        depths: tuple[int, int, int, int],
+        in_channels: int,
+        classes: int,
+        small_stem: bool,
+        pixel_mean: float,
+        pixel_std: float,
+    ):
+        super().__init__()
+        kernel, stride = (3, 1) if small_stem else (7, 2)
+        self.conv1 = nn.Conv2d(in_channels, 64, kernel, stride, padding=kernel // 2, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.maxpool = nn.Identity() if small_stem else nn.MaxPool2d(3, stride=2, padding=1)
+        inputs = 64
+        for number, depth in enumerate(depths, start=1):
+            width = 64 * 2 ** (number - 1)
+            self.add_module(f"layer{number}", _layer(block, inputs, width, depth, stride=1 if number == 1 else 2))
+            inputs = width * block.expansion
+        self.fc = nn.Linear(inputs, classes)
+        self.register_buffer("mean", torch.full((in_channels, 1, 1), pixel_mean), persistent=False)
+        self.register_buffer("std", torch.full((in_channels, 1, 1), pixel_std), persistent=False)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def standardize(self, images: Tensor) -> Tensor:
+        """8-bit grey levels (b c h w) → what the model reads."""
+        return (images.float() / 255 - self.mean) / self.std
+
+    def forward(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
+        """`noise` is for models with stochastic depth; a ResNet has none."""
+        x = self.maxpool(F.relu(self.bn1(self.conv1(images))))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))  # b d h w
+        return self.fc(x.mean(dim=(2, 3))).squeeze(1)
+
+
+def _layer(block: type, inputs: int, width: int, depth: int, stride: int) -> nn.Sequential:
+    outputs, downsample = width * block.expansion, None
+    if stride != 1 or inputs != outputs:
+        downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+    first = block(inputs, width, stride, downsample)
+    return nn.Sequential(first, *(block(outputs, width, 1, None) for _ in range(depth - 1)))
+
+
+def build_resnet(
+    name: str = "resnet18",
+    in_channels: int = 1,
+    classes: int = 1,
+    stem: str = "imagenet",
+    pixel_mean: float = 0.5,
+    pixel_std: float = 0.25,
+) -> ResNet:
+    """A randomly initialised ResNet; `stem`: "imagenet" (7×7/2, max-pool) or "small" (3×3/1).
+
+    Raises ValueError for an unknown name or stem.
+    """
+    shapes = {"resnet18": (BasicBlock, (2, 2, 2, 2)), "resnet50": (Bottleneck, (3, 4, 6, 3))}
+    if name not in shapes:
+        raise UserError(f"finetune.model: found {name!r}, expected one of {', '.join(shapes)}")
+    if stem not in ("imagenet", "small"):
+        raise UserError(f"finetune.stem: found {stem!r}, expected imagenet or small")
+    return ResNet(*shapes[name], in_channels, classes, stem == "small", pixel_mean, pixel_std)

@@ -1,0 +1,18 @@
+"""FILE → BATCH: radiographs and labels, and nothing of models."""
+
+from importlib import import_module
+
+_PUBLIC = {
+    "load_config": "data.config",
+    "read_image": "data.images",
+    "open_manifest": "data.manifest",
+    "ImageStore": "data.store",
+    "prepare": "data.prepare",
+}
+__all__ = list(_PUBLIC)
+
+
+def __getattr__(name: str):  # PEP 562: importing the package stays instant
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_PUBLIC[name]), name)

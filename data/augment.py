@@ -1,0 +1,65 @@
+"""Batched augmentation on the training device: one resampling per image."""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from data.settings import AugmentSettings
+
+DRAWS = 14  # uniform numbers an image's augmentation is made of
+
+
+def augment(images: Tensor, settings: AugmentSettings, draws: Tensor) -> Tensor:
+    """Crop, rotate, shift, flip, change tone and erase 8-bit images (b c h w), by `draws` (b DRAWS) in [0, 1).
+
+    Returns 8-bit images of the same shape; what comes from outside the image is black.
+    """
+    if not settings.enabled:
+        return images
+    u = draws.unbind(1)
+    grey = images.float() / 255
+    grey = F.grid_sample(grey, _grid(images, settings, u), padding_mode="zeros", align_corners=False)
+    grey = _tone(grey, settings, u[8:11])
+    if settings.erase:
+        grey = _erase(grey, settings.erase, u[11:14])
+    return (grey.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def _grid(images: Tensor, settings: AugmentSettings, u: tuple[Tensor, ...]) -> Tensor:
+    """The sampling grid (b h w 2) of crop ∘ rotation ∘ shift ∘ flip, in grid_sample's coordinates (-1..1)."""
+    height, width = images.shape[-2:]
+    low, high = settings.crop_scale
+    area, ratio = low + (high - low) * u[0], torch.exp((2 * u[1] - 1) * math.log(settings.crop_ratio))
+    x_scale, y_scale = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
+    x_shift = (2 * u[2] - 1) * (1 - x_scale) + (2 * u[3] - 1) * 2 * settings.translation
+    y_shift = (2 * u[4] - 1) * (1 - y_scale) + (2 * u[5] - 1) * 2 * settings.translation
+    angle = (2 * u[6] - 1) * math.radians(settings.rotation)
+    mirror = torch.where(u[7] < settings.flip, -1.0, 1.0)
+    aspect = height / width  # rotation is in pixels, the grid in half-sides
+    row_x = torch.stack([mirror * x_scale * angle.cos(), -y_scale * angle.sin() * aspect, x_shift], dim=1)
+    row_y = torch.stack([mirror * x_scale * angle.sin() / aspect, y_scale * angle.cos(), y_shift], dim=1)
+    return F.affine_grid(torch.stack([row_x, row_y], dim=1), list(images.shape), align_corners=False)
+
+
+def _tone(grey: Tensor, settings: AugmentSettings, u: tuple[Tensor, ...]) -> Tensor:
+    """Contrast about mid-grey, brightness and gamma of images in 0..1."""
+    contrast, brightness, gamma = ((2 * part - 1)[:, None, None, None] for part in u)
+    if settings.contrast or settings.brightness:
+        grey = (grey - 0.5) * (1 + settings.contrast * contrast) + 0.5 + settings.brightness * brightness
+    if settings.gamma:
+        grey = grey.clamp(0, 1) ** (1 + settings.gamma * gamma)
+    return grey
+
+
+def _erase(grey: Tensor, probability: float, u: tuple[Tensor, ...]) -> Tensor:
+    """Grey out one square of a fifth of the side (Zhong et al. 2020) with the given probability."""
+    height, width = grey.shape[-2:]
+    side_y, side_x = max(height // 5, 1), max(width // 5, 1)
+    top, left = (u[1] * (height - side_y + 1)).long(), (u[2] * (width - side_x + 1)).long()
+    rows, columns = torch.arange(height, device=grey.device), torch.arange(width, device=grey.device)
+    in_rows = (rows >= top[:, None]) & (rows < top[:, None] + side_y)  # b h
+    in_columns = (columns >= left[:, None]) & (columns < left[:, None] + side_x)  # b w
+    erased = in_rows[:, :, None] & in_columns[:, None, :] & (u[0] < probability)[:, None, None]  # b h w
+    return torch.where(erased[:, None], 0.5, grey)

@@ -1,0 +1,267 @@
+"""YAML → typed, frozen settings: overrides, and errors that say what, where and what to do.
+
+One file configures every command; each section's class stands beside the code that reads it.
+Nothing here or in the sections imports torch, so `--help` and config errors are instant.
+"""
+
+import argparse
+import difflib
+import json
+import os
+import pkgutil
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+
+# who reads which section; by name, so that no room imports a later one
+SECTIONS = {
+    "data": "data.settings:DataSettings",
+    "model": "mae.settings:ModelSettings",
+    "pretrain": "mae.settings:PretrainSettings",
+    "finetune": "classify.settings:FinetuneSettings",
+    "evaluate": "classify.settings:EvaluateSettings",
+    "compare": "classify.settings:CompareSettings",
+    "report": "classify.settings:ReportSettings",
+}
+
+
+class UserError(ValueError):
+    """A mistake the user can mend: one line, `place: found X, expected Y`; commands exit with 2."""
+
+
+class Settings(BaseModel):
+    """Base of every config section: frozen, no unknown keys, no silent conversions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
+
+
+class Root(Settings):
+    """The settings every command shares; `config_class` adds the sections."""
+
+    run: str = Field("runs/default", description="folder this run writes to")
+    seed: int = Field(0, ge=0, description="seed of weights, order, masks and augmentation (not of the splits)")
+    device: str = Field("auto", description="auto (CUDA where there is one), cpu, cuda or cuda:N")
+    precision: str = Field(
+        "fp32", pattern="^(fp32|bf16)$", description="fp32, or bf16 autocast (weights, loss and norms stay fp32)"
+    )
+    threads: int = Field(0, ge=0, description="CPU threads torch computes with; 0 leaves the choice to torch")
+
+
+@cache
+def config_class() -> type[Root]:
+    """The whole config as one class, sections included."""
+    sections = {name: pkgutil.resolve_name(where) for name, where in SECTIONS.items()}
+    fields: dict[str, Any] = {name: (cls, Field(default_factory=cls)) for name, cls in sections.items()}
+    return create_model("Config", __base__=Root, **fields)
+
+
+# ---------------------------------------------------------------- reading
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with 1e-3 as a number (YAML 1.2) and without silently repeated keys."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for position, key in enumerate(keys):
+            if key in keys[:position]:
+                line = node.value[position][0].start_mark.line + 1
+                raise yaml.YAMLError(f"line {line}: {key!r} is given twice")
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+)
+
+
+def load_config(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Root:
+    """Read a config by path, or a shipped one by name (`demo`), and apply `key=value` overrides.
+
+    Raises UserError naming file and key for an unknown key, a wrong type or an impossible value.
+    """
+    path = find_config(name_or_path)
+    try:
+        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: found {type(raw).__name__}, expected a mapping of settings")
+    return make_config(raw, str(path), parse_overrides(overrides))
+
+
+def find_config(name_or_path: str | Path) -> Path:
+    """The file a config argument means: a path, else the name of a shipped config."""
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    shipped = {file.stem: file for file in shipped_configs()}
+    if str(name_or_path) in shipped:
+        return shipped[str(name_or_path)]
+    raise UserError(
+        f"{name_or_path}: no such config file, nor a shipped config; shipped are {', '.join(sorted(shipped))}"
+    )
+
+
+def shipped_configs() -> list[Path]:
+    """The configs that come with the package: `configs/` in a checkout, `mae/configs/` in a wheel."""
+    here = Path(__file__).parents[1]
+    return sorted(file for folder in ("configs", "mae/configs") for file in (here / folder).glob("*.yaml"))
+
+
+def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:
+    """`["pretrain.epochs=3"]` → `{"pretrain.epochs": 3}`; values are YAML."""
+    found = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise UserError(f"command line: found {pair!r}, expected key=value such as pretrain.epochs=3")
+        try:
+            found[key] = yaml.load(value, _Loader)
+        except yaml.YAMLError as error:
+            raise UserError(f"command line: {key}: not valid YAML: {' '.join(str(error).split())}") from None
+    return found
+
+
+def make_config(raw: Mapping[str, Any], place: str, overrides: Mapping[str, Any] | None = None) -> Root:
+    """Plain settings (a config file's or a checkpoint's) → Config; `place` names them in errors."""
+    merged, overrides = {"data": {}, **json.loads(json.dumps(raw, default=str))}, overrides or {}
+    for key, value in overrides.items():
+        _put(merged, key.split("."), value)
+    try:  # JSON mode: strict types, but lists may become tuples
+        return config_class().model_validate_json(json.dumps(merged, default=str))
+    except ValidationError as error:
+        raise UserError(_explain(error, place, overrides)) from None
+
+
+def change_config(config: Root, overrides: Mapping[str, Any], place: str) -> Root:
+    """A copy of the config with dotted keys replaced."""
+    return make_config(config.model_dump(mode="json"), place, overrides)
+
+
+def _put(tree: dict, keys: list[str], value: Any) -> None:
+    for key in keys[:-1]:
+        if not isinstance(tree.get(key), dict):
+            tree[key] = {}
+        tree = tree[key]
+    tree[keys[-1]] = value
+
+
+def expand(text: str, place: str) -> str:
+    """Replace `${NAME}` and `${NAME:-default}` by the environment; UserError if NAME is not set."""
+
+    def value(match: re.Match) -> str:
+        name, default = match.group(1), match.group(2)
+        found = os.environ.get(name) or default
+        if found is None:
+            raise UserError(f"{place}: ${{{name}}} is not set; export {name}=/path, or give {place}=/path")
+        return found
+
+    return str(Path(re.sub(r"\$\{(\w+)(?::-([^}]*))?\}", value, text)).expanduser())
+
+
+# ---------------------------------------------------------------- errors
+
+
+def _explain(error: ValidationError, place: str, overrides: Mapping[str, Any]) -> str:
+    """The first thing wrong, in one line."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if any(given == key or given.startswith(key + ".") or key.startswith(given + ".") for given in overrides):
+        place = "command line" if not place.startswith("compare") else place
+    if first["type"] == "extra_forbidden":
+        names = dict(_describe(config_class()))
+        near = difflib.get_close_matches(key, names, 1, 0.6) or [
+            name for name in names if name.split(".")[-1] == key.split(".")[-1]
+        ]
+        return f"{place}: {key} is unknown" + (f"; did you mean {near[0]}?" if near else "; see --print-config")
+    if first["type"] == "missing":
+        meaning = dict(_describe(config_class())).get(key, "")
+        return f"{place}: {key} is missing" + (f" ({meaning})" if meaning else "")
+    found = first.get("input")
+    message = first["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
+    return f"{place}: {key}: found {json.dumps(found)}, {message}" if key else f"{place}: {message}"
+
+
+def _describe(cls: type[BaseModel], prefix: str = "") -> Iterable[tuple[str, str]]:
+    """Every dotted key of a config class with its meaning."""
+    for name, field in cls.model_fields.items():
+        yield prefix + name, field.description or ""
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _describe(field.annotation, f"{prefix}{name}.")
+
+
+# ---------------------------------------------------------------- writing
+
+
+def print_config(config: BaseModel, indent: str = "") -> str:
+    """The resolved config as YAML, every field with its meaning and, where it differs, its default."""
+    lines = []
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        if isinstance(value, BaseModel):
+            lines += ["", f"{indent}{name}:"] if not indent else [f"{indent}{name}:"]
+            lines.append(print_config(value, indent + "  "))
+            continue
+        meaning = field.description or ""
+        if not field.is_required() and (default := field.get_default(call_default_factory=True)) != value:
+            meaning += f" (default: {_inline(default)})"
+        lines.append(f"{indent}{name}: {_inline(value)}  # {meaning}")
+    return "\n".join(lines)
+
+
+def _inline(value: Any) -> str:
+    plain = json.loads(json.dumps(value, default=lambda v: v.model_dump(mode="json")))
+    return yaml.safe_dump(plain, default_flow_style=True, width=10**6, sort_keys=False).strip().removesuffix("\n...")
+
+
+# ---------------------------------------------------------------- commands
+
+
+def command_parser(prog: str, about: str, config_required: bool = True) -> argparse.ArgumentParser:
+    """A parser with what all commands share: --config, --print-config and key=value overrides."""
+    parser = argparse.ArgumentParser(prog, description=about, allow_abbrev=False)
+    parser.add_argument("--config", metavar="FILE", help="a YAML file, or the name of a shipped config")
+    parser.add_argument("--print-config", action="store_true", help="print every setting and its meaning, and stop")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that override the config's")
+    parser.set_defaults(config_required=config_required)
+    return parser
+
+
+def configure(arguments: argparse.Namespace) -> Root | None:
+    """The config a parsed command line asks for; None where none is given and none is needed."""
+    if arguments.config:
+        config = load_config(arguments.config, arguments.overrides)
+    elif arguments.print_config:
+        overrides = parse_overrides(arguments.overrides)
+        config = make_config({}, "command line", {"data.source": "phantom", **overrides})
+    elif arguments.config_required:
+        raise UserError("command line: --config is missing; give a YAML file or a shipped config such as demo")
+    else:
+        return None
+    if arguments.print_config:
+        print(print_config(config))
+        raise SystemExit(0)
+    return config
+
+
+def run_command(command: Callable[[], None]) -> NoReturn:
+    """Run a command; a user's mistake becomes one line on stderr and exit code 2."""
+    try:
+        command()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; the last checkpoint is kept, the same command continues from it", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # `mae-pretrain --print-config | head`
+        sys.stderr.close()
+        sys.exit(1)
+    sys.exit(0)

@@ -1,0 +1,177 @@
+"""Layouts → one table: a module reads each, and nothing later asks where an image came from.
+
+Every module has `read(settings, root) -> (table, notes)`: the table has `COLUMNS` and then any
+finding columns, the notes are counts to print. `phantom` is drawn here and read as MIMIC-CXR-JPG.
+"""
+
+import json
+import os
+import zlib
+from collections.abc import Collection, Iterable, Mapping
+from importlib import import_module
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pandas as pd
+
+from data.config import UserError
+from data.settings import DataSettings
+
+COLUMNS = ("image_id", "path", "patient_id", "study_id", "split", "view", "label", "source")
+SPLITS = ("train", "validate", "test")
+SPLIT_WORDS = {
+    "train": "train",
+    "val": "validate",
+    "valid": "validate",
+    "validate": "validate",
+    "validation": "validate",
+    "test": "test",
+}
+MODULES = {
+    "mimic-cxr-jpg": "data.sources.mimic_cxr",
+    "folder": "data.sources.folder",
+    "table": "data.sources.table",
+    "medmnist": "data.sources.medmnist",
+    "phantom": "data.sources",
+}
+
+
+def read_source(settings: DataSettings, root: Path) -> tuple[pd.DataFrame, list[str]]:
+    """The table and notes of the layout that `settings.source` names; UserError if it is not one."""
+    return import_module(MODULES[settings.source]).read(settings, root)
+
+
+def manifest_table(
+    columns: Mapping[str, object], source: str, findings: Collection[str] = ()
+) -> pd.DataFrame:
+    """The columns a layout has → all of `COLUMNS`, then `findings`; what it lacks is NaN.
+
+    Text columns are of dtype object, `label` float64, findings float32.
+    """
+    table = pd.DataFrame(columns).reindex(columns=[*COLUMNS, *findings])
+    table["source"] = table["source"].astype(object).fillna(source)
+    types = dict.fromkeys(COLUMNS, object) | {"label": np.float64} | dict.fromkeys(findings, np.float32)
+    return table.astype(types).reset_index(drop=True)
+
+
+def require_folder(root: Path) -> None:
+    """UserError unless `root` is a folder."""
+    if not root.is_dir():
+        found = "is a file, expected a folder" if root.exists() else "no such folder"
+        raise UserError(f"data.root: {root}: {found}")
+
+
+# ---------------------------------------------------------------- CSV
+
+
+def csv_columns(path: Path) -> list[str]:
+    """The header of a CSV, gzipped or not; UserError if it cannot be read."""
+    return list(_parse(path, nrows=0, dtype=str).columns)
+
+
+def read_csv(
+    path: Path, columns: Iterable[str], optional: Iterable[str] = (), numbers: Collection[str] = ()
+) -> pd.DataFrame:
+    """Some columns of a CSV as text, those in `numbers` as float32; blank is NaN.
+
+    Raises UserError naming the file and, where one of `columns` is missing, found and expected.
+    """
+    header, columns = csv_columns(path), list(columns)
+    for column in columns:
+        if column not in header:
+            shown = ", ".join(header[:20]) + (", …" if len(header) > 20 else "")
+            raise UserError(f"{path}: found columns {shown}, expected column {column}")
+    wanted = columns + [name for name in optional if name in header and name not in columns]
+    types = {column: np.float32 if column in numbers else str for column in wanted}
+    return _parse(path, usecols=wanted, dtype=types)[wanted]
+
+
+def _parse(path: Path, **options) -> pd.DataFrame:
+    try:
+        return pd.read_csv(path, encoding="utf-8-sig", skipinitialspace=True, **options)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (OSError, EOFError, ValueError, zlib.error) as error:  # pandas' own errors are ValueErrors
+        raise UserError(f"{path}: not a readable CSV: {' '.join(str(error).split())}") from None
+
+
+def require_filled(frame: pd.DataFrame, columns: Iterable[str], place: Path) -> None:
+    """UserError naming the first blank cell of these columns; rows count as in the file, header 1."""
+    for column in columns:
+        blank = frame[column].isna().to_numpy()
+        if blank.any():
+            raise UserError(
+                f"{place}: row {blank.argmax() + 2}: found no {column}, expected one in every row"
+            )
+
+
+def require_unique(values: pd.Series, place: Path) -> None:
+    """UserError with the count of repeated values, if there are any."""
+    if count := int(values.duplicated().sum()):
+        raise UserError(f"{place}: found {count} repeated {values.name}, expected one row for each")
+
+
+def read_words(values: pd.Series, words: Mapping[str, object], place: Path) -> pd.Series:
+    """Words → what they mean, whatever their case; blank stays NaN.
+
+    Raises UserError naming file, row (as in the file, the header being row 1) and value.
+    """
+    meanings = {word: words.get(word.strip().lower()) for word in values.dropna().unique()}
+    for word, meaning in meanings.items():
+        if meaning is None:
+            row = (values == word).to_numpy().argmax() + 2
+            expected = ", ".join(words)
+            raise UserError(
+                f"{place}: row {row}: found {values.name} {word!r}, expected one of {expected} or blank"
+            )
+    return values.map(meanings)
+
+
+# ---------------------------------------------------------------- phantom
+
+
+def read(settings: DataSettings, root: Path) -> tuple[pd.DataFrame, list[str]]:
+    """Source `phantom`: the drawing in `root`, made now where there is none.
+
+    Raises UserError if `root` holds anything but a drawing of these settings.
+    """
+    wanted, notes = {"images": settings.phantom.images, "seed": settings.phantom.seed}, []
+    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
+        _draw_phantom(root, wanted, settings.workers or os.cpu_count() or 1)
+        notes.append(f"drew {wanted['images']:,} phantom radiographs into {root}")
+    found = _phantom_record(root)
+    if found != wanted:
+        held = f"a phantom of {_phrase(found)}" if found else "no phantom.json"
+        raise UserError(
+            f"{root}: found {held}, expected a phantom of {_phrase(wanted)}; "
+            "choose another data.root or delete it"
+        )
+    table, counts = import_module(MODULES["mimic-cxr-jpg"]).read(settings, root)
+    return table, notes + counts
+
+
+def _draw_phantom(root: Path, wanted: dict[str, int], workers: int) -> None:
+    from data.phantom import write_tree
+
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{root.name}.", dir=root.parent) as staging:
+        tree = Path(staging) / root.name
+        write_tree(tree, wanted["images"], wanted["seed"], workers)
+        (tree / "phantom.json").write_text(json.dumps(wanted) + "\n", encoding="utf-8")
+        try:
+            tree.rename(root)
+        except OSError:  # another process drew it meanwhile
+            if _phantom_record(root) is None:
+                raise
+
+
+def _phantom_record(root: Path) -> dict | None:
+    try:
+        return json.loads((root / "phantom.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _phrase(record: dict) -> str:
+    return ", ".join(f"{key} {value}" for key, value in record.items())

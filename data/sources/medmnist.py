@@ -1,0 +1,87 @@
+"""A MedMNIST `.npz`: images and labels in one file, official splits, no patients.
+
+Its images are addressed as `file.npz#train_images/17`.
+"""
+
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from data.config import UserError
+from data.settings import DataSettings
+from data.sources import SPLIT_WORDS, manifest_table
+
+PARTS = ("train", "val", "test")
+
+
+def read(settings: DataSettings, root: Path) -> tuple[pd.DataFrame, list[str]]:
+    """One row per image, `image_id` such as `train/17`; abnormal where any label column is not zero.
+
+    Reads labels and array headers, no pixels. Raises UserError if `root` is no such file.
+    """
+    if not root.is_file():
+        found = "is a folder, expected a MedMNIST .npz file" if root.exists() else "no such file"
+        raise UserError(f"data.root: {root}: {found}")
+    if not zipfile.is_zipfile(root):
+        raise UserError(f"data.root: {root}: found no .npz archive, expected a MedMNIST .npz file")
+    try:
+        with np.load(root) as archive:
+            _require_keys(archive, root)
+            table = pd.concat([_read_part(archive, part, root) for part in PARTS])
+    except UserError:
+        raise
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"data.root: {root}: damaged .npz: {' '.join(str(error).split())}") from None
+    return manifest_table(table, settings.source), [
+        f"{root.name}: {len(table):,} images; a label but 0 → abnormal"
+    ]
+
+
+def _require_keys(archive: np.lib.npyio.NpzFile, root: Path) -> None:
+    for key in (f"{part}_{kind}" for part in PARTS for kind in ("images", "labels")):
+        if key not in archive.files:
+            raise UserError(
+                f"data.root: {root}: found arrays {', '.join(archive.files)}, expected array {key}"
+            )
+
+
+def _read_part(archive: np.lib.npyio.NpzFile, part: str, root: Path) -> pd.DataFrame:
+    images, labels = _length(archive, f"{part}_images"), _labels(archive, f"{part}_labels", root)
+    if images != len(labels):
+        raise UserError(
+            f"data.root: {root}: found {len(labels)} {part}_labels, expected {images}, one per image"
+        )
+    return pd.DataFrame(
+        {
+            "image_id": [f"{part}/{row}" for row in range(images)],
+            "path": [f"{root}#{part}_images/{row}" for row in range(images)],
+            "split": SPLIT_WORDS[part],
+            "label": labels.reshape(images, -1).any(axis=1).astype(float),
+        }
+    )
+
+
+def _labels(archive: np.lib.npyio.NpzFile, key: str, root: Path) -> np.ndarray:
+    try:
+        labels = archive[key]
+    except ValueError:  # NumPy refuses pickled objects
+        labels = np.empty(0, object)
+    if labels.dtype.kind not in "biu" or not labels.ndim:
+        raise UserError(
+            f"data.root: {root}: {key}: found {labels.dtype} labels, expected an array of integers"
+        )
+    return labels
+
+
+def _length(archive: np.lib.npyio.NpzFile, key: str) -> int:
+    """The first axis of an array, from its header alone."""
+    with archive.zip.open(f"{key}.npy") as file:
+        version = np.lib.format.read_magic(file)
+        read_header = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }[version]
+        return read_header(file)[0][0]

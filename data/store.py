@@ -1,0 +1,110 @@
+"""ImageStore: decoded radiographs in one memory-mapped array, shared by every run that reads them alike.
+
+A store folder holds `images.npy` (uint8, n h w), `index.csv` (image_id, row, bytes of the file),
+`rejected.csv` (image_id, path, reason) and, written last, `store.json`. Labels and splits are not in
+it: they join at run time, so another label policy never decodes again.
+"""
+
+import csv
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from data.config import UserError
+from data.images import UnreadableImage, read_fitted
+
+DONE, REJECTED = 1, 2  # states of a row while the store is being written; 0: not yet decoded
+
+
+class ImageStore:
+    """A finished store, opened read-only: `images` (n h w) uint8, `index` image_id → row."""
+
+    def __init__(self, folder: str | Path):
+        """Raises UserError if the folder holds no finished store."""
+        self.folder = Path(folder)
+        if not (self.folder / "store.json").is_file():
+            raise UserError(f"{folder}: found no store.json, expected a finished store; run mae-prepare")
+        self.description = json.loads((self.folder / "store.json").read_text())
+        self.fingerprint: str = self.description["fingerprint"]
+        self.images = np.load(self.folder / "images.npy", mmap_mode="r")
+        with (self.folder / "index.csv").open(newline="") as file:
+            self.index = {line["image_id"]: int(line["row"]) for line in csv.DictReader(file)}
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def rows(self, image_ids: Iterable[str]) -> np.ndarray:
+        """Rows (n) int64 of the images; -1 where an image was rejected or is not in the store."""
+        return np.fromiter((self.index.get(image_id, -1) for image_id in image_ids), np.int64)
+
+
+class StoreWriter:
+    """A store under construction: rows are decoded in any order, by any process, and survive a kill."""
+
+    def __init__(self, folder: Path, image_ids: Sequence[str], paths: Sequence[str], size: int):
+        self.folder, self.image_ids, self.paths = folder, image_ids, paths
+        self.images = folder / "images.partial.npy"
+        n = len(image_ids)
+        if not self.images.exists():
+            _allocate(self.images, (n, size, size))
+            _allocate(folder / "state.npy", (n,))
+            _allocate(folder / "bytes.npy", (n,), np.int64)
+            (folder / "rejected.partial.csv").write_text("image_id,path,reason\n")
+        self.state = np.load(folder / "state.npy", mmap_mode="r+")  # n
+        self.bytes = np.load(folder / "bytes.npy", mmap_mode="r+")  # n
+
+    def todo(self) -> np.ndarray:
+        return np.flatnonzero(self.state == 0)
+
+    @property
+    def rejected(self) -> int:
+        return int((self.state == REJECTED).sum())
+
+    def note(self, row: int, size: int, reason: str | None) -> None:
+        """Record that a row is decoded, or why it cannot be."""
+        self.bytes[row] = size
+        if reason:
+            with (self.folder / "rejected.partial.csv").open("a", newline="") as file:
+                csv.writer(file).writerow([self.image_ids[row], self.paths[row], reason])
+        self.state[row] = REJECTED if reason else DONE
+
+    def finish(self, description: dict) -> None:
+        """Turn what was written into a store that `ImageStore` opens; `store.json` comes last."""
+        with (self.folder / "index.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["image_id", "row", "bytes"])
+            writer.writerows((self.image_ids[r], r, int(self.bytes[r])) for r in np.flatnonzero(self.state == DONE))
+        self.images.replace(self.folder / "images.npy")
+        (self.folder / "rejected.partial.csv").replace(self.folder / "rejected.csv")
+        temporary = self.folder / "store.tmp"
+        temporary.write_text(json.dumps(description, indent=1))
+        temporary.replace(self.folder / "store.json")
+        for scratch in ("state.npy", "bytes.npy"):
+            (self.folder / scratch).unlink()
+
+
+def _allocate(path: Path, shape: tuple[int, ...], dtype: type = np.uint8) -> None:
+    """An array file of zeros that appears only when it is complete."""
+    temporary = path.with_suffix(".tmp")
+    np.lib.format.open_memmap(temporary, "w+", dtype, shape).flush()
+    temporary.replace(path)
+
+
+def decode_rows(
+    images: str, jobs: Sequence[tuple[int, str]], size: int, resize: str, tone: str
+) -> list[tuple[int, int, str | None]]:
+    """Decode (row, path) jobs into the array file; returns (row, bytes of the file, reason if rejected)."""
+    array = np.load(images, mmap_mode="r+")
+    return [(row, *_decode(array, row, path, size, resize, tone)) for row, path in jobs]
+
+
+def _decode(
+    array: np.ndarray, row: int, path: str, size: int, resize: str, tone: str
+) -> tuple[int, str | None]:
+    try:
+        array[row] = read_fitted(path, size, resize, tone)
+        return Path(path.split("#")[0]).stat().st_size, None
+    except UnreadableImage as error:
+        return 0, str(error)

@@ -1,0 +1,18 @@
+"""BATCH → CHECKPOINT: masked autoencoders, and nothing of diagnoses."""
+
+from importlib import import_module
+
+_PUBLIC = {
+    "build_mae": "mae.model",
+    "MaskedAutoencoder": "mae.model",
+    "Encoder": "mae.encoder",
+    "Decoder": "mae.decoder",
+    "load_checkpoint": "mae.engine.checkpoint",
+}
+__all__ = list(_PUBLIC)
+
+
+def __getattr__(name: str):  # PEP 562: importing the package stays instant
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_PUBLIC[name]), name)

@@ -1,0 +1,1 @@
+"""Machinery of both stages: no task, no data."""

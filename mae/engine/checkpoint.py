@@ -1,0 +1,81 @@
+"""Checkpoints: weights together with their config, written so that a kill never leaves half of one."""
+
+import os
+import pickle
+import zipfile
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data.config import Root, UserError, make_config
+
+FORMAT = "mae-cxr 1"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a run hands on. `kind` is mae or classifier; `meta` what the kind needs besides (threshold, …)."""
+
+    kind: str
+    settings: dict[str, Any]  # the config as plain values
+    weights: dict[str, torch.Tensor]
+    meta: dict[str, Any] = field(default_factory=dict)
+    optimizer: dict[str, Any] | None = None
+    progress: dict[str, Any] = field(default_factory=dict)
+    place: str = "checkpoint"
+
+    @cached_property
+    def config(self) -> Root:
+        """The config the weights were made with."""
+        return make_config(self.settings, self.place)
+
+
+def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
+    """Write under a temporary name, flush to disk, then rename over the previous one."""
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("wb") as file:
+        torch.save({"format": FORMAT, **_shallow(checkpoint)}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _shallow(checkpoint: Checkpoint) -> dict[str, Any]:
+    return {name: getattr(checkpoint, name) for name in Checkpoint.__dataclass_fields__ if name != "place"}
+
+
+def load_checkpoint(path: str | Path, kind: str | None = None) -> Checkpoint:
+    """Read a checkpoint to CPU, tensors and plain values only (`weights_only`).
+
+    Raises UserError if the file is missing, is no checkpoint of this project, or is of another kind.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: found {'a folder' if path.is_dir() else 'no such file'}, expected a checkpoint (.pt)")
+    try:
+        raw = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, ValueError, zipfile.BadZipFile):
+        raise UserError(f"{path}: found an unreadable or foreign file, expected a checkpoint of mae-pretrain "
+                        "or mae-finetune") from None
+    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+        raise UserError(f"{path}: found a torch file of another program, expected a checkpoint ({FORMAT})")
+    checkpoint = Checkpoint(**{key: value for key, value in raw.items() if key != "format"}, place=str(path))
+    if kind and checkpoint.kind != kind:
+        raise UserError(f"{path}: found a checkpoint of kind {checkpoint.kind}, expected {kind}")
+    return checkpoint
+
+
+def load_weights(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
+    """Copy all weights into the model; UserError naming the first that does not fit."""
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in checkpoint.weights.items()}
+    for name in sorted(wanted.keys() | found.keys()):
+        if wanted.get(name) != found.get(name):
+            raise UserError(
+                f"{checkpoint.place}: {name}: found {found.get(name, 'nothing')}, expected {wanted.get(name, 'nothing')}; "
+                "the config describes a model of another size"
+            )
+    model.load_state_dict(checkpoint.weights)

@@ -1,0 +1,55 @@
+"""Initial weights by seed, AdamW with parameter groups, and the learning rate as a function of the step."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from itertools import groupby
+
+import torch
+from torch import nn
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Initialise weights from this seed; torch's global generator is left as found."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def parameter_groups(
+    parameters: Iterable[tuple[str, nn.Parameter]],
+    weight_decay: float,
+    lr_scale: Callable[[str], float] = lambda name: 1.0,
+) -> list[dict]:
+    """Group named parameters by decay and learning-rate scale.
+
+    Biases, norms and tokens are not decayed, as in the paper's code; `lr_scale` gives each parameter's factor (layer-wise decay, Clark et al. 2020).
+    """
+
+    def key(item: tuple[str, nn.Parameter]) -> tuple[float, float]:
+        name, parameter = item
+        return lr_scale(name), 0.0 if parameter.ndim <= 1 or name.endswith("token") else weight_decay
+
+    trained = sorted(((n, p) for n, p in parameters if p.requires_grad), key=key)
+    return [
+        {"params": [p for _, p in members], "lr_scale": scale, "weight_decay": decay}
+        for (scale, decay), members in groupby(trained, key)
+    ]
+
+
+def adamw(groups: list[dict], betas: tuple[float, float]) -> torch.optim.AdamW:
+    return torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True)
+
+
+def warmup_cosine(step: int, warmup: float, total: int, peak: float, floor: float = 0.0) -> float:
+    """Learning rate at a step: linear up to `peak` over `warmup` steps, then half a cosine to `floor`."""
+    if step < warmup:
+        return peak * step / warmup
+    progress = min((step - warmup) / max(total - warmup, 1), 1.0)
+    return floor + (peak - floor) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["lr_scale"]

@@ -1,0 +1,114 @@
+"""A run folder: which config made it, on what, and whether it may be continued."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from data.config import Root, UserError, print_config
+from mae.engine.checkpoint import load_checkpoint
+
+# what a run may be continued with, besides the sections another command reads
+FREE = {"data.store", "data.workers", "pretrain.epochs", "finetune.epochs", "finetune.run"}
+
+
+def check_run(folder: Path, config: Root, sections: Iterable[str], facts: Mapping[str, Any]) -> None:
+    """Raise UserError if the folder holds a run of another config, naming the first difference.
+
+    sections: the parts of the config that the stage reads, and so must not have changed.
+    facts: what else must not have changed (data fingerprint, initial checkpoint).
+    """
+    if not (folder / "config.yaml").exists():
+        return
+    made, plain = yaml.safe_load((folder / "config.yaml").read_text()), config.model_dump(mode="json")
+    then = _flat({name: made.get(name) for name in sections}) | _facts(folder)
+    now = _flat({name: plain[name] for name in sections}) | dict(facts)
+    for key in sorted(then.keys() | now.keys()):
+        if key not in FREE and then.get(key) != now.get(key):
+            raise UserError(
+                f"{folder}: found a run made with {key} = {then.get(key)}, expected {now.get(key)}; "
+                "choose another folder (run=…, in stage two finetune.run=…), or remove this one"
+            )
+
+
+def is_finished(folder: Path, epochs: int) -> bool:
+    """Whether the folder's run has trained for that many epochs."""
+    last = folder / "last.pt"
+    return last.exists() and load_checkpoint(last).progress["epoch"] >= epochs
+
+
+def start_run(folder: Path, config: Root, facts: Mapping[str, Any]) -> None:
+    """Write config.yaml, and environment.json with an entry for every start (first and resumed)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    starts = json.loads((folder / "environment.json").read_text())["starts"] if _facts(folder) else []
+    (folder / "environment.json").write_text(
+        json.dumps({"facts": dict(facts), "starts": [*starts, environment()]}, indent=1)
+    )
+    (folder / "config.yaml").write_text(print_config(config) + "\n")
+
+
+def _facts(folder: Path) -> dict[str, Any]:
+    path = folder / "environment.json"
+    return json.loads(path.read_text())["facts"] if path.exists() else {}
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    return {k: v for name, part in tree.items() for k, v in _flat(part, f"{prefix}.{name}".strip(".")).items()}
+
+
+def environment() -> dict[str, Any]:
+    """Versions, machine and commit: what one needs to explain a number later."""
+    packages = ("torch", "numpy", "pandas", "scikit-learn", "pillow", "pydicom", "mae-cxr")
+    return {
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in packages},
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "threads": torch.get_num_threads(),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "commit": commit(),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def commit() -> str | None:
+    """The commit of the checkout this code runs from, marked if files differ; None from a wheel."""
+    here = Path(__file__).parents[2]
+    git = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    if not (here / ".git").exists():
+        return None
+    try:
+        return subprocess.run(git, capture_output=True, text=True, timeout=10).stdout.strip() or None
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+
+
+def device_of(config: Root) -> torch.device:
+    """The device a config asks for; also sets the number of CPU threads."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    name = config.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):
+        raise UserError(f"device: found {config.device!r}, which is not available; expected auto, cpu or cuda") from None
+    return device

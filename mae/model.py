@@ -1,0 +1,122 @@
+"""MaskedAutoencoder: encoder, decoder and the loss (He et al. 2022, arXiv 2111.06377)."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from data.config import UserError
+from mae.decoder import Decoder
+from mae.encoder import Encoder
+from mae.masking import mask_of, random_masking, take
+from mae.patches import patchify
+from mae.settings import ModelSettings
+
+# The paper's ViT-B, -L and -H (tables 8 and 9) with its decoder of 512 × 8; the smaller two, which
+# the paper does not have, keep the proportion of decoder to encoder.
+PRESETS = {
+    name: dict(zip(("patch_size", "width", "depth", "heads", "decoder_width", "decoder_depth", "decoder_heads"), sizes, strict=True))
+    for name, sizes in {
+        "vit_tiny_patch16": (16, 192, 12, 3, 128, 4, 4),
+        "vit_small_patch16": (16, 384, 12, 6, 256, 8, 8),
+        "vit_base_patch16": (16, 768, 12, 12, 512, 8, 16),
+        "vit_large_patch16": (16, 1024, 24, 16, 512, 8, 16),
+        "vit_huge_patch14": (14, 1280, 32, 16, 512, 8, 16),
+    }.items()
+}
+
+
+class Reconstruction(NamedTuple):
+    """What a masked autoencoder makes of a batch."""
+
+    loss: Tensor  # (): mean squared error over the masked patches
+    pred: Tensor  # (b m p·p·c): the predicted patches, normalised where the loss is
+    masked: Tensor  # (b m): which patches those are
+    mask: Tensor  # (b n): 1 = not seen by the encoder
+
+
+class MaskedAutoencoder(nn.Module):
+    def __init__(self, encoder: Encoder, decoder: Decoder, norm_pixel_loss: bool = True):
+        super().__init__()
+        self.encoder, self.decoder, self.norm_pixel_loss = encoder, decoder, norm_pixel_loss
+
+    @property
+    def patches(self) -> int:
+        """Number of patches (n) of an image."""
+        return self.encoder.grid[0] * self.encoder.grid[1]
+
+    def forward(self, images: Tensor, mask_ratio: float = 0.75, noise: Tensor | None = None) -> Reconstruction:
+        """Standardised images (b c h w) → Reconstruction.
+
+        noise: (b n), the lowest are kept; None draws it from torch's global generator.
+        """
+        if noise is None:
+            noise = torch.rand(len(images), self.patches, device=images.device)
+        keep, masked = random_masking(noise, mask_ratio)
+        pred = self.decoder(self.encoder(images, keep), keep, masked)  # b m p·p·c
+        target = take(patchify(images, self.encoder.patch_size), masked)  # b m p·p·c
+        if self.norm_pixel_loss:
+            target = normalize_patches(target)
+        loss = (pred.float() - target).square().mean()
+        return Reconstruction(loss, pred, masked, mask_of(masked, self.patches))
+
+
+def normalize_patches(patches: Tensor) -> Tensor:
+    """Each patch (… p·p·c) by its own mean and deviation: the paper's norm_pix_loss."""
+    mean, variance = patches.mean(-1, keepdim=True), patches.var(-1, keepdim=True)
+    return (patches - mean) / (variance + 1e-6).sqrt()
+
+
+def build_mae(
+    preset: str = "vit_base_patch16",
+    image_size: int | tuple[int, int] = 224,
+    in_channels: int = 1,
+    decoder: str = "self",
+    norm_pixel_loss: bool = True,
+    pixel_mean: float = 0.5,
+    pixel_std: float = 0.25,
+    **sizes: int | None,
+) -> MaskedAutoencoder:
+    """A masked autoencoder by preset; `sizes` (patch_size, width, decoder_depth, …) override the preset's.
+
+    Raises ValueError for an unknown preset, decoder or size, and for sizes that do not divide.
+    """
+    if preset not in PRESETS:
+        raise UserError(f"model.preset: found {preset!r}, expected one of {', '.join(PRESETS)}")
+    if decoder != "self":
+        raise UserError(f"model.decoder: found {decoder!r}, expected 'self'")
+    if unknown := sizes.keys() - PRESETS[preset].keys():
+        raise UserError(f"model: found size {min(unknown)!r}, expected one of {', '.join(PRESETS[preset])}")
+    size = PRESETS[preset] | {name: value for name, value in sizes.items() if value is not None}
+    image_size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    _check_sizes(image_size, size)
+    encoder = Encoder(
+        image_size, size["patch_size"], in_channels, size["width"], size["depth"], size["heads"], pixel_mean, pixel_std
+    )
+    pixels = size["patch_size"] ** 2 * in_channels
+    return MaskedAutoencoder(
+        encoder,
+        Decoder(
+            encoder.grid, size["width"], size["decoder_width"], size["decoder_depth"], size["decoder_heads"], pixels
+        ),
+        norm_pixel_loss,
+    )
+
+
+def mae_from(settings: ModelSettings, image_size: int) -> MaskedAutoencoder:
+    """The masked autoencoder a config's `model` section describes."""
+    return build_mae(image_size=image_size, **settings.model_dump())
+
+
+def _check_sizes(image_size: tuple[int, int], size: dict[str, int]) -> None:
+    patch = size["patch_size"]
+    if image_size[0] % patch or image_size[1] % patch:
+        raise UserError(f"model.patch_size: found {patch}, expected a divisor of the image size {image_size}")
+    if image_size[0] * image_size[1] < 2 * patch * patch:
+        raise UserError(f"model.patch_size: found {patch}, expected at least two patches in {image_size}")
+    for part in ("", "decoder_"):
+        width, heads = size[part + "width"], size[part + "heads"]
+        if width % heads:
+            raise UserError(f"model.{part}heads: found {heads}, expected a divisor of {part}width {width}")
+        if width % 4:
+            raise UserError(f"model.{part}width: found {width}, expected a multiple of 4 (sine-cosine positions)")

@@ -1,0 +1,62 @@
+"""Settings of the MAE room: the model's sizes and stage one."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from data.config import Settings
+from data.settings import AugmentSettings
+
+
+class ModelSettings(Settings):
+    """Sizes of the masked autoencoder; a preset gives what is left null."""
+
+    preset: Literal[
+        "vit_tiny_patch16", "vit_small_patch16", "vit_base_patch16", "vit_large_patch16", "vit_huge_patch14"
+    ] = Field("vit_base_patch16", description="encoder and decoder sizes, by the paper's names")
+    patch_size: int | None = Field(None, ge=1, description="side of a patch, pixels; null: the preset's")
+    width: int | None = Field(None, ge=8, description="encoder width; null: the preset's")
+    depth: int | None = Field(None, ge=1, description="encoder blocks; null: the preset's")
+    heads: int | None = Field(None, ge=1, description="encoder attention heads; null: the preset's")
+    decoder: Literal["self"] = Field("self", description="self: all tokens attend to each other, as in the paper")
+    decoder_width: int | None = Field(None, ge=8, description="decoder width; null: the preset's")
+    decoder_depth: int | None = Field(None, ge=1, description="decoder blocks; null: the preset's")
+    decoder_heads: int | None = Field(None, ge=1, description="decoder attention heads; null: the preset's")
+    norm_pixel_loss: bool = Field(True, description="predict each patch normalised by its own mean and deviation")
+    pixel_mean: float = Field(0.5, gt=0, lt=1, description="mean grey level that standardises images, 0 to 1")
+    pixel_std: float = Field(0.25, gt=0, le=1, description="deviation that standardises images, 0 to 1")
+
+
+class OptimizerSettings(Settings):
+    """AdamW with linear warm-up and cosine decay (Loshchilov & Hutter 2019; MAE paper, appendix A)."""
+
+    base_lr: float = Field(1.5e-4, gt=0, description="learning rate at batch 256; used: base_lr * batch_size / 256")
+    min_lr: float = Field(0.0, ge=0, description="learning rate at the end of the cosine, at batch 256")
+    warmup_epochs: float = Field(40, ge=0, description="epochs of linear warm-up")
+    weight_decay: float = Field(0.05, ge=0, description="decoupled decay, not on biases, norms and tokens")
+    betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW's momentum coefficients")
+    clip_grad: float | None = Field(None, gt=0, description="largest gradient norm; null does not clip")
+
+
+class PretrainAugmentSettings(AugmentSettings):
+    """The paper pretrains on random crops alone (appendix A.1); flips stay off for laterality."""
+
+    crop_scale: tuple[float, float] = Field((0.5, 1.0), description="area of the random resized crop, share of the image")
+    rotation: float = Field(0.0, ge=0, le=45, description="largest rotation either way, degrees")
+    translation: float = Field(0.0, ge=0, lt=0.5, description="largest shift either way, share of the side")
+    brightness: float = Field(0.0, ge=0, lt=1, description="largest brightness shift, share of the grey range")
+    contrast: float = Field(0.0, ge=0, lt=1, description="largest relative contrast change")
+    gamma: float = Field(0.0, ge=0, lt=1, description="largest relative gamma change")
+
+
+class PretrainSettings(Settings):
+    """Stage one: masked-autoencoder pretraining (mae-pretrain)."""
+
+    epochs: int = Field(400, ge=1, description="passes over the training images; raising it continues a run")
+    batch_size: int = Field(64, ge=1, description="images per step")
+    mask_ratio: float = Field(0.75, gt=0, lt=1, description="share of the patches hidden from the encoder")
+    optimizer: OptimizerSettings = Field(default_factory=OptimizerSettings)
+    augment: PretrainAugmentSettings = Field(default_factory=PretrainAugmentSettings)
+    validate_every: int = Field(1, ge=1, description="epochs between held-out reconstruction losses")
+    save_minutes: float = Field(10, gt=0, description="minutes between checkpoints inside an epoch")
+    panel_images: int = Field(6, ge=0, description="validation images in TensorBoard's reconstruction panel")
