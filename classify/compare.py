@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,6 @@ class Line:
     described: dict[str, str]
     labelled: int | None
     evaluations: tuple[Evaluation, ...]
-    intervals: dict[str, Interval]
 
     @property
     def labels(self) -> np.ndarray:
@@ -56,20 +56,38 @@ class Line:
     def thresholds(self) -> np.ndarray:
         return np.array([e.threshold for e in self.evaluations])  # s
 
+    @cached_property
+    def intervals(self) -> dict[str, Interval]:
+        """The table's metrics, mean over seeds, with intervals over patients and seeds."""
+        settings = self.evaluations[0].config.evaluate
+        return bootstrap_intervals(
+            self.labels,
+            self.scores,
+            threshold=self.thresholds,
+            groups=self.patients,
+            replicates=settings.replicates,
+            level=settings.level,
+        )
+
 
 @dataclass(frozen=True)
 class Comparison:
     config: Root
     data: Data
     lines: tuple[Line, ...]
-    differences: dict[int, dict[str, BootstrapDifference]]  # line number → line minus its table's baseline
-    pretrainings: dict[str, Path]  # name and seed → run folder
+    pretrainings: dict[str, Path]  # folder name → run folder
 
     def baseline(self, labelled: int | None) -> int:
-        """Number of the line the others are tested against."""
+        """Number of the line that the others of its label budget are tested against."""
         numbers = [i for i, line in enumerate(self.lines) if line.labelled == labelled]
         named = [i for i in numbers if self.lines[i].described["Model"] == self.config.compare.baseline]
         return (named or numbers)[-1]
+
+    @cached_property
+    def differences(self) -> dict[int, dict[str, BootstrapDifference]]:
+        """Line number → line minus baseline, for all lines but the baselines."""
+        pairs = ((i, self.baseline(line.labelled)) for i, line in enumerate(self.lines))
+        return {i: _difference(self.lines[i], self.lines[base]) for i, base in pairs if i != base}
 
 
 def compare(config: Root, say: Callable[[str], None] = print) -> Comparison:
@@ -86,7 +104,7 @@ def compare(config: Root, say: Callable[[str], None] = print) -> Comparison:
             say("\n".join([*data.manifest.notes, data.manifest.summary()]))
         return opened[settings.data]
 
-    evaluations: dict[int, list[Evaluation]] = {}
+    found: dict[int, list[Evaluation]] = {}  # by table row
     pretrainings: dict[str, Path] = {}
     for number, cell in enumerate(cells, start=1):
         say(f"[{number}/{len(cells)}] {cell.config.finetune.run}")
@@ -97,12 +115,16 @@ def compare(config: Root, say: Callable[[str], None] = print) -> Comparison:
             checkpoint = folder / "best.pt"  # the best reconstruction of validation images: no label chose it
         data = data_of(cell.config)
         run = finetune(cell.config, checkpoint, data)
-        evaluations.setdefault(cell.row, []).append(evaluate(run, _split_of(config), data))
-    lines = tuple(_line(config, cells, row, found) for row, found in evaluations.items())
-    comparison = Comparison(config, data_of(config), lines, {}, pretrainings)
-    comparison.differences.update(_differences(comparison))
+        found.setdefault(cell.row, []).append(evaluate(run, _split_of(config), data))
+    lines = tuple(_line(cells, row, tuple(evaluations)) for row, evaluations in found.items())
+    comparison = Comparison(config, data_of(config), lines, pretrainings)
     _write(comparison)
     return comparison
+
+
+def _line(cells: list[Cell], row: int, evaluations: tuple[Evaluation, ...]) -> Line:
+    cell = next(cell for cell in cells if cell.row == row)
+    return Line(describe(cell.config, cell.pretraining is not None) | {"Model": cell.name}, cell.labelled, evaluations)
 
 
 def _split_of(config: Root) -> dict[str, Any]:
@@ -117,7 +139,9 @@ def expand_grid(config: Root) -> Iterator[Cell]:
     """rows × their pretrainings × label budgets × seeds, row by row."""
     grid, row, folders = config.compare, 0, set()
     if not grid.rows:
-        raise UserError("compare.rows: found none, expected rows such as {name: ResNet-18, set: {finetune.model: resnet18}}")
+        raise UserError(
+            "compare.rows: found none, expected rows such as {name: ResNet-18, set: {finetune.model: resnet18}}"
+        )
     for labelled in grid.labelled:
         for settings in grid.rows:
             for pretraining in settings.pretraining or (None,):
@@ -137,7 +161,9 @@ def _cell(
     if pretraining is not None:
         if pretraining not in config.compare.pretrainings:
             known = ", ".join(config.compare.pretrainings) or "none"
-            raise UserError(f"compare.rows: found pretraining {pretraining!r}, expected one of compare.pretrainings: {known}")
+            raise UserError(
+                f"compare.rows: found pretraining {pretraining!r}, expected one of compare.pretrainings: {known}"
+            )
         stage_one = config.compare.pretrainings[pretraining]
         folder = f"{config.run}/pretrain-{pretraining}-seed{seed}"
         pretrain_config = change_config(config, stage_one | {"run": folder, "seed": seed}, "compare.pretrainings")
@@ -157,37 +183,19 @@ def _slug(name: str) -> str:
 # ---------------------------------------------------------------- numbers
 
 
-def _line(config: Root, cells: list[Cell], row: int, evaluations: list[Evaluation]) -> Line:
-    cell = next(cell for cell in cells if cell.row == row)
-    described = describe(cell.config, cell.pretraining is not None) | {"Model": cell.name}
-    line = Line(described, cell.labelled, tuple(evaluations), {})
-    intervals = bootstrap_intervals(
+def _difference(line: Line, baseline: Line) -> dict[str, BootstrapDifference]:
+    """AUC and accuracy of a line minus the baseline's, on the same resamples of patients."""
+    settings = line.evaluations[0].config.evaluate
+    return bootstrap_differences(
         line.labels,
         line.scores,
-        threshold=line.thresholds,
+        baseline.scores,
+        metrics=("auc", "accuracy"),
+        thresholds=(line.thresholds, baseline.thresholds),
         groups=line.patients,
-        replicates=config.evaluate.replicates,
-        level=config.evaluate.level,
+        replicates=settings.replicates,
+        level=settings.level,
     )
-    line.intervals.update(intervals)
-    return line
-
-
-def _differences(comparison: Comparison) -> Iterator[tuple[int, dict[str, BootstrapDifference]]]:
-    settings = comparison.config.evaluate
-    for number, line in enumerate(comparison.lines):
-        base = comparison.lines[baseline := comparison.baseline(line.labelled)]
-        if number != baseline:
-            yield number, bootstrap_differences(
-                line.labels,
-                line.scores,
-                base.scores,
-                metrics=("auc", "accuracy"),
-                thresholds=(line.thresholds, base.thresholds),
-                groups=line.patients,
-                replicates=settings.replicates,
-                level=settings.level,
-            )
 
 
 # ---------------------------------------------------------------- files
@@ -254,7 +262,9 @@ def _difference_rows(comparison: Comparison, numbers: list[int]) -> Iterator[dic
         found = comparison.differences[number]
         yield {
             "Model": name_of(comparison.lines[number]),
-            f"AUC minus {name_of(comparison.lines[comparison.baseline(comparison.lines[number].labelled)])}": show(found["auc"], True),
+            f"AUC minus {name_of(comparison.lines[comparison.baseline(comparison.lines[number].labelled)])}": show(
+                found["auc"], True
+            ),
             "p": _p(found["auc"].p_value),
             "Accuracy difference": show(found["accuracy"], True),
             "p ": _p(found["accuracy"].p_value),
@@ -281,8 +291,13 @@ def verdict(comparison: Comparison, labelled: int | None) -> str:
             low, high = found["auc"].interval
             word = "better than" if low > 0 else "worse than" if high < 0 else "not distinguishable from"
             outcome[word].append(name_of(comparison.lines[other]))
-    said = [f"{word} {name_of(comparison.lines[number])}: {', '.join(names)}" for word, names in outcome.items() if names]
-    best = max((line for line in comparison.lines if line.labelled == labelled), key=lambda line: line.intervals["auc"].estimate)
+    said = [
+        f"{word} {name_of(comparison.lines[number])}: {', '.join(names)}" for word, names in outcome.items() if names
+    ]
+    best = max(
+        (line for line in comparison.lines if line.labelled == labelled),
+        key=lambda line: line.intervals["auc"].estimate,
+    )
     return f"Highest AUC: {name_of(best)}. By paired bootstrap of the AUC, not adjusted for several tests: {'; '.join(said)}."
 
 

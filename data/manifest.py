@@ -46,11 +46,7 @@ class Manifest:
     def summary(self) -> str:
         """Images, patients, and normal, abnormal and unknown images per split, as text."""
         parts = {split: self.table[self.table["split"] == split] for split in SPLITS} | {"all": self.table}
-        return (
-            pd.DataFrame({name: _count(part) for name, part in parts.items()})
-            .T.map("{:,}".format)
-            .to_string()
-        )
+        return pd.DataFrame({name: _count(part) for name, part in parts.items()}).T.map("{:,}".format).to_string()
 
     def fingerprint(self) -> str:
         """16 hex digits of (image_id, split, label) of all rows, in whatever order they stand."""
@@ -95,19 +91,13 @@ def _check(table: pd.DataFrame, root: Path, credentialed: bool) -> None:
         raise UserError(f"{root}: found no images")
     repeated = table.loc[table["image_id"].duplicated(), "image_id"]
     if len(repeated):
-        raise UserError(
-            f"{root}: found repeated image_id{_example(repeated, credentialed)}, expected unique ones"
-        )
+        raise UserError(f"{root}: found repeated image_id{_example(repeated, credentialed)}, expected unique ones")
     blank = int(table["split"].isna().sum())
     if 0 < blank < len(table):
-        raise UserError(
-            f"{root}: found {blank:,} images without a split, expected one for all images or for none"
-        )
+        raise UserError(f"{root}: found {blank:,} images without a split, expected one for all images or for none")
     torn = _torn_patients(table)
     if len(torn):
-        raise UserError(
-            f"{root}: found patients in two splits{_example(torn, credentialed)}, expected each in one"
-        )
+        raise UserError(f"{root}: found patients in two splits{_example(torn, credentialed)}, expected each in one")
 
 
 def _torn_patients(table: pd.DataFrame) -> pd.Series:
@@ -129,12 +119,8 @@ def _name_patients(table: pd.DataFrame, settings: DataSettings) -> tuple[pd.Data
     named = {column: table[column].fillna(table["image_id"]) for column in ("patient_id", "study_id")}
     if not anonymous.any():
         return table.assign(**named), []
-    which = (
-        "there are no patient ids" if anonymous.all() else f"{anonymous.sum():,} images have no patient id"
-    )
-    return table.assign(**named), [
-        f"{which}: each such image counts as a patient, who may stand in two splits"
-    ]
+    which = "there are no patient ids" if anonymous.all() else f"{anonymous.sum():,} images have no patient id"
+    return table.assign(**named), [f"{which}: each such image counts as a patient, who may stand in two splits"]
 
 
 def _keep_views(table: pd.DataFrame, settings: DataSettings) -> tuple[pd.DataFrame, list[str]]:
@@ -162,9 +148,7 @@ def _split(table: pd.DataFrame, settings: DataSettings) -> tuple[pd.DataFrame, l
     fractions = {"test": settings.test_fraction, "validate": settings.validate_fraction}
     for split in [name for name in fractions if name not in given]:
         table = _carve(table, split, fractions[split], settings.split_seed)
-        notes.append(
-            f"no {split} split is given: drawn {fractions[split]:.0%} of the training patients of each label"
-        )
+        notes.append(f"no {split} split is given: drawn {fractions[split]:.0%} of the training patients of each label")
     return table, notes
 
 
@@ -174,13 +158,9 @@ def _carve(table: pd.DataFrame, split: str, fraction: float, seed: int) -> pd.Da
     health = table[train].groupby("patient_id")["label"].max().fillna(-1)  # one abnormal image: abnormal
     health = health.iloc[np.argsort(_lots(health.index, seed, split))]
     size = health.groupby(health).transform("size")
-    wanted = (
-        (fraction * size).round().clip(lower=1).clip(upper=size - 1)
-    )  # someone of each kind on either side
+    wanted = (fraction * size).round().clip(lower=1).clip(upper=size - 1)  # someone of each kind on either side
     moved = health.index[health.groupby(health).cumcount() < wanted]
-    return table.assign(
-        split=table["split"].mask(train & table["patient_id"].isin(moved), split).astype(object)
-    )
+    return table.assign(split=table["split"].mask(train & table["patient_id"].isin(moved), split).astype(object))
 
 
 def _sample(table: pd.DataFrame, settings: DataSettings) -> tuple[pd.DataFrame, list[str]]:
@@ -201,9 +181,7 @@ def sample_patients(table: pd.DataFrame, count: int, seed: int, place: str = "da
     """
     labelled = table["label"].notna()
     if labelled.sum() < count:
-        raise UserError(
-            f"{place}: found {labelled.sum():,} labelled training images, expected at least {count:,}"
-        )
+        raise UserError(f"{place}: found {labelled.sum():,} labelled training images, expected at least {count:,}")
     images = labelled.groupby(table["patient_id"]).sum()
     images = images.iloc[np.argsort(_lots(images.index, seed, "sample"))]
     enough = int(np.searchsorted(images.cumsum(), count)) + 1
@@ -212,5 +190,5 @@ def sample_patients(table: pd.DataFrame, count: int, seed: int, place: str = "da
 
 def _lots(ids: Iterable[str], seed: int, purpose: str) -> np.ndarray:
     """A random number per id that nothing else in the table can change."""
-    digests = (hashlib.blake2b(f"{purpose}/{one}".encode(), digest_size=8).digest() for one in ids)
+    digests = (hashlib.blake2b(f"{seed}/{purpose}/{one}".encode(), digest_size=8).digest() for one in ids)
     return np.frombuffer(b"".join(digests), np.uint64)

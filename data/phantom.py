@@ -360,9 +360,7 @@ def _expose(rng: np.random.Generator, attenuation: np.ndarray) -> np.ndarray:
     seen = attenuation + ramp + noise * np.exp(0.9 * attenuation)
     low, span = rng.uniform(-0.05, 0.22), rng.uniform(0.85, 1.25)
     lit = np.maximum((seen - low) / span, 0) ** rng.uniform(0.9, 1.6)
-    grey = lit / np.sqrt(
-        np.sqrt(1 + np.square(lit * lit))
-    )  # a film's shoulder: bright parts crowd, they never clip
+    grey = lit / np.sqrt(np.sqrt(1 + np.square(lit * lit)))  # a film's shoulder: no hard clipping
     grey = rng.uniform(0.0, 0.08) + rng.uniform(0.82, 0.97) * grey
     return _mark(rng, _collimate(rng, np.clip(grey * 255, 0, 255).astype(np.uint8)))
 
@@ -604,9 +602,8 @@ def _chexpert(rng: np.random.Generator, studies: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([studies[["subject_id", "study_id"]], table], axis=1)
 
 
-def _read_report(
-    rng: np.random.Generator, findings: frozenset[str], devices: bool, certainty: str
-) -> dict[str, float]:
+def _read_report(rng: np.random.Generator, findings: frozenset[str], devices: bool, certainty: str) -> dict:
+    """The columns one report fills; the others stay blank."""
     if certainty == "blank":
         return {}
     said = {name: 0.0 for name in DENIED if rng.random() < 0.3}

@@ -47,9 +47,7 @@ def build_mimic_tree(
         _place(image, root / folder / f"{name}.jpg")
     split = [SPLIT_OF_PATIENT[number // 2 % 10] for number in range(len(images))]
     ids = metadata[["subject_id", "study_id"]]
-    labels = pd.concat(
-        [ids, pd.DataFrame([_findings(sick) for sick in abnormal], columns=list(FINDINGS))], axis=1
-    )
+    labels = pd.concat([ids, pd.DataFrame([_findings(sick) for sick in abnormal], columns=list(FINDINGS))], axis=1)
     tables = {
         "metadata": metadata,
         "split": metadata[["dicom_id", "study_id", "subject_id"]].assign(split=split),
@@ -61,9 +59,7 @@ def build_mimic_tree(
     return metadata
 
 
-def write_mimic_csv(
-    root: Path, kind: str, table: pd.DataFrame, version: str = "2.0.0", compress: bool = False
-) -> Path:
+def write_mimic_csv(root: Path, kind: str, table: pd.DataFrame, version: str = "2.0.0", compress: bool = False) -> Path:
     """Write one of the tree's CSVs under its official name."""
     path = root / f"mimic-cxr-{version}-{kind}.csv{'.gz' if compress else ''}"
     table.to_csv(path, index=False)

@@ -134,6 +134,12 @@ def test_smaller_sample_is_part_of_a_larger_one_even_taken_from_it(tmp_path):
     pd.testing.assert_frame_equal(sample_patients(large, 29, seed=4), small)
 
 
+def test_sample_holds_no_patient_more_than_needed(tmp_path):
+    train = opened(tmp_path, hospital()).of_split("train")
+    sampled = sample_patients(train, 47, seed=0)
+    pd.testing.assert_frame_equal(sample_patients(train, sampled["label"].notna().sum(), seed=0), sampled)
+
+
 def test_sample_does_not_depend_on_row_order_but_on_the_seed(tmp_path):
     train = opened(tmp_path, hospital()).of_split("train")
     shuffled = train.sample(frac=1, random_state=7)
@@ -229,9 +235,7 @@ def test_root_is_expanded_from_the_environment(tmp_path, monkeypatch):
 
 
 def test_summary_counts_every_split(tmp_path):
-    rows = (
-        [("train", 1)] * 5 + [("train", 0)] * 4 + [("train", "")] * 3 + [("validate", 1)] * 2 + [("test", 0)]
-    )
+    rows = [("train", 1)] * 5 + [("train", 0)] * 4 + [("train", "")] * 3 + [("validate", 1)] * 2 + [("test", 0)]
     table = pd.DataFrame(rows, columns=["split", "label"])
     table["path"] = [f"{number}.png" for number in range(15)]
     table["patient_id"] = ["a", "b"] * 6 + ["c", "c", "d"]

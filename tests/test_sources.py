@@ -75,9 +75,7 @@ def test_mimic_images_of_one_study_share_its_label(tree):
         path = tree / f"mimic-cxr-2.0.0-{kind}.csv"
         rewrite(
             path,
-            lambda table: pd.concat(
-                [table, table.iloc[[0]].assign(**{k: extra[k] for k in extra if k in table})]
-            ),
+            lambda table: pd.concat([table, table.iloc[[0]].assign(**{k: extra[k] for k in extra if k in table})]),
         )
     table, _ = read(tree, "mimic-cxr-jpg")
     assert table["label"].iloc[[0, -1]].tolist() == [1, 1]
@@ -111,6 +109,12 @@ def test_newest_of_several_mimic_versions_is_read(tree):
     write_mimic_csv(tree, "chexpert", table.assign(Fracture=0), version="2.9.0")
     write_mimic_csv(tree, "chexpert", table.assign(Fracture=1), version="2.10.0", compress=True)
     assert (read(tree, "mimic-cxr-jpg")[0]["label"] == 1).all()
+
+
+def test_unpacked_csv_is_read_rather_than_its_archive(tree):
+    table = pd.read_csv(tree / "mimic-cxr-2.0.0-chexpert.csv")
+    write_mimic_csv(tree, "chexpert", table.assign(Fracture=1), compress=True)
+    assert not (read(tree, "mimic-cxr-jpg")[0]["label"] == 1).all()
 
 
 def test_agreement_drops_labels_on_which_the_labelers_differ(tree):
@@ -220,9 +224,7 @@ def test_real_radiographs_in_a_mimic_tree_are_found_by_their_paths(tmp_path):
     originals = [*(SHARED / "kermany_originals").glob("*/*.jpeg")][:13]
     metadata = build_mimic_tree(tmp_path, originals, [path.parent.name == "PNEUMONIA" for path in originals])
     table, _ = read(tmp_path, "mimic-cxr-jpg")
-    assert [Path(path).stat().st_size for path in table["path"]] == [
-        path.stat().st_size for path in originals
-    ]
+    assert [Path(path).stat().st_size for path in table["path"]] == [path.stat().st_size for path in originals]
     assert [str(Path(path).parent.relative_to(tmp_path)) for path in table["path"]] == folders(metadata)
 
 
@@ -288,9 +290,7 @@ def test_class_folders_give_labels_and_split_folders_splits(tmp_path):
         "__MACOSX/x/f.png",
     )
     table, notes = read(tmp_path, "folder")
-    assert (
-        dict(zip(table["image_id"], zip(table["split"], table["label"], strict=True), strict=True)) == names
-    )
+    assert dict(zip(table["image_id"], zip(table["split"], table["label"], strict=True), strict=True)) == names
     assert table["path"].tolist() == [str(tmp_path / name) for name in table["image_id"]]
     assert table[["patient_id", "study_id", "view"]].isna().all(axis=None)
     assert "class Covid-19 → abnormal: 1 images" in notes

@@ -42,9 +42,7 @@ def read_source(settings: DataSettings, root: Path) -> tuple[pd.DataFrame, list[
     return import_module(MODULES[settings.source]).read(settings, root)
 
 
-def manifest_table(
-    columns: Mapping[str, object], source: str, findings: Collection[str] = ()
-) -> pd.DataFrame:
+def manifest_table(columns: Mapping[str, object], source: str, findings: Collection[str] = ()) -> pd.DataFrame:
     """The columns a layout has → all of `COLUMNS`, then `findings`; what it lacks is NaN.
 
     Text columns are of dtype object, `label` float64, findings float32.
@@ -101,9 +99,7 @@ def require_filled(frame: pd.DataFrame, columns: Iterable[str], place: Path) -> 
     for column in columns:
         blank = frame[column].isna().to_numpy()
         if blank.any():
-            raise UserError(
-                f"{place}: row {blank.argmax() + 2}: found no {column}, expected one in every row"
-            )
+            raise UserError(f"{place}: row {blank.argmax() + 2}: found no {column}, expected one in every row")
 
 
 def require_unique(values: pd.Series, place: Path) -> None:
@@ -122,9 +118,7 @@ def read_words(values: pd.Series, words: Mapping[str, object], place: Path) -> p
         if meaning is None:
             row = (values == word).to_numpy().argmax() + 2
             expected = ", ".join(words)
-            raise UserError(
-                f"{place}: row {row}: found {values.name} {word!r}, expected one of {expected} or blank"
-            )
+            raise UserError(f"{place}: row {row}: found {values.name} {word!r}, expected one of {expected} or blank")
     return values.map(meanings)
 
 
@@ -144,8 +138,7 @@ def read(settings: DataSettings, root: Path) -> tuple[pd.DataFrame, list[str]]:
     if found != wanted:
         held = f"a phantom of {_phrase(found)}" if found else "no phantom.json"
         raise UserError(
-            f"{root}: found {held}, expected a phantom of {_phrase(wanted)}; "
-            "choose another data.root or delete it"
+            f"{root}: found {held}, expected a phantom of {_phrase(wanted)}; choose another data.root or delete it"
         )
     table, counts = import_module(MODULES["mimic-cxr-jpg"]).read(settings, root)
     return table, notes + counts

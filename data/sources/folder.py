@@ -33,10 +33,7 @@ def read(settings: DataSettings, root: Path) -> tuple[pd.DataFrame, list[str]]:
             "expected such as NORMAL and PNEUMONIA, or train/NORMAL and train/PNEUMONIA"
         )
     classes = Counter(row["class"] for row in rows)
-    notes = [
-        f"class {name} → {'abnormal' if label(name) else 'normal'}: {n:,} images"
-        for name, n in classes.items()
-    ]
+    notes = [f"class {name} → {'abnormal' if label(name) else 'normal'}: {n:,} images" for name, n in classes.items()]
     notes += _left_out(root, splits)
     return manifest_table(pd.DataFrame(rows), settings.source), notes
 
@@ -78,9 +75,7 @@ def _is_image(name: str) -> bool:
 
 def _left_out(root: Path, splits: list[Path]) -> list[str]:
     """Notes on images outside class folders, and on folders beside the split folders."""
-    loose = sum(
-        _is_image(path.name) for folder in (root, *splits) for path in folder.iterdir() if path.is_file()
-    )
+    loose = sum(_is_image(path.name) for folder in (root, *splits) for path in folder.iterdir() if path.is_file())
     notes = [f"{loose:,} images left out: in no class folder"] if loose else []
     beside = [folder.name for folder in _folders(root) if folder not in splits] if splits else []
     return notes + [f"folder {name} left out: not a split" for name in beside]

@@ -35,25 +35,19 @@ def read(settings: DataSettings, root: Path) -> tuple[pd.DataFrame, list[str]]:
         raise
     except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"data.root: {root}: damaged .npz: {' '.join(str(error).split())}") from None
-    return manifest_table(table, settings.source), [
-        f"{root.name}: {len(table):,} images; a label but 0 → abnormal"
-    ]
+    return manifest_table(table, settings.source), [f"{root.name}: {len(table):,} images; a label but 0 → abnormal"]
 
 
 def _require_keys(archive: np.lib.npyio.NpzFile, root: Path) -> None:
     for key in (f"{part}_{kind}" for part in PARTS for kind in ("images", "labels")):
         if key not in archive.files:
-            raise UserError(
-                f"data.root: {root}: found arrays {', '.join(archive.files)}, expected array {key}"
-            )
+            raise UserError(f"data.root: {root}: found arrays {', '.join(archive.files)}, expected array {key}")
 
 
 def _read_part(archive: np.lib.npyio.NpzFile, part: str, root: Path) -> pd.DataFrame:
     images, labels = _length(archive, f"{part}_images"), _labels(archive, f"{part}_labels", root)
     if images != len(labels):
-        raise UserError(
-            f"data.root: {root}: found {len(labels)} {part}_labels, expected {images}, one per image"
-        )
+        raise UserError(f"data.root: {root}: found {len(labels)} {part}_labels, expected {images}, one per image")
     return pd.DataFrame(
         {
             "image_id": [f"{part}/{row}" for row in range(images)],
@@ -70,9 +64,7 @@ def _labels(archive: np.lib.npyio.NpzFile, key: str, root: Path) -> np.ndarray:
     except ValueError:  # NumPy refuses pickled objects
         labels = np.empty(0, object)
     if labels.dtype.kind not in "biu" or not labels.ndim:
-        raise UserError(
-            f"data.root: {root}: {key}: found {labels.dtype} labels, expected an array of integers"
-        )
+        raise UserError(f"data.root: {root}: {key}: found {labels.dtype} labels, expected an array of integers")
     return labels
 
 

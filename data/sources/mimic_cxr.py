@@ -108,9 +108,7 @@ def _read_studies(settings: DataSettings, root: Path, ids: pd.Index) -> tuple[pd
     ]
 
 
-def _read_labeler(
-    settings: DataSettings, root: Path, labeler: str, ids: pd.Index
-) -> tuple[pd.DataFrame, list[str]]:
+def _read_labeler(settings: DataSettings, root: Path, labeler: str, ids: pd.Index) -> tuple[pd.DataFrame, list[str]]:
     path = _need_csv(root, labeler)
     findings = _read_findings(path, FINDINGS)
     absent = len(ids) - int(findings.index.isin(ids).sum())
@@ -126,9 +124,7 @@ def _read_labeler(
 def _tell(labeler: str, counts: dict[str, int], uncertain: str) -> list[str]:
     """Each rule's count; under `negative` -1 is 0, and there is no rule about it."""
     meaning = {"unknown": "unknown", "positive": "abnormal"}.get(uncertain)
-    rules = {
-        rule: text.format(uncertain=meaning) for rule, text in RULES.items() if meaning or rule != "uncertain"
-    }
+    rules = {rule: text.format(uncertain=meaning) for rule, text in RULES.items() if meaning or rule != "uncertain"}
     return [f"{labeler}: {text}: {counts[rule]:,} studies" for rule, text in rules.items()]
 
 
@@ -146,9 +142,7 @@ def _read_findings(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
     return findings
 
 
-def _read_radiologists(
-    settings: DataSettings, root: Path, studies: pd.DataFrame, test: pd.Index
-) -> list[str]:
+def _read_radiologists(settings: DataSettings, root: Path, studies: pd.DataFrame, test: pd.Index) -> list[str]:
     """Put the radiologists' findings and labels in the place of the labeler's, for test studies they read."""
     path = _find_csv(root, "test-set-labeled")
     if path is None:

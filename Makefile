@@ -1,0 +1,30 @@
+# make demo and make test each work as the first command on a fresh clone.
+PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+
+.PHONY: install demo test lint format bench
+install: .venv/installed
+
+.venv/installed: constraints.txt setup.cfg pyproject.toml
+	@test -n "$(PYTHON)" || { echo "error: found no python 3.11 or newer; install one, or make PYTHON=/path/to/python" >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $@
+
+demo: install
+	$(BIN)/mae-compare --config demo
+
+test: install
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: install
+	$(BIN)/python benchmarks/throughput.py

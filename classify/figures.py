@@ -1,0 +1,207 @@
+"""The report's figures, as inline SVG by matplotlib's object API: no clock, no global state, no markup of users'.
+
+Names stand in the HTML around a figure, or as text the SVG writer escapes. A row of the table keeps
+its colour and marker through every figure.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from io import StringIO
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup, escape
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from sklearn.metrics import roc_curve
+
+from classify.compare import Line
+from classify.metrics import reliability_curve
+
+# Okabe and Ito's colours, told apart under every common colour blindness; their yellow is too pale for white
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E69F00")
+MARKERS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼"}  # matplotlib's, and the legend's
+INK, GREY, PALE, BAND = "#1c2126", "#59626b", "#e6e9ec", "#f1f3f5"
+PIXELS_PER_INCH = 100  # how large an inch of figure is shown, at most
+FPR = np.linspace(0, 1, 201)  # where ROC curves of several seeds are averaged
+STYLE = {
+    "svg.fonttype": "none",  # text stays text: it can be searched, and takes the page's font
+    "text.parse_math": False,  # a $ in a name is a $
+    "font.family": "DejaVu Sans",  # ships with matplotlib, so the layout is the same everywhere
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": GREY,
+    "axes.labelcolor": INK,
+    "axes.titlesize": 9,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": PALE,
+    "xtick.color": GREY,
+    "ytick.color": GREY,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the comparison, with the name, colour and marker it has throughout the report."""
+
+    name: str
+    place: int  # among the rows of its label budget
+    line: Line
+
+    @property
+    def colour(self) -> str:
+        return COLOURS[self.place % len(COLOURS)]
+
+    @property
+    def marker(self) -> str:
+        return list(MARKERS)[self.place % len(MARKERS)]
+
+    @property
+    def symbol(self) -> str:
+        return MARKERS[self.marker]
+
+    @property
+    def has_both_classes(self) -> bool:
+        return len(np.unique(self.line.labels)) == 2
+
+
+def svg(label: str, draw: Callable[..., Figure], *arguments: Any) -> Markup:
+    """The drawing as an `<svg>` that shrinks with the page; `label` says what it shows and is unique in a page."""
+    with rc_context(STYLE | {"svg.hashsalt": label}):
+        figure, buffer = draw(*arguments), StringIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    width = figure.get_size_inches()[0] * PIXELS_PER_INCH
+    text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", buffer.getvalue(), flags=re.DOTALL)
+    text = re.sub(r'<g id="[^"]*">', "<g>", text)  # every figure has an axes_1
+    body = re.sub(r' (width|height)="[^"]*"', "", text[text.index("<svg") :], count=2)
+    return Markup(body.replace("<svg", f'<svg role="img" aria-label="{escape(label)}" style="max-width:{width:.0f}px"', 1))
+
+
+def _axes(width: float, height: float, columns: int = 1) -> tuple[Figure, list[Axes]]:
+    figure = Figure((width, height), layout="constrained")
+    return figure, list(figure.subplots(1, columns, squeeze=False)[0])
+
+
+# ---------------------------------------------------------------- scores
+
+
+def auc_limits(rows: Iterable[Row]) -> tuple[float, float]:
+    """Limits of an AUC axis that holds every interval and is at least 0.1 wide."""
+    ends = [end for row in rows for end in row.line.intervals["auc"].interval if np.isfinite(end)] or [0.0, 1.0]
+    high = min(max(ends) + 0.01, 1.005)
+    return min(min(ends) - 0.01, high - 0.1), high
+
+
+def forest(rows: Sequence[Row], baseline: Row, limits: tuple[float, float]) -> Figure:
+    """AUC and interval of every row under its name; the baseline's interval is a band behind them all."""
+    figure, [axes] = _axes(5.6, 0.6 + 0.48 * len(rows))
+    axes.axvspan(*baseline.line.intervals["auc"].interval, color=BAND, zorder=0)
+    if limits[0] < 0.5:
+        axes.axvline(0.5, color=GREY, linewidth=0.8, linestyle="--")
+    for height, row in enumerate(reversed(rows)):
+        auc = row.line.intervals["auc"]
+        axes.plot(auc.interval, [height, height], color=row.colour, linewidth=2, solid_capstyle="butt")
+        axes.plot([auc.estimate], [height], row.marker, color=row.colour, markersize=7)
+        name = row.name if len(row.name) <= 60 else row.name[:59] + "…"
+        axes.annotate(name, (0, height + 0.33), xycoords=("axes fraction", "data"), va="center", fontsize=8.5)
+    axes.set(xlim=limits, ylim=(-0.45, len(rows) - 0.4), yticks=[], xlabel="AUC")
+    axes.spines["left"].set_visible(False)
+    return figure
+
+
+def roc(rows: Sequence[Row]) -> Figure:
+    """ROC curves, each seed thin and their mean thick; the marker is the threshold chosen on validation."""
+    figure, [axes] = _axes(4.4, 4.4)
+    axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle="--")
+    for row in rows:
+        curves = [roc_curve(row.line.labels, scores, drop_intermediate=True) for scores in row.line.scores]
+        for x, y, _ in curves:
+            axes.plot(x, y, color=row.colour, linewidth=1.6 if len(curves) == 1 else 0.6)
+        if len(curves) > 1:
+            axes.plot(FPR, np.mean([np.interp(FPR, x, y) for x, y, _ in curves], axis=0), color=row.colour, linewidth=2)
+    for row in rows:  # above all curves
+        axes.plot(*_operating_points(row.line), row.marker, color=row.colour, markeredgecolor="white", markersize=8)
+    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal", xticks=np.linspace(0, 1, 6))
+    axes.set(xlabel="1 − specificity", ylabel="Sensitivity (recall)", yticks=np.linspace(0, 1, 6))
+    return figure
+
+
+def _operating_points(line: Line) -> np.ndarray:
+    """1 - specificity and sensitivity (2 s) at each seed's threshold."""
+    called = line.scores >= line.thresholds[:, None]  # s n
+    return np.stack([called[:, line.labels == label].mean(axis=1) for label in (0, 1)])
+
+
+def reliability(rows: Sequence[Row]) -> Figure:
+    """Share of abnormal against mean score in equal-width bins, all seeds together; areas show the counts."""
+    figure, [axes] = _axes(4.4, 4.4)
+    axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle="--")
+    for row in rows:
+        seeds = len(row.line.scores)
+        curve = reliability_curve(np.tile(row.line.labels, seeds), row.line.scores.ravel(), bins=10)
+        axes.plot(curve.mean_score, curve.positive_rate, color=row.colour, linewidth=1)
+        axes.scatter(
+            curve.mean_score, curve.positive_rate, 160 * curve.count / curve.count.sum(), row.colour, row.marker
+        )
+    axes.set(xlim=(-0.01, 1.01), ylim=(-0.02, 1.02), aspect="equal", xticks=np.linspace(0, 1, 6))
+    axes.set(xlabel="Mean score", ylabel="Share abnormal", yticks=np.linspace(0, 1, 6))
+    return figure
+
+
+# ---------------------------------------------------------------- training
+
+Epochs = Sequence[dict[str, float]]  # a run's rows of metrics.jsonl that end an epoch
+
+
+def reconstruction_losses(epochs: Epochs) -> Figure:
+    """Training and validation loss of a stage-one run, the epoch with the lowest ringed."""
+    figure, [axes] = _axes(3.1, 2.2)
+    _losses(axes, epochs, INK)
+    _ring(axes, min(epochs, key=lambda row: row["validate/loss"]), "validate/loss", INK)
+    _finish(axes, "Reconstruction loss")
+    return figure
+
+
+def training_curves(runs: Sequence[tuple[Epochs, dict[str, float]]], colour: str, auc_range: tuple[float, float]) -> Figure:
+    """Losses and validation AUC of a row's runs, one per seed, each with the epoch that was kept."""
+    figure, [left, right] = _axes(4.8, 2.3, columns=2)
+    for number, (epochs, kept) in enumerate(runs):
+        _losses(left, epochs, colour, named=number == 0)
+        _line(right, epochs, "validate/auc", colour, "-")
+        for axes, name in ((left, "validate/loss"), (right, "validate/auc")):
+            _ring(axes, kept, name, colour)
+    right.set_ylim(auc_range)
+    _finish(left, "Loss")
+    _finish(right, "Validation AUC")
+    return figure
+
+
+def _losses(axes: Axes, epochs: Epochs, colour: str, named: bool = True) -> None:
+    _line(axes, epochs, "epoch/train_loss", colour, ":", "training" if named else None)
+    _line(axes, epochs, "validate/loss", colour, "-", "validation" if named else None)
+    axes.legend(loc="best", handlelength=1.6)
+
+
+def _line(axes: Axes, epochs: Epochs, name: str, colour: str, dash: str, label: str | None = None) -> None:
+    marker = "o" if len(epochs) == 1 else None  # a line through one point would not be seen
+    x, y = [row["epoch"] for row in epochs], [row[name] for row in epochs]
+    axes.plot(x, y, dash, color=colour, marker=marker, markersize=3, linewidth=1.4, label=label)
+
+
+def _ring(axes: Axes, row: dict[str, float], name: str, colour: str) -> None:
+    axes.plot([row["epoch"]], [row[name]], "o", color=colour, markerfacecolor="white", markersize=6)
+
+
+def _finish(axes: Axes, title: str) -> None:
+    axes.set_title(title, loc="left")
+    axes.set_xlabel("Epoch")
+    axes.margins(x=0.04, y=0.12)
+    axes.xaxis.get_major_locator().set_params(integer=True)

@@ -1,0 +1,306 @@
+"""report.html: a comparison in one self-contained file, without network, scripts or identifiers of patients."""
+
+import base64
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
+
+from classify.compare import Comparison, Line, _difference_rows, caption, name_of, verdict
+from classify.evaluate import METRICS, Evaluation, table_row
+from classify.figures import (
+    Row,
+    auc_limits,
+    forest,
+    reconstruction_losses,
+    reliability,
+    roc,
+    svg,
+    training_curves,
+)
+from classify.metrics import expected_calibration_error
+from data.config import Root, print_config
+from data.loader import Data, Loader, open_data
+from mae.engine.checkpoint import load_checkpoint, load_weights
+from mae.engine.run import commit
+from mae.engine.tracker import read_metrics
+from mae.model import mae_from
+from mae.pretrain import may_show_images, panel
+from mae.reconstruct import CAPTION
+
+PANEL_IMAGES = 4  # validation images reconstructed by each stage-one run
+SMALL = 96  # up to this side, in pixels, a panel is kept without loss
+
+
+def write_report(comparison: Comparison, path: Path) -> None:
+    """Write the comparison as one HTML file; the same comparison gives the same bytes."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    budgets = budgets_of(comparison)
+    html = environment.get_template("report.html").render(
+        config=comparison.config,
+        notices=list(notices(comparison)),
+        facts=dict(facts(comparison, budgets)),
+        budgets=budgets,
+        metrics=list(METRICS),
+        pretrainings=list(pretrainings(comparison)),
+        trainings=list(trainings(budgets)),
+        panels=panels(comparison),
+        panel_caption=CAPTION,
+        runs=[run_row(comparison, row, evaluation) for row, evaluation in _runs(budgets)],
+        notes=[*comparison.data.manifest.notes, comparison.data.manifest.summary()],
+        resolved=print_config(comparison.config),
+    )
+    path.write_text(html, encoding="utf-8")
+
+
+# ---------------------------------------------------------------- what was compared
+
+
+def notices(comparison: Comparison) -> Iterator[str]:
+    """What a reader must know before any number."""
+    config, manifest = comparison.config, comparison.data.manifest
+    if config.data.source == "phantom":
+        yield "The radiographs are synthetic: these numbers show that the software works and say nothing about patients."
+    if config.compare.split == "validate":
+        yield (
+            "These are validation images, on which epochs and thresholds were chosen too, so the numbers flatter; "
+            "compare.split=test opens the test split."
+        )
+    if manifest.credentialed:
+        shown = " It shows radiographs." if may_show_images(config, manifest) else ""
+        yield f"Made from credentialed data: check the data use agreement before sharing any of it.{shown}"
+
+
+def facts(comparison: Comparison, budgets: list["Budget"]) -> Iterator[tuple[str, str]]:
+    """How the report was made, term by term."""
+    config, line = comparison.config, comparison.lines[0]
+    evaluation, data = line.evaluations[0], config.data
+    unit = "images" if config.evaluate.unit == "image" else "studies"
+    commits = sorted({str(e.summary["commit"]) for one in comparison.lines for e in one.evaluations if e.summary["commit"]})
+    yield "Run", config.run
+    yield "Source", f"{data.source}, {data.image_size} × {data.image_size} pixels ({data.resize})"
+    yield "Split", config.compare.split
+    yield "Evaluated", f"{len(line.labels):,} {unit} of {evaluation.summary['patients']:,} patients"
+    yield "Prevalence", f"{100 * line.labels.mean():.1f} % abnormal ({int(line.labels.sum()):,})"
+    yield "Labelled for training", "; ".join(f"{budget.images:,} images" for budget in budgets)
+    yield "Training seeds", ", ".join(map(str, config.compare.seeds))
+    yield "Intervals", f"{100 * config.evaluate.level:g} %, bootstrap of patients, {config.evaluate.replicates:,} replicates"
+    yield "Commit", commit() or "not known (installed package)"
+    if commits and commits != [commit()]:
+        yield "Commit of the predictions", ", ".join(commits)
+    yield "Data fingerprint", f"manifest {comparison.data.manifest.fingerprint()}, store {comparison.data.store.fingerprint[:16]}"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A label budget: one table, and the figures that go with it."""
+
+    comparison: Comparison
+    labelled: int | None
+    rows: tuple[Row, ...]
+
+    @property
+    def images(self) -> int:
+        return self.rows[0].line.evaluations[0].summary["meta"]["train_images"]
+
+    @property
+    def heading(self) -> str:
+        return f"{self.images:,} labelled training images"
+
+    @property
+    def baseline(self) -> Row:
+        line = self.comparison.lines[self.comparison.baseline(self.labelled)]
+        return next(row for row in self.rows if row.line is line)
+
+    @property
+    def caption(self) -> str:
+        return caption(self.comparison, self.rows[0].line)
+
+    @property
+    def differences(self) -> list[dict[str, str]]:
+        numbers = [number for number, line in enumerate(self.comparison.lines) if line.labelled == self.labelled]
+        return list(_difference_rows(self.comparison, numbers))
+
+    @property
+    def verdict(self) -> str:
+        return verdict(self.comparison, self.labelled)
+
+    @cached_property
+    def forest(self) -> str:
+        limits = auc_limits(row for budget in budgets_of(self.comparison) for row in budget.rows)
+        return svg(f"AUC with its interval, {self.heading}", forest, self.rows, self.baseline, limits)
+
+    @cached_property
+    def roc(self) -> str | None:
+        if not self.rows[0].has_both_classes:
+            return None
+        return svg(f"ROC curves, {self.heading}", roc, self.rows)
+
+    @cached_property
+    def reliability(self) -> str:
+        return svg(f"Calibration, {self.heading}", reliability, self.rows)
+
+    def cells(self, row: Row) -> dict[str, str]:
+        return table_row(row.line.described, row.line.intervals)
+
+    def calibration_error(self, row: Row) -> float:
+        """Mean over the seeds."""
+        return float(np.mean([expected_calibration_error(row.line.labels, scores) for scores in row.line.scores]))
+
+    def confusion(self, row: Row) -> list[dict[str, Any]]:
+        return confusion(row.line)
+
+
+def budgets_of(comparison: Comparison) -> list[Budget]:
+    """The comparison's tables, in its own order; rows that would read alike are told apart by their pretraining."""
+    found = []
+    for labelled in dict.fromkeys(line.labelled for line in comparison.lines):
+        lines = [line for line in comparison.lines if line.labelled == labelled]
+        alike = Counter(name_of(line) for line in lines)
+        names = [name_of(line) + (_origin(line) if alike[name_of(line)] > 1 else "") for line in lines]
+        rows = (Row(name, place, line) for place, (name, line) in enumerate(zip(names, lines, strict=True)))
+        found.append(Budget(comparison, labelled, tuple(rows)))
+    return found
+
+
+def _origin(line: Line) -> str:
+    checkpoint = line.evaluations[0].summary["meta"]["pretrained_from"]
+    return f" ({Path(checkpoint).parent.name})" if checkpoint else ""
+
+
+def confusion(line: Line) -> list[dict[str, Any]]:
+    """Truly normal and truly abnormal: how many were called normal and abnormal, summed over the seeds."""
+    called = line.scores >= line.thresholds[:, None]  # s n
+    rows = []
+    for label, name in enumerate(("normal", "abnormal")):
+        abnormal, total = int(called[:, line.labels == label].sum()), int((line.labels == label).sum()) * len(called)
+        counts = (total - abnormal, abnormal)
+        rows.append({"name": name, "counts": counts, "shares": [count / max(total, 1) for count in counts], "right": label})
+    return rows
+
+
+# ---------------------------------------------------------------- how training went
+
+
+def _epochs(folder: Path) -> list[dict[str, Any]]:
+    return [row for row in read_metrics(Path(folder)) if "epoch" in row]
+
+
+def kept_epoch(epochs: list[dict[str, Any]], select: str) -> dict[str, Any]:
+    """The epoch best.pt holds: the first with the highest validation AUC, or with the lowest loss."""
+    if select == "auc":
+        return max(epochs, key=lambda row: row["validate/auc"])
+    return min(epochs, key=lambda row: row["validate/loss"])
+
+
+def pretrainings(comparison: Comparison) -> Iterator[dict[str, Any]]:
+    """Losses of each stage-one run."""
+    for name, folder in comparison.pretrainings.items():
+        if epochs := _epochs(folder):
+            figure = svg(f"Reconstruction loss of {name}", reconstruction_losses, epochs)
+            yield {"name": name, "figure": figure, "kept": kept_epoch(epochs, "loss"), "epochs": epochs[-1]["epoch"]}
+
+
+def trainings(budgets: list[Budget]) -> Iterator[dict[str, Any]]:
+    """Curves of each row, its seeds in one figure; all AUC axes are alike."""
+    found = []
+    for budget in budgets:
+        for row in budget.rows:
+            runs = [(_epochs(e.run), e.config.finetune.select) for e in row.line.evaluations]
+            found.append((budget, row, [(epochs, kept_epoch(epochs, select)) for epochs, select in runs if epochs]))
+    aucs = [epoch["validate/auc"] for _, _, runs in found for epochs, _ in runs for epoch in epochs] or [0.0, 1.0]
+    limits = (min(aucs) - 0.03, max(aucs) + 0.03)
+    for budget, row, runs in found:
+        if runs:
+            label = f"Training of {row.name}, {budget.heading}"
+            yield {"budget": budget, "row": row, "figure": svg(label, training_curves, runs, row.colour, limits)}
+
+
+def _runs(budgets: list[Budget]) -> Iterator[tuple[Row, Evaluation]]:
+    return ((row, evaluation) for budget in budgets for row in budget.rows for evaluation in row.line.evaluations)
+
+
+def run_row(comparison: Comparison, row: Row, evaluation: Evaluation) -> dict[str, str]:
+    """One stage-two run: where it lies and what it was made with."""
+    settings, epochs = evaluation.config.finetune, _epochs(evaluation.run)
+    return {
+        "Row": row.name,
+        "Folder": Path(evaluation.run).name,
+        "Seed": str(evaluation.summary["seed"]),
+        "Epochs": str(settings.epochs),
+        "Best epoch": str(kept_epoch(epochs, settings.select)["epoch"]) if epochs else "–",
+        "Threshold": f"{evaluation.threshold:.3f}",
+        "Training images": f"{evaluation.summary['meta']['train_images']:,}",
+        "Augmentation": "on" if settings.augment.enabled else "off",
+        "Settings of its own": ", ".join(own_settings(comparison.config, evaluation.config)) or "–",
+    }
+
+
+def own_settings(config: Root, changed: Root) -> Iterator[str]:
+    """`key=value` for what differs from the comparison's config and is not a column of the table already."""
+    said = {"finetune.run", "finetune.sample", "finetune.augment.enabled", "data.store", "data.workers"}
+    for section in ("data", "model", "pretrain", "finetune"):
+        before, after = (dict(_flat(getattr(one, section).model_dump(), section)) for one in (config, changed))
+        yield from (f"{key}={value}" for key, value in after.items() if value != before[key] and key not in said)
+
+
+def _flat(tree: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}.{name}")
+        else:
+            yield f"{prefix}.{name}", value
+
+
+# ---------------------------------------------------------------- reconstructions
+
+
+def panels(comparison: Comparison) -> list[dict[str, Any]] | None:
+    """Each stage-one run's reconstructions of validation images; None where radiographs may not be shown."""
+    if not may_show_images(comparison.config, comparison.data.manifest):
+        return None
+    return [_panel(comparison, name, folder) for name, folder in comparison.pretrainings.items()]
+
+
+def _panel(comparison: Comparison, name: str, folder: Path) -> dict[str, Any]:
+    checkpoint = load_checkpoint(folder / "best.pt", kind="mae")
+    config = checkpoint.config
+    data = _data_of(comparison, config)
+    table = data.split("validate")
+    spread = np.linspace(0, len(table) - 1, min(PANEL_IMAGES, len(table))).round().astype(int)
+    model = mae_from(config.model, config.data.image_size).eval()
+    load_weights(model, checkpoint)
+    batch = next(Loader(data, table.iloc[spread], len(spread)).epoch())
+    grey = (panel(config, model, batch)[0] * 255).round().byte().numpy()  # h w
+    side = config.data.image_size
+    return {"name": name, "source": _data_uri(grey, side), "width": 3 * side * max(1, round(150 / side))} | {
+        "masking": f"{100 * config.pretrain.mask_ratio:g}",
+        "size": grey.shape[::-1],
+        "pixelated": side <= SMALL,
+    }
+
+
+def _data_of(comparison: Comparison, config: Root) -> Data:
+    """The data a pretraining saw: the comparison's own, unless a pretraining changes `data`."""
+    here = comparison.config.data
+    settings = config.data.model_copy(update={"store": here.store, "workers": here.workers})
+    return comparison.data if settings == here else open_data(config.model_copy(update={"data": settings}))
+
+
+def _data_uri(grey: np.ndarray, side: int) -> str:
+    file, kind = BytesIO(), "png" if side <= SMALL else "jpeg"
+    Image.fromarray(grey).save(file, kind, **({"optimize": True} if kind == "png" else {"quality": 88}))
+    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
