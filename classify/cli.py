@@ -2,7 +2,16 @@
 
 from pathlib import Path
 
-from data.config import UserError, command_parser, configure, parse_overrides, run_command
+from data.config import (
+    Parser,
+    UserError,
+    command_parser,
+    configure,
+    expand,
+    parse_overrides,
+    print_and_stop,
+    run_command,
+)
 
 
 def finetune(argv: list[str] | None = None) -> None:
@@ -21,19 +30,22 @@ def _finetune(argv: list[str] | None) -> None:
     parser = command_parser(
         "mae-finetune",
         "Stage two: train a classifier on a pretrained encoder, or from a config alone a random ViT or a ResNet.",
-        config_required=False,
     )
-    parser.add_argument("--checkpoint", metavar="FILE", help="last.pt or best.pt of mae-pretrain; brings data and sizes")
+    parser.add_argument(
+        "--checkpoint", metavar="FILE", help="last.pt or best.pt of mae-pretrain; brings data and sizes"
+    )
     arguments = parser.parse_args(argv)
-    config = configure(arguments)
-    if config is None and arguments.checkpoint is None:
-        raise UserError("command line: found neither --checkpoint nor --config, expected one of them or both")
-    from classify.finetune import config_for, finetune
+    config, pretrained = configure(arguments), None
+    from classify.finetune import check_fit, config_for, finetune
     from data.loader import open_data
     from mae.engine.checkpoint import load_checkpoint
 
     if arguments.checkpoint:
-        config = config_for(load_checkpoint(arguments.checkpoint, "mae"), config, parse_overrides(arguments.overrides))
+        pretrained = load_checkpoint(arguments.checkpoint, "mae")
+        config = config_for(pretrained, config, parse_overrides(arguments.overrides))
+        if arguments.print_config:
+            print_and_stop(config)
+    check_fit(config, pretrained)  # before hours of decoding
     data = open_data(config)
     print(*data.manifest.notes, data.manifest.summary(), sep="\n")
     folder = finetune(config, arguments.checkpoint, data)
@@ -42,10 +54,10 @@ def _finetune(argv: list[str] | None) -> None:
 
 
 def _evaluate(argv: list[str] | None) -> None:
-    import argparse
-
-    parser = argparse.ArgumentParser("mae-evaluate", description="Predict a split with trained classifiers.")
-    parser.add_argument("runs", nargs="+", metavar="RUN | key=value", help="folders of mae-finetune; settings to override")
+    parser = Parser("mae-evaluate", description="Predict a split with trained classifiers.")
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN | key=value", help="folders of mae-finetune; settings to override"
+    )
     parser.add_argument("--split", choices=("validate", "test"), help="the split (default: evaluate.split, test)")
     arguments = parser.parse_args(argv)
     runs = [word for word in arguments.runs if "=" not in word or Path(word).exists()]
@@ -65,11 +77,14 @@ def _evaluate(argv: list[str] | None) -> None:
 
 
 def _compare(argv: list[str] | None) -> None:
-    parser = command_parser("mae-compare", "Run a grid of pretrainings, fine-tunings and baselines; what is done is kept.")
+    parser = command_parser(
+        "mae-compare", "Run a grid of pretrainings, fine-tunings and baselines; what is done is kept."
+    )
     config = configure(parser.parse_args(argv))
     from classify.compare import compare, comparison_text
 
     comparison = compare(config)
     print("", comparison_text(comparison), "", sep="\n")
-    print(f"report: {config.run}/report.html")
-    print(f"curves: tensorboard --logdir {config.run}")
+    folder = expand(config.run, "run")
+    print(f"report: {folder}/report.html")
+    print(f"curves: tensorboard --logdir {folder}")

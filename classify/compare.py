@@ -81,7 +81,7 @@ class Comparison:
         """Number of the line that the others of its label budget are tested against."""
         numbers = [i for i, line in enumerate(self.lines) if line.labelled == labelled]
         named = [i for i in numbers if self.lines[i].described["Model"] == self.config.compare.baseline]
-        return (named or numbers)[-1]
+        return named[0] if named else numbers[-1]
 
     @cached_property
     def differences(self) -> dict[int, dict[str, BootstrapDifference]]:
@@ -265,9 +265,9 @@ def _difference_rows(comparison: Comparison, numbers: list[int]) -> Iterator[dic
             f"AUC minus {name_of(comparison.lines[comparison.baseline(comparison.lines[number].labelled)])}": show(
                 found["auc"], True
             ),
-            "p": _p(found["auc"].p_value),
+            "p (AUC)": _p(found["auc"].p_value),
             "Accuracy difference": show(found["accuracy"], True),
-            "p ": _p(found["accuracy"].p_value),
+            "p (accuracy)": _p(found["accuracy"].p_value),
         }
 
 
@@ -298,7 +298,8 @@ def verdict(comparison: Comparison, labelled: int | None) -> str:
         (line for line in comparison.lines if line.labelled == labelled),
         key=lambda line: line.intervals["auc"].estimate,
     )
-    return f"Highest AUC: {name_of(best)}. By paired bootstrap of the AUC, not adjusted for several tests: {'; '.join(said)}."
+    tests = "By paired bootstrap of the AUC, not adjusted for several tests"
+    return f"Highest AUC: {name_of(best)}. {tests}: {'; '.join(said)}."
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A trained classifier on a split: predictions.csv and metrics.json."""
+"""A trained classifier on a split: predictions/<split>.csv, and its metrics beside it as .json."""
 
 import json
 from dataclasses import dataclass
@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from classify.finetune import build_model, file_digest, known, predict_logits
+from classify.finetune import build_model, check_preprocessing, file_digest, known, predict_logits
 from classify.metrics import HEADLINE, Interval, binary_metrics, bootstrap_intervals, expected_calibration_error
 from data.config import Root, UserError, change_config
 from data.loader import Data, Loader, open_data
 from mae.engine.checkpoint import Checkpoint, load_checkpoint, load_weights
 from mae.engine.loop import evaluating
 from mae.engine.run import commit, device_of
+
+FREE = ("data", "evaluate", "device", "precision", "threads")  # what may be set anew
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Evaluation:
     config: Root
     threshold: float
     predictions: pd.DataFrame
-    summary: dict[str, Any]  # what metrics.json holds
+    summary: dict[str, Any]  # what predictions/<split>.json holds
 
 
 def evaluate(run: str | Path, overrides: dict[str, Any] | None = None, data: Data | None = None) -> Evaluation:
@@ -34,31 +36,46 @@ def evaluate(run: str | Path, overrides: dict[str, Any] | None = None, data: Dat
     The threshold is the one chosen on validation. What is already there for the same weights and
     settings is read back. Raises UserError if the run has no classifier, or the split no labelled image.
     """
-    checkpoint = load_checkpoint(best_of(run), kind="classifier")
-    config = change_config(checkpoint.config, overrides or {}, checkpoint.place)
+    best = best_of(run)
+    checkpoint = load_checkpoint(best, kind="classifier")
+    config = _config_for(checkpoint, overrides or {})
     data = data or open_data(config)
     table = known(data.split(config.evaluate.split), config.evaluate.split)
-    path = Path(run) / "predictions" / config.evaluate.split
+    path = best.parent / "predictions" / config.evaluate.split
     origin = {
         "checkpoint": file_digest(checkpoint.place),
         "data": data.manifest.fingerprint(),
         "store": data.store.fingerprint,
         "evaluate": config.evaluate.model_dump(mode="json"),
+        "precision": config.precision,
     }
     if not _is_done(path, origin):
         scores = predict(checkpoint, config, data, table)
         _write(path, checkpoint, config, _units(table, scores, config.evaluate.unit), origin)
     predictions = pd.read_csv(path.with_suffix(".csv"), dtype={"patient_id": str, "study_id": str, "image_id": str})
     summary = json.loads(path.with_suffix(".json").read_text())
-    return Evaluation(Path(run), config, checkpoint.meta["threshold"], predictions, summary)
+    return Evaluation(best.parent, config, checkpoint.meta["threshold"], predictions, summary)
 
 
 def best_of(run: str | Path) -> Path:
-    """A run's best.pt; a checkpoint file stands for itself."""
-    run = Path(run)
-    if run.is_dir() and not (run / "best.pt").exists():
-        raise UserError(f"{run}: found no best.pt, expected the folder of a mae-finetune run")
-    return run / "best.pt" if run.is_dir() else run
+    """The best.pt of a run folder; UserError if there is none."""
+    best = Path(run) if Path(run).name == "best.pt" else Path(run) / "best.pt"
+    if not best.is_file():
+        found = "no best.pt" if best.parent.is_dir() else "no such folder"
+        raise UserError(f"{run}: found {found}, expected the folder of a mae-finetune run that has ended an epoch")
+    return best
+
+
+def _config_for(checkpoint: Checkpoint, overrides: dict[str, Any]) -> Root:
+    """The checkpoint's config with overrides of how and on what it is evaluated; the rest is in the weights."""
+    for key in overrides:
+        if key.split(".")[0] not in FREE:
+            raise UserError(
+                f"command line: found {key}, expected settings of {', '.join(FREE)}: the rest is trained in"
+            )
+    config = change_config(checkpoint.config, overrides)
+    check_preprocessing(checkpoint, config)
+    return config
 
 
 def predict(checkpoint: Checkpoint, config: Root, data: Data, table: pd.DataFrame) -> np.ndarray:
@@ -116,8 +133,9 @@ def _write(path: Path, checkpoint: Checkpoint, config: Root, units: pd.DataFrame
         "config": checkpoint.settings,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_suffix(".json").unlink(missing_ok=True)
     units.assign(predicted=(scores >= threshold).astype(int)).to_csv(path.with_suffix(".csv"), index=False)
-    path.with_suffix(".json").write_text(json.dumps(summary, indent=1))  # last: its presence says the CSV is whole
+    path.with_suffix(".json").write_text(json.dumps(summary, indent=1))  # comes last, vouches for the CSV
 
 
 # ---------------------------------------------------------------- table

@@ -80,9 +80,11 @@ def svg(label: str, draw: Callable[..., Figure], *arguments: Any) -> Markup:
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     width = figure.get_size_inches()[0] * PIXELS_PER_INCH
     text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", buffer.getvalue(), flags=re.DOTALL)
-    text = re.sub(r'<g id="[^"]*">', "<g>", text)  # every figure has an axes_1
+    text = re.sub(r'<g id="[^"]*"', "<g", text)  # every figure has an axes_1
     body = re.sub(r' (width|height)="[^"]*"', "", text[text.index("<svg") :], count=2)
-    return Markup(body.replace("<svg", f'<svg role="img" aria-label="{escape(label)}" style="max-width:{width:.0f}px"', 1))
+    return Markup(
+        body.replace("<svg", f'<svg role="img" aria-label="{escape(label)}" style="max-width:{width:.0f}px"', 1)
+    )
 
 
 def _axes(width: float, height: float, columns: int = 1) -> tuple[Figure, list[Axes]]:
@@ -128,7 +130,7 @@ def roc(rows: Sequence[Row]) -> Figure:
         if len(curves) > 1:
             axes.plot(FPR, np.mean([np.interp(FPR, x, y) for x, y, _ in curves], axis=0), color=row.colour, linewidth=2)
     for row in rows:  # above all curves
-        axes.plot(*_operating_points(row.line), row.marker, color=row.colour, markeredgecolor="white", markersize=8)
+        axes.plot(*_operating_points(row.line), row.marker, color=row.colour, mec="white", markersize=8, clip_on=False)
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal", xticks=np.linspace(0, 1, 6))
     axes.set(xlabel="1 − specificity", ylabel="Sensitivity (recall)", yticks=np.linspace(0, 1, 6))
     return figure
@@ -148,8 +150,9 @@ def reliability(rows: Sequence[Row]) -> Figure:
         seeds = len(row.line.scores)
         curve = reliability_curve(np.tile(row.line.labels, seeds), row.line.scores.ravel(), bins=10)
         axes.plot(curve.mean_score, curve.positive_rate, color=row.colour, linewidth=1)
+        size = 160 * curve.count / curve.count.sum()
         axes.scatter(
-            curve.mean_score, curve.positive_rate, 160 * curve.count / curve.count.sum(), row.colour, row.marker
+            curve.mean_score, curve.positive_rate, size, color=row.colour, marker=row.marker, alpha=0.85, clip_on=False
         )
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.02, 1.02), aspect="equal", xticks=np.linspace(0, 1, 6))
     axes.set(xlabel="Mean score", ylabel="Share abnormal", yticks=np.linspace(0, 1, 6))
@@ -170,7 +173,9 @@ def reconstruction_losses(epochs: Epochs) -> Figure:
     return figure
 
 
-def training_curves(runs: Sequence[tuple[Epochs, dict[str, float]]], colour: str, auc_range: tuple[float, float]) -> Figure:
+def training_curves(
+    runs: Sequence[tuple[Epochs, dict[str, float]]], colour: str, auc_range: tuple[float, float]
+) -> Figure:
     """Losses and validation AUC of a row's runs, one per seed, each with the epoch that was kept."""
     figure, [left, right] = _axes(4.8, 2.3, columns=2)
     for number, (epochs, kept) in enumerate(runs):
@@ -203,5 +208,6 @@ def _ring(axes: Axes, row: dict[str, float], name: str, colour: str) -> None:
 def _finish(axes: Axes, title: str) -> None:
     axes.set_title(title, loc="left")
     axes.set_xlabel("Epoch")
-    axes.margins(x=0.04, y=0.12)
+    axes.margins(x=0.05, y=0.12)
+    axes.set_xlim(left=0)
     axes.xaxis.get_major_locator().set_params(integer=True)

@@ -32,15 +32,19 @@ def finetune(config: Root, checkpoint: str | Path | None = None, data: Data | No
     Raises UserError if checkpoint and config do not fit, a split is empty or holds one class only, or
     the run folder was made by another config.
     """
-    device = device_of(config)
     pretrained = load_checkpoint(checkpoint, kind="mae") if checkpoint else None
-    _check_fit(config, pretrained)
+    device = check_fit(config, pretrained)
     data = data or open_data(config)
+    splits = labelled_splits(config, data)
     folder = Path(expand(config.finetune.run or default_folder(config, checkpoint), "finetune.run"))
-    facts = {"store": data.store.fingerprint, "checkpoint": file_digest(checkpoint)}
+    facts = {
+        "store": data.store.fingerprint,
+        "labels": splits.fingerprint(),
+        "checkpoint": file_digest(checkpoint),
+    }
     check_run(folder, config, SECTIONS, facts)
     if not is_finished(folder, config.finetune.epochs):
-        stage = finetune_stage(config, data, device, pretrained)
+        stage = finetune_stage(config, data, splits, device, pretrained)
         start_run(folder, config, facts)
         fit(stage, folder)
     return folder
@@ -50,7 +54,8 @@ def default_folder(config: Root, checkpoint: str | Path | None) -> str:
     """`<pretraining's folder>-<mode>`, or `<run>-<model>` (and `-linear`) without a checkpoint."""
     mode = config.finetune.mode
     if checkpoint:
-        return f"{Path(checkpoint).parent}-{mode}"
+        folder = Path(checkpoint).parent
+        return f"{folder if folder.name not in ('', '..') else folder.resolve()}-{mode}"
     return f"{config.run}-{config.finetune.model}" + ("-linear" if mode == "linear" else "")
 
 
@@ -58,7 +63,7 @@ def config_for(checkpoint: Checkpoint, config: Root | None, overrides: dict) -> 
     """The config of a fine-tuning: the checkpoint's, or the given one with the checkpoint's stage one."""
     made = checkpoint.config
     if config is None:
-        return change_config(made, overrides, checkpoint.place)
+        return change_config(made, overrides)
     for name in config.model.model_fields_set:
         if getattr(config.model, name) != getattr(made.model, name):
             raise UserError(
@@ -68,19 +73,28 @@ def config_for(checkpoint: Checkpoint, config: Root | None, overrides: dict) -> 
     return config.model_copy(update={"model": made.model, "pretrain": made.pretrain})
 
 
-def _check_fit(config: Root, pretrained: Checkpoint | None) -> None:
+def check_fit(config: Root, pretrained: Checkpoint | None) -> torch.device:
+    """The device to train on; UserError if config, checkpoint and machine do not fit, before any data is read."""
     settings = config.finetune
     if pretrained and settings.model != "vit":
         raise UserError(f"finetune.model: found {settings.model}, expected vit with a --checkpoint")
     if settings.mode == "linear" and settings.model != "vit":
         raise UserError(f"finetune.mode: found linear, expected full for {settings.model} from random weights")
-    if not pretrained:
-        return
-    then, now = pretrained.config.data, config.data
-    for name in ("image_size", "resize", "tone"):  # preprocessing travels with the weights
+    if pretrained:
+        check_preprocessing(pretrained, config)
+    if settings.model == "vit":
+        with torch.device("meta"):  # do the sizes fit?
+            mae_from(config.model, config.data.image_size)
+    return device_of(config)
+
+
+def check_preprocessing(checkpoint: Checkpoint, config: Root) -> None:
+    """UserError unless the config reads images as the checkpoint's were: preprocessing travels with the weights."""
+    then, now = checkpoint.config.data, config.data
+    for name in ("image_size", "resize", "tone"):
         if getattr(then, name) != getattr(now, name):
             raise UserError(
-                f"{pretrained.place}: found data.{name} = {getattr(then, name)}, expected {getattr(now, name)} by the "
+                f"{checkpoint.place}: found data.{name} = {getattr(then, name)}, expected {getattr(now, name)} by the "
                 f"config; give data.{name}={getattr(then, name)}"
             )
 
@@ -114,44 +128,47 @@ class LabelledSplits:
     train: pd.DataFrame
     validate: pd.DataFrame
 
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits of what is trained on: image_id and label."""
+        both = pd.concat([self.train, self.validate])[["image_id", "label"]]
+        return hashlib.sha256(both.to_csv(index=False).encode()).hexdigest()[:16]
+
 
 def labelled_splits(config: Root, data: Data) -> LabelledSplits:
     """The images with a label, the training ones cut to `finetune.sample`; both classes are needed."""
     train = data.split("train")
     if config.finetune.sample:
-        train = sample_patients(train, config.finetune.sample, config.data.split_seed)
-    splits = LabelledSplits(known(train, "train"), known(data.split("validate"), "validate"))
-    for name in ("train", "validate"):
-        count = getattr(splits, name)["label"].value_counts()
-        if len(count) < 2:
-            what = "abnormal" if 1.0 in count.index else "normal"
-            raise UserError(
-                f"data: found only {what} images ({int(count.sum())}) in split {name!r}, expected normal and abnormal"
-            )
-    return splits
+        train = sample_patients(train, config.finetune.sample, config.data.split_seed, "finetune.sample")
+    return LabelledSplits(known(train, "train"), known(data.split("validate"), "validate"))
 
 
 def known(table: pd.DataFrame, split: str) -> pd.DataFrame:
-    """The rows with a label; UserError if there are none."""
+    """The rows with a label; UserError unless there are normal and abnormal ones."""
     labelled = table[table["label"].notna()]
     if labelled.empty:
         raise UserError(f"data: found no labelled image among {len(table)} in split {split!r}, expected some")
+    if labelled["label"].nunique() < 2:
+        what = "abnormal" if labelled["label"].iloc[0] == 1 else "normal"
+        raise UserError(
+            f"data: found only {what} images ({len(labelled):,}) in split {split!r}, expected normal and abnormal"
+        )
     return labelled
 
 
 # ---------------------------------------------------------------- training
 
 
-def finetune_stage(config: Root, data: Data, device: torch.device, pretrained: Checkpoint | None) -> Stage:
+def finetune_stage(
+    config: Root, data: Data, splits: LabelledSplits, device: torch.device, pretrained: Checkpoint | None
+) -> Stage:
     """What the loop needs to train a classifier."""
-    settings, splits = config.finetune, labelled_splits(config, data)
+    settings = config.finetune
     with seeded(config.seed):  # all later draws come from data.draws
         model = build_model(config, pretrained).to(device)
     optimizer = optimizer_settings(config, pretrained is not None)
-    scale = layer_scale(optimizer.layer_decay, len(model.encoder.blocks)) if isinstance(model, Classifier) else None
-    groups = parameter_groups(
-        model.named_parameters(), optimizer.weight_decay, *([scale] if scale else [])
-    )
+    layers = len(model.encoder.blocks) if isinstance(model, Classifier) else 0
+    scale = layer_scale(optimizer.layer_decay, layers)
+    groups = parameter_groups(model.named_parameters(), optimizer.weight_decay, scale)
     held_out = Loader(data, splits.validate, config.evaluate.batch_size)
     return Stage(
         kind="classifier",

@@ -29,6 +29,7 @@ from classify.metrics import expected_calibration_error
 from data.config import Root, print_config
 from data.loader import Data, Loader, open_data
 from mae.engine.checkpoint import load_checkpoint, load_weights
+from mae.engine.optim import seeded
 from mae.engine.run import commit
 from mae.engine.tracker import read_metrics
 from mae.model import mae_from
@@ -73,7 +74,7 @@ def notices(comparison: Comparison) -> Iterator[str]:
     """What a reader must know before any number."""
     config, manifest = comparison.config, comparison.data.manifest
     if config.data.source == "phantom":
-        yield "The radiographs are synthetic: these numbers show that the software works and say nothing about patients."
+        yield "The radiographs are synthetic: the numbers show that the software works and say nothing about patients."
     if config.compare.split == "validate":
         yield (
             "These are validation images, on which epochs and thresholds were chosen too, so the numbers flatter; "
@@ -89,7 +90,9 @@ def facts(comparison: Comparison, budgets: list["Budget"]) -> Iterator[tuple[str
     config, line = comparison.config, comparison.lines[0]
     evaluation, data = line.evaluations[0], config.data
     unit = "images" if config.evaluate.unit == "image" else "studies"
-    commits = sorted({str(e.summary["commit"]) for one in comparison.lines for e in one.evaluations if e.summary["commit"]})
+    commits = sorted(
+        {str(e.summary["commit"]) for one in comparison.lines for e in one.evaluations if e.summary["commit"]}
+    )
     yield "Run", config.run
     yield "Source", f"{data.source}, {data.image_size} × {data.image_size} pixels ({data.resize})"
     yield "Split", config.compare.split
@@ -97,11 +100,17 @@ def facts(comparison: Comparison, budgets: list["Budget"]) -> Iterator[tuple[str
     yield "Prevalence", f"{100 * line.labels.mean():.1f} % abnormal ({int(line.labels.sum()):,})"
     yield "Labelled for training", "; ".join(f"{budget.images:,} images" for budget in budgets)
     yield "Training seeds", ", ".join(map(str, config.compare.seeds))
-    yield "Intervals", f"{100 * config.evaluate.level:g} %, bootstrap of patients, {config.evaluate.replicates:,} replicates"
+    yield (
+        "Intervals",
+        f"{100 * config.evaluate.level:g} %, bootstrap of patients, {config.evaluate.replicates:,} replicates",
+    )
     yield "Commit", commit() or "not known (installed package)"
     if commits and commits != [commit()]:
         yield "Commit of the predictions", ", ".join(commits)
-    yield "Data fingerprint", f"manifest {comparison.data.manifest.fingerprint()}, store {comparison.data.store.fingerprint[:16]}"
+    yield (
+        "Data fingerprint",
+        f"manifest {comparison.data.manifest.fingerprint()}, store {comparison.data.store.fingerprint[:16]}",
+    )
 
 
 @dataclass(frozen=True)
@@ -188,7 +197,9 @@ def confusion(line: Line) -> list[dict[str, Any]]:
     for label, name in enumerate(("normal", "abnormal")):
         abnormal, total = int(called[:, line.labels == label].sum()), int((line.labels == label).sum()) * len(called)
         counts = (total - abnormal, abnormal)
-        rows.append({"name": name, "counts": counts, "shares": [count / max(total, 1) for count in counts], "right": label})
+        rows.append(
+            {"name": name, "counts": counts, "shares": [count / max(total, 1) for count in counts], "right": label}
+        )
     return rows
 
 
@@ -281,7 +292,8 @@ def _panel(comparison: Comparison, name: str, folder: Path) -> dict[str, Any]:
     data = _data_of(comparison, config)
     table = data.split("validate")
     spread = np.linspace(0, len(table) - 1, min(PANEL_IMAGES, len(table))).round().astype(int)
-    model = mae_from(config.model, config.data.image_size).eval()
+    with seeded(config.seed):  # its initial weights are drawn, then replaced
+        model = mae_from(config.model, config.data.image_size).eval()
     load_weights(model, checkpoint)
     batch = next(Loader(data, table.iloc[spread], len(spread)).epoch())
     grey = (panel(config, model, batch)[0] * 255).round().byte().numpy()  # h w

@@ -15,8 +15,12 @@ class FinetuneSettings(Settings):
     model: Literal["vit", "resnet18", "resnet50"] = Field(
         "vit", description="vit (from --checkpoint, else randomly initialised), resnet18 or resnet50"
     )
-    mode: Literal["full", "linear"] = Field("full", description="full trains all weights; linear a probe on a frozen encoder")
-    pool: Literal["mean", "cls"] = Field("mean", description="ViT features: mean of the patch tokens, or the class token")
+    mode: Literal["full", "linear"] = Field(
+        "full", description="full trains all weights, linear a probe on a frozen encoder"
+    )
+    pool: Literal["mean", "cls"] = Field(
+        "mean", description="ViT features: mean of the patch tokens, or the class token"
+    )
     stem: Literal["auto", "imagenet", "small"] = Field(
         "auto", description="ResNet stem: 7x7/2 and max-pool, or 3x3/1 for small images; auto: small up to 32 px"
     )
@@ -26,7 +30,7 @@ class FinetuneSettings(Settings):
     epochs: int = Field(50, ge=1, description="passes over the labelled training images")
     batch_size: int = Field(64, ge=1, description="images per step")
     base_lr: float | None = Field(
-        None, gt=0, description="learning rate at batch 256; null: 5e-4 full, 1e-2 linear; used: base_lr * batch_size / 256"
+        None, gt=0, description="learning rate at batch 256 (used: * batch_size / 256); null: 5e-4 full, 1e-2 linear"
     )
     min_lr: float = Field(1e-6, ge=0, description="learning rate at the end of the cosine, at batch 256")
     warmup_epochs: float = Field(5, ge=0, description="epochs of linear warm-up")
@@ -36,7 +40,7 @@ class FinetuneSettings(Settings):
     )
     betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's momentum coefficients")
     clip_grad: float | None = Field(1.0, gt=0, description="largest gradient norm; null does not clip")
-    drop_path: float = Field(0.1, ge=0, lt=1, description="stochastic depth of the last ViT block, growing linearly from 0")
+    drop_path: float = Field(0.1, ge=0, lt=1, description="stochastic depth of the last ViT block, 0 at the first")
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="targets become s/2 and 1 - s/2")
     select: Literal["auc", "loss"] = Field("auc", description="validation metric that picks the best epoch")
     threshold: Literal["youden", "accuracy", "f1", "half"] = Field(
@@ -50,7 +54,7 @@ class EvaluateSettings(Settings):
     """mae-evaluate: a checkpoint on a split."""
 
     split: Literal["validate", "test"] = Field("test", description="split that is predicted")
-    unit: Literal["image", "study"] = Field("image", description="what is counted: images, or studies by their mean score")
+    unit: Literal["image", "study"] = Field("image", description="what counts: images, or studies by their mean score")
     batch_size: int = Field(256, ge=1, description="images per forward pass")
     replicates: int = Field(2000, ge=100, description="bootstrap replicates, patients resampled")
     level: float = Field(0.95, gt=0.5, lt=1, description="coverage of the intervals")
@@ -60,16 +64,20 @@ class RowSettings(Settings):
     """A row of the comparison, before it is multiplied by pretrainings, label budgets and seeds."""
 
     name: str = Field(description="what the table calls the model")
-    pretraining: tuple[str, ...] = Field((), description="names from compare.pretrainings; one row each; [] starts from random weights")
+    pretraining: tuple[str, ...] = Field(
+        (), description="names from compare.pretrainings, a row each; []: random weights"
+    )
     set: dict[str, Any] = Field(default_factory=dict, description="settings that differ, e.g. {finetune.mode: linear}")
 
 
 class CompareSettings(Settings):
     """mae-compare: pretrainings × fine-tunings × baselines × label budgets × seeds."""
 
-    split: Literal["validate", "test"] = Field("validate", description="split the table shows; test is opened only here")
-    seeds: tuple[int, ...] = Field((0,), min_length=1, description="training seeds, of both stages; splits stay the same")
-    labelled: tuple[int | None, ...] = Field((None,), min_length=1, description="labelled training images, a table each; null: all")
+    split: Literal["validate", "test"] = Field("validate", description="split the table shows")
+    seeds: tuple[int, ...] = Field((0,), min_length=1, description="training seeds of both stages")
+    labelled: tuple[int | None, ...] = Field(
+        (None,), min_length=1, description="labelled training images, a table each; null: all"
+    )
     pretrainings: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="name: settings that differ, e.g. {mae75: {pretrain.mask_ratio: 0.75}}"
     )

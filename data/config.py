@@ -11,10 +11,10 @@ import os
 import pkgutil
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
@@ -36,9 +36,9 @@ class UserError(ValueError):
 
 
 class Settings(BaseModel):
-    """Base of every config section: frozen, no unknown keys, no silent conversions."""
+    """Base of every config section: frozen, no unknown keys, no silent conversions, no infinite numbers."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, hide_input_in_errors=True)
 
 
 class Root(Settings):
@@ -47,8 +47,8 @@ class Root(Settings):
     run: str = Field("runs/default", description="folder this run writes to")
     seed: int = Field(0, ge=0, description="seed of weights, order, masks and augmentation (not of the splits)")
     device: str = Field("auto", description="auto (CUDA where there is one), cpu, cuda or cuda:N")
-    precision: str = Field(
-        "fp32", pattern="^(fp32|bf16)$", description="fp32, or bf16 autocast (weights, loss and norms stay fp32)"
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="fp32, or bf16 autocast (weights, loss and norms stay fp32)"
     )
     threads: int = Field(0, ge=0, description="CPU threads torch computes with; 0 leaves the choice to torch")
 
@@ -68,7 +68,7 @@ class _Loader(yaml.SafeLoader):
     """YAML with 1e-3 as a number (YAML 1.2) and without silently repeated keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        keys = [key.value for key, _ in node.value]
         for position, key in enumerate(keys):
             if key in keys[:position]:
                 line = node.value[position][0].start_mark.line + 1
@@ -129,20 +129,34 @@ def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:
     return found
 
 
-def make_config(raw: Mapping[str, Any], place: str, overrides: Mapping[str, Any] | None = None) -> Root:
-    """Plain settings (a config file's or a checkpoint's) → Config; `place` names them in errors."""
+def make_config(
+    raw: Mapping[str, Any],
+    place: str,
+    overrides: Mapping[str, Any] | None = None,
+    overrides_place: str = "command line",
+) -> Root:
+    """Plain settings (a config file's or a checkpoint's) → Config; errors name the place they come from."""
     merged, overrides = {"data": {}, **json.loads(json.dumps(raw, default=str))}, overrides or {}
-    for key, value in overrides.items():
+    for key, value in _single(overrides.items()):
         _put(merged, key.split("."), value)
     try:  # JSON mode: strict types, but lists may become tuples
         return config_class().model_validate_json(json.dumps(merged, default=str))
     except ValidationError as error:
-        raise UserError(_explain(error, place, overrides)) from None
+        raise UserError(_explain(error, place, overrides, overrides_place)) from None
 
 
-def change_config(config: Root, overrides: Mapping[str, Any], place: str) -> Root:
-    """A copy of the config with dotted keys replaced."""
-    return make_config(config.model_dump(mode="json"), place, overrides)
+def change_config(config: Root, overrides: Mapping[str, Any], place: str = "command line") -> Root:
+    """A copy of the config with dotted keys replaced; `place` says where the overrides stand."""
+    return make_config(config.model_dump(mode="json"), place, overrides, place)
+
+
+def _single(overrides: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+    """A mapping given for a section changes what it names and leaves the section's other settings alone."""
+    for key, value in overrides:
+        if isinstance(value, dict) and value and key in _keys(sections=True):
+            yield from _single((f"{key}.{name}", part) for name, part in value.items())
+        else:
+            yield key, value
 
 
 def _put(tree: dict, keys: list[str], value: Any) -> None:
@@ -169,32 +183,68 @@ def expand(text: str, place: str) -> str:
 # ---------------------------------------------------------------- errors
 
 
-def _explain(error: ValidationError, place: str, overrides: Mapping[str, Any]) -> str:
-    """The first thing wrong, in one line."""
-    first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"])
+def _explain(error: ValidationError, place: str, overrides: Mapping[str, Any], overrides_place: str) -> str:
+    """The first thing wrong, in one line; a key that is missing may be one that is misspelt."""
+    first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
+    key, found, message = ".".join(str(part) for part in first["loc"]), first.get("input"), first["msg"]
     if any(given == key or given.startswith(key + ".") or key.startswith(given + ".") for given in overrides):
-        place = "command line" if not place.startswith("compare") else place
+        place = overrides_place
     if first["type"] == "extra_forbidden":
-        names = dict(_describe(config_class()))
-        near = difflib.get_close_matches(key, names, 1, 0.6) or [
-            name for name in names if name.split(".")[-1] == key.split(".")[-1]
-        ]
-        return f"{place}: {key} is unknown" + (f"; did you mean {near[0]}?" if near else "; see --print-config")
+        while isinstance(found, dict) and len(found) == 1:  # optim: {lr: 1} → optim.lr
+            [(name, found)] = found.items()
+            key += f".{name}"
+        near = _nearest(key, section=isinstance(found, dict))
+        return f"{place}: {key} is unknown" + (f"; did you mean {near}?" if near else "; see --print-config")
     if first["type"] == "missing":
-        meaning = dict(_describe(config_class())).get(key, "")
+        meaning = dict(describe(config_class())).get(key, "")
         return f"{place}: {key} is missing" + (f" ({meaning})" if meaning else "")
-    found = first.get("input")
-    message = first["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
-    return f"{place}: {key}: found {json.dumps(found)}, {message}" if key else f"{place}: {message}"
+    if first["type"] == "value_error":  # from a section's own check, which names the setting
+        return f"{place}: {key}.{message.removeprefix('Value error, ')}"
+    expected = re.sub(r"^\w+ should be", "expected", message)
+    expected = expected.replace("an object", "a mapping").replace("a valid array", "a list")
+    return f"{place}: {key}: found {json.dumps(found)}, {re.sub(r'^[A-Z][a-z]+ should', 'expected to', expected)}"
 
 
-def _describe(cls: type[BaseModel], prefix: str = "") -> Iterable[tuple[str, str]]:
+def _nearest(key: str, section: bool) -> str | None:
+    """The valid setting (or section) an unknown key may mean: a sibling if one is near, else one elsewhere."""
+    parent, _, leaf = re.sub(r"\.\d+", "", key).rpartition(".")
+    best, best_rank = None, (False, 0.0)
+    for name in _keys(section):
+        other, _, right = name.rpartition(".")
+        near, sibling = _nearness(leaf, right), other == parent
+        room = parent.split(".")[0] == other.split(".")[0]
+        rank = (sibling, near, room, difflib.SequenceMatcher(None, parent, other).ratio())
+        if near >= (0.6 if sibling else 0.7) and rank > best_rank:
+            best, best_rank = name, rank
+    return best
+
+
+def _nearness(wrong: str, right: str) -> float:
+    """0 to 1; words of the other, as lr of base_lr, are near."""
+    words, others = set(wrong.split("_")), set(right.split("_"))
+    return 0.8 if words < others or others < words else difflib.SequenceMatcher(None, wrong, right).ratio()
+
+
+def describe(cls: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
     """Every dotted key of a config class with its meaning."""
     for name, field in cls.model_fields.items():
         yield prefix + name, field.description or ""
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _describe(field.annotation, f"{prefix}{name}.")
+        if inner := _section(field.annotation):
+            yield from describe(inner, f"{prefix}{name}.")
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    """The settings class a field holds, alone or in a tuple."""
+    classes = (part for part in (annotation, *get_args(annotation)) if isinstance(part, type))
+    return next((part for part in classes if issubclass(part, BaseModel)), None)
+
+
+@cache
+def _keys(sections: bool) -> tuple[str, ...]:
+    """The dotted keys of all sections, or of all single settings."""
+    names = [name for name, _ in describe(config_class())]
+    parents = {name.rpartition(".")[0] for name in names}
+    return tuple(name for name in names if (name in parents) == sections)
 
 
 # ---------------------------------------------------------------- writing
@@ -224,31 +274,46 @@ def _inline(value: Any) -> str:
 # ---------------------------------------------------------------- commands
 
 
-def command_parser(prog: str, about: str, config_required: bool = True) -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """argparse, with errors like everyone's and key=value before, between or after options."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"command line: {message}; see {self.prog} --help")
+
+    def parse_args(self, argv: list[str] | None = None) -> argparse.Namespace:
+        return self.parse_intermixed_args(argv)
+
+
+def command_parser(prog: str, about: str) -> Parser:
     """A parser with what all commands share: --config, --print-config and key=value overrides."""
-    parser = argparse.ArgumentParser(prog, description=about, allow_abbrev=False)
+    parser = Parser(prog, description=about, allow_abbrev=False)
     parser.add_argument("--config", metavar="FILE", help="a YAML file, or the name of a shipped config")
     parser.add_argument("--print-config", action="store_true", help="print every setting and its meaning, and stop")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that override the config's")
-    parser.set_defaults(config_required=config_required)
     return parser
 
 
 def configure(arguments: argparse.Namespace) -> Root | None:
-    """The config a parsed command line asks for; None where none is given and none is needed."""
+    """The config a parsed command line asks for; None where none is given and another file brings it.
+
+    --print-config prints it and stops.
+    """
     if arguments.config:
         config = load_config(arguments.config, arguments.overrides)
+    elif getattr(arguments, "checkpoint", None):
+        return None
     elif arguments.print_config:
         overrides = parse_overrides(arguments.overrides)
         config = make_config({}, "command line", {"data.source": "phantom", **overrides})
-    elif arguments.config_required:
-        raise UserError("command line: --config is missing; give a YAML file or a shipped config such as demo")
     else:
-        return None
-    if arguments.print_config:
-        print(print_config(config))
-        raise SystemExit(0)
-    return config
+        either = "--config or --checkpoint" if hasattr(arguments, "checkpoint") else "--config"
+        raise UserError(f"command line: {either} is missing; a config is a YAML file or a shipped one such as demo")
+    return config if not arguments.print_config else print_and_stop(config)
+
+
+def print_and_stop(config: Root) -> NoReturn:
+    print(print_config(config))
+    raise SystemExit(0)
 
 
 def run_command(command: Callable[[], None]) -> NoReturn:
@@ -264,4 +329,9 @@ def run_command(command: Callable[[], None]) -> NoReturn:
     except BrokenPipeError:  # `mae-pretrain --print-config | head`
         sys.stderr.close()
         sys.exit(1)
+    except OSError as error:  # no permission, a file where a folder is wanted
+        if error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror or error}", file=sys.stderr)
+        sys.exit(2)
     sys.exit(0)

@@ -37,7 +37,9 @@ class Data:
         table = table.assign(row=self.store.rows(table["image_id"]))
         table = table[table["row"] >= 0]
         if table.empty:
-            raise UserError(f"data: found no readable image in split {name!r}, expected some; see mae-prepare's summary")
+            raise UserError(
+                f"data: found no readable image in split {name!r}, expected some; see mae-prepare's summary"
+            )
         return table
 
 

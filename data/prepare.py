@@ -5,11 +5,12 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
-from multiprocessing import get_context
+from contextlib import closing, contextmanager
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING
 
 from data.config import Root, UserError, command_parser, configure, expand, run_command
@@ -96,19 +97,28 @@ def _decode_all(config: Root, writer: "StoreWriter") -> None:
     ]
     workers = min(data.workers or os.cpu_count() or 1, len(jobs))
     with tqdm(total=len(todo), desc=f"decode to {data.image_size} px", unit="image", disable=None) as bar:
-        for results in _run(decode_rows, jobs, workers):
-            for row, size, reason in results:
-                writer.note(row, size, reason)
-            bar.update(len(results))
+        with closing(_run(decode_rows, jobs, workers)) as decoded:
+            for results in decoded:
+                for row, size, reason in results:
+                    writer.note(row, size, reason)
+                bar.update(len(results))
 
 
-def _run(function, jobs: list[tuple], workers: int) -> Iterator:
+def _run(function: Callable, jobs: list[tuple], workers: int) -> Generator:
     if workers <= 1 or len(jobs) <= 8:  # starting processes costs more than a few hundred small images
         yield from (function(*job) for job in jobs)
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        for future in as_completed([pool.submit(function, *job) for job in jobs]):
-            yield future.result()
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_end_with_parent) as pool:
+        try:
+            for future in as_completed([pool.submit(function, *job) for job in jobs]):
+                yield future.result()
+        finally:  # an interrupt does not wait for what is left
+            pool.shutdown(cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """A worker would wait for ever on a parent that was killed."""
+    Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -7,6 +7,7 @@ it: they join at run time, so another label policy never decodes again.
 
 import csv
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -48,10 +49,10 @@ class StoreWriter:
         self.images = folder / "images.partial.npy"
         n = len(image_ids)
         if not self.images.exists():
-            _allocate(self.images, (n, size, size))
+            (folder / "rejected.partial.csv").write_text("image_id,path,reason\n")
             _allocate(folder / "state.npy", (n,))
             _allocate(folder / "bytes.npy", (n,), np.int64)
-            (folder / "rejected.partial.csv").write_text("image_id,path,reason\n")
+            _allocate(self.images, (n, size, size))  # last: where it stands, the others do
         self.state = np.load(folder / "state.npy", mmap_mode="r+")  # n
         self.bytes = np.load(folder / "bytes.npy", mmap_mode="r+")  # n
 
@@ -72,17 +73,24 @@ class StoreWriter:
 
     def finish(self, description: dict) -> None:
         """Turn what was written into a store that `ImageStore` opens; `store.json` comes last."""
-        with (self.folder / "index.csv").open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["image_id", "row", "bytes"])
-            writer.writerows((self.image_ids[r], r, int(self.bytes[r])) for r in np.flatnonzero(self.state == DONE))
+        with (self.folder / "rejected.partial.csv").open(newline="") as file:  # in order of arrival, some twice
+            reasons = {line["image_id"]: line["reason"] for line in csv.DictReader(file)}
+        ids, paths = self.image_ids, self.paths
+        done = ((ids[r], r, self.bytes[r]) for r in np.flatnonzero(self.state == DONE))
+        rejected = ((ids[r], paths[r], reasons[ids[r]]) for r in np.flatnonzero(self.state == REJECTED))
+        _write_csv(self.folder / "index.csv", "image_id row bytes", done)
+        _write_csv(self.folder / "rejected.csv", "image_id path reason", rejected)
         self.images.replace(self.folder / "images.npy")
-        (self.folder / "rejected.partial.csv").replace(self.folder / "rejected.csv")
         temporary = self.folder / "store.tmp"
         temporary.write_text(json.dumps(description, indent=1))
         temporary.replace(self.folder / "store.json")
-        for scratch in ("state.npy", "bytes.npy"):
+        for scratch in ("state.npy", "bytes.npy", "rejected.partial.csv"):
             (self.folder / scratch).unlink()
+
+
+def _write_csv(path: Path, columns: str, rows: Iterable[tuple]) -> None:
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([columns.split(), *rows])
 
 
 def _allocate(path: Path, shape: tuple[int, ...], dtype: type = np.uint8) -> None:
@@ -100,11 +108,9 @@ def decode_rows(
     return [(row, *_decode(array, row, path, size, resize, tone)) for row, path in jobs]
 
 
-def _decode(
-    array: np.ndarray, row: int, path: str, size: int, resize: str, tone: str
-) -> tuple[int, str | None]:
+def _decode(array: np.ndarray, row: int, path: str, size: int, resize: str, tone: str) -> tuple[int, str | None]:
     try:
         array[row] = read_fitted(path, size, resize, tone)
-        return Path(path.split("#")[0]).stat().st_size, None
+        return Path(re.sub(r"(\.npz)#.*", r"\1", path)).stat().st_size, None  # an archive's member counts its archive
     except UnreadableImage as error:
         return 0, str(error)

@@ -15,9 +15,7 @@ class Decoder(nn.Module):
     number of values in a patch (p·p·c).
     """
 
-    def __init__(
-        self, grid: tuple[int, int], encoder_width: int, width: int, depth: int, heads: int, pixels: int
-    ):
+    def __init__(self, grid: tuple[int, int], encoder_width: int, width: int, depth: int, heads: int, pixels: int):
         super().__init__()
         self.embed = nn.Linear(encoder_width, width)
         self.mask_token = token(width)

@@ -42,7 +42,7 @@ class Encoder(nn.Module):
 
     def standardize(self, images: Tensor) -> Tensor:
         """8-bit grey levels (b c h w) → what the model reads."""
-        return (images.float() / 255 - self.mean) / self.std
+        return (images.to(self.mean.dtype) / 255 - self.mean) / self.std
 
     def forward(self, images: Tensor, keep: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
         """Standardised images (b c h w) → tokens (b 1+k d), the class token first.
@@ -50,6 +50,9 @@ class Encoder(nn.Module):
         keep: (b k) indices of the patches to look at; None looks at all n of them.
         noise: (b 2·depth) uniform draws that decide stochastic depth while training with `drop_path` > 0.
         """
+        size = tuple(side * self.patch_size for side in self.grid)
+        if tuple(images.shape[1:]) != (self.in_channels, *size):
+            raise ValueError(f"images: found (c h w) {tuple(images.shape[1:])}, expected {(self.in_channels, *size)}")
         patches = patchify(images, self.patch_size)  # b n p·p·c
         if keep is None:
             tokens = self.embed(patches) + self.positions  # b n d

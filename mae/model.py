@@ -14,8 +14,9 @@ from mae.settings import ModelSettings
 
 # The paper's ViT-B, -L and -H (tables 8 and 9) with its decoder of 512 × 8; the smaller two, which
 # the paper does not have, keep the proportion of decoder to encoder.
+SIZES = ("patch_size", "width", "depth", "heads", "decoder_width", "decoder_depth", "decoder_heads")
 PRESETS = {
-    name: dict(zip(("patch_size", "width", "depth", "heads", "decoder_width", "decoder_depth", "decoder_heads"), sizes, strict=True))
+    name: dict(zip(SIZES, sizes, strict=True))
     for name, sizes in {
         "vit_tiny_patch16": (16, 192, 12, 3, 128, 4, 4),
         "vit_small_patch16": (16, 384, 12, 6, 256, 8, 8),
@@ -57,7 +58,7 @@ class MaskedAutoencoder(nn.Module):
         target = take(patchify(images, self.encoder.patch_size), masked)  # b m p·p·c
         if self.norm_pixel_loss:
             target = normalize_patches(target)
-        loss = (pred.float() - target).square().mean()
+        loss = (pred.to(target.dtype) - target).square().mean()  # float32 under autocast too
         return Reconstruction(loss, pred, masked, mask_of(masked, self.patches))
 
 
@@ -90,6 +91,8 @@ def build_mae(
     size = PRESETS[preset] | {name: value for name, value in sizes.items() if value is not None}
     image_size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
     _check_sizes(image_size, size)
+    if norm_pixel_loss and size["patch_size"] ** 2 * in_channels == 1:
+        raise UserError("model.patch_size: found 1, expected at least 2 with norm_pixel_loss (one value has no spread)")
     encoder = Encoder(
         image_size, size["patch_size"], in_channels, size["width"], size["depth"], size["heads"], pixel_mean, pixel_std
     )
@@ -109,6 +112,9 @@ def mae_from(settings: ModelSettings, image_size: int) -> MaskedAutoencoder:
 
 
 def _check_sizes(image_size: tuple[int, int], size: dict[str, int]) -> None:
+    for name, value in size.items():
+        if value < 1:
+            raise UserError(f"model.{name}: found {value}, expected at least 1")
     patch = size["patch_size"]
     if image_size[0] % patch or image_size[1] % patch:
         raise UserError(f"model.patch_size: found {patch}, expected a divisor of the image size {image_size}")

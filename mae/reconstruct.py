@@ -11,7 +11,7 @@ from mae.patches import patchify, unpatchify
 
 CAPTION = (
     "Left to right: original, what the encoder saw, reconstruction. A norm-pixel model predicts each hidden patch "
-    "up to brightness and contrast; these are estimated from the visible patches around it, never from the patch itself."
+    "up to brightness and contrast; these are estimated from the visible patches around it, never from itself."
 )
 
 

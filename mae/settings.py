@@ -41,7 +41,7 @@ class OptimizerSettings(Settings):
 class PretrainAugmentSettings(AugmentSettings):
     """The paper pretrains on random crops alone (appendix A.1); flips stay off for laterality."""
 
-    crop_scale: tuple[float, float] = Field((0.5, 1.0), description="area of the random resized crop, share of the image")
+    crop_scale: tuple[float, float] = Field((0.5, 1.0), description="area of the random crop, share of the image")
     rotation: float = Field(0.0, ge=0, le=45, description="largest rotation either way, degrees")
     translation: float = Field(0.0, ge=0, lt=0.5, description="largest shift either way, share of the side")
     brightness: float = Field(0.0, ge=0, lt=1, description="largest brightness shift, share of the grey range")

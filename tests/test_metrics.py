@@ -165,7 +165,7 @@ def test_one_metric_and_several_share_their_resamples():
 def test_block_size_does_not_change_the_interval(monkeypatch):
     labels, scores = sample(31)
     whole = bootstrap_interval(labels, scores, replicates=100)
-    monkeypatch.setattr("classify.metrics.BLOCK", 7 * 31)
+    monkeypatch.setattr("classify.metrics.bootstrap.BLOCK", 7 * 31)
     assert bootstrap_interval(labels, scores, replicates=100) == whole
 
 

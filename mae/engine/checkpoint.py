@@ -58,8 +58,9 @@ def load_checkpoint(path: str | Path, kind: str | None = None) -> Checkpoint:
     try:
         raw = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, ValueError, zipfile.BadZipFile):
-        raise UserError(f"{path}: found an unreadable or foreign file, expected a checkpoint of mae-pretrain "
-                        "or mae-finetune") from None
+        raise UserError(
+            f"{path}: found an unreadable or foreign file, expected a checkpoint of mae-pretrain or mae-finetune"
+        ) from None
     if not isinstance(raw, dict) or raw.get("format") != FORMAT:
         raise UserError(f"{path}: found a torch file of another program, expected a checkpoint ({FORMAT})")
     checkpoint = Checkpoint(**{key: value for key, value in raw.items() if key != "format"}, place=str(path))
@@ -73,9 +74,10 @@ def load_weights(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in checkpoint.weights.items()}
     for name in sorted(wanted.keys() | found.keys()):
-        if wanted.get(name) != found.get(name):
+        there, here = found.get(name, "nothing"), wanted.get(name, "nothing")
+        if there != here:
             raise UserError(
-                f"{checkpoint.place}: {name}: found {found.get(name, 'nothing')}, expected {wanted.get(name, 'nothing')}; "
+                f"{checkpoint.place}: {name}: found {there}, expected {here}; "
                 "the config describes a model of another size"
             )
     model.load_state_dict(checkpoint.weights)

@@ -74,7 +74,7 @@ def fit(stage: Stage, folder: Path) -> None:
     """Train until `stage.epochs`, continuing from the folder's last.pt where there is one.
 
     Random draws are functions of (seed, epoch, image), so weights, optimizer and `Position` are the
-    whole state: a resumed run equals an uninterrupted one. Raises UserError if the loss is not finite.
+    whole state: a resumed run equals an uninterrupted one. Raises UserError if loss or gradient is not finite.
     """
     position = _resume(stage, folder / "last.pt")
     if position.epoch >= stage.epochs:
@@ -106,10 +106,10 @@ def _train_epoch(stage: Stage, folder: Path, position: Position, tracker: Tracke
         progress.advance(stage.batches.batch_size)
         if len(losses) < LOG_EVERY and position.batch < len(stage.batches):
             continue
-        mean = torch.stack(losses).mean().item()  # the only point that waits for the device
-        if not math.isfinite(mean):
+        mean, norm = (torch.stack(part).mean().item() for part in (losses, norms))  # only here we wait for the device
+        if not math.isfinite(mean + norm):  # a bad gradient has spoilt the weights before the loss shows it
             raise UserError(
-                f"{folder}: the loss is not finite at step {position.step}; the checkpoint before it is kept; "
+                f"{folder}: loss or gradient is not finite at step {position.step}; the checkpoint before it is kept; "
                 "lower base_lr, set clip_grad, or use precision=fp32 and run again"
             )
         position.loss_sum += mean * len(losses)
@@ -120,7 +120,7 @@ def _train_epoch(stage: Stage, folder: Path, position: Position, tracker: Tracke
             {
                 "train/loss": mean,
                 "train/learning_rate": rate,
-                "train/gradient_norm": torch.stack(norms).mean().item(),
+                "train/gradient_norm": norm,
                 "train/images_per_second": speed,
             },
         )

@@ -13,7 +13,7 @@ from torch import nn
 def seeded(seed: int) -> Iterator[None]:
     """Initialise weights from this seed; torch's global generator is left as found."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # not CUDA's, which fork_rng would not give back
         yield
 
 
@@ -24,7 +24,8 @@ def parameter_groups(
 ) -> list[dict]:
     """Group named parameters by decay and learning-rate scale.
 
-    Biases, norms and tokens are not decayed, as in the paper's code; `lr_scale` gives each parameter's factor (layer-wise decay, Clark et al. 2020).
+    Biases, norms and tokens are not decayed, as in the paper's code; `lr_scale` gives each
+    parameter's factor (layer-wise decay, Clark et al. 2020).
     """
 
     def key(item: tuple[str, nn.Parameter]) -> tuple[float, float]:

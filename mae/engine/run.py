@@ -17,7 +17,10 @@ from data.config import Root, UserError, print_config
 from mae.engine.checkpoint import load_checkpoint
 
 # what a run may be continued with, besides the sections another command reads
-FREE = {"data.store", "data.workers", "pretrain.epochs", "finetune.epochs", "finetune.run"}
+FREE = {
+    *("data.store", "data.workers", "pretrain.panel_images", "finetune.run"),
+    *(f"{stage}.{name}" for stage in ("pretrain", "finetune") for name in ("epochs", "save_minutes")),
+}
 
 
 def check_run(folder: Path, config: Root, sections: Iterable[str], facts: Mapping[str, Any]) -> None:
@@ -49,10 +52,17 @@ def start_run(folder: Path, config: Root, facts: Mapping[str, Any]) -> None:
     """Write config.yaml, and environment.json with an entry for every start (first and resumed)."""
     folder.mkdir(parents=True, exist_ok=True)
     starts = json.loads((folder / "environment.json").read_text())["starts"] if _facts(folder) else []
-    (folder / "environment.json").write_text(
-        json.dumps({"facts": dict(facts), "starts": [*starts, environment()]}, indent=1)
+    _replace(
+        folder / "environment.json", json.dumps({"facts": dict(facts), "starts": [*starts, environment()]}, indent=1)
     )
-    (folder / "config.yaml").write_text(print_config(config) + "\n")
+    _replace(folder / "config.yaml", print_config(config) + "\n")
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file whole or not at all: a kill must not leave half of what tells runs apart."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
 
 
 def _facts(folder: Path) -> dict[str, Any]:
@@ -110,5 +120,5 @@ def device_of(config: Root) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError):
-        raise UserError(f"device: found {config.device!r}, which is not available; expected auto, cpu or cuda") from None
+        raise UserError(f"device: found {name!r}, which is not available; expected auto, cpu or cuda") from None
     return device

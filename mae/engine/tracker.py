@@ -21,7 +21,9 @@ class Tracker:
         if not self.path.exists():
             return
         kept = [line for line in self.path.read_text().splitlines() if _step(line) <= step]
-        self.path.write_text("".join(f"{line}\n" for line in kept if line))
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text("".join(f"{line}\n" for line in kept))
+        temporary.replace(self.path)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         with self.path.open("a") as file:

@@ -1,0 +1,51 @@
+"""Pure functions from arrays to metrics, intervals, paired tests and calibration.
+
+Everywhere: `labels` (n,) are 0 normal, 1 abnormal; `scores` (n,) grow with abnormality, and
+score >= threshold is called abnormal. Where several seeds of one model are compared, scores may be
+(s, n) and thresholds (s,). Nothing is read, written or seeded globally; bad input is a ValueError.
+
+Point estimates and resampled ones come from the same weighted formulas, so an interval always
+belongs to its estimate.
+"""
+
+from classify.metrics.binary import HEADLINE, BinaryMetrics, auc, binary_metrics, choose_threshold
+from classify.metrics.bootstrap import (
+    BootstrapDifference,
+    Interval,
+    bootstrap_difference,
+    bootstrap_differences,
+    bootstrap_interval,
+    bootstrap_intervals,
+)
+from classify.metrics.calibration import ReliabilityCurve, expected_calibration_error, reliability_curve
+from classify.metrics.paired import (
+    DeLongTest,
+    McNemarTest,
+    delong_interval,
+    delong_test,
+    mcnemar_test,
+    wilson_interval,
+)
+
+__all__ = [
+    "HEADLINE",
+    "BinaryMetrics",
+    "BootstrapDifference",
+    "DeLongTest",
+    "Interval",
+    "McNemarTest",
+    "ReliabilityCurve",
+    "auc",
+    "binary_metrics",
+    "bootstrap_difference",
+    "bootstrap_differences",
+    "bootstrap_interval",
+    "bootstrap_intervals",
+    "choose_threshold",
+    "delong_interval",
+    "delong_test",
+    "expected_calibration_error",
+    "mcnemar_test",
+    "reliability_curve",
+    "wilson_interval",
+]

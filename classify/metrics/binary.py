@@ -1,0 +1,189 @@
+"""Metrics at a threshold, one by one and, weighted, for thousands of resamples at once."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from classify.metrics.checks import check
+
+HEADLINE = ("accuracy", "precision", "f1", "recall", "auc")
+
+
+@dataclass(frozen=True)
+class BinaryMetrics:
+    """Metrics at one threshold; fields are read as `m.auc` or `m["auc"]`, and `dict(m)` lists them."""
+
+    n: int
+    positives: int
+    threshold: float
+    accuracy: float
+    precision: float
+    recall: float
+    specificity: float
+    f1: float
+    auc: float
+    average_precision: float
+    brier: float
+    tn: int
+    fp: int
+    fn: int
+    tp: int
+
+    @property
+    def confusion(self) -> tuple[int, int, int, int]:
+        """(tn, fp, fn, tp), the order of scikit-learn's confusion_matrix(...).ravel()."""
+        return self.tn, self.fp, self.fn, self.tp
+
+    def keys(self) -> list[str]:
+        return [field.name for field in fields(self)]
+
+    def __getitem__(self, name: str) -> float:
+        if name not in self.keys():
+            raise KeyError(name)
+        return getattr(self, name)
+
+
+def binary_metrics(labels: ArrayLike, scores: ArrayLike, threshold: float = 0.5) -> BinaryMetrics:
+    """Metrics of scores (n,) against labels (n,) at one threshold.
+
+    Ratios without a denominator are 0, as scikit-learn with zero_division=0 (precision when nothing
+    is called abnormal, recall without positives); the AUC of a single class is NaN. The Brier score
+    takes scores as probabilities.
+    """
+    labels, scores = check(labels, scores)
+    names = ("accuracy", "precision", "recall", "specificity", "f1", "auc", "average_precision", "brier")
+    once = np.ones((1, len(labels)))
+    values = {k: float(v[0]) for k, v in weighted_metrics(once, labels, scores, threshold, names).items()}
+    for name in ("recall", "specificity", "average_precision"):
+        values[name] = float(np.nan_to_num(values[name]))
+    tn, fp, fn, tp = (int(count[0]) for count in _confusion(once, labels, scores, threshold))
+    counts = {"tn": tn, "fp": fp, "fn": fn, "tp": tp}
+    return BinaryMetrics(len(labels), int(labels.sum()), float(threshold), **values, **counts)
+
+
+def auc(labels: ArrayLike, scores: ArrayLike, weights: ArrayLike | None = None) -> float | np.ndarray:
+    """Area under the ROC curve, ties counted half; NaN where a class is missing.
+
+    Without weights a float; with weights (n,) or (r, n), one AUC per row. Equals the midrank
+    (Mann-Whitney) form and scikit-learn's roc_auc_score.
+    """
+    labels, scores = check(labels, scores)
+    if weights is None:
+        return float(_auc(np.ones((1, len(labels))), labels, scores)[0])
+    weights = np.asarray(weights, dtype=np.float64)
+    if weights.ndim > 2 or weights.shape[-1:] != labels.shape:
+        raise ValueError(f"weights have shape {weights.shape}, wanted (n,) or (r, n), n = {len(labels)}")
+    return _auc(np.atleast_2d(weights), labels, scores)
+
+
+def choose_threshold(labels: ArrayLike, scores: ArrayLike, rule: str = "youden") -> float:
+    """The threshold that maximises `rule` on labels and scores (n,): use it on validation only.
+
+    Rules: youden (sensitivity + specificity - 1, the same choice as balanced accuracy; Youden 1950),
+    accuracy, f1. The answer lies midway between two adjacent scores; at the ends it is the lowest
+    score (all abnormal) or just above the highest (none). Among equally good thresholds the lowest
+    wins, the one that misses fewest. One class only is an error.
+    """
+    labels, scores = check(labels, scores)
+    positives, negatives = np.sort(scores[labels]), np.sort(scores[~labels])
+    if not (len(positives) and len(negatives)):
+        raise ValueError("choosing a threshold needs normal and abnormal cases, found one class only")
+    candidates = _candidate_thresholds(scores)
+    tp = len(positives) - np.searchsorted(positives, candidates)
+    fp = len(negatives) - np.searchsorted(negatives, candidates)
+    # whole numbers, or one rounded division of them: ties are exact
+    rules = {
+        "youden": lambda: tp * len(negatives) - fp * len(positives),
+        "accuracy": lambda: tp - fp,
+        "f1": lambda: 2 * tp / (tp + fp + len(positives)),
+    }
+    if rule not in rules:
+        raise ValueError(f"threshold rule {rule!r} is unknown; one of {', '.join(rules)}")
+    return float(candidates[np.argmax(rules[rule]())])
+
+
+def _candidate_thresholds(scores: np.ndarray) -> np.ndarray:
+    distinct = np.unique(scores)
+    low, high = distinct[:-1], distinct[1:]
+    middle = low + (high - low) / 2
+    middle = np.where(middle > low, middle, high)  # neighbouring floats have no midpoint
+    return np.concatenate([distinct[:1], middle, [np.nextafter(distinct[-1], np.inf)]])
+
+
+# ------------------------------------------------------------ the same metrics, weighted, in bulk
+#
+# weights (r, n) say how often each of n cases stands in each of r resamples. Undefined is NaN.
+
+
+def weighted_metrics(
+    weights: np.ndarray, labels: np.ndarray, scores: np.ndarray, threshold: float, names: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """{name: (r,)}; recall and average precision need a positive, specificity a negative, auc both.
+
+    Precision without a call of abnormal is 0, not undefined: a collapsed model keeps its price.
+    """
+    tn, fp, fn, tp = _confusion(weights, labels, scores, threshold)
+    formulas = {
+        "accuracy": lambda: ratio(tp + tn, tp + tn + fp + fn),
+        "precision": lambda: ratio(tp, tp + fp, empty=0.0),
+        "recall": lambda: ratio(tp, tp + fn),
+        "specificity": lambda: ratio(tn, tn + fp),
+        "f1": lambda: ratio(2 * tp, 2 * tp + fp + fn, empty=0.0),
+        "auc": lambda: _auc(weights, labels, scores),
+        "average_precision": lambda: _average_precision(weights, labels, scores),
+        "brier": lambda: ratio(weights @ (scores - labels) ** 2, weights.sum(1)),
+    }
+    for name in names:
+        if name not in formulas:
+            raise ValueError(f"metric {name!r} is unknown; one of {', '.join(formulas)}")
+    return {name: formulas[name]() for name in names}
+
+
+def _confusion(weights: np.ndarray, labels: np.ndarray, scores: np.ndarray, threshold: float) -> tuple[np.ndarray, ...]:
+    """tn, fp, fn, tp, each (r,)."""
+    called = scores >= threshold
+    cells = np.stack([~labels & ~called, ~labels & called, labels & ~called, labels & called])  # 4 n
+    return tuple((weights @ cells.T.astype(np.float64)).T)
+
+
+def _auc(weights: np.ndarray, labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """(r,): each positive beats the negatives below it and half of those level with it."""
+    positive, negative, below, upto = _order(labels, scores)
+    lost = _cumulate(weights[:, negative])  # r n0+1
+    won = weights[:, positive]  # r n1
+    area = np.einsum("rp,rp->r", won, lost[:, below] + lost[:, upto]) / 2
+    return ratio(area, won.sum(1) * lost[:, -1])
+
+
+def _average_precision(weights: np.ndarray, labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """(r,): precision at each positive's score, averaged over positives (a step-wise integral)."""
+    positive, negative, below, _ = _order(labels, scores)
+    hits, misses = _cumulate(weights[:, positive]), _cumulate(weights[:, negative])
+    ranked = scores[positive]
+    tp = hits[:, -1:] - hits[:, np.searchsorted(ranked, ranked, "left")]
+    fp = misses[:, -1:] - misses[:, below]
+    precision = ratio(tp, tp + fp, empty=0.0)
+    return ratio(np.einsum("rp,rp->r", weights[:, positive], precision), hits[:, -1])
+
+
+def _order(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Indices of positives and negatives by rising score, and, per positive, how many negatives
+    lie below it and how many lie below or level."""
+    order = np.argsort(scores, kind="stable")
+    positive, negative = order[labels[order]], order[~labels[order]]
+    below = np.searchsorted(scores[negative], scores[positive], "left")
+    upto = np.searchsorted(scores[negative], scores[positive], "right")
+    return positive, negative, below, upto
+
+
+def _cumulate(weights: np.ndarray) -> np.ndarray:
+    """(r, n) → (r, n+1): column j sums the first j."""
+    total = np.zeros((len(weights), weights.shape[1] + 1))
+    np.cumsum(weights, axis=1, out=total[:, 1:])
+    return total
+
+
+def ratio(above: np.ndarray, below: np.ndarray, empty: float = np.nan) -> np.ndarray:
+    return np.divide(above, below, out=np.full(np.shape(below), empty), where=below > 0)

@@ -1,0 +1,139 @@
+"""One DICOM file → 8-bit grey: modality LUT, VOI LUT or window, polarity, in the standard's order (PS3.3 C.11).
+
+Only the elements of `DICOM_TAGS` are kept, and what pydicom says of them is not passed on: nothing
+about a patient can reach a message or a log.
+"""
+
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import pydicom
+from PIL import Image
+from pydicom.pixels import get_decoder, pixel_array
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+from data.images import Tone, check_size, refuse
+from data.tones import between_tails, equalized, to_bytes
+
+GREYS = ("MONOCHROME1", "MONOCHROME2")
+COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
+DICOM_TAGS = (
+    *("TransferSyntaxUID", "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration"),
+    *("NumberOfFrames", "Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
+    *("PixelPaddingValue", "PixelPaddingRangeLimit", "RescaleSlope", "RescaleIntercept", "WindowCenter"),
+    *("WindowWidth", "VOILUTFunction", "ModalityLUTSequence", "VOILUTSequence", "ExtendedOffsetTable"),
+    *("ExtendedOffsetTableLengths", "PixelData"),
+)
+
+
+def read_dicom(data: bytes, tone: Tone) -> np.ndarray:
+    """Every tone depends on the stored value alone: it is worked out once per value, not per pixel."""
+    dataset = _parse_dicom(data)
+    stored = _stored_values(dataset)
+    if stored.ndim == 3:
+        return np.array(Image.fromarray(stored).convert("L"))
+    stored = stored.astype(stored.dtype.newbyteorder("="), copy=False)
+    index = stored.view(f"u{stored.itemsize}")
+    codes = np.arange(2 ** (8 * stored.itemsize), dtype=index.dtype).view(stored.dtype).astype(float)
+    negative = dataset.PhotometricInterpretation == "MONOCHROME1"
+    values = _modality(codes, dataset)
+    if tone == "mimic_jpg":
+        return equalized(values, np.bincount(index.ravel(), minlength=len(codes)), negative)[index]
+    shown = _voi(values, dataset)
+    if shown is None:
+        counts = np.bincount(index.ravel(), minlength=len(codes))
+        shown = between_tails(values, _without_padding(codes, counts, dataset))
+    # here and nowhere else: Presentation LUT Shape INVERSE only repeats what MONOCHROME1 says
+    return to_bytes(1 - shown if negative else shown)[index]
+
+
+def _parse_dicom(data: bytes) -> Any:
+    try:
+        dataset = pydicom.dcmread(BytesIO(data), force=True, specific_tags=list(DICOM_TAGS))
+    except Exception:  # never its text: a damaged file could put anything into it
+        refuse("a damaged DICOM", "an intact one")
+    if "PixelData" not in dataset or "Rows" not in dataset or "Columns" not in dataset:
+        refuse("a DICOM without pixel data", "an image")
+    check_size(dataset.Rows, dataset.Columns)
+    frames, bits, kind = (dataset.get(k) for k in ("NumberOfFrames", "BitsAllocated", "SamplesPerPixel"))
+    if int(frames or 1) > 1:
+        refuse(f"{int(frames)} frames", "one")
+    if bits != 8 and (bits, kind) != (16, 1):
+        refuse(f"{int(bits)} bits allocated", "8 or 16 (8 for colour)")
+    known = GREYS if kind == 1 else COLOURS
+    if dataset.get("PhotometricInterpretation") not in known:
+        refuse(f"{kind} samples in another photometric interpretation", " or ".join(known))
+    if "TransferSyntaxUID" not in dataset.file_meta:
+        implicit = dataset.original_encoding[0]
+        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
+    return dataset
+
+
+def _stored_values(dataset: Any) -> np.ndarray:
+    """uint8/int8/uint16/int16 (h w), or RGB uint8 (h w 3), by any decoder pydicom finds."""
+    syntax = dataset.file_meta.TransferSyntaxUID
+    try:
+        decoder = get_decoder(syntax)
+    except NotImplementedError:
+        refuse("pixel data in an unknown transfer syntax", "one that pydicom decodes")
+    plugins = "; ".join(decoder.missing_dependencies).replace("requires gdcm", "requires python-gdcm")
+    if not decoder.is_available:
+        refuse(f"{syntax.name} pixel data", f"a plugin that decodes it ({plugins})")
+    try:
+        return pixel_array(dataset)
+    except Exception:  # its text is long and may quote the file
+        hint = f"intact data or a further plugin ({plugins})" if plugins else "intact data"
+        refuse(f"{syntax.name} pixel data that cannot be decoded", hint)
+
+
+def _modality(codes: np.ndarray, dataset: Any) -> np.ndarray:
+    if dataset.get("ModalityLUTSequence"):
+        return _look_up(codes, dataset.ModalityLUTSequence[0], dataset)[0]
+    slope, intercept = dataset.get("RescaleSlope"), dataset.get("RescaleIntercept")
+    return codes * float(slope if slope is not None else 1) + float(intercept or 0)
+
+
+def _voi(values: np.ndarray, dataset: Any) -> np.ndarray | None:
+    """Values → 0…1 by the first view the file itself asks for; None if it asks for none."""
+    if dataset.get("VOILUTSequence") and "LUTData" in dataset.VOILUTSequence[0]:
+        found, full_scale = _look_up(values, dataset.VOILUTSequence[0], dataset)
+        return found / full_scale
+    center, width = _first(dataset.get("WindowCenter")), _first(dataset.get("WindowWidth"))
+    if center is None or width is None or width <= 0:
+        return None
+    function = str(dataset.get("VOILUTFunction") or "LINEAR").upper()
+    if function == "SIGMOID":
+        return 1 / (1 + np.exp(np.clip(-4 * (values - center) / width, -700, 700)))
+    if function == "LINEAR":  # PS3.3 C.11.2.1.2.1
+        center, width = center - 0.5, width - 1
+    return np.clip((values - center) / max(width, 1e-6) + 0.5, 0, 1)
+
+
+def _first(value: Any) -> float | None:
+    if value is None or isinstance(value, str | int | float):
+        return None if value in (None, "") else float(value)
+    return float(value[0]) if len(value) else None
+
+
+def _look_up(values: np.ndarray, item: Any, dataset: Any) -> tuple[np.ndarray, int]:
+    """Modality or VOI LUT and its full scale. Not pydicom's: that wraps indices of 8-bit tables at 256."""
+    entries, first, bits = item.LUTDescriptor
+    words = item.LUTData
+    if isinstance(words, bytes):
+        words = np.frombuffer(words, "<u2" if dataset.original_encoding[1] else ">u2")
+    table = np.atleast_1d(words).astype(np.int64).astype(np.uint16)
+    if bits == 8 and len(table) * 2 - (entries or 2**16) % 2**16 in (0, 1):  # two entries in each word
+        table = table.view(np.uint8)
+    full_scale = max(2**bits - 1, int(table.max()))
+    return table[np.clip(values - first, 0, len(table) - 1).astype(np.int64)].astype(float), full_scale
+
+
+def _without_padding(codes: np.ndarray, counts: np.ndarray, dataset: Any) -> np.ndarray:
+    padding = _first(dataset.get("PixelPaddingValue"))
+    if padding is None:
+        return counts
+    limit = _first(dataset.get("PixelPaddingRangeLimit"))
+    ends = sorted((padding, padding if limit is None else limit))
+    valid = np.where((codes >= ends[0]) & (codes <= ends[1]), 0, counts)
+    return valid if valid.any() else counts

@@ -1,0 +1,270 @@
+"""Laws of report.html: one file, nothing from outside, no markup of users', no identifiers, whatever the grid."""
+
+import html
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from classify.compare import Comparison, Line, expand_grid
+from classify.evaluate import Evaluation, describe
+from classify.figures import COLOURS
+from classify.report import budgets_of, confusion, kept_epoch, notices, own_settings, panels, write_report
+from data.config import Root, make_config
+from data.loader import Data
+from data.manifest import Manifest
+from mae.engine.checkpoint import Checkpoint, save_checkpoint
+from mae.model import mae_from
+
+NASTY = '<script>alert("$x$")</script> & "Söhne" $y'
+IMAGES, TESTED, SIDE = 6, 60, 16
+PRETRAINED = {"name": "MAE", "pretraining": ["mae75"]}
+RESNET = {"name": "ResNet-18", "set": {"finetune.model": "resnet18"}}
+
+
+def config_of(folder: Path, rows=(PRETRAINED, RESNET), source="phantom", report=None, **compare) -> Root:
+    model = {"preset": "vit_tiny_patch16", "patch_size": 8, "width": 16, "depth": 1, "heads": 2}
+    model |= {"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2}
+    settings = {
+        "run": str(folder),
+        "data": {"source": source, "image_size": SIDE},
+        "model": model,
+        "evaluate": {"replicates": 100},
+        "report": {"images": report},
+        "compare": {"rows": rows, "pretrainings": {"mae75": {}}, "split": "test"} | compare,
+    }
+    return make_config(settings, "test")
+
+
+def comparison_of(config: Root, epochs: int = 3, one_class: bool = False) -> Comparison:
+    """A comparison of models nobody trained: drawn scores and losses, a real checkpoint of random weights."""
+    data = data_of(config.data.source == "mimic-cxr-jpg")
+    cells, evaluations, folders = list(expand_grid(config)), {}, {}
+    for cell in cells:
+        checkpoint = None
+        if cell.pretrain_config:
+            folders[Path(cell.pretrain_config.run).name] = checkpoint = pretraining(cell.pretrain_config, epochs)
+        evaluations.setdefault(cell.row, []).append(evaluation(cell, checkpoint, epochs, one_class))
+    lines = tuple(line_of(next(c for c in cells if c.row == row), found) for row, found in evaluations.items())
+    return Comparison(config, data, lines, folders)
+
+
+def data_of(credentialed: bool) -> Data:
+    ids = [f"secret-image-{i}" for i in range(IMAGES)]
+    table = pd.DataFrame({"image_id": ids, "patient_id": [f"secret-patient-{i}" for i in range(IMAGES)]})
+    table = table.assign(split="validate", label=1.0)
+    images = np.random.default_rng(0).integers(0, 256, (IMAGES, SIDE, SIDE), np.uint8)
+    store = SimpleNamespace(images=images, fingerprint="ab" * 32, rows=lambda ids: np.arange(len(ids)))
+    return Data(Manifest(table, ("a note",), credentialed), store)
+
+
+def log(folder: Path, rows: list[dict]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    started = [{"step": 1, "train/loss": 1.0}]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in started + rows))
+
+
+def pretraining(config: Root, epochs: int) -> Path:
+    folder = Path(config.run)
+    log(
+        folder,
+        [{"step": e, "epoch": e, "epoch/train_loss": 1 / e, "validate/loss": 1 / e} for e in range(1, epochs + 1)],
+    )
+    model = mae_from(config.model, config.data.image_size)
+    save_checkpoint(Checkpoint("mae", config.model_dump(mode="json"), model.state_dict()), folder / "best.pt")
+    return folder
+
+
+def evaluation(cell, checkpoint: Path | None, epochs: int, one_class: bool) -> Evaluation:
+    rng = np.random.default_rng([cell.row, cell.config.seed])
+    labels = np.ones(TESTED) if one_class else np.arange(TESTED) % 2
+    ids = {f"{kind}_id": [f"secret-{kind}-{i}" for i in range(TESTED)] for kind in ("image", "patient", "study")}
+    scores = 1 / (1 + np.exp(rng.normal(0, 1, TESTED) + 0.5 - labels))
+    run = Path(cell.config.finetune.run)
+    losses = {"epoch/train_loss": 0.7, "validate/loss": 0.6}
+    log(run, [{"step": e, "epoch": e, "validate/auc": 0.6 + 0.01 * e, **losses} for e in range(1, epochs + 1)])
+    meta = {
+        "train_images": cell.labelled or 100,
+        "pretrained_from": str(checkpoint / "best.pt") if checkpoint else None,
+    }
+    summary = {"patients": TESTED, "seed": cell.config.seed, "commit": "c0ffee", "meta": meta}
+    return Evaluation(run, cell.config, 0.5, pd.DataFrame(ids | {"label": labels, "score": scores}), summary)
+
+
+def line_of(cell, evaluations: list[Evaluation]) -> Line:
+    return Line(describe(cell.config, bool(cell.pretraining)) | {"Model": cell.name}, cell.labelled, tuple(evaluations))
+
+
+def render(comparison: Comparison, folder: Path) -> str:
+    path = folder / "report.html"
+    write_report(comparison, path)
+    return path.read_text(encoding="utf-8")
+
+
+class Balance(HTMLParser):
+    """Fails where a tag is not closed in its order."""
+
+    VOID = frozenset({"meta", "img", "br", "link", "input"})
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open, self.tags, self.ids = [], [], []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attributes) -> None:
+        self.tags.append(tag)
+        self.ids += [value for name, value in attributes if name == "id"]
+        self.open += [] if tag in self.VOID else [tag]
+
+    def handle_startendtag(self, tag: str, attributes) -> None:
+        self.ids += [value for name, value in attributes if name == "id"]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+@pytest.fixture(scope="module")
+def usual(tmp_path_factory) -> tuple[Comparison, str]:
+    folder = tmp_path_factory.mktemp("usual")
+    comparison = comparison_of(config_of(folder))
+    return comparison, render(comparison, folder)
+
+
+def test_report_is_one_file_without_scripts_or_network(usual):
+    _, text = usual
+    assert not re.search(r"<(script|link|iframe|object|embed)\b|@import|url\(\s*['\"]?(?!#)", text)
+    for value in re.findall(r'(?:src|href)="([^"]*)"', text):
+        assert value.startswith(("data:image/", "#")), value
+    assert len(text) < 1_000_000
+
+
+def test_report_is_well_formed_and_its_ids_are_unique(usual):
+    page = Balance(usual[1])
+    assert len(page.ids) == len(set(page.ids))
+    assert {"results", "roc", "confusion", "training", "calibration", "reconstructions", "runs"} <= set(page.ids)
+    assert page.tags.count("svg") == 6  # forest, ROC, calibration, one pretraining, two rows
+
+
+def test_report_says_what_was_measured_and_how(usual):
+    comparison, text = usual
+    line = comparison.lines[0]
+    said = html.unescape(text)
+    for part in ("Not a medical device", "synthetic", "60 images of 60 patients", "50.0 % abnormal", "c0ffee",
+                 comparison.data.manifest.fingerprint(), "abababababababab", "Highest AUC", "AUC minus ResNet-18",
+                 f"{line.intervals['auc'].estimate:.3f}".lstrip("0"), "mask_ratio: 0.75", "a note"):  # fmt: skip
+        assert part in said, part
+
+
+def test_same_comparison_gives_the_same_bytes_and_leaves_global_state_alone(usual, tmp_path):
+    comparison, text = usual
+    before, drawn = dict(matplotlib.rcParams), torch.get_rng_state()
+    assert render(comparison, tmp_path) == text
+    assert dict(matplotlib.rcParams) == before
+    assert torch.equal(torch.get_rng_state(), drawn)
+
+
+def test_names_are_text_never_markup(tmp_path):
+    rows = [{"name": NASTY}, {"name": "# & $", "set": {"finetune.model": "resnet18"}}]
+    text = render(comparison_of(config_of(tmp_path / "<b>run", rows)), tmp_path)
+    Balance(text)
+    assert "<script" not in text and "<b>run" not in text
+    assert html.unescape(text).count(NASTY) >= 5  # table, forest, legends, matrices, runs
+
+
+def test_credentialed_report_shows_neither_images_nor_ids(tmp_path):
+    text = render(comparison_of(config_of(tmp_path, source="mimic-cxr-jpg")), tmp_path)
+    assert "data:image" not in text and "secret" not in text
+    assert "withheld, because the source is credentialed" in text and "report.images=true" in text
+    assert "data use agreement" in text
+
+
+def test_credentialed_images_shown_on_request_come_with_a_warning(tmp_path):
+    comparison = comparison_of(config_of(tmp_path, source="mimic-cxr-jpg", report=True))
+    assert panels(comparison)[0]["source"].startswith("data:image/png")
+    assert any("data use agreement" in notice and "It shows radiographs" in notice for notice in notices(comparison))
+
+
+def test_images_can_be_withheld_from_any_report(tmp_path):
+    assert panels(comparison_of(config_of(tmp_path, report=False))) is None
+
+
+def test_several_seeds_and_budgets(tmp_path):
+    comparison = comparison_of(config_of(tmp_path, seeds=[0, 1, 2], labelled=[20, None]))
+    text = render(comparison, tmp_path)
+    page = Balance(text)
+    assert len(page.ids) == len(set(page.ids))
+    assert page.tags.count("svg") == 2 * 3 + 3 + 4  # per budget, per stage-one run, per row
+    assert "20 labelled training images" in text and "100 labelled training images" in text
+    assert "summed over the 3 seeds" in text
+    assert text.count('class="pixelated"') == 3
+
+
+def test_a_row_keeps_its_colour_in_every_budget(tmp_path):
+    first, second = budgets_of(comparison_of(config_of(tmp_path, labelled=[20, None])))
+    assert [row.colour for row in first.rows] == [row.colour for row in second.rows] == list(COLOURS[:2])
+
+
+def test_more_rows_than_colours_still_differ(tmp_path):
+    rows = [{"name": f"row {i}"} for i in range(9)]
+    [budget] = budgets_of(comparison_of(config_of(tmp_path, rows)))
+    assert len({(row.colour, row.symbol) for row in budget.rows}) == 9
+
+
+def test_one_row_without_pretraining(tmp_path):
+    text = render(comparison_of(config_of(tmp_path, [RESNET])), tmp_path)
+    Balance(text)
+    assert "Differences from" not in text and "Highest AUC" not in text
+    assert "No row of this comparison is pretrained" in text
+
+
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_short_or_missing_curves(tmp_path, epochs):
+    text = render(comparison_of(config_of(tmp_path), epochs), tmp_path)
+    Balance(text)
+    assert ("No curve was recorded" in text) == (epochs == 0)
+
+
+@pytest.mark.filterwarnings("error")
+def test_one_class_has_no_roc_curve(tmp_path):
+    text = render(comparison_of(config_of(tmp_path, [RESNET]), one_class=True), tmp_path)
+    assert "the split holds one class only" in text
+
+
+def test_validation_results_are_called_flattering(tmp_path):
+    assert "flatter" in " ".join(notices(comparison_of(config_of(tmp_path, split="validate"))))
+
+
+def test_rows_that_read_alike_are_told_apart_by_their_pretraining(tmp_path):
+    rows = [{"name": "MAE", "pretraining": ["mae75", "long"]}]
+    config = config_of(tmp_path, rows, pretrainings={"mae75": {}, "long": {"pretrain.epochs": 800}})
+    [budget] = budgets_of(comparison_of(config))
+    assert [row.name for row in budget.rows] == ["MAE 75 % (pretrain-mae75-seed0)", "MAE 75 % (pretrain-long-seed0)"]
+
+
+def test_confusion_counts_every_case_of_every_seed_once():
+    predictions = [pd.DataFrame({"label": [0, 0, 0, 1, 1], "score": s}) for s in ([0, 0, 1, 1, 1], [0, 1, 1, 0, 1])]
+    evaluations = tuple(SimpleNamespace(predictions=p, threshold=0.5) for p in predictions)
+    normal, abnormal = confusion(Line({}, None, evaluations))
+    assert (normal["counts"], abnormal["counts"]) == ((3, 3), (1, 3))
+    assert abnormal["shares"] == [0.25, 0.75]
+
+
+def test_kept_epoch_is_the_first_of_the_best():
+    epochs = [
+        {"epoch": e, "validate/auc": a, "validate/loss": b} for e, a, b in ((1, 0.6, 3), (2, 0.7, 2), (3, 0.7, 2))
+    ]
+    assert kept_epoch(epochs, "auc")["epoch"] == kept_epoch(epochs, "loss")["epoch"] == 2
+
+
+def test_own_settings_name_what_a_row_changed(tmp_path):
+    config = config_of(tmp_path, [{"name": "probe", "set": {"finetune.mode": "linear"}}])
+    [cell] = expand_grid(config)
+    assert list(own_settings(config, cell.config)) == ["finetune.mode=linear"]
