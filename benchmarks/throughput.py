@@ -22,9 +22,9 @@ from PIL import Image
 from classify.classifier import build_classifier
 from classify.resnet import build_resnet
 from data.augment import DRAWS, augment
+from data.drawing import draw_radiograph
 from data.draws import uniform
 from data.images import read_fitted
-from data.phantom import draw_radiograph
 from data.settings import AugmentSettings
 from mae.engine.optim import adamw, parameter_groups
 from mae.engine.run import environment

@@ -76,9 +76,14 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
-)
+class _Dumper(yaml.SafeDumper):
+    """Writes what `_Loader` reads: the string "1e-3" in quotes."""
+
+
+for _yaml in (_Loader, _Dumper):
+    _yaml.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+    )
 
 
 def load_config(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Root:
@@ -268,7 +273,8 @@ def print_config(config: BaseModel, indent: str = "") -> str:
 
 def _inline(value: Any) -> str:
     plain = json.loads(json.dumps(value, default=lambda v: v.model_dump(mode="json")))
-    return yaml.safe_dump(plain, default_flow_style=True, width=10**6, sort_keys=False).strip().removesuffix("\n...")
+    text = yaml.dump(plain, Dumper=_Dumper, default_flow_style=True, width=10**6, sort_keys=False, allow_unicode=True)
+    return text.strip().removesuffix("\n...")
 
 
 # ---------------------------------------------------------------- commands

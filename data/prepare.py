@@ -96,12 +96,12 @@ def _decode_all(config: Root, writer: "StoreWriter") -> None:
         for rows in chunks
     ]
     workers = min(data.workers or os.cpu_count() or 1, len(jobs))
-    with tqdm(total=len(todo), desc=f"decode to {data.image_size} px", unit="image", disable=None) as bar:
-        with closing(_run(decode_rows, jobs, workers)) as decoded:
-            for results in decoded:
-                for row, size, reason in results:
-                    writer.note(row, size, reason)
-                bar.update(len(results))
+    bar = tqdm(total=len(todo), desc=f"decode to {data.image_size} px", unit="image", disable=None)
+    with bar, closing(_run(decode_rows, jobs, workers)) as decoded:
+        for results in decoded:
+            for row, size, reason in results:
+                writer.note(row, size, reason)
+            bar.update(len(results))
 
 
 def _run(function: Callable, jobs: list[tuple], workers: int) -> Generator:

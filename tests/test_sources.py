@@ -9,6 +9,7 @@ import pytest
 from mimic_tree import FINDINGS, build_mimic_tree, folders, write_mimic_csv
 
 import data.phantom
+import data.sources.phantom
 from data.config import UserError
 from data.settings import DataSettings, PhantomSettings
 from data.sources import COLUMNS, read_source
@@ -233,14 +234,14 @@ def test_real_radiographs_in_a_mimic_tree_are_found_by_their_paths(tmp_path):
 
 @pytest.fixture
 def drawings(monkeypatch):
-    """Draws cheap trees in the place of phantoms, and lists what was asked for."""
+    """Lists which phantoms are drawn."""
     asked = []
 
     def write_tree(root, images, seed, workers):
         asked.append((images, seed))
-        build_mimic_tree(root, [None] * images, [True, False] * (images // 2))
+        data.phantom.write_tree(root, images, seed)
 
-    monkeypatch.setattr(data.phantom, "write_tree", write_tree)
+    monkeypatch.setattr(data.sources.phantom, "write_tree", write_tree)
     return asked
 
 

@@ -1,16 +1,13 @@
 """Layouts → one table: a module reads each, and nothing later asks where an image came from.
 
 Every module has `read(settings, root) -> (table, notes)`: the table has `COLUMNS` and then any
-finding columns, the notes are counts to print. `phantom` is drawn here and read as MIMIC-CXR-JPG.
+finding columns, the notes are counts to print.
 """
 
-import json
-import os
 import zlib
 from collections.abc import Collection, Iterable, Mapping
 from importlib import import_module
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
@@ -33,7 +30,7 @@ MODULES = {
     "folder": "data.sources.folder",
     "table": "data.sources.table",
     "medmnist": "data.sources.medmnist",
-    "phantom": "data.sources",
+    "phantom": "data.sources.phantom",
 }
 
 
@@ -120,51 +117,3 @@ def read_words(values: pd.Series, words: Mapping[str, object], place: Path) -> p
             expected = ", ".join(words)
             raise UserError(f"{place}: row {row}: found {values.name} {word!r}, expected one of {expected} or blank")
     return values.map(meanings)
-
-
-# ---------------------------------------------------------------- phantom
-
-
-def read(settings: DataSettings, root: Path) -> tuple[pd.DataFrame, list[str]]:
-    """Source `phantom`: the drawing in `root`, made now where there is none.
-
-    Raises UserError if `root` holds anything but a drawing of these settings.
-    """
-    wanted, notes = {"images": settings.phantom.images, "seed": settings.phantom.seed}, []
-    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
-        _draw_phantom(root, wanted, settings.workers or os.cpu_count() or 1)
-        notes.append(f"drew {wanted['images']:,} phantom radiographs into {root}")
-    found = _phantom_record(root)
-    if found != wanted:
-        held = f"a phantom of {_phrase(found)}" if found else "no phantom.json"
-        raise UserError(
-            f"{root}: found {held}, expected a phantom of {_phrase(wanted)}; choose another data.root or delete it"
-        )
-    table, counts = import_module(MODULES["mimic-cxr-jpg"]).read(settings, root)
-    return table, notes + counts
-
-
-def _draw_phantom(root: Path, wanted: dict[str, int], workers: int) -> None:
-    from data.phantom import write_tree
-
-    root.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{root.name}.", dir=root.parent) as staging:
-        tree = Path(staging) / root.name
-        write_tree(tree, wanted["images"], wanted["seed"], workers)
-        (tree / "phantom.json").write_text(json.dumps(wanted) + "\n", encoding="utf-8")
-        try:
-            tree.rename(root)
-        except OSError:  # another process drew it meanwhile
-            if _phantom_record(root) is None:
-                raise
-
-
-def _phantom_record(root: Path) -> dict | None:
-    try:
-        return json.loads((root / "phantom.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-
-
-def _phrase(record: dict) -> str:
-    return ", ".join(f"{key} {value}" for key, value in record.items())

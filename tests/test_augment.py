@@ -1,0 +1,228 @@
+"""Laws of random draws and of augmentation."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor
+
+from data.augment import DRAWS, augment
+from data.draws import uniform
+from data.settings import AugmentSettings
+
+STILL = dict(crop_scale=(1.0, 1.0), crop_ratio=1.0, rotation=0.0, translation=0.0, flip=0.0)
+STILL |= dict(brightness=0.0, contrast=0.0, gamma=0.0, erase=0.0)
+LIVELY = AugmentSettings(crop_scale=(0.3, 1.0), rotation=20, translation=0.1, flip=0.5, erase=0.5)
+
+
+def images_of(b: int = 5, height: int = 14, width: int = 22, channels: int = 1) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (b, channels, height, width), dtype=torch.uint8, generator=generator)
+
+
+def middle(b: int = 5, **draws: float) -> Tensor:
+    """Draws at one half, which crop, shift and turn nothing; `u7=0.1` sets the draw number 7."""
+    table = torch.full((b, DRAWS), 0.5)
+    for name, value in draws.items():
+        table[:, int(name[1:])] = value
+    return table
+
+
+def settings(**changed) -> AugmentSettings:
+    return AugmentSettings(**STILL | changed)
+
+
+# ---------------------------------------------------------------- draws
+
+
+def test_draws_depend_on_the_image_not_on_its_batch():
+    numbers = torch.tensor([7, 0, 3, 12_345_678_901, 5])
+    draws = uniform(1, "mask", 2, numbers, 11)
+    assert draws.shape == (5, 11)
+    order = torch.tensor([4, 1, 3, 0, 2])
+    assert uniform(1, "mask", 2, numbers[order], 11).equal(draws[order])
+    for image in range(5):
+        assert uniform(1, "mask", 2, numbers[image : image + 1], 11).equal(draws[image : image + 1])
+    assert uniform(1, "mask", 2, numbers, 5).equal(draws[:, :5])
+
+
+def test_draws_are_the_same_on_every_machine():
+    expected = [0.4567, 0.1479, 0.8823]
+    found = uniform(0, "mask", 0, torch.tensor([1]), 3)[0].tolist()
+    assert found == pytest.approx(expected, abs=1e-4)
+
+
+def test_draws_differ_with_seed_purpose_epoch_and_image():
+    numbers = torch.arange(50)
+    streams = [
+        uniform(seed, purpose, epoch, numbers, 7)
+        for seed in (0, 1, 2)
+        for purpose in ("mask", "augment")
+        for epoch in (0, 1, 2)
+    ]
+    rows = torch.cat(streams)
+    assert len({tuple(row.tolist()) for row in rows}) == len(rows)
+
+
+def test_draws_leave_the_global_generator_alone():
+    before = torch.get_rng_state()
+    uniform(0, "mask", 0, torch.arange(3), 5)
+    assert torch.get_rng_state().equal(before)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 123_456])
+def test_draws_are_uniform(seed):
+    draws = uniform(seed, "mask", 3, torch.arange(2000), 50).flatten().numpy()
+    assert draws.min() >= 0
+    assert draws.max() < 1
+    assert stats.kstest(draws, "uniform").pvalue > 1e-3
+    counts = np.bincount((draws * 256).astype(int), minlength=256)
+    assert stats.chisquare(counts).pvalue > 1e-3
+
+
+def test_each_draw_of_each_image_is_uniform_over_epochs():
+    draws = torch.stack([uniform(0, "augment", epoch, torch.arange(3), DRAWS) for epoch in range(1000)])
+    p_values = [stats.kstest(draws[:, i, k].numpy(), "uniform").pvalue for i in range(3) for k in range(DRAWS)]
+    assert min(p_values) > 0.05 / len(p_values) / 10
+
+
+def test_streams_are_uncorrelated():
+    numbers = torch.arange(20_000)
+    streams = [
+        uniform(seed, purpose, epoch, numbers, 2)
+        for seed, purpose, epoch in ((0, "mask", 0), (1, "mask", 0), (0, "augment", 0), (0, "mask", 1), (1, "mask", 1))
+    ]
+    columns = torch.cat([*streams, streams[0].roll(1, 0)], dim=1).T  # the last: neighbouring images
+    apart = torch.corrcoef(columns) - torch.eye(len(columns))
+    assert apart.abs().max() < 5 / 20_000**0.5
+
+
+# ---------------------------------------------------------------- augmentation
+
+
+def test_disabled_augmentation_is_the_identity():
+    images = images_of()
+    assert augment(images, AugmentSettings(enabled=False), torch.rand(5, DRAWS)).equal(images)
+
+
+@pytest.mark.parametrize("shape", [(14, 22), (64, 64), (33, 7)])
+def test_settings_that_do_nothing_return_the_image(shape):
+    images = images_of(5, *shape)
+    for draws in (middle(), uniform(0, "augment", 0, torch.arange(5), DRAWS)):
+        assert (augment(images, settings(), draws).int() - images.int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_stay_8_bit_and_keep_their_shape(channels):
+    images = images_of(channels=channels)
+    augmented = augment(images, LIVELY, uniform(0, "augment", 0, torch.arange(5), DRAWS))
+    assert augmented.dtype == torch.uint8
+    assert augmented.shape == images.shape
+    assert not augmented.equal(images)
+
+
+def test_an_image_is_augmented_alike_whatever_its_batch():
+    images, numbers = images_of(), torch.arange(5)
+    together = augment(images, LIVELY, uniform(0, "augment", 0, numbers, DRAWS))
+    order = torch.tensor([3, 0, 4, 2, 1])
+    assert augment(images[order], LIVELY, uniform(0, "augment", 0, numbers[order], DRAWS)).equal(together[order])
+    alone = augment(images[2:3], LIVELY, uniform(0, "augment", 0, numbers[2:3], DRAWS))
+    assert alone.equal(together[2:3])
+
+
+def test_certain_flips_mirror():
+    images = images_of()
+    flipped = augment(images, settings(flip=1.0), torch.rand(5, DRAWS, generator=torch.Generator().manual_seed(0)))
+    assert (flipped.int() - images.flip(-1).int()).abs().max() <= 1
+
+
+def test_flips_are_as_frequent_as_asked():
+    images = images_of(1).expand(1000, -1, -1, -1)
+    draws = uniform(0, "augment", 0, torch.arange(1000), DRAWS)
+    flipped = (augment(images, settings(flip=0.3), draws).int() - images.int()).abs().amax((1, 2, 3)) > 1
+    assert abs(flipped.float().mean() - 0.3) < 0.06
+
+
+def spot(height: int, width: int, x: float, y: float) -> Tensor:
+    """A soft bright spot, `x` right of and `y` below the centre, in pixels."""
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    squares = (columns - (width - 1) / 2 - x) ** 2 + (rows - (height - 1) / 2 - y) ** 2
+    return (255 * torch.exp(-squares / 8)).round().to(torch.uint8)[None, None]
+
+
+def centre_of(image: Tensor) -> tuple[float, float]:
+    """Where the brightness lies, from the image's centre in pixels (x, y)."""
+    weights = image[0, 0].double() / image.double().sum()
+    rows, columns = torch.meshgrid(*(torch.arange(side) - (side - 1) / 2 for side in weights.shape), indexing="ij")
+    return (weights * columns).sum().item(), (weights * rows).sum().item()
+
+
+@pytest.mark.parametrize(("height", "width"), [(60, 60), (50, 90), (90, 50)])
+@pytest.mark.parametrize("degrees", [30.0, -45.0])
+def test_rotation_turns_about_the_centre_by_the_angle(height, width, degrees):
+    x, y = 14.0, -9.0
+    extreme = middle(1, u6=1.0 if degrees > 0 else 0.0)
+    found = centre_of(augment(spot(height, width, x, y), settings(rotation=abs(degrees)), extreme))
+    angle = math.radians(degrees)
+    wanted = (x * math.cos(angle) + y * math.sin(angle), -x * math.sin(angle) + y * math.cos(angle))
+    assert found == pytest.approx(wanted, abs=0.1)
+
+
+def test_translation_shifts_by_a_share_of_the_side():
+    moved = augment(spot(50, 90, 3, -4), settings(translation=0.1), middle(1, u3=1.0, u5=0.0))
+    assert centre_of(moved) == pytest.approx((3 - 0.1 * 90, -4 + 0.1 * 50), abs=0.1)
+
+
+def test_a_crop_shows_the_asked_share_of_the_image():
+    images = spot(48, 96, 8, -6)
+    zoomed = augment(images, settings(crop_scale=(0.25, 0.25)), middle(1))
+    assert centre_of(zoomed) == pytest.approx((16, -12), abs=0.2)  # a quarter of the area: twice the size
+    wide = augment(images, settings(crop_scale=(0.25, 0.25), crop_ratio=2.0), middle(1, u1=1.0))
+    scale = math.sqrt(0.25 * 2), math.sqrt(0.25 / 2)
+    assert centre_of(wide) == pytest.approx((8 / scale[0], -6 / scale[1]), abs=0.2)
+
+
+@pytest.mark.parametrize("corner", [0.0, 1.0])
+def test_crops_stay_inside_the_image(corner):
+    white = torch.full((1, 1, 20, 30), 255, dtype=torch.uint8)
+    draws = middle(1, u0=0.0, u1=0.3, u2=corner, u4=corner)
+    cropped = augment(white, settings(crop_scale=(0.3, 1.0), crop_ratio=1.3), draws)
+    assert cropped.min() >= 254
+
+
+def test_what_comes_from_outside_is_black():
+    white = torch.full((1, 1, 20, 30), 255, dtype=torch.uint8)
+    moved = augment(white, settings(translation=0.4), middle(1, u3=1.0))
+    assert not moved[..., 20:].any()
+    assert (moved[..., :17] == 255).all()
+
+
+def test_tone_follows_its_formulas():
+    grey = torch.arange(0, 250, 10, dtype=torch.uint8).view(1, 1, 5, 5)
+    share = grey.double() / 255
+    cases = {
+        "contrast": (dict(contrast=0.2), middle(1, u8=1.0), (share - 0.5) * 1.2 + 0.5),
+        "brightness": (dict(brightness=0.1), middle(1, u9=0.0), share - 0.1),
+        "gamma": (dict(gamma=0.2), middle(1, u10=1.0), share**1.2),
+    }
+    for name, (changed, draws, expected) in cases.items():
+        found = augment(grey, settings(**changed), draws).double() / 255
+        assert (found - expected.clamp(0, 1)).abs().max() < 1.01 / 255, name
+
+
+def test_erasing_greys_out_the_stated_square():
+    images = torch.full((1, 1, 15, 25), 200, dtype=torch.uint8)
+    erased = augment(images, settings(erase=1.0), middle(1, u12=0.0, u13=0.999))
+    expected = images.clone()
+    expected[..., :3, 20:] = 128
+    assert (erased.int() - expected.int()).abs().max() <= 1
+    assert augment(images, settings(erase=0.4), middle(1)).equal(images)  # 0.5 is not below 0.4
+
+
+def test_erased_squares_reach_every_corner_and_never_leave():
+    images = torch.full((500, 1, 15, 25), 200, dtype=torch.uint8)
+    erased = augment(images, settings(erase=1.0), uniform(0, "augment", 0, torch.arange(500), DRAWS)) < 200
+    assert (erased.sum((1, 2, 3)) == 3 * 5).all()
+    assert erased.any(0).all()

@@ -1,0 +1,347 @@
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import SIZE, TINY, make_world, radiograph, succeed, write_table
+from mimic_tree import build_mimic_tree
+from PIL import Image
+
+from classify.cli import compare, evaluate, finetune
+from classify.evaluate import COLUMNS
+from classify.finetune import labelled_splits
+from data.config import load_config
+from data.loader import open_data
+from mae import load_checkpoint
+from mae.cli import pretrain
+
+prepare = import_module("data.prepare").main
+ORIGINALS = Path(__file__).parents[2] / "shared/data/kermany_originals"
+
+
+def weights_equal(a: Path, b: Path) -> bool:
+    first, second = load_checkpoint(a).weights, load_checkpoint(b).weights
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def check_evaluated(run: Path, printed: str, test_images: int) -> None:
+    """The printed table's columns, and one prediction per labelled test image."""
+    header = next(line for line in printed.splitlines() if line.startswith("| Model"))
+    assert tuple(cell.strip() for cell in header.strip("|").split("|")) == COLUMNS
+    predictions = pd.read_csv(run / "predictions/test.csv")
+    assert list(predictions) == ["image_id", "patient_id", "study_id", "label", "score", "predicted"]
+    assert len(predictions) == predictions["image_id"].nunique() == test_images
+    assert predictions["score"].between(0, 1).all() and predictions["label"].isin([0, 1]).all()
+    summary = json.loads((run / "predictions/test.json").read_text())
+    threshold = load_checkpoint(run / "best.pt").meta["threshold"]
+    assert (predictions["predicted"] == (predictions["score"] >= threshold)).all()
+    accuracy = (predictions["predicted"] == predictions["label"]).mean()
+    assert summary["metrics"]["accuracy"] == pytest.approx(accuracy)
+    assert summary["n"] == test_images
+
+
+def snapshot(root: Path, *endings: str) -> dict[Path, tuple[int, bytes]]:
+    files = (path for path in root.rglob("*") if path.suffix in endings)
+    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+
+# ---------------------------------------------------------------- every source, all the way
+
+
+def phantom(root: Path) -> tuple[list[str], int | None]:
+    return ["data.source=phantom", f"data.root={root}/drawn", "data.phantom.images=60"], None
+
+
+def table(root: Path) -> tuple[list[str], int]:
+    write_table(root / "table")
+    return ["data.source=table", f"data.root={root}/table"], 10
+
+
+def class_folders(root: Path) -> tuple[list[str], int]:
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 16), ("val", 6), ("test", 4)):
+        for name in ("NORMAL", "PNEUMONIA"):
+            (root / "folder" / split / name).mkdir(parents=True)
+            for number in range(count):
+                image = Image.fromarray(radiograph(name != "NORMAL", rng))
+                image.save(root / "folder" / split / name / f"{split}{number}.jpeg")
+    return ["data.source=folder", f"data.root={root}/folder"], 8
+
+
+def medmnist(root: Path) -> tuple[list[str], int]:
+    rng, arrays = np.random.default_rng(0), {}
+    for part, count in (("train", 30), ("val", 10), ("test", 12)):
+        labels = np.arange(count)[:, None] % 2
+        arrays |= {f"{part}_images": np.stack([radiograph(bool(sick), rng, 28) for sick in labels[:, 0]])}
+        arrays |= {f"{part}_labels": labels.astype(np.uint8)}
+    np.savez(root / "small.npz", **arrays)
+    return ["data.source=medmnist", f"data.root={root}/small.npz"], 12
+
+
+def mimic(root: Path) -> tuple[list[str], int]:
+    rng, sick = np.random.default_rng(0), [number % 3 == 0 for number in range(60)]
+    build_mimic_tree(root / "mimic", [radiograph(one, rng) for one in sick], sick)
+    return ["data.source=mimic-cxr-jpg", f"data.root={root}/mimic"], 12
+
+
+@pytest.mark.parametrize("source", [phantom, table, class_folders, medmnist, mimic])
+def test_files_to_table(source: Callable, tmp_path):
+    settings, test_images = source(tmp_path)
+    config = tmp_path / "source.yaml"
+    config.write_text("data: {source: table}\n")  # replaced below: overrides beat the file
+    settings = ["--config", config, *settings, *TINY, f"run={tmp_path}/runs/mae", f"data.store={tmp_path}/stores"]
+    assert "store: " in succeed(prepare, *settings)
+    assert f"{tmp_path}/runs/mae/last.pt" in succeed(pretrain, *settings)
+    assert f"{tmp_path}/runs/mae-full" in succeed(finetune, "--checkpoint", tmp_path / "runs/mae/last.pt")
+    if test_images is None:  # drawn: as many as have a label
+        manifest = open_data(load_config(config, settings[2:])).manifest
+        test_images = len(manifest.labelled(manifest.of_split("test")))
+    check_evaluated(tmp_path / "runs/mae-full", succeed(evaluate, tmp_path / "runs/mae-full"), test_images)
+
+
+@pytest.mark.skipif(not ORIGINALS.is_dir(), reason="needs ../shared/data/kermany_originals: real JPEG radiographs")
+def test_real_radiographs_in_a_mimic_tree(tmp_path):
+    pairs = zip(*(sorted((ORIGINALS / name).iterdir())[:30] for name in ("NORMAL", "PNEUMONIA")), strict=True)
+    images = [path for pair in pairs for path in pair]
+    metadata = build_mimic_tree(
+        tmp_path / "mimic", images, [path.parent.name != "NORMAL" for path in images], compress=True
+    )
+    config = tmp_path / "real.yaml"
+    config.write_text(f"""
+run: {tmp_path}/runs/mae
+data: {{source: mimic-cxr-jpg, root: "{tmp_path}/mimic", image_size: 64, store: {tmp_path}/stores}}
+""")
+    settings = ["--config", config, *(word for word in TINY if "image_size" not in word)]
+    assert f"({len(metadata)} images of 64x64)" in succeed(prepare, *settings)
+    succeed(pretrain, *settings)
+    succeed(finetune, "--checkpoint", tmp_path / "runs/mae/best.pt", "finetune.mode=linear")
+    check_evaluated(tmp_path / "runs/mae-linear", succeed(evaluate, tmp_path / "runs/mae-linear"), 12)
+
+
+# ---------------------------------------------------------------- stage two
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        (["finetune.mode=linear"], "MAE, linear probe"),
+        (["finetune.pool=cls", "finetune.sample=10"], "MAE"),
+        (["finetune.augment.enabled=false", "evaluate.unit=study"], "MAE"),
+    ],
+)
+def test_finetune_needs_nothing_but_a_checkpoint(world, settings, name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # the checkpoint knows where the data are
+    succeed(finetune, "--checkpoint", world.pretrained, f"finetune.run={tmp_path}/run", *settings)
+    printed = succeed(evaluate, tmp_path / "run")
+    assert f"| {name} " in printed
+    check_evaluated(tmp_path / "run", printed, 10)
+
+
+@pytest.mark.parametrize(("model", "name"), [("resnet18", "ResNet-18"), ("vit", "ViT")])
+def test_finetune_from_a_config_alone(world, model, name, tmp_path):
+    printed = succeed(finetune, "--config", world.config, f"finetune.model={model}", f"run={tmp_path}/x")
+    folder = Path(next(line for line in printed.splitlines() if line.startswith("next: ")).split()[-1])
+    assert folder == tmp_path / f"x-{model}"
+    printed = succeed(evaluate, folder, world.classifier)
+    assert f"| {name} " in printed and "| MAE " in printed
+    check_evaluated(folder, printed, 10)
+
+
+def test_finetune_takes_a_config_and_a_checkpoint(world, tmp_path):
+    words = ["--config", world.config, "--checkpoint", world.pretrained, f"finetune.run={tmp_path}/run"]
+    succeed(finetune, *words)
+    assert (
+        load_checkpoint(tmp_path / "run/best.pt").config.pretrain == load_checkpoint(world.pretrained).config.pretrain
+    )
+
+
+def test_runs_are_named_after_the_pretraining(world, tmp_path, monkeypatch):
+    shutil.copytree(world.pretrained.parent, tmp_path / "stage one")
+    monkeypatch.chdir(tmp_path / "stage one")
+    succeed(finetune, "--checkpoint", "last.pt")
+    assert (tmp_path / "stage one-full/best.pt").is_file()
+
+
+def test_a_run_folder_holds_what_made_it(world):
+    for run in (world.pretrained.parent, world.classifier):
+        assert {"config.yaml", "environment.json", "metrics.jsonl", "last.pt", "best.pt"} <= {
+            p.name for p in run.iterdir()
+        }
+        assert list(run.glob("events.out.tfevents.*"))
+        assert load_config(run / "config.yaml") == load_checkpoint(run / "last.pt").config
+
+
+def test_finetune_samples_are_nested(world):
+    data = open_data(load_config(world.config))
+    drawn = []
+    for count in (4, 12, 24, 40):
+        train = labelled_splits(load_config(world.config, [f"finetune.sample={count}"]), data).train
+        assert count <= len(train) <= count + 1  # whole patients of two images
+        drawn.append(set(train["image_id"]))
+    assert drawn[0] < drawn[1] < drawn[2] < drawn[3]
+    assert len(drawn[3]) == 40
+
+
+# ---------------------------------------------------------------- laws
+
+
+def relabel(world_root: Path, name: str, change: Callable[[pd.DataFrame], pd.Series]) -> str:
+    """Write the world's table with other labels, beside it."""
+    table = pd.read_csv(world_root / "images/manifest.csv")
+    table.assign(label=change(table)).to_csv(world_root / f"images/{name}.csv", index=False)
+    return f"data.table={name}.csv"
+
+
+def test_pretraining_does_not_read_labels(world, tmp_path):
+    shuffled = relabel(
+        world.root, "shuffled", lambda table: 1 - table["label"].sample(frac=1, random_state=0).to_numpy()
+    )
+    blank = relabel(world.root, "blank", lambda table: None)
+    for name, labels in (("shuffled", shuffled), ("blank", blank)):
+        succeed(pretrain, "--config", world.config, labels, f"run={tmp_path}/{name}")
+        assert weights_equal(tmp_path / name / "last.pt", world.pretrained)
+
+
+def test_training_does_not_see_test_labels(world, tmp_path):
+    flipped = relabel(world.root, "flipped", lambda t: t["label"].where(t["split"] != "test", 1 - t["label"]))
+    succeed(finetune, "--checkpoint", world.pretrained, flipped, f"finetune.run={tmp_path}/run")
+    ours, theirs = load_checkpoint(world.classifier / "best.pt"), load_checkpoint(tmp_path / "run/best.pt")
+    assert weights_equal(world.classifier / "best.pt", tmp_path / "run/best.pt")
+    assert ours.meta == theirs.meta
+
+
+def test_training_does_not_see_test_pixels(tmp_path):
+    metas = []
+    for name in ("first", "second"):
+        other = make_world(tmp_path / name)
+        table = pd.read_csv(other.images / "manifest.csv")
+        for path in table.loc[table["split"] == "test", "path"] if name == "second" else []:
+            Image.fromarray(np.full((40, 40), 255, np.uint8)).save(other.images / path)
+        succeed(pretrain, "--config", other.config)
+        succeed(finetune, "--checkpoint", other.pretrained)
+        metas.append(load_checkpoint(other.classifier / "best.pt").meta | {"pretrained_from": None})
+    assert metas[0] == metas[1]
+    for run in ("runs/mae/last.pt", "runs/mae/best.pt", "runs/mae-full/best.pt"):
+        assert weights_equal(tmp_path / "first" / run, tmp_path / "second" / run)
+
+
+def test_the_threshold_comes_from_validation(world):
+    from classify.metrics import choose_threshold
+
+    succeed(evaluate, world.classifier, "--split", "validate")
+    predictions = pd.read_csv(world.classifier / "predictions/validate.csv")
+    threshold = load_checkpoint(world.classifier / "best.pt").meta["threshold"]
+    expected = choose_threshold(predictions["label"], predictions["score"])
+    assert threshold == pytest.approx(expected, abs=1e-6)
+
+
+def test_evaluating_again_reads_back_and_new_labels_evaluate_anew(world, tmp_path):
+    run = shutil.copytree(world.classifier, tmp_path / "run")
+    succeed(evaluate, run)
+    before = snapshot(run, ".csv", ".json")
+    succeed(evaluate, run)
+    assert snapshot(run, ".csv", ".json") == before
+    flipped = relabel(world.root, "turned", lambda t: t["label"].where(t["split"] != "test", 1 - t["label"]))
+    succeed(evaluate, run, flipped)
+    after = pd.read_csv(run / "predictions/test.csv")
+    assert (
+        after["label"] == 1 - pd.read_csv(world.images / "manifest.csv").query("split == 'test'")["label"].to_numpy()
+    ).all()
+
+
+def test_a_classifier_predicts_another_data_set(world, tmp_path):
+    write_table(tmp_path / "elsewhere", count=24, seed=1)
+    run = shutil.copytree(world.classifier, tmp_path / "run")
+    succeed(evaluate, run / "best.pt", f"data.root={tmp_path}/elsewhere")
+    assert len(pd.read_csv(run / "predictions/test.csv")) == 4
+
+
+def test_more_epochs_continue_a_run(world, tmp_path):
+    run = shutil.copytree(world.pretrained.parent, tmp_path / "mae")
+    before = snapshot(run, ".pt")
+    succeed(pretrain, "--config", world.config, f"run={run}")
+    assert snapshot(run, ".pt") == before
+    succeed(pretrain, "--config", world.config, f"run={run}", "pretrain.epochs=2")
+    assert load_checkpoint(run / "last.pt").progress["epoch"] == 2
+
+
+# ---------------------------------------------------------------- bad files among good ones
+
+
+def test_unreadable_images_are_listed_and_the_rest_goes_on(tmp_path):
+    other = make_world(tmp_path / "world")
+    (other.images / "000.png").write_bytes(b"garbage")
+    (other.images / "001.png").write_bytes((other.images / "001.png").read_bytes()[:300])
+    (other.images / "002.png").write_bytes(b"")
+    (other.images / "010.png").unlink()
+    assert "(56 images of" in succeed(prepare, "--config", other.config)
+    [listed] = other.root.glob("stores/*/rejected.csv")
+    rejected = pd.read_csv(listed)
+    assert set(rejected["image_id"]) == {"000.png", "001.png", "002.png", "010.png"}
+    assert rejected["reason"].str.len().min() > 5
+    succeed(pretrain, "--config", other.config)
+    succeed(finetune, "--checkpoint", other.pretrained)
+    check_evaluated(other.classifier, succeed(evaluate, other.classifier), 9)
+
+
+# ---------------------------------------------------------------- mae-compare
+
+
+GRID = """
+evaluate: {replicates: 100}
+compare:
+  split: test
+  pretrainings: {mae75: {}}
+  rows:
+    - {name: MAE, pretraining: [mae75], set: {finetune.mode: linear}}
+    - {name: Random ViT}
+"""
+
+
+def test_compare_runs_a_grid_once(world, tmp_path):
+    config = tmp_path / "grid.yaml"
+    config.write_text(world.config.read_text().replace("evaluate: {replicates: 100}\n", GRID))
+    run = tmp_path / "grid"
+    printed = succeed(compare, "--config", config, f"run={run}")
+    for name in ("comparison.csv", "comparison.md", "comparison.json", "report.html"):
+        assert (run / name).stat().st_size
+    assert f"{run}/report.html" in printed and f"tensorboard --logdir {run}" in printed
+    assert all(f"| {name} " in printed for name in ("MAE", "Random ViT"))
+    comparison = pd.read_csv(run / "comparison.csv")
+    assert set(COLUMNS[:3]) <= set(comparison) and len(comparison) == 2
+    assert len(json.loads((run / "comparison.json").read_text())["rows"]) == 2
+    before = {path: value for path, value in snapshot(run, ".pt", ".csv", ".jsonl").items() if path.parent != run}
+    assert len([path for path in before if path.name == "test.csv"]) == 2
+    succeed(compare, "--config", config, f"run={run}")
+    after = {path: value for path, value in snapshot(run, ".pt", ".csv", ".jsonl").items() if path.parent != run}
+    assert after == before
+
+
+# ---------------------------------------------------------------- as installed
+
+
+def test_commands_as_installed(world, tmp_path):
+    commands = Path(sys.executable).parent
+    if not (commands / "mae-evaluate").exists():
+        pytest.skip("the package is not installed beside this python")
+    run = shutil.copytree(world.classifier, tmp_path / "run")
+    answer = subprocess.run([commands / "mae-evaluate", run], capture_output=True, text=True, cwd=tmp_path)
+    assert answer.returncode == 0, answer.stderr
+    check_evaluated(run, answer.stdout, 10)
+    answer = subprocess.run(
+        [commands / "mae-prepare", "--config", world.config, "sed=1"], capture_output=True, text=True
+    )
+    assert (answer.returncode, answer.stdout) == (2, "")
+    assert answer.stderr == "error: command line: sed is unknown; did you mean seed?\n"
+
+
+def test_sizes_of_the_tiny_world(world):
+    model = load_checkpoint(world.pretrained).config.model
+    assert (model.width, model.depth, load_checkpoint(world.pretrained).config.data.image_size) == (24, 1, SIZE)
