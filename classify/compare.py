@@ -234,7 +234,7 @@ def comparison_text(comparison: Comparison) -> str:
         parts.append(markdown([table_row(line.described, line.intervals) for line in lines]))
         parts.append(caption(comparison, lines[0]))
         if len(lines) > 1:
-            parts.append(markdown(list(_difference_rows(comparison, numbers))))
+            parts.append(markdown(list(difference_rows(comparison, numbers))))
             parts.append(verdict(comparison, labelled))
     if comparison.data.manifest.credentialed:
         parts.append("Made from credentialed data: check the data use agreement before sharing any of it.")
@@ -255,7 +255,8 @@ def caption(comparison: Comparison, line: Line) -> str:
     )
 
 
-def _difference_rows(comparison: Comparison, numbers: list[int]) -> Iterator[dict[str, str]]:
+def difference_rows(comparison: Comparison, numbers: list[int]) -> Iterator[dict[str, str]]:
+    """Rows of the table of differences from the baseline, for these lines."""
     for number in numbers:
         if number not in comparison.differences:
             continue
@@ -272,7 +273,9 @@ def _difference_rows(comparison: Comparison, numbers: list[int]) -> Iterator[dic
 
 
 def _p(value: float) -> str:
-    return f"{value:.3f}" if value >= 0.001 else "< .001"
+    if np.isnan(value):
+        return "–"
+    return f"{value:.3f}".removeprefix("0") if value >= 0.001 else "< .001"
 
 
 def name_of(line: Line) -> str:
@@ -283,23 +286,21 @@ def name_of(line: Line) -> str:
 
 
 def verdict(comparison: Comparison, labelled: int | None) -> str:
-    """Who wins on AUC, said plainly: only where the paired interval excludes no difference."""
-    number = comparison.baseline(labelled)
-    outcome: dict[str, list[str]] = {"better than": [], "worse than": [], "not distinguishable from": []}
-    for other, found in comparison.differences.items():
-        if comparison.lines[other].labelled == labelled:
-            low, high = found["auc"].interval
-            word = "better than" if low > 0 else "worse than" if high < 0 else "not distinguishable from"
-            outcome[word].append(name_of(comparison.lines[other]))
-    said = [
-        f"{word} {name_of(comparison.lines[number])}: {', '.join(names)}" for word, names in outcome.items() if names
-    ]
-    best = max(
-        (line for line in comparison.lines if line.labelled == labelled),
-        key=lambda line: line.intervals["auc"].estimate,
-    )
-    tests = "By paired bootstrap of the AUC, not adjusted for several tests"
-    return f"Highest AUC: {name_of(best)}. {tests}: {'; '.join(said)}."
+    """Who wins on AUC, said plainly: better or worse only where the paired interval excludes no difference."""
+    lines = [line for line in comparison.lines if line.labelled == labelled]
+    best = max(lines, key=lambda line: line.intervals["auc"].estimate)
+    text = f"Highest AUC: {name_of(best)}."
+    outcome: dict[str, list[str]] = {"better": [], "worse": [], "not distinguishable": []}
+    for number, found in comparison.differences.items():
+        low, high = found["auc"].interval
+        if comparison.lines[number].labelled == labelled:
+            word = "better" if low > 0 else "worse" if high < 0 else "not distinguishable"
+            outcome[word].append(f'"{name_of(comparison.lines[number])}"')
+    said = "; ".join(f"{word}: {', '.join(names)}" for word, names in outcome.items() if names)
+    if not said:
+        return text
+    baseline = name_of(comparison.lines[comparison.baseline(labelled)])
+    return f"{text} Against {baseline}, by paired bootstrap of the AUC, not adjusted for several tests: {said}."
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from classify.compare import Comparison, Line, _difference_rows, caption, name_of, verdict
+from classify.compare import Comparison, Line, caption, difference_rows, name_of, verdict
 from classify.evaluate import METRICS, Evaluation, table_row
 from classify.figures import (
     Row,
@@ -141,7 +141,7 @@ class Budget:
     @property
     def differences(self) -> list[dict[str, str]]:
         numbers = [number for number, line in enumerate(self.comparison.lines) if line.labelled == self.labelled]
-        return list(_difference_rows(self.comparison, numbers))
+        return list(difference_rows(self.comparison, numbers))
 
     @property
     def verdict(self) -> str:

@@ -130,3 +130,5 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     succeed(pretrain, "--config", world.config)
     succeed(finetune, "--checkpoint", world.pretrained)
     return world
+
+from tiny_world import world  # noqa: E402, F401  (a fixture)

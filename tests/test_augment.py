@@ -1,6 +1,7 @@
 """Laws of random draws and of augmentation."""
 
 import math
+import zlib
 
 import numpy as np
 import pytest
@@ -48,10 +49,21 @@ def test_draws_depend_on_the_image_not_on_its_batch():
     assert uniform(1, "mask", 2, numbers, 5).equal(draws[:, :5])
 
 
-def test_draws_are_the_same_on_every_machine():
-    expected = [0.4567, 0.1479, 0.8823]
-    found = uniform(0, "mask", 0, torch.tensor([1]), 3)[0].tolist()
-    assert found == pytest.approx(expected, abs=1e-4)
+def splitmix(z: int) -> int:
+    """The finaliser of splitmix64, in Python's own integers."""
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
+    return z ^ (z >> 31)
+
+
+@pytest.mark.parametrize(("seed", "epoch", "image"), [(0, 0, 0), (1, 2, 3), (7, 399, 377_110)])
+def test_draws_are_splitmix64(seed, epoch, image):
+    golden, state = 0x9E3779B97F4A7C15, 0
+    for part in (seed, zlib.crc32(b"mask"), epoch):
+        state = splitmix((state + part + golden) % 2**64)
+    state = splitmix((state + image * golden) % 2**64)
+    expected = [(splitmix((state + k * golden) % 2**64) >> 40) / 2**24 for k in range(1, 8)]
+    assert uniform(seed, "mask", epoch, torch.tensor([image]), 7)[0].tolist() == expected
 
 
 def test_draws_differ_with_seed_purpose_epoch_and_image():
@@ -176,12 +188,12 @@ def test_translation_shifts_by_a_share_of_the_side():
 
 
 def test_a_crop_shows_the_asked_share_of_the_image():
-    images = spot(48, 96, 8, -6)
+    images = spot(48, 96, 8, -3)
     zoomed = augment(images, settings(crop_scale=(0.25, 0.25)), middle(1))
-    assert centre_of(zoomed) == pytest.approx((16, -12), abs=0.2)  # a quarter of the area: twice the size
+    assert centre_of(zoomed) == pytest.approx((16, -6), abs=0.2)  # a quarter of the area: twice the size
     wide = augment(images, settings(crop_scale=(0.25, 0.25), crop_ratio=2.0), middle(1, u1=1.0))
     scale = math.sqrt(0.25 * 2), math.sqrt(0.25 / 2)
-    assert centre_of(wide) == pytest.approx((8 / scale[0], -6 / scale[1]), abs=0.2)
+    assert centre_of(wide) == pytest.approx((8 / scale[0], -3 / scale[1]), abs=0.2)
 
 
 @pytest.mark.parametrize("corner", [0.0, 1.0])
@@ -189,7 +201,7 @@ def test_crops_stay_inside_the_image(corner):
     white = torch.full((1, 1, 20, 30), 255, dtype=torch.uint8)
     draws = middle(1, u0=0.0, u1=0.3, u2=corner, u4=corner)
     cropped = augment(white, settings(crop_scale=(0.3, 1.0), crop_ratio=1.3), draws)
-    assert cropped.min() >= 254
+    assert cropped[..., 1:-1, 1:-1].min() >= 254  # the outermost pixels may reach half a pixel out
 
 
 def test_what_comes_from_outside_is_black():
@@ -222,7 +234,7 @@ def test_erasing_greys_out_the_stated_square():
 
 
 def test_erased_squares_reach_every_corner_and_never_leave():
-    images = torch.full((500, 1, 15, 25), 200, dtype=torch.uint8)
-    erased = augment(images, settings(erase=1.0), uniform(0, "augment", 0, torch.arange(500), DRAWS)) < 200
+    images = torch.full((4000, 1, 15, 25), 200, dtype=torch.uint8)
+    erased = augment(images, settings(erase=1.0), uniform(0, "augment", 0, torch.arange(4000), DRAWS)) < 200
     assert (erased.sum((1, 2, 3)) == 3 * 5).all()
     assert erased.any(0).all()

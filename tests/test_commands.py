@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import SIZE, TINY, make_world, radiograph, succeed, write_table
 from mimic_tree import build_mimic_tree
 from PIL import Image
+from tiny_world import SIZE, TINY, make_world, radiograph, succeed, write_table
 
 from classify.cli import compare, evaluate, finetune
 from classify.evaluate import COLUMNS
@@ -146,7 +146,8 @@ def test_finetune_needs_nothing_but_a_checkpoint(world, settings, name, tmp_path
 
 @pytest.mark.parametrize(("model", "name"), [("resnet18", "ResNet-18"), ("vit", "ViT")])
 def test_finetune_from_a_config_alone(world, model, name, tmp_path):
-    printed = succeed(finetune, "--config", world.config, f"finetune.model={model}", f"run={tmp_path}/x")
+    stem = ["finetune.stem=imagenet"]  # quicker
+    printed = succeed(finetune, "--config", world.config, f"finetune.model={model}", *stem, f"run={tmp_path}/x")
     folder = Path(next(line for line in printed.splitlines() if line.startswith("next: ")).split()[-1])
     assert folder == tmp_path / f"x-{model}"
     printed = succeed(evaluate, folder, world.classifier)

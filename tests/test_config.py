@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import call
+from tiny_world import call
 
 from classify import cli as stage_two
 from data.config import (

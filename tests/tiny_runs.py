@@ -1,0 +1,39 @@
+"""The smallest data set, config and runs that the tests of store and engine share."""
+
+from pathlib import Path
+
+from conftest import write_table
+
+from data.config import Root, make_config
+
+SETTINGS = {
+    "device": "cpu",
+    "threads": 1,
+    "data.source": "table",
+    "data.image_size": 12,
+    "data.workers": 1,
+    "model.patch_size": 4,
+    "model.width": 12,
+    "model.depth": 2,
+    "model.heads": 3,
+    "model.decoder_width": 8,
+    "model.decoder_depth": 1,
+    "model.decoder_heads": 2,
+    "pretrain.epochs": 4,
+    "pretrain.batch_size": 5,
+    "pretrain.optimizer.base_lr": 0.05,
+    "pretrain.optimizer.warmup_epochs": 1,
+    "pretrain.panel_images": 0,
+    "finetune.epochs": 4,
+    "finetune.batch_size": 7,
+    "finetune.warmup_epochs": 1,
+}
+
+
+def tiny_config(root: Path, **changed) -> Root:
+    """A config of the images below `root`, drawn where there are none; `finetune__mode="linear"` is a dotted key."""
+    if not (root / "images").exists():
+        write_table(root / "images")
+    places = {"run": str(root / "mae"), "data.root": str(root / "images"), "data.store": str(root / "stores")}
+    changed = {key.replace("__", "."): value for key, value in changed.items()}
+    return make_config({}, "tests", SETTINGS | places | changed)
