@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from classify.evaluate import Evaluation, describe, evaluate, markdown, show, table_row
-from classify.finetune import finetune
+from classify.finetune import check_fit, finetune, known, labelled_splits
 from classify.metrics import BootstrapDifference, Interval, bootstrap_differences, bootstrap_intervals
 from classify.settings import RowSettings
 from data.config import Root, UserError, change_config, expand
@@ -104,6 +104,8 @@ def compare(config: Root, say: Callable[[str], None] = print) -> Comparison:
             say("\n".join([*data.manifest.notes, data.manifest.summary()]))
         return opened[settings.data]
 
+    for cell in cells:
+        _check_cell(cell, data_of(cell.config), config.compare.split)
     found: dict[int, list[Evaluation]] = {}  # by table row
     pretrainings: dict[str, Path] = {}
     for number, cell in enumerate(cells, start=1):
@@ -122,6 +124,16 @@ def compare(config: Root, say: Callable[[str], None] = print) -> Comparison:
     return comparison
 
 
+def _check_cell(cell: Cell, data: Data, split: str) -> None:
+    """What a cell's training would complain of, before the first one starts."""
+    if cell.pretraining and cell.config.finetune.model != "vit":
+        model = cell.config.finetune.model
+        raise UserError(f"compare.rows: {cell.name}: found {model}, expected vit with a pretraining")
+    check_fit(cell.config, None)
+    labelled_splits(cell.config, data)
+    known(data.split(split), split)
+
+
 def _line(cells: list[Cell], row: int, evaluations: tuple[Evaluation, ...]) -> Line:
     cell = next(cell for cell in cells if cell.row == row)
     return Line(describe(cell.config, cell.pretraining is not None) | {"Model": cell.name}, cell.labelled, evaluations)
@@ -129,7 +141,8 @@ def _line(cells: list[Cell], row: int, evaluations: tuple[Evaluation, ...]) -> L
 
 def _split_of(config: Root) -> dict[str, Any]:
     settings = config.evaluate.model_dump(mode="json") | {"split": config.compare.split}
-    return {f"evaluate.{key}": value for key, value in settings.items()}
+    here = {"device": config.device, "threads": config.threads}
+    return {f"evaluate.{key}": value for key, value in settings.items()} | here
 
 
 # ---------------------------------------------------------------- grid

@@ -62,15 +62,15 @@ def default_folder(config: Root, checkpoint: str | Path | None) -> str:
 def config_for(checkpoint: Checkpoint, config: Root | None, overrides: dict) -> Root:
     """The config of a fine-tuning: the checkpoint's, or the given one with the checkpoint's stage one."""
     made = checkpoint.config
-    if config is None:
-        return change_config(made, overrides)
-    for name in config.model.model_fields_set:
-        if getattr(config.model, name) != getattr(made.model, name):
+    wanted = config or change_config(made, overrides)
+    for name in wanted.model.model_fields_set:
+        then, now = getattr(made.model, name), getattr(wanted.model, name)
+        if then != now:
             raise UserError(
-                f"{checkpoint.place}: found model.{name} = {getattr(made.model, name)}, expected "
-                f"{getattr(config.model, name)} by the config; leave model.{name} out, or pretrain that size"
+                f"{checkpoint.place}: found model.{name} = {then}, expected {now} by the config; "
+                f"leave model.{name} out, or pretrain that size"
             )
-    return config.model_copy(update={"model": made.model, "pretrain": made.pretrain})
+    return wanted.model_copy(update={"model": made.model, "pretrain": made.pretrain})
 
 
 def check_fit(config: Root, pretrained: Checkpoint | None) -> torch.device:
@@ -80,6 +80,8 @@ def check_fit(config: Root, pretrained: Checkpoint | None) -> torch.device:
         raise UserError(f"finetune.model: found {settings.model}, expected vit with a --checkpoint")
     if settings.mode == "linear" and settings.model != "vit":
         raise UserError(f"finetune.mode: found linear, expected full for {settings.model} from random weights")
+    if settings.batch_size == 1 and (settings.mode == "linear" or settings.model != "vit"):
+        raise UserError("finetune.batch_size: found 1, expected at least 2 for batch normalisation")
     if pretrained:
         check_preprocessing(pretrained, config)
     if settings.model == "vit":
@@ -180,7 +182,7 @@ def finetune_stage(
         step=lambda model, batch, epoch: finetune_step(config, model, batch, epoch),
         validate=lambda model: validate(config, model, held_out, device),
         epochs=settings.epochs,
-        warmup_epochs=settings.warmup_epochs,
+        warmup_epochs=settings.epochs / 10 if settings.warmup_epochs is None else settings.warmup_epochs,
         peak_lr=optimizer.base_lr * settings.batch_size / 256,
         min_lr=settings.min_lr * settings.batch_size / 256,
         clip_grad=settings.clip_grad,

@@ -2,16 +2,19 @@
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from data.config import Settings
 from data.settings import AugmentSettings
+from mae.settings import Beta, check_warmup
 
 
 class FinetuneSettings(Settings):
     """Stage two: a classifier of normal against abnormal (mae-finetune)."""
 
-    run: str | None = Field(None, description="folder of the stage-two run; null: <run>-<model>-<mode>")
+    run: str | None = Field(None, description="folder to write; null: <the checkpoint's folder>-<mode>, or <run>-<model>")
+        None, description="folder of stage two; null: <folder of the checkpoint>-<mode>, or <run>-<model>"
+    )
     model: Literal["vit", "resnet18", "resnet50"] = Field(
         "vit", description="vit (from --checkpoint, else randomly initialised), resnet18 or resnet50"
     )
@@ -33,12 +36,12 @@ class FinetuneSettings(Settings):
         None, gt=0, description="learning rate at batch 256 (used: * batch_size / 256); null: 5e-4 full, 1e-2 linear"
     )
     min_lr: float = Field(1e-6, ge=0, description="learning rate at the end of the cosine, at batch 256")
-    warmup_epochs: float = Field(5, ge=0, description="epochs of linear warm-up")
+    warmup_epochs: float | None = Field(None, ge=0, description="epochs of linear warm-up; null: a tenth of them")
     weight_decay: float | None = Field(None, ge=0, description="decoupled decay; null: 0.05 full, 0 linear")
     layer_decay: float | None = Field(
         None, gt=0, le=1, description="learning-rate factor per layer below the head; null: 0.75 if pretrained, else 1"
     )
-    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's momentum coefficients")
+    betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="AdamW's momentum coefficients")
     clip_grad: float | None = Field(1.0, gt=0, description="largest gradient norm; null does not clip")
     drop_path: float = Field(0.1, ge=0, lt=1, description="stochastic depth of the last ViT block, 0 at the first")
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="targets become s/2 and 1 - s/2")
@@ -48,6 +51,11 @@ class FinetuneSettings(Settings):
     )
     save_minutes: float = Field(10, gt=0, description="minutes between checkpoints inside an epoch")
     augment: AugmentSettings = Field(default_factory=AugmentSettings)
+
+    @model_validator(mode="after")
+    def _warm_up_ends(self) -> "FinetuneSettings":
+        check_warmup("warmup_epochs", self.warmup_epochs, self.epochs)
+        return self
 
 
 class EvaluateSettings(Settings):

@@ -80,6 +80,7 @@ class _Dumper(yaml.SafeDumper):
     """Writes what `_Loader` reads: the string "1e-3" in quotes."""
 
 
+_Loader.add_constructor("tag:yaml.org,2002:timestamp", yaml.SafeLoader.construct_yaml_str)  # 2026-01-01 is a name
 for _yaml in (_Loader, _Dumper):
     _yaml.add_implicit_resolver(
         "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
@@ -198,7 +199,7 @@ def _explain(error: ValidationError, place: str, overrides: Mapping[str, Any], o
         while isinstance(found, dict) and len(found) == 1:  # optim: {lr: 1} → optim.lr
             [(name, found)] = found.items()
             key += f".{name}"
-        near = _nearest(key, section=isinstance(found, dict))
+        near = _nearest(key, _keys(True) + _keys(False) if isinstance(found, dict) else _keys(False))
         return f"{place}: {key} is unknown" + (f"; did you mean {near}?" if near else "; see --print-config")
     if first["type"] == "missing":
         meaning = dict(describe(config_class())).get(key, "")
@@ -210,11 +211,11 @@ def _explain(error: ValidationError, place: str, overrides: Mapping[str, Any], o
     return f"{place}: {key}: found {json.dumps(found)}, {re.sub(r'^[A-Z][a-z]+ should', 'expected to', expected)}"
 
 
-def _nearest(key: str, section: bool) -> str | None:
-    """The valid setting (or section) an unknown key may mean: a sibling if one is near, else one elsewhere."""
+def _nearest(key: str, names: Iterable[str]) -> str | None:
+    """The valid name an unknown key may mean: a sibling if one is near, else one elsewhere."""
     parent, _, leaf = re.sub(r"\.\d+", "", key).rpartition(".")
     best, best_rank = None, (False, 0.0)
-    for name in _keys(section):
+    for name in names:
         other, _, right = name.rpartition(".")
         near, sibling = _nearness(leaf, right), other == parent
         room = parent.split(".")[0] == other.split(".")[0]

@@ -55,7 +55,7 @@ def pretrain_stage(config: Root, data: Data, device: torch.device) -> Stage:
         step=lambda model, batch, epoch: pretrain_step(config, model, batch, epoch),
         validate=lambda model: validate(config, model, held_out, device),
         epochs=settings.epochs,
-        warmup_epochs=optimizer.warmup_epochs,
+        warmup_epochs=settings.epochs / 10 if optimizer.warmup_epochs is None else optimizer.warmup_epochs,
         peak_lr=optimizer.base_lr * scale,
         min_lr=optimizer.min_lr * scale,
         clip_grad=optimizer.clip_grad,
@@ -83,7 +83,6 @@ def validate(config: Root, model: MaskedAutoencoder, held_out: Loader, device: t
         total += loss * len(noise)
     loss = (total / len(held_out.rows)).item()
     return Validation({"validate/loss": loss}, -loss, {"validate_loss": loss})
-
 
 
 def show_panel(

@@ -1,8 +1,8 @@
 """Settings of the MAE room: the model's sizes and stage one."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from data.config import Settings
 from data.settings import AugmentSettings
@@ -27,14 +27,17 @@ class ModelSettings(Settings):
     pixel_std: float = Field(0.25, gt=0, le=1, description="deviation that standardises images, 0 to 1")
 
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
 class OptimizerSettings(Settings):
     """AdamW with linear warm-up and cosine decay (Loshchilov & Hutter 2019; MAE paper, appendix A)."""
 
     base_lr: float = Field(1.5e-4, gt=0, description="learning rate at batch 256; used: base_lr * batch_size / 256")
     min_lr: float = Field(0.0, ge=0, description="learning rate at the end of the cosine, at batch 256")
-    warmup_epochs: float = Field(40, ge=0, description="epochs of linear warm-up")
+    warmup_epochs: float | None = Field(None, ge=0, description="epochs of linear warm-up; null: a tenth of them")
     weight_decay: float = Field(0.05, ge=0, description="decoupled decay, not on biases, norms and tokens")
-    betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW's momentum coefficients")
+    betas: tuple[Beta, Beta] = Field((0.9, 0.95), description="AdamW's momentum coefficients")
     clip_grad: float | None = Field(None, gt=0, description="largest gradient norm; null does not clip")
 
 
@@ -60,3 +63,14 @@ class PretrainSettings(Settings):
     validate_every: int = Field(1, ge=1, description="epochs between held-out reconstruction losses")
     save_minutes: float = Field(10, gt=0, description="minutes between checkpoints inside an epoch")
     panel_images: int = Field(6, ge=0, description="validation images in TensorBoard's reconstruction panel")
+
+    @model_validator(mode="after")
+    def _warm_up_ends(self) -> "PretrainSettings":
+        check_warmup("optimizer.warmup_epochs", self.optimizer.warmup_epochs, self.epochs)
+        return self
+
+
+def check_warmup(name: str, warmup: float | None, epochs: int) -> None:
+    """ValueError for a warm-up that would never reach the peak learning rate."""
+    if warmup is not None and warmup >= epochs:
+        raise ValueError(f"{name}: found {warmup:g}, expected fewer than the {epochs} epochs")

@@ -13,8 +13,8 @@ from data.augment import DRAWS, augment
 from data.draws import uniform
 from data.settings import AugmentSettings
 
-STILL = dict(crop_scale=(1.0, 1.0), crop_ratio=1.0, rotation=0.0, translation=0.0, flip=0.0)
-STILL |= dict(brightness=0.0, contrast=0.0, gamma=0.0, erase=0.0)
+STILL = {"crop_scale": (1.0, 1.0), "crop_ratio": 1.0, "rotation": 0.0, "translation": 0.0, "flip": 0.0}
+STILL |= {"brightness": 0.0, "contrast": 0.0, "gamma": 0.0, "erase": 0.0}
 LIVELY = AugmentSettings(crop_scale=(0.3, 1.0), rotation=20, translation=0.1, flip=0.5, erase=0.5)
 
 
@@ -215,9 +215,9 @@ def test_tone_follows_its_formulas():
     grey = torch.arange(0, 250, 10, dtype=torch.uint8).view(1, 1, 5, 5)
     share = grey.double() / 255
     cases = {
-        "contrast": (dict(contrast=0.2), middle(1, u8=1.0), (share - 0.5) * 1.2 + 0.5),
-        "brightness": (dict(brightness=0.1), middle(1, u9=0.0), share - 0.1),
-        "gamma": (dict(gamma=0.2), middle(1, u10=1.0), share**1.2),
+        "contrast": ({"contrast": 0.2}, middle(1, u8=1.0), (share - 0.5) * 1.2 + 0.5),
+        "brightness": ({"brightness": 0.1}, middle(1, u9=0.0), share - 0.1),
+        "gamma": ({"gamma": 0.2}, middle(1, u10=1.0), share**1.2),
     }
     for name, (changed, draws, expected) in cases.items():
         found = augment(grey, settings(**changed), draws).double() / 255

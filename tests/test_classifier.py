@@ -17,7 +17,7 @@ DEPTH = 3
 def tiny(pool: str = "mean", probe: bool = False, drop_path: float = 0.0) -> Classifier:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        sizes = dict(width=12, depth=DEPTH, heads=3, decoder_depth=1)
+        sizes = {"width": 12, "depth": DEPTH, "heads": 3, "decoder_depth": 1}
         encoder = build_mae("vit_tiny_patch16", (6, 10), patch_size=2, **sizes).encoder
         return build_classifier(encoder, pool, probe, drop_path)
 

@@ -156,6 +156,12 @@ def test_repeated_keys_are_an_error(tmp_path):
         load_config(path)
 
 
+def test_dates_are_names(tmp_path):
+    assert load_config(config_file(tmp_path, "data: {source: table}\nrun: 2026-01-01\n")).run == "2026-01-01"
+    with pytest.raises(UserError, match=r"my.yaml: 2026-01-01 is unknown"):
+        load_config(config_file(tmp_path, "data: {source: table}\n2026-01-01: 3\n"))
+
+
 def test_anchors_and_merge_keys_work(tmp_path):
     text = """
 data: {source: table}
@@ -245,6 +251,8 @@ def test_unknown_keys_are_named_with_the_nearest(key, near):
 def test_a_misspelt_section_suggests_a_section():
     raw = {"data": {"source": "table"}, "pretrian": {"epochs": 1, "batch_size": 2}}
     assert error_of(raw=raw) == "my.yaml: pretrian is unknown; did you mean pretrain?"
+    raw = {"data": {"source": "table"}, "compare": {"pretraining": {"a": {}, "b": {}}}}
+    assert error_of(raw=raw) == "my.yaml: compare.pretraining is unknown; did you mean compare.pretrainings?"
 
 
 def test_a_misspelt_key_is_told_before_the_key_that_is_therefore_missing():
@@ -317,8 +325,11 @@ from importlib import import_module
 from mae import cli as stage_one
 from classify import cli as stage_two
 commands = {{
-    "mae-prepare": import_module("data.prepare").main, "mae-pretrain": stage_one.pretrain, "mae-finetune": stage_two.finetune,
-    "mae-evaluate": stage_two.evaluate, "mae-compare": stage_two.compare,
+    "mae-prepare": import_module("data.prepare").main,
+    "mae-pretrain": stage_one.pretrain,
+    "mae-finetune": stage_two.finetune,
+    "mae-evaluate": stage_two.evaluate,
+    "mae-compare": stage_two.compare,
 }}
 for words in eval(sys.argv[1]):
     try:

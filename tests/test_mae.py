@@ -13,7 +13,15 @@ from mae.reconstruct import reconstruct
 from mae.transformer import drop_path
 
 GRID, PATCH = (3, 5), 2  # 15 patches in an image of 6 × 10
-SIZES = dict(patch_size=PATCH, width=12, depth=3, heads=3, decoder_width=8, decoder_depth=2, decoder_heads=2)
+SIZES = {
+    "patch_size": PATCH,
+    "width": 12,
+    "depth": 3,
+    "heads": 3,
+    "decoder_width": 8,
+    "decoder_depth": 2,
+    "decoder_heads": 2,
+}
 
 
 def tiny(channels: int = 1, norm_pixel_loss: bool = True, seed: int = 0, **sizes) -> MaskedAutoencoder:
@@ -67,6 +75,13 @@ def test_masked_pixels_never_reach_the_encoders_tokens():
     tokens = model.encoder(images, keep)
     for value in (0.0, 1e30, torch.nan):
         assert model.encoder(change(images, masked, value), keep).equal(tokens)
+
+
+def test_encoder_embeds_only_the_kept_patches():
+    encoder, shapes = tiny().encoder, []
+    encoder.embed.register_forward_hook(lambda module, args, out: shapes.append(out.shape))
+    encoder(pixels(), random_masking(noise_for(), 0.75)[0])
+    assert shapes == [(7, 3, 12)]
 
 
 def test_predictions_do_not_depend_on_hidden_pixels():
@@ -269,23 +284,23 @@ def test_sizes_override_the_preset():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (dict(preset="vit_giant"), "model.preset: found 'vit_giant', expected one of vit_tiny_patch16"),
-        (dict(decoder="none"), "model.decoder: found 'none'"),
-        (dict(widht=8), "model: found size 'widht', expected one of patch_size"),
-        (dict(patch_size=5), "model.patch_size: found 5, expected a divisor of the image size"),
-        (dict(patch_size=0), "model.patch_size: found 0, expected at least 1"),
-        (dict(depth=0), "model.depth: found 0, expected at least 1"),
-        (dict(image_size=16), "model.patch_size: found 16, expected at least two patches"),
-        (dict(heads=5), "model.heads: found 5, expected a divisor of width 192"),
-        (dict(decoder_heads=5), "model.decoder_heads: found 5, expected a divisor of decoder_width 128"),
-        (dict(width=6), "model.width: found 6, expected a multiple of 4"),
-        (dict(decoder_width=10, decoder_heads=1), "model.decoder_width: found 10, expected a multiple of 4"),
-        (dict(patch_size=1), "model.patch_size: found 1, expected at least 2 with norm_pixel_loss"),
+        ({"preset": "vit_giant"}, "model.preset: found 'vit_giant', expected one of vit_tiny_patch16"),
+        ({"decoder": "none"}, "model.decoder: found 'none'"),
+        ({"widht": 8}, "model: found size 'widht', expected one of patch_size"),
+        ({"patch_size": 5}, "model.patch_size: found 5, expected a divisor of the image size"),
+        ({"patch_size": 0}, "model.patch_size: found 0, expected at least 1"),
+        ({"depth": 0}, "model.depth: found 0, expected at least 1"),
+        ({"image_size": 16}, "model.patch_size: found 16, expected at least two patches"),
+        ({"heads": 5}, "model.heads: found 5, expected a divisor of width 192"),
+        ({"decoder_heads": 5}, "model.decoder_heads: found 5, expected a divisor of decoder_width 128"),
+        ({"width": 6}, "model.width: found 6, expected a multiple of 4"),
+        ({"decoder_width": 10, "decoder_heads": 1}, "model.decoder_width: found 10, expected a multiple of 4"),
+        ({"patch_size": 1}, "model.patch_size: found 1, expected at least 2 with norm_pixel_loss"),
     ],
 )
 def test_impossible_models_are_refused_in_one_line(arguments, message):
     with pytest.raises(ValueError) as caught:
-        build_mae(**dict(preset="vit_tiny_patch16", image_size=32) | arguments)
+        build_mae(**{"preset": "vit_tiny_patch16", "image_size": 32} | arguments)
     assert isinstance(caught.value, UserError)
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)

@@ -461,9 +461,7 @@ def test_mcnemar_estimate_is_the_difference_of_accuracy():
     labels, a = sample(70)
     b = sample(70, 1)[1]
     found = mcnemar_test(labels, a >= 0.5, b >= 0.5)
-    assert found.estimate == pytest.approx(
-        binary_metrics(labels, a).accuracy - binary_metrics(labels, b).accuracy
-    )
+    assert found.estimate == pytest.approx(binary_metrics(labels, a).accuracy - binary_metrics(labels, b).accuracy)
 
 
 def test_mcnemar_of_equal_predictions_has_p_one():

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,9 +14,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import write_table
 from PIL import Image
-from tiny_runs import tiny_config
+from tiny_runs import tiny_config, write_table
 
 import data.prepare
 import data.store
@@ -76,7 +76,7 @@ def test_index_counts_the_bytes_of_each_file(tmp_path):
 
 
 def test_an_image_that_is_not_there_has_row_minus_one(tmp_path):
-    assert prepare(tiny_config(tmp_path)).rows(["000.png", "absent", "001.png"]).tolist() == [0, -1, 1]
+    assert prepare(tiny_config(tmp_path)).rows(["0000.png", "absent", "0001.png"]).tolist() == [0, -1, 1]
 
 
 def test_a_folder_without_a_store_is_refused(tmp_path):
@@ -96,15 +96,18 @@ def test_labels_and_splits_change_without_decoding_again(tmp_path, monkeypatch):
     config = tiny_config(tmp_path)
     before = open_data(config)
     table = pd.read_csv(tmp_path / "images/manifest.csv").sample(frac=1, random_state=0)
-    table["label"], table["split"] = 1 - table["label"], table["split"].replace({"test": "train"})
+    table["label"], table["split"] = (
+        1 - table["label"],
+        table["split"].replace({"test": "validate", "validate": "test"}),
+    )
     table.to_csv(tmp_path / "images/manifest.csv", index=False)
     paths = stop_at(monkeypatch, 0)
     after = open_data(config)
     assert not paths
     assert after.store.folder == before.store.folder
-    labels = before.manifest.table.set_index("image_id")["label"]
-    assert (after.manifest.table.set_index("image_id")["label"] == 1 - labels).all()
-    assert len(after.split("train")) == 50
+    labels = [found.manifest.table.set_index("image_id")["label"].sort_index() for found in (before, after)]
+    assert (labels[1] == 1 - labels[0]).all()
+    assert set(after.split("test")["image_id"]) == set(before.split("validate")["image_id"])
 
 
 def test_fingerprint_changes_with_whatever_changes_pixels(tmp_path):
@@ -332,12 +335,16 @@ def numbers_of(batches) -> list[list[int]]:
     return [batch.numbers.tolist() for batch in batches]
 
 
+def flat(parts) -> list[int]:
+    return list(chain.from_iterable(parts))
+
+
 @pytest.mark.parametrize("n", [1, 2, 5, 7, 11])
 @pytest.mark.parametrize("batch_size", [1, 3, 5, 16])
 def test_loader_in_order_covers_each_image_once(n, batch_size):
     loader = loader_of(n, batch_size)
     batches = numbers_of(loader.epoch())
-    assert sum(batches, []) == [2 * i for i in range(n)]
+    assert flat(batches) == [2 * i for i in range(n)]
     assert len(batches) == len(loader)
 
 
@@ -346,7 +353,7 @@ def test_loader_in_order_covers_each_image_once(n, batch_size):
 def test_shuffled_epoch_shows_each_image_at_most_once_in_full_batches(n, batch_size):
     loader = loader_of(n, batch_size, seed=0)
     batches = numbers_of(loader.epoch(3))
-    shown = sum(batches, [])
+    shown = flat(batches)
     assert len(set(shown)) == len(shown) == len(loader) * loader.batch_size > n - batch_size
     assert {len(batch) for batch in batches} == {min(batch_size, n)}
 
@@ -359,7 +366,7 @@ def test_order_depends_on_seed_and_epoch_alone():
     assert numbers_of(loader.epoch(2)) == plain
     assert numbers_of(loader_of(23, 5, seed=2).epoch(2)) != plain
     assert numbers_of(loader_of(23, 5, seed=1).epoch(3)) != plain
-    assert sum(numbers_of(loader_of(23, 7, seed=1).epoch(2)), [])[:20] == sum(plain, [])
+    assert flat(numbers_of(loader_of(23, 7, seed=1).epoch(2)))[:20] == flat(plain)
 
 
 def test_an_epoch_can_start_anywhere():
@@ -371,7 +378,7 @@ def test_an_epoch_can_start_anywhere():
 
 def test_every_image_is_left_out_equally_often():
     loader = loader_of(7, 5, seed=0)
-    shown = np.bincount(sum((sum(numbers_of(loader.epoch(e)), []) for e in range(700)), []), minlength=14)[::2]
+    shown = np.bincount(flat(flat(numbers_of(loader.epoch(e))) for e in range(700)), minlength=14)[::2]
     assert np.abs(shown / 700 - 5 / 7).max() < 0.09
 
 

@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
-from conftest import write_table
+import numpy as np
+import pandas as pd
+from PIL import Image
 
 from data.config import Root, make_config
 
@@ -28,6 +30,22 @@ SETTINGS = {
     "finetune.batch_size": 7,
     "finetune.warmup_epochs": 1,
 }
+
+
+def write_table(root: Path, count: int = 60) -> pd.DataFrame:
+    """PNG files and `manifest.csv` below root, two images a patient: of 60 40 train, 10 validate and 10 test."""
+    rng, rows = np.random.default_rng(0), []
+    root.mkdir(parents=True)
+    for number in range(count):
+        image = rng.integers(0, 200, (13, 17), dtype=np.uint8)
+        image[2:7, 2:9] += 50 * (number % 3 == 0)
+        Image.fromarray(image).save(root / f"{number:04}.png")
+        split = ("train", "train", "train", "train", "validate", "test")[number // 2 % 6]
+        row = {"path": f"{number:04}.png", "patient_id": f"p{number // 2}", "split": split}
+        rows.append(row | {"label": int(number % 3 == 0)})
+    table = pd.DataFrame(rows)
+    table.to_csv(root / "manifest.csv", index=False)
+    return table
 
 
 def tiny_config(root: Path, **changed) -> Root:

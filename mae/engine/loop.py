@@ -93,7 +93,7 @@ def fit(stage: Stage, folder: Path) -> None:
 
 
 def _train_epoch(stage: Stage, folder: Path, position: Position, tracker: Tracker, progress: Progress) -> None:
-    stage.model.train()  # every epoch: validation leaves evaluation mode behind
+    stage.model.train()
     saved = window_start = time.monotonic()
     losses, norms = [], []
     for batch in stage.batches.epoch(position.epoch, position.batch):
