@@ -12,8 +12,8 @@ from mae.settings import Beta, check_warmup
 class FinetuneSettings(Settings):
     """Stage two: a classifier of normal against abnormal (mae-finetune)."""
 
-    run: str | None = Field(None, description="folder to write; null: <the checkpoint's folder>-<mode>, or <run>-<model>")
-        None, description="folder of stage two; null: <folder of the checkpoint>-<mode>, or <run>-<model>"
+    run: str | None = Field(
+        None, description="folder to write; null: <folder of the checkpoint>-<mode>, or <run>-<model>"
     )
     model: Literal["vit", "resnet18", "resnet50"] = Field(
         "vit", description="vit (from --checkpoint, else randomly initialised), resnet18 or resnet50"
