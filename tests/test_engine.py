@@ -650,7 +650,7 @@ def test_the_loop_follows_the_schedule(config, tmp_path, monkeypatch):
 def test_base_learning_rates_scale_with_the_batch(place, opened):
     stage = pretrain_stage(tiny_config(place), opened, CPU)
     assert stage.peak_lr == pytest.approx(0.05 * 5 / 256)
-    config = tiny_config(place, finetune__base_lr=0.5)
+    config = tiny_config(place, finetune__base_lr=0.5, finetune__warmup_epochs=1)
     stage = finetune_stage(config, opened, labelled_splits(config, opened), CPU, None)
     assert stage.peak_lr == pytest.approx(0.5 * 7 / 256)
     assert stage.learning_rate(FINETUNE_STEPS) == stage.peak_lr

@@ -120,6 +120,14 @@ def test_order_of_masked_patches_does_not_change_their_prediction():
     torch.testing.assert_close(shuffled, pred[:, order], rtol=0, atol=1e-12)
 
 
+def test_order_of_visible_tokens_does_not_change_the_prediction():
+    model, images = tiny().double(), pixels().double()
+    keep, masked = random_masking(noise_for(), 0.75)
+    tokens, order = model.encoder(images, keep), torch.tensor([2, 0, 1])
+    shuffled = model.decoder(torch.cat([tokens[:, :1], tokens[:, 1:][:, order]], dim=1), keep[:, order], masked)
+    torch.testing.assert_close(shuffled, model.decoder(tokens, keep, masked), rtol=0, atol=1e-12)
+
+
 def test_shuffling_a_batch_shuffles_its_output():
     model, images, noise = tiny().double(), pixels().double(), noise_for()
     order = torch.tensor([4, 2, 6, 0, 5, 1, 3])

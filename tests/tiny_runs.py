@@ -24,11 +24,11 @@ SETTINGS = {
     "pretrain.epochs": 4,
     "pretrain.batch_size": 5,
     "pretrain.optimizer.base_lr": 0.05,
-    "pretrain.optimizer.warmup_epochs": 1,
+    "pretrain.optimizer.warmup_epochs": 0.5,
     "pretrain.panel_images": 0,
     "finetune.epochs": 4,
     "finetune.batch_size": 7,
-    "finetune.warmup_epochs": 1,
+    "finetune.warmup_epochs": 0.5,
 }
 
 
