@@ -16,7 +16,7 @@ from data.augment import DRAWS, augment
 from data.config import Root, UserError, change_config, expand
 from data.draws import uniform
 from data.loader import Batch, Data, Loader, open_data
-from data.manifest import sample_patients
+from data.manifest import digest, sample_patients
 from mae.engine.checkpoint import Checkpoint, load_checkpoint, load_weights
 from mae.engine.loop import Stage, Validation, fit
 from mae.engine.optim import adamw, parameter_groups, seeded
@@ -131,9 +131,8 @@ class LabelledSplits:
     validate: pd.DataFrame
 
     def fingerprint(self) -> str:
-        """16 hexadecimal digits of what is trained on: image_id and label."""
-        both = pd.concat([self.train, self.validate])[["image_id", "label"]]
-        return hashlib.sha256(both.to_csv(index=False).encode()).hexdigest()[:16]
+        """16 hexadecimal digits of what is trained on, and chosen by."""
+        return digest(pd.concat([self.train, self.validate]), "image_id", "split", "label")
 
 
 def labelled_splits(config: Root, data: Data) -> LabelledSplits:
@@ -227,7 +226,7 @@ def classification_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0) 
     """Binary cross-entropy of logits (b) with labels (b); unknown labels (NaN) carry no gradient."""
     known = ~labels.isnan()
     targets = labels[known] * (1 - smoothing) + smoothing / 2
-    loss = F.binary_cross_entropy_with_logits(logits[known].float(), targets, reduction="sum")
+    loss = F.binary_cross_entropy_with_logits(logits[known].to(targets.dtype), targets, reduction="sum")
     return loss / known.sum().clamp(min=1)
 
 

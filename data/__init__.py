@@ -7,7 +7,7 @@ _PUBLIC = {
     "read_image": "data.images",
     "open_manifest": "data.manifest",
     "ImageStore": "data.store",
-    "prepare": "data.prepare",
+    "prepare": "data.preparation",
 }
 __all__ = list(_PUBLIC)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from data.config import Root, UserError
 from data.manifest import Manifest, open_manifest
-from data.prepare import prepare
+from data.preparation import prepare
 from data.store import ImageStore
 
 

@@ -50,10 +50,13 @@ class Manifest:
 
     def fingerprint(self) -> str:
         """16 hex digits of (image_id, split, label) of all rows, in whatever order they stand."""
-        table = self.table.sort_values("image_id")
-        label = table["label"].map({0.0: "0", 1.0: "1"}).astype(object).fillna("")
-        lines = table["image_id"] + "\t" + table["split"] + "\t" + label
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+        return digest(self.table, "image_id", "split", "label")
+
+
+def digest(table: pd.DataFrame, *columns: str) -> str:
+    """16 hex digits of what stands in these columns, in whatever order the rows stand."""
+    rows = table[list(columns)].sort_values(columns[0]).to_csv(index=False, sep="\t")
+    return hashlib.sha256(rows.encode()).hexdigest()[:16]
 
 
 def _count(part: pd.DataFrame) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pandas as pd
 import torch
 from einops import rearrange
 from torch import Tensor
@@ -11,7 +12,7 @@ from data.augment import DRAWS, augment
 from data.config import Root, expand
 from data.draws import uniform
 from data.loader import Batch, Data, Loader, open_data
-from data.manifest import Manifest
+from data.manifest import Manifest, digest
 from mae.engine.loop import Stage, Validation, fit
 from mae.engine.optim import adamw, parameter_groups, seeded
 from mae.engine.run import check_run, device_of, is_finished, start_run
@@ -28,7 +29,8 @@ def pretrain(config: Root, data: Data | None = None) -> Path:
     """
     device = device_of(config)
     data = data or open_data(config)
-    folder, facts = Path(expand(config.run, "run")), {"store": data.store.fingerprint}
+    folder, seen = Path(expand(config.run, "run")), pd.concat([data.split("train"), data.split("validate")])
+    facts = {"store": data.store.fingerprint, "images": digest(seen, "image_id", "split")}
     check_run(folder, config, SECTIONS, facts)
     if not is_finished(folder, config.pretrain.epochs):
         stage = pretrain_stage(config, data, device)
@@ -79,7 +81,8 @@ def validate(config: Root, model: MaskedAutoencoder, held_out: Loader, device: t
     for batch in held_out.epoch():
         batch = batch.to(device)
         noise = uniform(0, "validate", 0, batch.numbers, model.patches)
-        loss = model(model.encoder.standardize(batch.images), config.pretrain.mask_ratio, noise).loss
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            loss = model(model.encoder.standardize(batch.images), config.pretrain.mask_ratio, noise).loss
         total += loss * len(noise)
     loss = (total / len(held_out.rows)).item()
     return Validation({"validate/loss": loss}, -loss, {"validate_loss": loss})

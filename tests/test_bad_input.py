@@ -18,7 +18,7 @@ from classify.cli import compare, evaluate, finetune
 from mae import load_checkpoint
 from mae.cli import pretrain
 
-prepare = import_module("data.prepare").main
+prepare = import_module("data.preparation").main
 
 
 def files(root: Path) -> dict[Path, tuple[int, int]]:

@@ -22,7 +22,7 @@ from data.loader import open_data
 from mae import load_checkpoint
 from mae.cli import pretrain
 
-prepare = import_module("data.prepare").main
+prepare = import_module("data.preparation").main
 ORIGINALS = Path(__file__).parents[2] / "shared/data/kermany_originals"
 
 

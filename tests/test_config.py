@@ -24,7 +24,7 @@ from mae import cli as stage_one
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = {
-    "mae-prepare": import_module("data.prepare").main,
+    "mae-prepare": import_module("data.preparation").main,
     "mae-pretrain": stage_one.pretrain,
     "mae-finetune": stage_two.finetune,
     "mae-evaluate": stage_two.evaluate,
@@ -325,7 +325,7 @@ from importlib import import_module
 from mae import cli as stage_one
 from classify import cli as stage_two
 commands = {{
-    "mae-prepare": import_module("data.prepare").main,
+    "mae-prepare": import_module("data.preparation").main,
     "mae-pretrain": stage_one.pretrain,
     "mae-finetune": stage_two.finetune,
     "mae-evaluate": stage_two.evaluate,

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 import classify.cli
-import data.prepare
+import data.preparation
 import mae.cli
 from data.phantom import write_tree
 
 REPOSITORY = Path(__file__).parents[1]
 MAINS = {
-    "mae-prepare": data.prepare.main,
+    "mae-prepare": data.preparation.main,
     "mae-pretrain": mae.cli.pretrain,
     "mae-finetune": classify.cli.finetune,
     "mae-evaluate": classify.cli.evaluate,

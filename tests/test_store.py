@@ -17,13 +17,13 @@ import torch
 from PIL import Image
 from tiny_runs import tiny_config, write_table
 
-import data.prepare
+import data.preparation
 import data.store
 from data.config import UserError
 from data.images import read_fitted
 from data.loader import Loader, open_data
 from data.manifest import open_manifest
-from data.prepare import describe_store, prepare
+from data.preparation import describe_store, prepare
 from data.store import ImageStore, StoreWriter
 
 TESTS = Path(__file__).parent
@@ -111,9 +111,12 @@ def test_labels_and_splits_change_without_decoding_again(tmp_path, monkeypatch):
 
 
 def test_fingerprint_changes_with_whatever_changes_pixels(tmp_path):
+    def table(*ids, folder="images"):
+        return pd.DataFrame({"image_id": ids, "path": [f"{tmp_path}/{folder}/{one}.png" for one in ids]})
+
     def fingerprint(**changed):
         config = tiny_config(tmp_path, **changed)
-        return describe_store(config, ["a", "b"])["fingerprint"]
+        return describe_store(config, table("a", "b"))["fingerprint"]
 
     plain = fingerprint()
     assert fingerprint(data__store="elsewhere", seed=5, data__workers=2) == plain
@@ -123,11 +126,12 @@ def test_fingerprint_changes_with_whatever_changes_pixels(tmp_path):
         fingerprint(data__resize="crop"),
         fingerprint(data__tone="mimic_jpg"),
         fingerprint(data__root=str(tmp_path)),
-        describe_store(tiny_config(tmp_path), ["a", "b", "c"])["fingerprint"],
-        describe_store(tiny_config(tmp_path), ["a", "c"])["fingerprint"],
+        describe_store(tiny_config(tmp_path), table("a", "b", "c"))["fingerprint"],
+        describe_store(tiny_config(tmp_path), table("a", "c"))["fingerprint"],
     ]
     assert len({plain, *others}) == 8
-    assert describe_store(tiny_config(tmp_path), ["b", "a"])["fingerprint"] == plain
+    assert describe_store(tiny_config(tmp_path), table("b", "a"))["fingerprint"] == plain
+    assert describe_store(tiny_config(tmp_path), table("a", "b", folder="moved"))["fingerprint"] != plain
 
 
 def test_a_number_sign_in_a_file_name_is_part_of_it(tmp_path):
@@ -146,7 +150,7 @@ def test_a_number_sign_in_a_file_name_is_part_of_it(tmp_path):
 def test_an_interrupted_prepare_finishes_to_the_same_bytes(call, tmp_path, monkeypatch):
     config = tiny_config(tmp_path)
     whole = prepare(tiny_config(tmp_path, data__store=str(tmp_path / "whole")))
-    monkeypatch.setattr(data.prepare, "CHUNK", 5)
+    monkeypatch.setattr(data.preparation, "CHUNK", 5)
     with monkeypatch.context() as patch:
         stop_at(patch, call)
         with pytest.raises(KeyboardInterrupt):
@@ -200,10 +204,10 @@ PROGRAM = """
     sys.path.insert(0, {tests!r})
     from pathlib import Path
     from tiny_runs import tiny_config
-    import data.prepare, data.store
+    import data.preparation, data.store
 
     if __name__ == "__main__":
-        data.prepare.CHUNK, noted, note = 2, [], data.store.StoreWriter.note
+        data.preparation.CHUNK, noted, note = 2, [], data.store.StoreWriter.note
 
         def counted(self, row, *rest):
             note(self, row, *rest)
@@ -212,7 +216,7 @@ PROGRAM = """
                 os.kill(os.getpid(), signal.SIGKILL)
 
         data.store.StoreWriter.note = counted
-        data.prepare.prepare(tiny_config(Path({root!r}), data__workers={workers}))
+        data.preparation.prepare(tiny_config(Path({root!r}), data__workers={workers}))
         print(len(noted))
 """
 
@@ -246,7 +250,7 @@ def test_two_prepares_at_once_decode_each_image_once(tmp_path):
 
 
 def test_workers_write_the_same_bytes_as_one_process(tmp_path, monkeypatch):
-    monkeypatch.setattr(data.prepare, "CHUNK", 5)
+    monkeypatch.setattr(data.preparation, "CHUNK", 5)
     one = prepare(tiny_config(tmp_path, data__store=str(tmp_path / "one")))
     two = prepare(tiny_config(tmp_path, data__workers=2))
     assert bytes_of(one) == bytes_of(two)

@@ -106,9 +106,8 @@ def test_public_names_resolve(module, name):
     assert getattr(import_module(module), name) is not None
 
 
-@pytest.mark.xfail(reason="data.prepare is both a public function and a module", strict=True)
 def test_prepare_stays_a_function_whoever_was_imported_first():
-    code = "import data.prepare; import data; data.prepare.prepare; from data import prepare; print(callable(prepare))"
+    code = "import data.preparation; import data; from data import prepare; print(callable(prepare))"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert answer.stdout.strip() == "True"
 

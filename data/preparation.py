@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 from data.config import Root, UserError, command_parser, configure, expand, run_command
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from data.manifest import Manifest
     from data.store import ImageStore, StoreWriter
 
@@ -31,7 +33,7 @@ def prepare(config: Root, manifest: "Manifest | None" = None) -> "ImageStore":
     from data.store import ImageStore
 
     table = (manifest or open_manifest(config)).table
-    description = describe_store(config, table["image_id"])
+    description = describe_store(config, table)
     name = f"{config.data.source}-{config.data.image_size}px-{description['fingerprint'][:12]}"
     folder = Path(expand(config.data.store, "data.store")) / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -41,20 +43,21 @@ def prepare(config: Root, manifest: "Manifest | None" = None) -> "ImageStore":
     return ImageStore(folder)
 
 
-def describe_store(config: Root, image_ids) -> dict:
+def describe_store(config: Root, table: "pd.DataFrame") -> dict:
     """What the store holds and how it was read; its fingerprint changes with any of it."""
     from data.images import READER_VERSION
 
-    data = config.data
+    data, root = config.data, expand(config.data.root, "data.root")
+    images = sorted(f"{i}\t{path.removeprefix(root)}" for i, path in zip(table["image_id"], table["path"], strict=True))
     description = {
         "source": data.source,
-        "root": str(Path(expand(data.root, "data.root")).resolve()),
+        "root": str(Path(root).resolve()),
         "image_size": data.image_size,
         "resize": data.resize,
         "tone": data.tone,
         "reader_version": READER_VERSION,
-        "images": len(image_ids),
-        "image_ids": hashlib.sha256("\n".join(sorted(image_ids)).encode()).hexdigest(),
+        "images": len(images),
+        "image_ids_and_paths": hashlib.sha256("\n".join(images).encode()).hexdigest(),
     }
     text = json.dumps(description, sort_keys=True)
     return {**description, "fingerprint": hashlib.sha256(text.encode()).hexdigest()}
