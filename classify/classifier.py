@@ -1,5 +1,6 @@
 """Encoder + pooling + head: a linear probe where the encoder is frozen, else a fine-tuned classifier."""
 
+import torch
 from torch import Tensor, nn
 
 from mae.encoder import Encoder
@@ -36,7 +37,8 @@ class Classifier(nn.Module):
         """`noise` (b 2·depth): draws for stochastic depth, see `Encoder`."""
         tokens = self.encoder(images, noise=noise)  # b 1+n d
         pooled = tokens[:, 0] if self.pool == "cls" else tokens[:, 1:].mean(dim=1)  # b d
-        return self.head(self.norm(pooled)).squeeze(1)  # b
+        with torch.autocast(pooled.device.type, enabled=False):  # scores in bf16 would tie
+            return self.head(self.norm(pooled.to(self.head.weight.dtype))).squeeze(1)  # b
 
 
 def build_classifier(encoder: Encoder, pool: str = "mean", probe: bool = False, drop_path: float = 0.0) -> Classifier:

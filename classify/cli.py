@@ -66,14 +66,13 @@ def _evaluate(argv: list[str] | None) -> None:
         overrides["evaluate.split"] = arguments.split
     if not runs:
         raise UserError("command line: found no RUN, expected the folder of a mae-finetune run")
-    from classify.evaluate import evaluate, evaluation_row, markdown
+    from classify.evaluate import evaluate, evaluation_row
+    from classify.tables import cases, markdown
 
     evaluations = [evaluate(run, overrides) for run in runs]
     print(markdown([evaluation_row(evaluation) for evaluation in evaluations]))
     for evaluation in evaluations:
-        summary = evaluation.summary
-        where = evaluation.run / "predictions" / f"{summary['split']}.csv"
-        print(f"{where}: n = {summary['n']} of {summary['patients']} patients, threshold {evaluation.threshold:.3f}")
+        print(f"{evaluation.path}: {cases(evaluation.summary)}; threshold {evaluation.threshold:.3f}")
 
 
 def _compare(argv: list[str] | None) -> None:
@@ -81,7 +80,8 @@ def _compare(argv: list[str] | None) -> None:
         "mae-compare", "Run a grid of pretrainings, fine-tunings and baselines; what is done is kept."
     )
     config = configure(parser.parse_args(argv))
-    from classify.compare import compare, comparison_text
+    from classify.compare import compare
+    from classify.tables import comparison_text
 
     comparison = compare(config)
     print("", comparison_text(comparison), "", sep="\n")

@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from classify.finetune import build_model, check_preprocessing, file_digest, known, predict_logits
+from classify.finetune import build_model, check_preprocessing, file_digest, in_units, known, predict_logits
 from classify.metrics import HEADLINE, Interval, binary_metrics, bootstrap_intervals, expected_calibration_error
+from classify.tables import describe, table_row
 from data.config import Root, UserError, change_config
 from data.loader import Data, Loader, open_data
+from data.manifest import digest, image_hashes
 from mae.engine.checkpoint import Checkpoint, load_checkpoint, load_weights
 from mae.engine.loop import evaluating
 from mae.engine.run import commit, device_of
@@ -23,11 +25,16 @@ FREE = ("data", "evaluate", "device", "precision", "threads")  # what may be set
 class Evaluation:
     """A run's predictions for the labelled units of a split (columns patient_id, label, score, …)."""
 
-    run: Path
+    path: Path  # of the predictions
     config: Root
     threshold: float
     predictions: pd.DataFrame
-    summary: dict[str, Any]  # what predictions/<split>.json holds
+    summary: dict[str, Any]  # what the .json beside them holds
+
+    @property
+    def run(self) -> Path:
+        """The run's folder."""
+        return self.path.parents[1]
 
 
 def evaluate(run: str | Path, overrides: dict[str, Any] | None = None, data: Data | None = None) -> Evaluation:
@@ -41,7 +48,9 @@ def evaluate(run: str | Path, overrides: dict[str, Any] | None = None, data: Dat
     config = _config_for(checkpoint, overrides or {})
     data = data or open_data(config)
     table = known(data.split(config.evaluate.split), config.evaluate.split)
-    path = best.parent / "predictions" / config.evaluate.split
+    images = digest(data.manifest.table, "image_id")
+    of_other_data = "" if images == checkpoint.meta["images"] else f"-{images[:8]}"
+    path = best.parent / "predictions" / f"{config.evaluate.split}{of_other_data}"
     origin = {
         "checkpoint": file_digest(checkpoint.place),
         "data": data.manifest.fingerprint(),
@@ -51,10 +60,15 @@ def evaluate(run: str | Path, overrides: dict[str, Any] | None = None, data: Dat
     }
     if not _is_done(path, origin):
         scores = predict(checkpoint, config, data, table)
-        _write(path, checkpoint, config, _units(table, scores, config.evaluate.unit), origin)
+        facts = {
+            "origin": origin,
+            "patients_known": data.manifest.patients_known,
+            "pretrained_on": int(np.isin(image_hashes(table["image_id"]), checkpoint.meta.get("seen", [])).sum()),
+        }
+        _write(path, checkpoint, config, in_units(table, scores, config.evaluate.unit), facts)
     predictions = pd.read_csv(path.with_suffix(".csv"), dtype={"patient_id": str, "study_id": str, "image_id": str})
     summary = json.loads(path.with_suffix(".json").read_text())
-    return Evaluation(best.parent, config, checkpoint.meta["threshold"], predictions, summary)
+    return Evaluation(path.with_suffix(".csv"), config, summary["metrics"]["threshold"], predictions, summary)
 
 
 def best_of(run: str | Path) -> Path:
@@ -88,16 +102,6 @@ def predict(checkpoint: Checkpoint, config: Root, data: Data, table: pd.DataFram
     return logits.double().sigmoid().numpy()
 
 
-def _units(table: pd.DataFrame, scores: np.ndarray, unit: str) -> pd.DataFrame:
-    """One row per image, or per study with the mean of its images' scores."""
-    columns = ["image_id", "patient_id", "study_id", "label"]
-    scored = table[columns].assign(score=scores)
-    if unit == "image":
-        return scored
-    means = {"image_id": "first", "patient_id": "first", "label": "first", "score": "mean"}
-    return scored.groupby("study_id", as_index=False, sort=False).agg(means)[[*columns, "score"]]
-
-
 def _is_done(path: Path, origin: dict[str, Any]) -> bool:
     if not (path.with_suffix(".json").exists() and path.with_suffix(".csv").exists()):
         return False
@@ -107,8 +111,8 @@ def _is_done(path: Path, origin: dict[str, Any]) -> bool:
         return False
 
 
-def _write(path: Path, checkpoint: Checkpoint, config: Root, units: pd.DataFrame, origin: dict[str, Any]) -> None:
-    threshold = checkpoint.meta["threshold"]
+def _write(path: Path, checkpoint: Checkpoint, config: Root, units: pd.DataFrame, facts: dict[str, Any]) -> None:
+    threshold = checkpoint.meta["threshold"][config.evaluate.unit]
     labels, scores = units["label"].to_numpy(), units["score"].to_numpy()
     metrics = binary_metrics(labels, scores, threshold)
     intervals = bootstrap_intervals(
@@ -128,57 +132,14 @@ def _write(path: Path, checkpoint: Checkpoint, config: Root, units: pd.DataFrame
         "intervals": {name: list(interval.interval) for name, interval in intervals.items()},
         "seed": config.seed,
         "commit": commit(),
-        "origin": origin,
-        "meta": checkpoint.meta,
+        **facts,
+        "meta": {key: value for key, value in checkpoint.meta.items() if key != "seen"},
         "config": checkpoint.settings,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.with_suffix(".json").unlink(missing_ok=True)
     units.assign(predicted=(scores >= threshold).astype(int)).to_csv(path.with_suffix(".csv"), index=False)
     path.with_suffix(".json").write_text(json.dumps(summary, indent=1))  # comes last, vouches for the CSV
-
-
-# ---------------------------------------------------------------- table
-
-
-COLUMNS = ("Model", "Augmentation", "% Masking", "Accuracy", "Precision", "F1", "Recall", "AUC")
-METRICS = dict(zip(COLUMNS[3:], ("accuracy", "precision", "f1", "recall", "auc"), strict=True))
-assert set(METRICS.values()) == set(HEADLINE)
-
-
-def describe(config: Root, pretrained: bool) -> dict[str, str]:
-    """The table's first columns for a classifier: augmentation is stage two's, masking stage one's."""
-    settings = config.finetune
-    names = {"vit": "ViT", "resnet18": "ResNet-18", "resnet50": "ResNet-50"}
-    model = ("MAE" if pretrained else names[settings.model]) + (", linear probe" if settings.mode == "linear" else "")
-    return {
-        "Model": model,
-        "Augmentation": "yes" if settings.augment.enabled else "no",
-        "% Masking": f"{100 * config.pretrain.mask_ratio:g}" if pretrained else "–",
-    }
-
-
-def table_row(described: dict[str, str], intervals: dict[str, Interval]) -> dict[str, str]:
-    """A row of the table: `.755 [.735, .774]` for every metric."""
-    return described | {column: show(intervals[name]) for column, name in METRICS.items()}
-
-
-def show(interval: Interval, signed: bool = False) -> str:
-    """`.755 [.735, .774]`; signed: `+.012 [-.003, +.027]`."""
-    values = (interval.estimate, *interval.interval)
-    text = [f"{value:{'+' if signed else ''}.3f}".replace("0.", ".", 1) for value in values]
-    return f"{text[0]} [{text[1]}, {text[2]}]"
-
-
-def markdown(rows: list[dict[str, str]]) -> str:
-    """Rows as an aligned Markdown table, in `COLUMNS` or the rows' own order."""
-    columns = list(rows[0])
-    widths = {column: max(len(column), *(len(row[column]) for row in rows)) for column in columns}
-    lines = [columns, ["-" * widths[column] for column in columns], *([row[c] for c in columns] for row in rows)]
-    return "\n".join(
-        "| " + " | ".join(cell.ljust(widths[column]) for cell, column in zip(line, columns, strict=True)) + " |"
-        for line in lines
-    )
 
 
 def evaluation_row(evaluation: Evaluation) -> dict[str, str]:

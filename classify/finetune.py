@@ -4,6 +4,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,8 @@ from mae.engine.optim import adamw, parameter_groups, seeded
 from mae.engine.run import check_run, device_of, is_finished, start_run
 from mae.model import mae_from
 
+PREPROCESSING = ("image_size", "resize", "tone")  # of the data section: travels with the weights
+UNITS = ("image", "study")
 SECTIONS = ("seed", "precision", "data", "model", "finetune")  # what a fine-tuning depends on
 
 
@@ -63,6 +66,8 @@ def config_for(checkpoint: Checkpoint, config: Root | None, overrides: dict) -> 
     """The config of a fine-tuning: the checkpoint's, or the given one with the checkpoint's stage one."""
     made = checkpoint.config
     wanted = config or change_config(made, overrides)
+    if config is None and wanted.pretrain != made.pretrain:
+        raise UserError(f"command line: found pretrain settings changed, expected those of {checkpoint.place}")
     for name in wanted.model.model_fields_set:
         then, now = getattr(made.model, name), getattr(wanted.model, name)
         if then != now:
@@ -93,7 +98,7 @@ def check_fit(config: Root, pretrained: Checkpoint | None) -> torch.device:
 def check_preprocessing(checkpoint: Checkpoint, config: Root) -> None:
     """UserError unless the config reads images as the checkpoint's were: preprocessing travels with the weights."""
     then, now = checkpoint.config.data, config.data
-    for name in ("image_size", "resize", "tone"):
+    for name in PREPROCESSING:
         if getattr(then, name) != getattr(now, name):
             raise UserError(
                 f"{checkpoint.place}: found data.{name} = {getattr(then, name)}, expected {getattr(now, name)} by the "
@@ -171,6 +176,13 @@ def finetune_stage(
     scale = layer_scale(optimizer.layer_decay, layers)
     groups = parameter_groups(model.named_parameters(), optimizer.weight_decay, scale)
     held_out = Loader(data, splits.validate, config.evaluate.batch_size)
+    meta = {
+        "pretrained_from": None,
+        "train_images": len(splits.train),
+        "images": digest(data.manifest.table, "image_id"),
+    }
+    if pretrained:
+        meta |= {"pretrained_from": pretrained.place, "seen": pretrained.meta["seen"]}
     return Stage(
         kind="classifier",
         config=config,
@@ -179,14 +191,14 @@ def finetune_stage(
         optimizer=adamw(groups, settings.betas),
         batches=Loader(data, splits.train, settings.batch_size, config.seed),
         step=lambda model, batch, epoch: finetune_step(config, model, batch, epoch),
-        validate=lambda model: validate(config, model, held_out, device),
+        validate=lambda model: validate(config, model, held_out, splits.validate, device),
         epochs=settings.epochs,
         warmup_epochs=settings.epochs / 10 if settings.warmup_epochs is None else settings.warmup_epochs,
         peak_lr=optimizer.base_lr * settings.batch_size / 256,
         min_lr=settings.min_lr * settings.batch_size / 256,
         clip_grad=settings.clip_grad,
         save_minutes=settings.save_minutes,
-        meta={"pretrained_from": pretrained.place if pretrained else None, "train_images": len(splits.train)},
+        meta=meta,
     )
 
 
@@ -230,20 +242,36 @@ def classification_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0) 
     return loss / known.sum().clamp(min=1)
 
 
-def validate(config: Root, model: nn.Module, held_out: Loader, device: torch.device) -> Validation:
-    """Validation AUC, loss and accuracy, and the decision threshold, which goes into the checkpoint."""
+def validate(config: Root, model: nn.Module, held_out: Loader, table: pd.DataFrame, device: torch.device) -> Validation:
+    """Validation AUC, loss and accuracy, and the decision thresholds, which go into the checkpoint.
+
+    There is a threshold for images and one for studies, whose mean scores are less spread.
+    """
     logits = predict_logits(model, held_out, device, config.precision)
     labels, scores = held_out.labels, torch.sigmoid(logits).numpy()
     loss = classification_loss(logits, torch.from_numpy(labels)).item()
-    rule = config.finetune.threshold
-    threshold = 0.5 if rule == "half" else choose_threshold(labels, scores, rule)
-    metrics = binary_metrics(labels, scores, threshold)
+    thresholds = {unit: _threshold(in_units(table, scores, unit), config.finetune.threshold) for unit in UNITS}
+    metrics = binary_metrics(labels, scores, thresholds["image"])
     score = metrics.auc if config.finetune.select == "auc" else -loss
     return Validation(
         {"validate/loss": loss, "validate/auc": metrics.auc, "validate/accuracy": metrics.accuracy},
         score,
-        {"threshold": threshold, "validate_auc": metrics.auc, "validate_loss": loss},
+        {"threshold": thresholds, "validate_auc": metrics.auc, "validate_loss": loss},
     )
+
+
+def _threshold(units: pd.DataFrame, rule: str) -> float:
+    return 0.5 if rule == "half" else choose_threshold(units["label"], units["score"], rule)
+
+
+def in_units(table: pd.DataFrame, scores: np.ndarray, unit: str) -> pd.DataFrame:
+    """Scores (n) of the table's images: a row per image, or per study with the mean of its images' scores."""
+    columns = ["image_id", "patient_id", "study_id", "label"]
+    scored = table[columns].assign(score=scores)
+    if unit == "image":
+        return scored
+    means = {"image_id": "first", "patient_id": "first", "label": "first", "score": "mean"}
+    return scored.groupby("study_id", as_index=False, sort=False).agg(means)[[*columns, "score"]]
 
 
 def predict_logits(model: nn.Module, loader: Loader, device: torch.device, precision: str) -> Tensor:

@@ -13,8 +13,8 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from classify.compare import Comparison, Line, caption, difference_rows, name_of, verdict
-from classify.evaluate import METRICS, Evaluation, table_row
+from classify.compare import Comparison, Line
+from classify.evaluate import Evaluation
 from classify.figures import (
     Row,
     auc_limits,
@@ -26,6 +26,7 @@ from classify.figures import (
     training_curves,
 )
 from classify.metrics import expected_calibration_error
+from classify.tables import METRICS, caption, cases, difference_rows, name_of, table_row, verdict
 from data.config import Root, print_config
 from data.loader import Data, Loader, open_data
 from mae.engine.checkpoint import load_checkpoint, load_weights
@@ -89,20 +90,20 @@ def facts(comparison: Comparison, budgets: list["Budget"]) -> Iterator[tuple[str
     """How the report was made, term by term."""
     config, line = comparison.config, comparison.lines[0]
     evaluation, data = line.evaluations[0], config.data
-    unit = "images" if config.evaluate.unit == "image" else "studies"
+    whom = "patients" if evaluation.summary["patients_known"] else "images"
     commits = sorted(
         {str(e.summary["commit"]) for one in comparison.lines for e in one.evaluations if e.summary["commit"]}
     )
     yield "Run", config.run
     yield "Source", f"{data.source}, {data.image_size} × {data.image_size} pixels ({data.resize})"
     yield "Split", config.compare.split
-    yield "Evaluated", f"{len(line.labels):,} {unit} of {evaluation.summary['patients']:,} patients"
+    yield "Evaluated", cases(evaluation.summary)
     yield "Prevalence", f"{100 * line.labels.mean():.1f} % abnormal ({int(line.labels.sum()):,})"
     yield "Labelled for training", "; ".join(f"{budget.images:,} images" for budget in budgets)
     yield "Training seeds", ", ".join(map(str, config.compare.seeds))
     yield (
         "Intervals",
-        f"{100 * config.evaluate.level:g} %, bootstrap of patients, {config.evaluate.replicates:,} replicates",
+        f"{100 * config.evaluate.level:g} %, bootstrap of {whom}, {config.evaluate.replicates:,} replicates",
     )
     yield "Commit", commit() or "not known (installed package)"
     if commits and commits != [commit()]:

@@ -80,7 +80,8 @@ class ResNet(nn.Module):
         """`noise` is for models with stochastic depth; a ResNet has none."""
         x = self.maxpool(F.relu(self.bn1(self.conv1(images))))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))  # b d h w
-        return self.fc(x.mean(dim=(2, 3))).squeeze(1)
+        with torch.autocast(x.device.type, enabled=False):  # scores in bf16 would tie
+            return self.fc(x.mean(dim=(2, 3)).to(self.fc.weight.dtype)).squeeze(1)
 
 
 def _layer(block: type, inputs: int, width: int, depth: int, stride: int) -> nn.Sequential:

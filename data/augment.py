@@ -19,12 +19,13 @@ def augment(images: Tensor, settings: AugmentSettings, draws: Tensor) -> Tensor:
     if not settings.enabled:
         return images
     u = draws.unbind(1)
-    grey = images.float() / 255
-    grey = F.grid_sample(grey, _grid(images, settings, u), padding_mode="zeros", align_corners=False)
-    grey = _tone(grey, settings, u[8:11])
-    if settings.erase:
-        grey = _erase(grey, settings.erase, u[11:14])
-    return (grey.clamp(0, 1) * 255).round().to(torch.uint8)
+    with torch.autocast(images.device.type, enabled=False):  # bf16 would shift pixels and round greys
+        grid = _grid(images, settings, u)
+        grey = F.grid_sample(images.float() / 255, grid, padding_mode="zeros", align_corners=False)
+        grey = _tone(grey, settings, u[8:11])
+        if settings.erase:
+            grey = _erase(grey, settings.erase, u[11:14])
+        return (grey.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 def _grid(images: Tensor, settings: AugmentSettings, u: tuple[Tensor, ...]) -> Tensor:

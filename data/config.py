@@ -45,7 +45,7 @@ class Root(Settings):
     """The settings every command shares; `config_class` adds the sections."""
 
     run: str = Field("runs/default", description="folder this run writes to")
-    seed: int = Field(0, ge=0, description="seed of weights, order, masks and augmentation (not of the splits)")
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of weights, order, masks, augmentation (not of splits)")
     device: str = Field("auto", description="auto (CUDA where there is one), cpu, cuda or cuda:N")
     precision: Literal["fp32", "bf16"] = Field(
         "fp32", description="fp32, or bf16 autocast (weights, loss and norms stay fp32)"

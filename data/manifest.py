@@ -22,12 +22,13 @@ class Manifest:
     `table` has the columns image_id, path, patient_id, study_id, split (train, validate, test), view,
     label (1.0 abnormal, 0.0 normal, NaN unknown), source, then any findings. Where the layout has no
     patient or study, its image stands for it. `notes` are lines to print. `credentialed` data may
-    neither be shown nor shared.
+    neither be shown nor shared. `patients_known`: patient_id is a patient's for every image.
     """
 
     table: pd.DataFrame
     notes: tuple[str, ...]
     credentialed: bool
+    patients_known: bool = True
 
     def of_split(self, split: str) -> pd.DataFrame:
         """The rows of one split, in order; UserError if there are none."""
@@ -59,6 +60,12 @@ def digest(table: pd.DataFrame, *columns: str) -> str:
     return hashlib.sha256(rows.encode()).hexdigest()[:16]
 
 
+def image_hashes(image_ids: Iterable[str]) -> np.ndarray:
+    """(n) int64: what a checkpoint remembers of the images it has seen, without naming them."""
+    hashes = (hashlib.sha256(image_id.encode()).digest()[:8] for image_id in image_ids)
+    return np.fromiter((int.from_bytes(part, "little", signed=True) for part in hashes), np.int64)
+
+
 def _count(part: pd.DataFrame) -> dict[str, int]:
     label = part["label"]
     return {
@@ -77,13 +84,14 @@ def open_manifest(config: Root | DataSettings) -> Manifest:
     """
     settings: DataSettings = getattr(config, "data", config)
     root = Path(expand(settings.root, "data.root"))
-    credentialed = settings.source in CREDENTIALED
+    credentialed = settings.source in CREDENTIALED if settings.credentialed is None else settings.credentialed
     table, notes = read_source(settings, root)
+    patients_known = bool(table["patient_id"].notna().all())
     _check(table, root, credentialed)
     for step in (_name_patients, _keep_views, _split, _sample):
         table, more = step(table, settings)
         notes += more
-    return Manifest(table.reset_index(drop=True), tuple(notes), credentialed)
+    return Manifest(table.reset_index(drop=True), tuple(notes), credentialed, patients_known)
 
 
 # ---------------------------------------------------------------- checks
@@ -130,13 +138,13 @@ def _keep_views(table: pd.DataFrame, settings: DataSettings) -> tuple[pd.DataFra
     view = table["view"].map(str.upper, na_action="ignore")
     if not settings.views or view.isna().all():
         return table, []
-    blank = int(view.isna().sum())
-    kept = view.isna() | view.isin([name.upper() for name in settings.views])
+    kept = view.isin([name.upper() for name in settings.views])  # in MIMIC laterals are among those without a view
     wanted = ", ".join(settings.views)
     if not kept.any():
         found = ", ".join(f"{name} ({n:,})" for name, n in view.value_counts().items())
         raise UserError(f"data.views: found views {found}, expected some of {wanted}")
-    note = f"views {wanted}: kept {kept.sum():,} of {len(table):,} images, {blank:,} of them without one"
+    blank = int(view.isna().sum())
+    note = f"views {wanted}: kept {kept.sum():,} of {len(table):,} images, {blank:,} without a view left out"
     return table[kept], [note]
 
 

@@ -36,10 +36,11 @@ def prepare(config: Root, manifest: "Manifest | None" = None) -> "ImageStore":
     description = describe_store(config, table)
     name = f"{config.data.source}-{config.data.image_size}px-{description['fingerprint'][:12]}"
     folder = Path(expand(config.data.store, "data.store")) / name
-    folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):  # another command may be writing the same store: wait for it
-        if not (folder / "store.json").exists():
-            _write(config, folder, table, description)
+    if not (folder / "store.json").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder):
+            if not (folder / "store.json").exists():  # another command may just have written it
+                _write(config, folder, table, description)
     return ImageStore(folder)
 
 
@@ -52,6 +53,7 @@ def describe_store(config: Root, table: "pd.DataFrame") -> dict:
     description = {
         "source": data.source,
         "root": str(Path(root).resolve()),
+        "archive": [Path(root).stat().st_size, Path(root).stat().st_mtime_ns] if Path(root).is_file() else None,
         "image_size": data.image_size,
         "resize": data.resize,
         "tone": data.tone,
@@ -66,7 +68,11 @@ def describe_store(config: Root, table: "pd.DataFrame") -> dict:
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     with (folder / "lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for another command that prepares {folder}", file=sys.stderr, flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
@@ -98,7 +104,7 @@ def _decode_all(config: Root, writer: "StoreWriter") -> None:
         (str(writer.images), [(r, writer.paths[r]) for r in rows], data.image_size, data.resize, data.tone)
         for rows in chunks
     ]
-    workers = min(data.workers or os.cpu_count() or 1, len(jobs))
+    workers = min(data.workers or len(os.sched_getaffinity(0)), len(jobs))
     bar = tqdm(total=len(todo), desc=f"decode to {data.image_size} px", unit="image", disable=None)
     with bar, closing(_run(decode_rows, jobs, workers)) as decoded:
         for results in decoded:

@@ -33,7 +33,7 @@ class DataSettings(Settings):
         "unknown", description="what a finding marked -1 counts as"
     )
     views: tuple[str, ...] = Field(
-        ("AP", "PA"), description="ViewPosition to keep; [] keeps all; images without a view are kept"
+        ("AP", "PA"), description="ViewPosition to keep; [] keeps all, also images without one"
     )
     sample: int | None = Field(
         None, ge=1, description="keep whole patients until this many labelled training images; null keeps all"
@@ -49,6 +49,9 @@ class DataSettings(Settings):
     )
     tone: Literal["window", "mimic_jpg"] = Field(
         "window", description="DICOM grey levels: VOI window, or min-max and histogram equalisation as MIMIC-CXR-JPG"
+    )
+    credentialed: bool | None = Field(
+        None, description="whether images and ids must stay private; null: MIMIC-CXR must, other sources need not"
     )
     store: str = Field("stores", description="folder of the decoded, memory-mapped stores")
     workers: int = Field(0, ge=0, description="processes that decode images; 0: one per core")

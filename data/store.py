@@ -7,7 +7,9 @@ it: they join at run time, so another label policy never decodes again.
 
 import csv
 import json
+import os
 import re
+import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -94,9 +96,19 @@ def _write_csv(path: Path, columns: str, rows: Iterable[tuple]) -> None:
 
 
 def _allocate(path: Path, shape: tuple[int, ...], dtype: type = np.uint8) -> None:
-    """An array file of zeros that appears only when it is complete."""
+    """An array file of zeros that appears only when it is complete; UserError where the disk is too small for it."""
     temporary = path.with_suffix(".tmp")
     np.lib.format.open_memmap(temporary, "w+", dtype, shape).flush()
+    try:  # a sparse file would end in a bus error when the disk fills up
+        with temporary.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
+    except OSError as error:
+        needed, free = temporary.stat().st_size, shutil.disk_usage(path.parent).free
+        temporary.unlink()
+        raise UserError(
+            f"{path.parent}: found {free / 1e9:.2f} GB free, expected {needed / 1e9:.2f} GB for a store "
+            f"({error.strerror}); make room, or give data.store=/elsewhere"
+        ) from None
     temporary.replace(path)
 
 

@@ -12,7 +12,7 @@ from data.augment import DRAWS, augment
 from data.config import Root, expand
 from data.draws import uniform
 from data.loader import Batch, Data, Loader, open_data
-from data.manifest import Manifest, digest
+from data.manifest import Manifest, digest, image_hashes
 from mae.engine.loop import Stage, Validation, fit
 from mae.engine.optim import adamw, parameter_groups, seeded
 from mae.engine.run import check_run, device_of, is_finished, start_run
@@ -29,14 +29,19 @@ def pretrain(config: Root, data: Data | None = None) -> Path:
     """
     device = device_of(config)
     data = data or open_data(config)
-    folder, seen = Path(expand(config.run, "run")), pd.concat([data.split("train"), data.split("validate")])
-    facts = {"store": data.store.fingerprint, "images": digest(seen, "image_id", "split")}
+    folder = Path(expand(config.run, "run"))
+    facts = {"store": data.store.fingerprint, "images": digest(_seen(data), "image_id", "split")}
     check_run(folder, config, SECTIONS, facts)
     if not is_finished(folder, config.pretrain.epochs):
         stage = pretrain_stage(config, data, device)
         start_run(folder, config, facts)
         fit(stage, folder)
     return folder
+
+
+def _seen(data: Data) -> pd.DataFrame:
+    """The images a pretraining learns from or is chosen by."""
+    return pd.concat([data.split("train"), data.split("validate")])
 
 
 def pretrain_stage(config: Root, data: Data, device: torch.device) -> Stage:
@@ -63,6 +68,7 @@ def pretrain_stage(config: Root, data: Data, device: torch.device) -> Stage:
         clip_grad=optimizer.clip_grad,
         validate_every=settings.validate_every,
         save_minutes=settings.save_minutes,
+        meta={"seen": torch.from_numpy(image_hashes(_seen(data)["image_id"]))},
         show=lambda model, board, step: show_panel(config, model, held_out, data.manifest, board, step, device),
     )
 

@@ -15,8 +15,8 @@ from PIL import Image
 from tiny_world import SIZE, TINY, make_world, radiograph, succeed, write_table
 
 from classify.cli import compare, evaluate, finetune
-from classify.evaluate import COLUMNS
 from classify.finetune import labelled_splits
+from classify.tables import COLUMNS
 from data.config import load_config
 from data.loader import open_data
 from mae import load_checkpoint
@@ -40,7 +40,7 @@ def check_evaluated(run: Path, printed: str, test_images: int) -> None:
     assert len(predictions) == predictions["image_id"].nunique() == test_images
     assert predictions["score"].between(0, 1).all() and predictions["label"].isin([0, 1]).all()
     summary = json.loads((run / "predictions/test.json").read_text())
-    threshold = load_checkpoint(run / "best.pt").meta["threshold"]
+    threshold = load_checkpoint(run / "best.pt").meta["threshold"]["image"]
     assert (predictions["predicted"] == (predictions["score"] >= threshold)).all()
     accuracy = (predictions["predicted"] == predictions["label"]).mean()
     assert summary["metrics"]["accuracy"] == pytest.approx(accuracy)
@@ -210,12 +210,16 @@ def test_pretraining_does_not_read_labels(world, tmp_path):
         assert weights_equal(tmp_path / name / "last.pt", world.pretrained)
 
 
+def plain(meta: dict) -> dict:
+    return meta | {"seen": meta["seen"].tolist()}
+
+
 def test_training_does_not_see_test_labels(world, tmp_path):
     flipped = relabel(world.root, "flipped", lambda t: t["label"].where(t["split"] != "test", 1 - t["label"]))
     succeed(finetune, "--checkpoint", world.pretrained, flipped, f"finetune.run={tmp_path}/run")
     ours, theirs = load_checkpoint(world.classifier / "best.pt"), load_checkpoint(tmp_path / "run/best.pt")
     assert weights_equal(world.classifier / "best.pt", tmp_path / "run/best.pt")
-    assert ours.meta == theirs.meta
+    assert plain(ours.meta) == plain(theirs.meta)
 
 
 def test_training_does_not_see_test_pixels(tmp_path):
@@ -227,7 +231,7 @@ def test_training_does_not_see_test_pixels(tmp_path):
             Image.fromarray(np.full((40, 40), 255, np.uint8)).save(other.images / path)
         succeed(pretrain, "--config", other.config)
         succeed(finetune, "--checkpoint", other.pretrained)
-        metas.append(load_checkpoint(other.classifier / "best.pt").meta | {"pretrained_from": None})
+        metas.append(plain(load_checkpoint(other.classifier / "best.pt").meta) | {"pretrained_from": None})
     assert metas[0] == metas[1]
     for run in ("runs/mae/last.pt", "runs/mae/best.pt", "runs/mae-full/best.pt"):
         assert weights_equal(tmp_path / "first" / run, tmp_path / "second" / run)
@@ -238,7 +242,7 @@ def test_the_threshold_comes_from_validation(world):
 
     succeed(evaluate, world.classifier, "--split", "validate")
     predictions = pd.read_csv(world.classifier / "predictions/validate.csv")
-    threshold = load_checkpoint(world.classifier / "best.pt").meta["threshold"]
+    threshold = load_checkpoint(world.classifier / "best.pt").meta["threshold"]["image"]
     expected = choose_threshold(predictions["label"], predictions["score"])
     assert threshold == pytest.approx(expected, abs=1e-6)
 
@@ -260,8 +264,27 @@ def test_evaluating_again_reads_back_and_new_labels_evaluate_anew(world, tmp_pat
 def test_a_classifier_predicts_another_data_set(world, tmp_path):
     write_table(tmp_path / "elsewhere", count=24, seed=1)
     run = shutil.copytree(world.classifier, tmp_path / "run")
+    succeed(evaluate, run)
+    own = [run / "predictions/test.csv", run / "predictions/test.json"]
+    before = [path.read_bytes() for path in own]
     succeed(evaluate, run / "best.pt", f"data.root={tmp_path}/elsewhere")
-    assert len(pd.read_csv(run / "predictions/test.csv")) == 4
+    assert [path.read_bytes() for path in own] == before
+    (found,) = run.glob("predictions/test-*.csv")
+    assert len(pd.read_csv(found)) == 4
+
+
+def test_test_images_that_served_pretraining_are_counted(world, tmp_path):
+    other = relabel(world.root, "resplit", lambda table: table["label"])
+    table = pd.read_csv(world.images / "resplit.csv")
+    swapped = table["split"].replace({"test": "validate", "validate": "test"})
+    table.assign(split=swapped).to_csv(world.images / "resplit.csv", index=False)
+    succeed(finetune, "--checkpoint", world.pretrained, other, f"finetune.run={tmp_path}/run")
+    said = succeed(evaluate, tmp_path / "run")
+    summary = json.loads((tmp_path / "run/predictions/test.json").read_text())
+    assert summary["pretrained_on"] == summary["n"] > 0
+    assert f"{summary['n']} images of them served pretraining" in said
+    succeed(evaluate, world.classifier)
+    assert json.loads((world.classifier / "predictions/test.json").read_text())["pretrained_on"] == 0
 
 
 def test_more_epochs_continue_a_run(world, tmp_path):

@@ -164,13 +164,13 @@ def test_sample_larger_than_the_labels_names_found_and_wanted(tmp_path):
 # ---------------------------------------------------------------- views
 
 
-def test_views_are_kept_by_name_and_blank_views_stay(tmp_path):
+def test_views_are_kept_by_name_and_blank_views_left_out(tmp_path):
     views = ["ap", "LL", "", "PA", "LATERAL", "PA"]
     table = pd.DataFrame({"path": list("abcdef"), "label": "1", "view": views, "split": "train"})
     kept = opened(tmp_path, table)
-    assert kept.table["image_id"].tolist() == ["a", "c", "d", "f"]
-    assert "views AP, PA: kept 4 of 6 images, 1 of them without one" in kept.notes
-    assert opened(tmp_path, table, views=("LL",)).table["image_id"].tolist() == ["b", "c"]
+    assert kept.table["image_id"].tolist() == ["a", "d", "f"]
+    assert "views AP, PA: kept 3 of 6 images, 1 without a view left out" in kept.notes
+    assert opened(tmp_path, table, views=("LL",)).table["image_id"].tolist() == ["b"]
     assert len(opened(tmp_path, table, views=()).table) == 6
 
 

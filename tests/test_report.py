@@ -94,8 +94,11 @@ def evaluation(cell, checkpoint: Path | None, epochs: int, one_class: bool) -> E
         "train_images": cell.labelled or 100,
         "pretrained_from": str(checkpoint / "best.pt") if checkpoint else None,
     }
-    summary = {"patients": TESTED, "seed": cell.config.seed, "commit": "c0ffee", "meta": meta}
-    return Evaluation(run, cell.config, 0.5, pd.DataFrame(ids | {"label": labels, "score": scores}), summary)
+    summary = {"n": TESTED, "unit": "image", "patients": TESTED, "patients_known": True, "pretrained_on": 0}
+    summary |= {"seed": cell.config.seed, "commit": "c0ffee", "meta": meta}
+    return Evaluation(
+        run / "predictions/test.csv", cell.config, 0.5, pd.DataFrame(ids | {"label": labels, "score": scores}), summary
+    )
 
 
 def line_of(cell, evaluations: list[Evaluation]) -> Line:

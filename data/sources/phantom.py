@@ -19,7 +19,7 @@ def read(settings: DataSettings, root: Path) -> tuple[pd.DataFrame, list[str]]:
     """
     wanted, notes = {"images": settings.phantom.images, "seed": settings.phantom.seed}, []
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
-        _draw(root, wanted, settings.workers or os.cpu_count() or 1)
+        _draw(root, wanted, settings.workers or len(os.sched_getaffinity(0)))
         notes.append(f"drew {wanted['images']:,} phantom radiographs into {root}")
     found = _record(root)
     if found != wanted:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from data.config import UserError
+from data.config import UserError, expand
 from data.labels import FINDINGS, LABEL_WORDS
 from data.settings import DataSettings
 from data.sources import (
@@ -26,7 +26,7 @@ def read(settings: DataSettings, root: Path) -> tuple[pd.DataFrame, list[str]]:
     naming file and column, or file, row and value (the header is row 1).
     """
     require_folder(root)
-    place = root / settings.table
+    place = root / expand(settings.table, "data.table")
     if not place.is_file():
         raise UserError(f"{place}: no such file, expected the CSV that data.table names below data.root")
     table = read_csv(place, ["path", "label"], optional=(*COLUMNS, *FINDINGS), numbers=FINDINGS)

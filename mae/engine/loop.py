@@ -110,7 +110,7 @@ def _train_epoch(stage: Stage, folder: Path, position: Position, tracker: Tracke
         if not math.isfinite(mean + norm):  # a bad gradient has spoilt the weights before the loss shows it
             raise UserError(
                 f"{folder}: loss or gradient is not finite at step {position.step}; the checkpoint before it is kept; "
-                "lower base_lr, set clip_grad, or use precision=fp32 and run again"
+                "start another run (run=…) with a lower base_lr, a clip_grad or precision=fp32"
             )
         position.loss_sum += mean * len(losses)
         now = time.monotonic()

@@ -5,7 +5,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,21 +23,33 @@ FREE = {
 }
 
 
-def check_run(folder: Path, config: Root, sections: Iterable[str], facts: Mapping[str, Any]) -> None:
+def check_run(
+    folder: Path,
+    config: Root,
+    sections: Iterable[str],
+    facts: Mapping[str, Any] | None = None,
+    fixed: Collection[str] = (),
+) -> None:
     """Raise UserError if the folder holds a run of another config, naming the first difference.
 
     sections: the parts of the config that the stage reads, and so must not have changed.
-    facts: what else must not have changed (data fingerprint, initial checkpoint).
+    facts: what else must not have changed (data fingerprint, initial checkpoint); None leaves them out.
+    fixed: settings that may otherwise change, but not here. More epochs continue a run; fewer never do.
     """
     if not (folder / "config.yaml").exists():
         return
     made, plain = yaml.safe_load((folder / "config.yaml").read_text()), config.model_dump(mode="json")
-    then = _flat({name: made.get(name) for name in sections}) | _facts(folder)
-    now = _flat({name: plain[name] for name in sections}) | dict(facts)
+    if not isinstance(made, dict):
+        raise UserError(f"{folder / 'config.yaml'}: found no settings, expected those of the run; remove the folder")
+    then, now = (_flat({name: part.get(name) for name in sections}) for part in (made, plain))
+    if facts is not None:
+        then, now = then | _facts(folder), now | dict(facts)
     for key in sorted(then.keys() | now.keys()):
-        if key not in FREE and then.get(key) != now.get(key):
+        before, after = then.get(key), now.get(key)
+        free = key in FREE and key not in fixed and not (key.endswith(".epochs") and before > after)
+        if before != after and not free:
             raise UserError(
-                f"{folder}: found a run made with {key} = {then.get(key)}, expected {now.get(key)}; "
+                f"{folder}: found a run made with {key} = {before}, expected {after}; "
                 "choose another folder (run=…, in stage two finetune.run=…), or remove this one"
             )
 
