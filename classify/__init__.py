@@ -5,12 +5,13 @@ from importlib import import_module
 _PUBLIC = {
     "build_classifier": "classify.classifier",
     "build_resnet": "classify.resnet",
-    "metrics": "classify",
 }
-__all__ = list(_PUBLIC)
+__all__ = [*_PUBLIC, "metrics"]
 
 
 def __getattr__(name: str):  # PEP 562: importing the package stays instant
+    if name == "metrics":
+        return import_module("classify.metrics")
     if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return import_module("classify.metrics") if name == "metrics" else getattr(import_module(_PUBLIC[name]), name)
+    return getattr(import_module(_PUBLIC[name]), name)

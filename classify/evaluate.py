@@ -63,7 +63,7 @@ def evaluate(run: str | Path, overrides: dict[str, Any] | None = None, data: Dat
         facts = {
             "origin": origin,
             "patients_known": data.manifest.patients_known,
-            "pretrained_on": int(np.isin(image_hashes(table["image_id"]), checkpoint.meta.get("seen", [])).sum()),
+            "pretrained_on": int(np.isin(image_hashes(table["image_id"]), checkpoint.meta["seen"]).sum()),
         }
         _write(path, checkpoint, config, in_units(table, scores, config.evaluate.unit), facts)
     predictions = pd.read_csv(path.with_suffix(".csv"), dtype={"patient_id": str, "study_id": str, "image_id": str})

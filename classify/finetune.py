@@ -177,12 +177,11 @@ def finetune_stage(
     groups = parameter_groups(model.named_parameters(), optimizer.weight_decay, scale)
     held_out = Loader(data, splits.validate, config.evaluate.batch_size)
     meta = {
-        "pretrained_from": None,
+        "pretrained_from": pretrained.place if pretrained else None,
+        "seen": pretrained.meta["seen"] if pretrained else [],
         "train_images": len(splits.train),
         "images": digest(data.manifest.table, "image_id"),
     }
-    if pretrained:
-        meta |= {"pretrained_from": pretrained.place, "seen": pretrained.meta["seen"]}
     return Stage(
         kind="classifier",
         config=config,

@@ -43,6 +43,15 @@ def test_readme_names_only_commands_that_something_runs():
     assert {words[0] for words in commands()} == known
 
 
+@pytest.mark.parametrize(
+    "page", [Path("README.md"), *(p.relative_to(REPOSITORY) for p in REPOSITORY.glob("docs/*.md"))]
+)
+def test_links_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)#]+)", (REPOSITORY / page).read_text())
+    here = [link for link in links if "://" not in link]
+    assert not [link for link in here if not (REPOSITORY / page.parent / link).exists()]
+
+
 def test_readme_make_targets_exist_and_ci_runs_the_main_ones():
     named = {words[1] for words in commands() if words[0] == "make"}
     makefile, ci = (REPOSITORY / "Makefile").read_text(), (REPOSITORY / ".ci/run").read_text()
