@@ -94,41 +94,37 @@ def fit(stage: Stage, folder: Path) -> None:
 
 def _train_epoch(stage: Stage, folder: Path, position: Position, tracker: Tracker, progress: Progress) -> None:
     stage.model.train()
-    saved = window_start = time.monotonic()
-    losses, norms = [], []
+    saved = since = time.monotonic()
+    window: list[tuple[Tensor, Tensor]] = []  # losses and gradient norms nobody has looked at yet
     for batch in stage.batches.epoch(position.epoch, position.batch):
-        set_learning_rate(stage.optimizer, rate := stage.learning_rate(position.step))
-        loss, norm = _update(stage, batch.to(stage.device), position.epoch)
-        losses.append(loss)
-        norms.append(norm)
+        set_learning_rate(stage.optimizer, stage.learning_rate(position.step))
+        window.append(_update(stage, batch.to(stage.device), position.epoch))
         position.step += 1
         position.batch += 1
         progress.advance(stage.batches.batch_size)
-        if len(losses) < LOG_EVERY and position.batch < len(stage.batches):
-            continue
-        mean, norm = (torch.stack(part).mean().item() for part in (losses, norms))  # only here we wait for the device
-        if not math.isfinite(mean + norm):  # a bad gradient has spoilt the weights before the loss shows it
-            raise UserError(
-                f"{folder}: loss or gradient is not finite at step {position.step}; the checkpoint before it is kept; "
-                "start another run (run=…) with a lower base_lr, a clip_grad or precision=fp32"
-            )
-        position.loss_sum += mean * len(losses)
-        now = time.monotonic()
-        speed = len(losses) * stage.batches.batch_size / (now - window_start)
-        tracker.scalars(
-            position.step,
-            {
-                "train/loss": mean,
-                "train/learning_rate": rate,
-                "train/gradient_norm": norm,
-                "train/images_per_second": speed,
-            },
+        if len(window) == LOG_EVERY or position.batch == len(stage.batches):
+            logs = _look(window, folder, position)
+            now = time.monotonic()
+            logs["train/learning_rate"] = stage.learning_rate(position.step - 1)
+            logs["train/images_per_second"] = len(window) * stage.batches.batch_size / (now - since)
+            tracker.scalars(position.step, logs)
+            progress.show(epoch=position.epoch + 1, loss=f"{logs['train/loss']:.4f}")
+            window, since = [], now
+            if now - saved > 60 * stage.save_minutes and position.batch < len(stage.batches):
+                _save(stage, folder / "last.pt", position)
+                saved = now
+
+
+def _look(window: list[tuple[Tensor, Tensor]], folder: Path, position: Position) -> dict[str, float]:
+    """Mean loss and gradient norm of the last steps: the only point that waits for the device."""
+    loss, norm = (torch.stack(part).mean().item() for part in zip(*window, strict=True))
+    if not math.isfinite(loss + norm):  # a bad gradient has spoilt the weights before the loss shows it
+        raise UserError(
+            f"{folder}: loss or gradient is not finite at step {position.step}; the checkpoint before it is kept; "
+            "start another run (run=…) with a lower base_lr, a clip_grad or precision=fp32"
         )
-        progress.show(epoch=position.epoch + 1, loss=f"{mean:.4f}", images_per_s=f"{speed:.0f}")
-        losses, norms, window_start = [], [], now
-        if now - saved > 60 * stage.save_minutes and position.batch < len(stage.batches):
-            _save(stage, folder / "last.pt", position)
-            saved = now
+    position.loss_sum += loss * len(window)
+    return {"train/loss": loss, "train/gradient_norm": norm}
 
 
 def _update(stage: Stage, batch: Any, epoch: int) -> tuple[Tensor, Tensor]:
