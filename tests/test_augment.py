@@ -238,3 +238,10 @@ def test_erased_squares_reach_every_corner_and_never_leave():
     erased = augment(images, settings(erase=1.0), uniform(0, "augment", 0, torch.arange(4000), DRAWS)) < 200
     assert (erased.sum((1, 2, 3)) == 3 * 5).all()
     assert erased.any(0).all()
+
+
+def test_autocast_does_not_touch_pixels():
+    images, draws = images_of(), uniform(0, "augment", 0, torch.arange(5), DRAWS)
+    plain = augment(images, AugmentSettings(erase=0.5), draws)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(augment(images, AugmentSettings(erase=0.5), draws), plain)

@@ -337,6 +337,8 @@ def test_batch_normalisation_needs_a_batch(world, tmp_path):
 
 # ---------------------------------------------------------------- grids
 
+P = "{pretrainings: {p: {}}, rows: [{name: A, pretraining: [p], "
+
 
 @pytest.mark.parametrize(
     ("grid", "message"),
@@ -348,6 +350,11 @@ def test_batch_normalisation_needs_a_batch(world, tmp_path):
         ("{rows: [{name: A, set: {finetune.epochs: x}}]}", 'compare.rows: A: finetune.epochs: found "x", expected'),
         ("{rows: [{name: A, st: {}}]}", "{config}: compare.rows.0.st is unknown; did you mean compare.rows.set?"),
         ("{pretrainings: {p: {sed: 1}}, rows: [{name: A, pretraining: [p]}]}", "compare.pretrainings: sed is unknown;"),
+        ("{rows: [{name: A}], baseline: a}", "compare.baseline: found 'a', expected a row's name: A"),
+        ("{rows: [{name: A}], labelled: [9999]}", "finetune.sample: found"),
+        (P + "set: {pretrain.mask_ratio: .5}}]}", "compare.rows: A: found pretrain changed, expected"),
+        (P + "set: {model.width: 48}}]}", "compare.rows: A: found model changed, expected"),
+        (P + "set: {finetune.model: resnet18}}]}", "compare.rows: A: found resnet18, expected vit with a pretraining"),
     ],
 )
 def test_grids_that_do_not_fit_together(grid, message, world, tmp_path):
@@ -356,6 +363,33 @@ def test_grids_that_do_not_fit_together(grid, message, world, tmp_path):
     line = mistake(compare, "--config", config, f"run={tmp_path}/grid", keep=world.root)
     assert line.startswith("error: " + message.replace("{config}", str(config)))
     assert not (tmp_path / "grid").exists()
+
+
+def test_rows_that_test_other_cases_are_not_compared(world, tmp_path):
+    table = pd.read_csv(world.images / "manifest.csv")
+    swapped = table["split"].replace({"test": "validate", "validate": "test"})
+    table.assign(split=swapped).to_csv(world.images / "swapped.csv", index=False)
+    config = tmp_path / "grid.yaml"
+    rows = "{rows: [{name: A}, {name: B, set: {data.table: swapped.csv}}]}"
+    config.write_text(world.config.read_text() + f"compare: {rows}\n")
+    line = mistake(compare, "--config", config, f"run={tmp_path}/grid", keep=world.root)
+    assert line.startswith("error: compare.rows: B: found other validate images or labels than the rows before it")
+
+
+def test_a_grid_of_other_epochs_is_refused_before_anything_is_trained(world, tmp_path):
+    config, run = tmp_path / "grid.yaml", tmp_path / "grid"
+    config.write_text(world.config.read_text() + f"compare: {P}}}]}}\n")
+    succeed(compare, "--config", config, f"run={run}")
+    for epochs in ("pretrain.epochs=2", "finetune.epochs=2"):
+        line = mistake(compare, "--config", config, f"run={run}", epochs, keep=run)
+        assert f"found a run made with {epochs.split('=')[0]} = 1, expected 2" in line
+
+
+def test_a_run_is_not_taken_for_one_of_fewer_epochs(world, tmp_path):
+    run = tmp_path / "mae"
+    succeed(pretrain, "--config", world.config, f"run={run}", "pretrain.epochs=2")
+    line = mistake(pretrain, "--config", world.config, f"run={run}", keep=run)
+    assert "found a run made with pretrain.epochs = 2, expected 1" in line
 
 
 # ---------------------------------------------------------------- nothing is lost

@@ -1,12 +1,14 @@
 """Laws of the classifiers: the probe, fine-tuning's groups and loss, and the ResNets."""
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
 
 from classify import build_classifier, build_resnet
 from classify.classifier import Classifier, layer_scale
-from classify.finetune import classification_loss
+from classify.finetune import _threshold, classification_loss, in_units
 from data.config import UserError
 from mae import build_mae
 from mae.engine.optim import adamw, parameter_groups, seeded, set_learning_rate
@@ -262,3 +264,22 @@ def test_building_by_seed_leaves_the_global_generator_alone():
         second = build_resnet().state_dict()
     assert torch.get_rng_state().equal(before)
     assert all(first[name].equal(second[name]) for name in first)
+
+
+@pytest.mark.parametrize("model", [tiny(), tiny(probe=True), build_resnet("resnet18")], ids=["full", "probe", "resnet"])
+def test_scores_are_float32_under_autocast(model):
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert model.eval()(pixels()).dtype == torch.float32
+
+
+def test_studies_have_a_threshold_of_their_own():
+
+    studies = ["a", "a", "b", "c", "c", "c", "d"]
+    table = pd.DataFrame({"image_id": list("tuvwxyz"), "patient_id": studies, "study_id": studies})
+    table["label"] = table["study_id"].map({"a": 1.0, "b": 0.0, "c": 1.0, "d": 0.0})
+    scores = np.array([0.9, 0.1, 0.3, 0.2, 0.8, 0.8, 0.2])
+    means = in_units(table, scores, "study")
+    assert means["study_id"].tolist() == ["a", "b", "c", "d"]
+    assert means["score"].tolist() == pytest.approx([0.5, 0.3, 0.6, 0.2])
+    assert _threshold(means, "youden") == pytest.approx(0.4)
+    assert _threshold(in_units(table, scores, "image"), "youden") == pytest.approx(0.55)

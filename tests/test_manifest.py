@@ -272,3 +272,13 @@ def test_only_mimic_is_credentialed(tmp_path):
     assert manifest.credentialed
     assert [len(manifest.of_split(split)) for split in ("train", "validate", "test")] == [14, 2, 4]
     assert not opened(tmp_path, hospital()).credentialed
+
+
+def test_any_source_can_be_declared_credentialed(tmp_path):
+    assert opened(tmp_path, hospital(), credentialed=True).credentialed
+
+
+def test_patients_are_known_only_where_every_image_has_one(tmp_path):
+    table = hospital()
+    assert opened(tmp_path, table).patients_known
+    assert not opened(tmp_path, table.assign(patient_id=None)).patients_known

@@ -410,3 +410,16 @@ def test_a_split_without_readable_images_is_one_line(tmp_path):
         (tmp_path / "images" / path).unlink()
     with pytest.raises(UserError, match=r"found no readable image in split 'validate'"):
         open_data(tiny_config(tmp_path)).split("validate")
+
+
+def test_a_full_disk_is_said_before_anything_is_decoded(tmp_path, monkeypatch):
+    write_table(tmp_path / "images", 12)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(UserError, match=r"GB free, expected .* GB for a store \(No space left on device\)"):
+        prepare(tiny_config(tmp_path))
+    monkeypatch.undo()
+    assert len(prepare(tiny_config(tmp_path))) == 12
