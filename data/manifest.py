@@ -39,11 +39,6 @@ class Manifest:
             raise UserError(f"data: found images in {sizes}, expected some in {split}")
         return part.reset_index(drop=True)
 
-    @staticmethod
-    def labelled(table: pd.DataFrame) -> pd.DataFrame:
-        """The rows whose label is known."""
-        return table[table["label"].notna()].reset_index(drop=True)
-
     def summary(self) -> str:
         """Images, patients, and normal, abnormal and unknown images per split, as text."""
         parts = {split: self.table[self.table["split"] == split] for split in SPLITS} | {"all": self.table}
