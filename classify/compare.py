@@ -65,9 +65,13 @@ class Comparison:
     lines: tuple[Line, ...]
     pretrainings: dict[str, Path]  # folder name → run folder
 
+    def numbers(self, labelled: int | None) -> list[int]:
+        """Numbers of the lines of a label budget: the rows of its table."""
+        return [i for i, line in enumerate(self.lines) if line.labelled == labelled]
+
     def baseline(self, labelled: int | None) -> int:
         """Number of the line that the others of its label budget are tested against."""
-        numbers = [i for i, line in enumerate(self.lines) if line.labelled == labelled]
+        numbers = self.numbers(labelled)
         named = [i for i in numbers if self.lines[i].described["Model"] == self.config.compare.baseline]
         return named[0] if named else numbers[-1]
 

@@ -20,9 +20,9 @@ from data.loader import Batch, Data, Loader, open_data
 from data.manifest import digest, sample_patients
 from mae.engine.checkpoint import Checkpoint, load_checkpoint, load_weights
 from mae.engine.loop import Stage, Validation, fit
-from mae.engine.optim import adamw, parameter_groups, seeded
+from mae.engine.optim import adamw, autocast, parameter_groups, seeded
 from mae.engine.run import check_run, device_of, is_finished, start_run
-from mae.model import mae_from
+from mae.model import check_sizes, mae_from
 
 PREPROCESSING = ("image_size", "resize", "tone")  # of the data section: travels with the weights
 UNITS = ("image", "study")
@@ -90,8 +90,7 @@ def check_fit(config: Root, pretrained: Checkpoint | None) -> torch.device:
     if pretrained:
         check_preprocessing(pretrained, config)
     if settings.model == "vit":
-        with torch.device("meta"):  # do the sizes fit?
-            mae_from(config.model, config.data.image_size)
+        check_sizes(config.model, config.data.image_size)
     return device_of(config)
 
 
@@ -192,7 +191,7 @@ def finetune_stage(
         step=lambda model, batch, epoch: finetune_step(config, model, batch, epoch),
         validate=lambda model: validate(config, model, held_out, splits.validate, device),
         epochs=settings.epochs,
-        warmup_epochs=settings.epochs / 10 if settings.warmup_epochs is None else settings.warmup_epochs,
+        warmup_epochs=settings.warmup_epochs,
         peak_lr=optimizer.base_lr * settings.batch_size / 256,
         min_lr=settings.min_lr * settings.batch_size / 256,
         clip_grad=settings.clip_grad,
@@ -275,6 +274,6 @@ def in_units(table: pd.DataFrame, scores: np.ndarray, unit: str) -> pd.DataFrame
 
 def predict_logits(model: nn.Module, loader: Loader, device: torch.device, precision: str) -> Tensor:
     """Logits (n) on the CPU of the loader's images in order; the model is in evaluation mode already."""
-    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+    with autocast(device, precision):
         parts = [model(model.standardize(batch.to(device).images)).float().cpu() for batch in loader.epoch()]
     return torch.cat(parts)

@@ -31,7 +31,7 @@ from data.config import Root, print_config
 from data.loader import Data, Loader, open_data
 from mae.engine.checkpoint import load_checkpoint, load_weights
 from mae.engine.optim import seeded
-from mae.engine.run import commit
+from mae.engine.run import commit, flat
 from mae.engine.tracker import read_metrics
 from mae.model import mae_from
 from mae.pretrain import may_show_images, panel
@@ -141,8 +141,7 @@ class Budget:
 
     @property
     def differences(self) -> list[dict[str, str]]:
-        numbers = [number for number, line in enumerate(self.comparison.lines) if line.labelled == self.labelled]
-        return list(difference_rows(self.comparison, numbers))
+        return list(difference_rows(self.comparison, self.labelled))
 
     @property
     def verdict(self) -> str:
@@ -178,7 +177,7 @@ def budgets_of(comparison: Comparison) -> list[Budget]:
     """The comparison's tables, in its own order; rows that would read alike are told apart by their pretraining."""
     found = []
     for labelled in dict.fromkeys(line.labelled for line in comparison.lines):
-        lines = [line for line in comparison.lines if line.labelled == labelled]
+        lines = [comparison.lines[number] for number in comparison.numbers(labelled)]
         alike = Counter(name_of(line) for line in lines)
         names = [name_of(line) + (_origin(line) if alike[name_of(line)] > 1 else "") for line in lines]
         rows = (Row(name, place, line) for place, (name, line) in enumerate(zip(names, lines, strict=True)))
@@ -208,7 +207,7 @@ def confusion(line: Line) -> list[dict[str, Any]]:
 
 
 def _epochs(folder: Path) -> list[dict[str, Any]]:
-    return [row for row in read_metrics(Path(folder)) if "epoch" in row]
+    return [row for row in read_metrics(folder) if "epoch" in row]
 
 
 def kept_epoch(epochs: list[dict[str, Any]], select: str) -> dict[str, Any]:
@@ -250,7 +249,7 @@ def run_row(comparison: Comparison, row: Row, evaluation: Evaluation) -> dict[st
     settings, epochs = evaluation.config.finetune, _epochs(evaluation.run)
     return {
         "Row": row.name,
-        "Folder": Path(evaluation.run).name,
+        "Folder": evaluation.run.name,
         "Seed": str(evaluation.summary["seed"]),
         "Epochs": str(settings.epochs),
         "Best epoch": str(kept_epoch(epochs, settings.select)["epoch"]) if epochs else "–",
@@ -265,16 +264,8 @@ def own_settings(config: Root, changed: Root) -> Iterator[str]:
     """`key=value` for what differs from the comparison's config and is not a column of the table already."""
     said = {"finetune.run", "finetune.sample", "finetune.augment.enabled", "data.store", "data.workers"}
     for section in ("data", "model", "pretrain", "finetune"):
-        before, after = (dict(_flat(getattr(one, section).model_dump(), section)) for one in (config, changed))
+        before, after = (flat({section: getattr(one, section).model_dump()}) for one in (config, changed))
         yield from (f"{key}={value}" for key, value in after.items() if value != before[key] and key not in said)
-
-
-def _flat(tree: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}.{name}")
-        else:
-            yield f"{prefix}.{name}", value
 
 
 # ---------------------------------------------------------------- reconstructions

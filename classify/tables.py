@@ -58,13 +58,12 @@ def comparison_text(comparison: "Comparison") -> str:
     """comparison.md: a table per label budget, what its numbers are, and the tests against the baseline."""
     parts = [f"# {comparison.config.run}: normal against abnormal"]
     for labelled in comparison.config.compare.labelled:
-        numbers = [i for i, line in enumerate(comparison.lines) if line.labelled == labelled]
-        lines = [comparison.lines[i] for i in numbers]
+        lines = [comparison.lines[number] for number in comparison.numbers(labelled)]
         parts.append(f"## {lines[0].evaluations[0].summary['meta']['train_images']:,} labelled training images")
         parts.append(markdown([table_row(line.described, line.intervals) for line in lines]))
         parts.append(caption(comparison, lines[0]))
         if len(lines) > 1:
-            parts.append(markdown(list(difference_rows(comparison, numbers))))
+            parts.append(markdown(list(difference_rows(comparison, labelled))))
             parts.append(verdict(comparison, labelled))
     if comparison.data.manifest.credentialed:
         parts.append("Made from credentialed data: check the data use agreement before sharing any of it.")
@@ -96,17 +95,16 @@ def cases(summary: dict[str, Any]) -> str:
     return f"n = {summary['n']:,} {units} {whom}{seen}"
 
 
-def difference_rows(comparison: "Comparison", numbers: list[int]) -> Iterator[dict[str, str]]:
-    """Rows of the table of differences from the baseline, for these lines."""
-    for number in numbers:
-        if number not in comparison.differences:
+def difference_rows(comparison: "Comparison", labelled: int | None) -> Iterator[dict[str, str]]:
+    """Rows of a label budget's table of differences: every line but the baseline."""
+    baseline = comparison.baseline(labelled)
+    for number in comparison.numbers(labelled):
+        if number == baseline:
             continue
         found = comparison.differences[number]
         yield {
             "Model": name_of(comparison.lines[number]),
-            f"AUC minus {name_of(comparison.lines[comparison.baseline(comparison.lines[number].labelled)])}": show(
-                found["auc"], True
-            ),
+            f"AUC minus {name_of(comparison.lines[baseline])}": show(found["auc"], True),
             "p (AUC)": _p(found["auc"].p_value),
             "Accuracy difference": show(found["accuracy"], True),
             "p (accuracy)": _p(found["accuracy"].p_value),
@@ -128,17 +126,17 @@ def name_of(line: "Line") -> str:
 
 def verdict(comparison: "Comparison", labelled: int | None) -> str:
     """Who wins on AUC, said plainly: better or worse only where the paired interval excludes no difference."""
-    lines = [line for line in comparison.lines if line.labelled == labelled]
-    best = max(lines, key=lambda line: line.intervals["auc"].estimate)
+    numbers, baseline = comparison.numbers(labelled), comparison.baseline(labelled)
+    best = max((comparison.lines[i] for i in numbers), key=lambda line: line.intervals["auc"].estimate)
     text = f"Highest AUC: {name_of(best)}."
     outcome: dict[str, list[str]] = {"better": [], "worse": [], "not distinguishable": []}
-    for number, found in comparison.differences.items():
-        low, high = found["auc"].interval
-        if comparison.lines[number].labelled == labelled:
+    for number in numbers:
+        if number != baseline:
+            low, high = comparison.differences[number]["auc"].interval
             word = "better" if low > 0 else "worse" if high < 0 else "not distinguishable"
             outcome[word].append(f'"{name_of(comparison.lines[number])}"')
     said = "; ".join(f"{word}: {', '.join(names)}" for word, names in outcome.items() if names)
     if not said:
         return text
-    baseline = name_of(comparison.lines[comparison.baseline(labelled)])
-    return f"{text} Against {baseline}, by paired bootstrap of the AUC, not adjusted for several tests: {said}."
+    against = name_of(comparison.lines[baseline])
+    return f"{text} Against {against}, by paired bootstrap of the AUC, not adjusted for several tests: {said}."

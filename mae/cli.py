@@ -12,16 +12,13 @@ def _pretrain(argv: list[str] | None) -> None:
         "mae-pretrain", "Stage one: pretrain a masked autoencoder. An interrupted run continues where it stood."
     )
     config = configure(parser.parse_args(argv))
-    import torch
-
     from data.loader import open_data
     from mae.engine.run import device_of
-    from mae.model import mae_from
+    from mae.model import check_sizes
     from mae.pretrain import pretrain
 
     device_of(config)
-    with torch.device("meta"):  # sizes that do not fit say so before hours of decoding
-        mae_from(config.model, config.data.image_size)
+    check_sizes(config.model, config.data.image_size)
     data = open_data(config)
     print(*data.manifest.notes, data.manifest.summary(), sep="\n")
     folder = pretrain(config, data)

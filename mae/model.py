@@ -90,7 +90,7 @@ def build_mae(
         raise UserError(f"model: found size {min(unknown)!r}, expected one of {', '.join(PRESETS[preset])}")
     size = PRESETS[preset] | {name: value for name, value in sizes.items() if value is not None}
     image_size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-    _check_sizes(image_size, size)
+    _check_geometry(image_size, size)
     if norm_pixel_loss and size["patch_size"] ** 2 * in_channels == 1:
         raise UserError("model.patch_size: found 1, expected at least 2 with norm_pixel_loss (one value has no spread)")
     encoder = Encoder(
@@ -111,7 +111,13 @@ def mae_from(settings: ModelSettings, image_size: int) -> MaskedAutoencoder:
     return build_mae(image_size=image_size, **settings.model_dump())
 
 
-def _check_sizes(image_size: tuple[int, int], size: dict[str, int]) -> None:
+def check_sizes(settings: ModelSettings, image_size: int) -> None:
+    """UserError where the sizes do not fit together, without building anything: before hours of decoding."""
+    with torch.device("meta"):
+        mae_from(settings, image_size)
+
+
+def _check_geometry(image_size: tuple[int, int], size: dict[str, int]) -> None:
     for name, value in size.items():
         if value < 1:
             raise UserError(f"model.{name}: found {value}, expected at least 1")

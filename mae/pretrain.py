@@ -14,7 +14,7 @@ from data.draws import uniform
 from data.loader import Batch, Data, Loader, open_data
 from data.manifest import Manifest, digest, image_hashes
 from mae.engine.loop import Stage, Validation, fit
-from mae.engine.optim import adamw, parameter_groups, seeded
+from mae.engine.optim import adamw, autocast, parameter_groups, seeded
 from mae.engine.run import check_run, device_of, is_finished, start_run
 from mae.model import MaskedAutoencoder, mae_from
 from mae.reconstruct import reconstruct
@@ -62,7 +62,7 @@ def pretrain_stage(config: Root, data: Data, device: torch.device) -> Stage:
         step=lambda model, batch, epoch: pretrain_step(config, model, batch, epoch),
         validate=lambda model: validate(config, model, held_out, device),
         epochs=settings.epochs,
-        warmup_epochs=settings.epochs / 10 if optimizer.warmup_epochs is None else optimizer.warmup_epochs,
+        warmup_epochs=optimizer.warmup_epochs,
         peak_lr=optimizer.base_lr * scale,
         min_lr=optimizer.min_lr * scale,
         clip_grad=optimizer.clip_grad,
@@ -87,7 +87,7 @@ def validate(config: Root, model: MaskedAutoencoder, held_out: Loader, device: t
     for batch in held_out.epoch():
         batch = batch.to(device)
         noise = uniform(0, "validate", 0, batch.numbers, model.patches)
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+        with autocast(device, config.precision):
             loss = model(model.encoder.standardize(batch.images), config.pretrain.mask_ratio, noise).loss
         total += loss * len(noise)
     loss = (total / len(held_out.rows)).item()

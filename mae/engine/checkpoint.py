@@ -43,6 +43,13 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
     temporary.replace(path)
 
 
+def replace_text(path: Path, text: str) -> None:
+    """Write a small file whole or not at all: a kill must not leave half of what tells runs apart."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
 def _shallow(checkpoint: Checkpoint) -> dict[str, Any]:
     return {name: getattr(checkpoint, name) for name in Checkpoint.__dataclass_fields__ if name != "place"}
 

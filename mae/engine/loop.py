@@ -13,7 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from data.config import Root, UserError
 from mae.engine.checkpoint import Checkpoint, load_checkpoint, load_weights, save_checkpoint
-from mae.engine.optim import set_learning_rate, warmup_cosine
+from mae.engine.optim import autocast, set_learning_rate, warmup_cosine
 from mae.engine.tracker import Progress, Tracker
 
 LOG_EVERY = 20  # steps between two looks at the device
@@ -39,13 +39,13 @@ class Stage:
     kind: str  # of its checkpoints
     config: Root
     device: torch.device
-    model: nn.Module
+    model: nn.Module  # on the device
     optimizer: torch.optim.Optimizer
     batches: Batches
     step: Callable[[nn.Module, Any, int], Tensor]  # (model, batch, epoch) → loss
     validate: Callable[[nn.Module], Validation]
     epochs: int
-    warmup_epochs: float
+    warmup_epochs: float | None  # None: a tenth of the epochs
     peak_lr: float
     min_lr: float
     clip_grad: float | None = None
@@ -56,7 +56,8 @@ class Stage:
 
     def learning_rate(self, step: int) -> float:
         n = len(self.batches)
-        return warmup_cosine(step, self.warmup_epochs * n, self.epochs * n, self.peak_lr, self.min_lr)
+        warmup = self.epochs / 10 if self.warmup_epochs is None else self.warmup_epochs
+        return warmup_cosine(step, warmup * n, self.epochs * n, self.peak_lr, self.min_lr)
 
 
 @dataclass
@@ -79,7 +80,6 @@ def fit(stage: Stage, folder: Path) -> None:
     position = _resume(stage, folder / "last.pt")
     if position.epoch >= stage.epochs:
         return
-    stage.model.to(stage.device)
     tracker = Tracker(folder, position.step)
     batch_size, total = stage.batches.batch_size, stage.epochs * len(stage.batches)
     progress = Progress(folder.name, total * batch_size, position.step * batch_size)
@@ -129,7 +129,7 @@ def _look(window: list[tuple[Tensor, Tensor]], folder: Path, position: Position)
 
 def _update(stage: Stage, batch: Any, epoch: int) -> tuple[Tensor, Tensor]:
     """One optimizer step; returns loss and gradient norm, both still on the device."""
-    with torch.autocast(stage.device.type, torch.bfloat16, enabled=stage.config.precision == "bf16"):
+    with autocast(stage.device, stage.config.precision):
         loss = stage.step(stage.model, batch, epoch)
     stage.optimizer.zero_grad(set_to_none=True)
     loss.backward()
@@ -186,6 +186,5 @@ def _resume(stage: Stage, path: Path) -> Position:
         return Position()
     checkpoint = load_checkpoint(path, stage.kind)
     load_weights(stage.model, checkpoint)
-    stage.model.to(stage.device)
     stage.optimizer.load_state_dict(checkpoint.optimizer)
     return Position(**checkpoint.progress)

@@ -17,6 +17,11 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The context of forward passes: bfloat16 where the precision is bf16, else none."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
 def parameter_groups(
     parameters: Iterable[tuple[str, nn.Parameter]],
     weight_decay: float,

@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from data.config import Root, UserError, print_config
-from mae.engine.checkpoint import load_checkpoint
+from mae.engine.checkpoint import load_checkpoint, replace_text
 
 # what a run may be continued with, besides the sections another command reads
 FREE = {
@@ -41,7 +41,7 @@ def check_run(
     made, plain = yaml.safe_load((folder / "config.yaml").read_text()), config.model_dump(mode="json")
     if not isinstance(made, dict):
         raise UserError(f"{folder / 'config.yaml'}: found no settings, expected those of the run; remove the folder")
-    then, now = (_flat({name: part.get(name) for name in sections}) for part in (made, plain))
+    then, now = (flat({name: part.get(name) for name in sections}) for part in (made, plain))
     if facts is not None:
         then, now = then | _facts(folder), now | dict(facts)
     for key in sorted(then.keys() | now.keys()):
@@ -64,17 +64,10 @@ def start_run(folder: Path, config: Root, facts: Mapping[str, Any]) -> None:
     """Write config.yaml, and environment.json with an entry for every start (first and resumed)."""
     folder.mkdir(parents=True, exist_ok=True)
     starts = json.loads((folder / "environment.json").read_text())["starts"] if _facts(folder) else []
-    _replace(
+    replace_text(
         folder / "environment.json", json.dumps({"facts": dict(facts), "starts": [*starts, environment()]}, indent=1)
     )
-    _replace(folder / "config.yaml", print_config(config) + "\n")
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file whole or not at all: a kill must not leave half of what tells runs apart."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
+    replace_text(folder / "config.yaml", print_config(config) + "\n")
 
 
 def _facts(folder: Path) -> dict[str, Any]:
@@ -82,10 +75,11 @@ def _facts(folder: Path) -> dict[str, Any]:
     return json.loads(path.read_text())["facts"] if path.exists() else {}
 
 
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested settings → `{"data.image_size": 224, …}`."""
     if not isinstance(tree, dict):
         return {prefix: tree}
-    return {k: v for name, part in tree.items() for k, v in _flat(part, f"{prefix}.{name}".strip(".")).items()}
+    return {k: v for name, part in tree.items() for k, v in flat(part, f"{prefix}.{name}".strip(".")).items()}
 
 
 def environment() -> dict[str, Any]:

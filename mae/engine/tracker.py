@@ -8,6 +8,8 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from mae.engine.checkpoint import replace_text
+
 
 class Tracker:
     """Writes scalars below a run folder; on resume, what was logged after `step` is dropped."""
@@ -21,9 +23,7 @@ class Tracker:
         if not self.path.exists():
             return
         kept = [line for line in self.path.read_text().splitlines() if _step(line) <= step]
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(f"{line}\n" for line in kept))
-        temporary.replace(self.path)
+        replace_text(self.path, "".join(f"{line}\n" for line in kept))
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         with self.path.open("a") as file:
