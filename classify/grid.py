@@ -12,6 +12,7 @@ from data.loader import Data
 from data.manifest import digest
 from mae.engine.run import check_run
 from mae.pretrain import SECTIONS as PRETRAIN_SECTIONS
+from mae.pretrain import check_model
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ def check_grid(config: Root, cells: list[Cell], data_of: Callable[[Root], Data])
             what = f"other {config.compare.split} images or labels than the rows before it"
             raise UserError(f"compare.rows: {cell.name}: found {what}, expected the same cases in every row")
         if cell.pretrain_config:
+            check_model(cell.pretrain_config)
             _check_pretrained(cell)
             _check_folder(cell.pretrain_config, cell.pretrain_config.run, PRETRAIN_SECTIONS, "pretrain")
         _check_folder(cell.config, cell.config.finetune.run, SECTIONS, "finetune")

@@ -50,6 +50,10 @@ class Root(Settings):
     precision: Literal["fp32", "bf16"] = Field(
         "fp32", description="fp32, or bf16 autocast (weights, loss and norms stay fp32)"
     )
+    compile: bool = Field(False, description="compile the models' blocks with torch.compile; takes a C++ compiler")
+    activation_checkpointing: bool = Field(
+        False, description="compute activations again in the backward pass: less memory, about a third more time"
+    )
     threads: int = Field(0, ge=0, description="CPU threads torch computes with; 0 leaves the choice to torch")
 
 

@@ -14,11 +14,10 @@ def _pretrain(argv: list[str] | None) -> None:
     config = configure(parser.parse_args(argv))
     from data.loader import open_data
     from mae.engine.run import device_of
-    from mae.model import check_sizes
-    from mae.pretrain import pretrain
+    from mae.pretrain import check_model, pretrain
 
     device_of(config)
-    check_sizes(config.model, config.data.image_size)
+    check_model(config)
     data = open_data(config)
     print(*data.manifest.notes, data.manifest.summary(), sep="\n")
     folder = pretrain(config, data)

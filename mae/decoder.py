@@ -1,11 +1,11 @@
-"""The lightweight decoder: visible tokens → pixels of the masked patches. Used in pretraining only."""
+"""Two lightweight decoders: visible tokens → pixels of the masked patches. Used in pretraining only."""
 
 import torch
-from einops import repeat
 from torch import Tensor, nn
 
+from mae.linear import Linear
 from mae.patches import sincos_positions
-from mae.transformer import Block, init_weights, token
+from mae.transformer import Block, CrossBlock, init_weights, through, token
 
 
 class Decoder(nn.Module):
@@ -15,13 +15,25 @@ class Decoder(nn.Module):
     number of values in a patch (p·p·c).
     """
 
-    def __init__(self, grid: tuple[int, int], encoder_width: int, width: int, depth: int, heads: int, pixels: int):
+    reads_depths = False  # the encoder's last tokens are enough
+
+    def __init__(
+        self,
+        grid: tuple[int, int],
+        encoder_width: int,
+        width: int,
+        depth: int,
+        heads: int,
+        pixels: int,
+        eps: float = 1e-6,
+    ):
         super().__init__()
-        self.embed = nn.Linear(encoder_width, width)
+        self.recompute = False  # activations in the backward pass, instead of keeping them
+        self.embed = Linear(encoder_width, width)
         self.mask_token = token(width)
-        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
-        self.norm = nn.LayerNorm(width, eps=1e-6)
-        self.predict = nn.Linear(width, pixels)
+        self.blocks = nn.ModuleList(Block(width, heads, eps=eps) for _ in range(depth))
+        self.norm = nn.LayerNorm(width, eps)
+        self.predict = Linear(width, pixels)
         self.register_buffer("positions", sincos_positions(width, grid), persistent=False)  # n d
         self.apply(init_weights)
 
@@ -33,9 +45,48 @@ class Decoder(nn.Module):
         """
         tokens = self.embed(tokens)  # b 1+k e
         visible = tokens[:, 1:] + self.positions[keep]  # b k e
-        hidden = repeat(self.mask_token, "1 1 e -> b m e", b=len(masked), m=masked.shape[1])
-        hidden = hidden + self.positions[masked]  # b m e
+        hidden = self.mask_token + self.positions[masked]  # b m e
         tokens = torch.cat([tokens[:, :1], visible, hidden], dim=1)  # b 1+n e
         for block in self.blocks:
-            tokens = block(tokens)
+            tokens = through(block, self.recompute, tokens)
         return self.predict(self.norm(tokens[:, -masked.shape[1] :]))  # b m p·p·c
+
+
+class CrossDecoder(nn.Module):
+    """Mask tokens attend to the visible tokens only (CrossMAE, Fu et al. 2024, arXiv 2401.14391).
+
+    Each block reads its own learned sum of the encoder's depths (section 3.3, inter-block attention). Mask
+    tokens do not see each other, so any subset of the masked patches may be predicted, each as in the full set.
+    Arguments as for `Decoder`, and `encoder_depth`, the encoder's number of blocks.
+    """
+
+    reads_depths = True
+
+    def __init__(
+        self,
+        grid: tuple[int, int],
+        encoder_width: int,
+        width: int,
+        depth: int,
+        heads: int,
+        pixels: int,
+        encoder_depth: int,
+        eps: float = 1e-6,
+    ):
+        super().__init__()
+        self.recompute = False  # activations in the backward pass, instead of keeping them
+        self.mask_token = token(width)
+        self.depth_weights = nn.Parameter(torch.randn(depth, encoder_depth + 1) / (encoder_depth + 1) ** 0.5)
+        self.blocks = nn.ModuleList(CrossBlock(width, heads, encoder_width, eps=eps) for _ in range(depth))
+        self.norm = nn.LayerNorm(width, eps)
+        self.predict = Linear(width, pixels)
+        self.register_buffer("positions", sincos_positions(width, grid), persistent=False)  # n d
+        self.apply(init_weights)
+
+    def forward(self, depths: Tensor, keep: Tensor, masked: Tensor) -> Tensor:
+        """All depths of the encoder (l b 1+k d) → pixels (b m p·p·c) of `masked` (b m); `keep` is in the tokens."""
+        tokens = self.mask_token + self.positions[masked]  # b m e
+        sources = torch.einsum("j l, l b k d -> j b k d", self.depth_weights, depths)
+        for block, source in zip(self.blocks, sources, strict=True):
+            tokens = through(block, self.recompute, tokens, source)
+        return self.predict(self.norm(tokens))  # b m p·p·c

@@ -1,23 +1,29 @@
 """MaskedAutoencoder: encoder, decoder and the loss (He et al. 2022, arXiv 2111.06377)."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from data.config import UserError
-from mae.decoder import Decoder
+from mae.decoder import CrossDecoder, Decoder
 from mae.encoder import Encoder
 from mae.masking import mask_of, random_masking, take
 from mae.patches import patchify
 from mae.settings import ModelSettings
 
-# The paper's ViT-B, -L and -H (tables 8 and 9) with its decoder of 512 × 8; the smaller two, which
-# the paper does not have, keep the proportion of decoder to encoder.
+# The paper's ViT-B, -L and -H (tables 8 and 9) with its decoder of 512 × 8; the smaller ones, which
+# the paper does not have, keep the proportion of decoder to encoder. Small patches are for small images:
+# 4 pixels for 28 to 48, 8 for 56 to 96.
 SIZES = ("patch_size", "width", "depth", "heads", "decoder_width", "decoder_depth", "decoder_heads")
 PRESETS = {
     name: dict(zip(SIZES, sizes, strict=True))
     for name, sizes in {
+        "vit_tiny_patch4": (4, 192, 12, 3, 128, 4, 4),
+        "vit_small_patch4": (4, 384, 12, 6, 256, 8, 8),
+        "vit_tiny_patch8": (8, 192, 12, 3, 128, 4, 4),
+        "vit_small_patch8": (8, 384, 12, 6, 256, 8, 8),
         "vit_tiny_patch16": (16, 192, 12, 3, 128, 4, 4),
         "vit_small_patch16": (16, 384, 12, 6, 256, 8, 8),
         "vit_base_patch16": (16, 768, 12, 12, 512, 8, 16),
@@ -37,7 +43,7 @@ class Reconstruction(NamedTuple):
 
 
 class MaskedAutoencoder(nn.Module):
-    def __init__(self, encoder: Encoder, decoder: Decoder, norm_pixel_loss: bool = True):
+    def __init__(self, encoder: Encoder, decoder: Decoder | CrossDecoder, norm_pixel_loss: bool = True):
         super().__init__()
         self.encoder, self.decoder, self.norm_pixel_loss = encoder, decoder, norm_pixel_loss
 
@@ -46,20 +52,34 @@ class MaskedAutoencoder(nn.Module):
         """Number of patches (n) of an image."""
         return self.encoder.grid[0] * self.encoder.grid[1]
 
-    def forward(self, images: Tensor, mask_ratio: float = 0.75, noise: Tensor | None = None) -> Reconstruction:
+    def forward(
+        self, images: Tensor, mask_ratio: float = 0.75, noise: Tensor | None = None, predict_ratio: float | None = None
+    ) -> Reconstruction:
         """Standardised images (b c h w) → Reconstruction.
 
         noise: (b n), the lowest are kept; None draws it from torch's global generator.
+        predict_ratio: share of the n patches to predict, of those masked the ones with the lowest noise;
+        None predicts all masked ones.
         """
         if noise is None:
             noise = torch.rand(len(images), self.patches, device=images.device)
         keep, masked = random_masking(noise, mask_ratio)
-        pred = self.decoder(self.encoder(images, keep), keep, masked)  # b m p·p·c
+        mask = mask_of(masked, self.patches)  # b n
+        if predict_ratio is not None:
+            if not self.decoder.reads_depths:  # its mask tokens look at each other: leaving some out changes the rest
+                raise UserError("predict_ratio: found it with the decoder 'self', expected 'cross'")
+            masked = masked[:, : max(int(self.patches * predict_ratio), 1)]
+        pred = self.decoder(self._encode(images, keep), keep, masked)  # b m p·p·c
         target = take(patchify(images, self.encoder.patch_size), masked)  # b m p·p·c
         if self.norm_pixel_loss:
             target = normalize_patches(target)
         loss = (pred.to(target.dtype) - target).square().mean()  # float32 under autocast too
-        return Reconstruction(loss, pred, masked, mask_of(masked, self.patches))
+        return Reconstruction(loss, pred, masked, mask)
+
+    def _encode(self, images: Tensor, keep: Tensor) -> Tensor:
+        if self.decoder.reads_depths:
+            return torch.stack(list(self.encoder.depths(images, keep)))  # l b 1+k d
+        return self.encoder(images, keep)  # b 1+k d
 
 
 def normalize_patches(patches: Tensor) -> Tensor:
@@ -74,8 +94,9 @@ def build_mae(
     in_channels: int = 1,
     decoder: str = "self",
     norm_pixel_loss: bool = True,
-    pixel_mean: float = 0.5,
-    pixel_std: float = 0.25,
+    pixel_mean: float | Sequence[float] = 0.5,
+    pixel_std: float | Sequence[float] = 0.25,
+    norm_eps: float = 1e-6,
     **sizes: int | None,
 ) -> MaskedAutoencoder:
     """A masked autoencoder by preset; `sizes` (patch_size, width, decoder_depth, …) override the preset's.
@@ -84,8 +105,8 @@ def build_mae(
     """
     if preset not in PRESETS:
         raise UserError(f"model.preset: found {preset!r}, expected one of {', '.join(PRESETS)}")
-    if decoder != "self":
-        raise UserError(f"model.decoder: found {decoder!r}, expected 'self'")
+    if decoder not in ("self", "cross"):
+        raise UserError(f"model.decoder: found {decoder!r}, expected 'self' or 'cross'")
     if unknown := sizes.keys() - PRESETS[preset].keys():
         raise UserError(f"model: found size {min(unknown)!r}, expected one of {', '.join(PRESETS[preset])}")
     size = PRESETS[preset] | {name: value for name, value in sizes.items() if value is not None}
@@ -94,16 +115,21 @@ def build_mae(
     if norm_pixel_loss and size["patch_size"] ** 2 * in_channels == 1:
         raise UserError("model.patch_size: found 1, expected at least 2 with norm_pixel_loss (one value has no spread)")
     encoder = Encoder(
-        image_size, size["patch_size"], in_channels, size["width"], size["depth"], size["heads"], pixel_mean, pixel_std
+        image_size,
+        size["patch_size"],
+        in_channels,
+        size["width"],
+        size["depth"],
+        size["heads"],
+        pixel_mean,
+        pixel_std,
+        norm_eps,
     )
     pixels = size["patch_size"] ** 2 * in_channels
-    return MaskedAutoencoder(
-        encoder,
-        Decoder(
-            encoder.grid, size["width"], size["decoder_width"], size["decoder_depth"], size["decoder_heads"], pixels
-        ),
-        norm_pixel_loss,
-    )
+    shape = (encoder.grid, size["width"], size["decoder_width"], size["decoder_depth"], size["decoder_heads"], pixels)
+    if decoder == "cross":
+        return MaskedAutoencoder(encoder, CrossDecoder(*shape, size["depth"], norm_eps), norm_pixel_loss)
+    return MaskedAutoencoder(encoder, Decoder(*shape, norm_eps), norm_pixel_loss)
 
 
 def mae_from(settings: ModelSettings, image_size: int) -> MaskedAutoencoder:

@@ -9,14 +9,14 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from data.augment import DRAWS, augment
-from data.config import Root, expand
+from data.config import Root, UserError, expand
 from data.draws import uniform
 from data.loader import Batch, Data, Loader, open_data
 from data.manifest import Manifest, digest, image_hashes
 from mae.engine.loop import Stage, Validation, fit
 from mae.engine.optim import adamw, autocast, parameter_groups, seeded
 from mae.engine.run import check_run, device_of, is_finished, start_run
-from mae.model import MaskedAutoencoder, mae_from
+from mae.model import MaskedAutoencoder, check_sizes, mae_from
 from mae.reconstruct import reconstruct
 
 SECTIONS = ("seed", "precision", "data", "model", "pretrain")  # what a pretraining depends on
@@ -37,6 +37,13 @@ def pretrain(config: Root, data: Data | None = None) -> Path:
         start_run(folder, config, facts)
         fit(stage, folder)
     return folder
+
+
+def check_model(config: Root) -> None:
+    """UserError where the model's settings do not fit together or the data, before anything is read or built."""
+    check_sizes(config.model, config.data.image_size)
+    if config.pretrain.predict_ratio is not None and config.model.decoder == "self":
+        raise UserError("pretrain.predict_ratio: found it with model.decoder = self, expected model.decoder=cross")
 
 
 def _seen(data: Data) -> pd.DataFrame:
@@ -78,7 +85,7 @@ def pretrain_step(config: Root, model: MaskedAutoencoder, batch: Batch, epoch: i
     draws = uniform(config.seed, "augment", epoch, batch.numbers, DRAWS)
     images = model.encoder.standardize(augment(batch.images, config.pretrain.augment, draws))
     noise = uniform(config.seed, "mask", epoch, batch.numbers, model.patches)
-    return model(images, config.pretrain.mask_ratio, noise).loss
+    return model(images, config.pretrain.mask_ratio, noise, config.pretrain.predict_ratio).loss
 
 
 def validate(config: Root, model: MaskedAutoencoder, held_out: Loader, device: torch.device) -> Validation:

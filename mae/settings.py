@@ -7,24 +7,52 @@ from pydantic import Field, model_validator
 from data.config import Settings
 from data.settings import AugmentSettings
 
+Share = Annotated[float, Field(ge=0, lt=1)]
+Deviation = Annotated[float, Field(gt=0, le=1)]
+
 
 class ModelSettings(Settings):
     """Sizes of the masked autoencoder; a preset gives what is left null."""
 
     preset: Literal[
-        "vit_tiny_patch16", "vit_small_patch16", "vit_base_patch16", "vit_large_patch16", "vit_huge_patch14"
+        "vit_tiny_patch4",
+        "vit_small_patch4",
+        "vit_tiny_patch8",
+        "vit_small_patch8",
+        "vit_tiny_patch16",
+        "vit_small_patch16",
+        "vit_base_patch16",
+        "vit_large_patch16",
+        "vit_huge_patch14",
     ] = Field("vit_base_patch16", description="encoder and decoder sizes, by the paper's names")
+    in_channels: Literal[1, 3] = Field(1, description="1, or 3 equal ones as published weights expect")
     patch_size: int | None = Field(None, ge=1, description="side of a patch, pixels; null: the preset's")
     width: int | None = Field(None, ge=8, description="encoder width; null: the preset's")
     depth: int | None = Field(None, ge=1, description="encoder blocks; null: the preset's")
     heads: int | None = Field(None, ge=1, description="encoder attention heads; null: the preset's")
-    decoder: Literal["self"] = Field("self", description="self: all tokens attend to each other, as in the paper")
+    decoder: Literal["self", "cross"] = Field(
+        "self",
+        description="self: all tokens attend to each other, as in the paper; cross: mask tokens attend to visible ones "
+        "(CrossMAE)",
+    )
     decoder_width: int | None = Field(None, ge=8, description="decoder width; null: the preset's")
     decoder_depth: int | None = Field(None, ge=1, description="decoder blocks; null: the preset's")
     decoder_heads: int | None = Field(None, ge=1, description="decoder attention heads; null: the preset's")
     norm_pixel_loss: bool = Field(True, description="predict each patch normalised by its own mean and deviation")
-    pixel_mean: float = Field(0.5, gt=0, lt=1, description="mean grey level that standardises images, 0 to 1")
-    pixel_std: float = Field(0.25, gt=0, le=1, description="deviation that standardises images, 0 to 1")
+    pixel_mean: Share | tuple[Share, Share, Share] = Field(
+        0.5, description="mean grey level that standardises images, 0 to 1, one or one a channel"
+    )
+    pixel_std: Deviation | tuple[Deviation, Deviation, Deviation] = Field(
+        0.25, description="deviation that standardises images, 0 to 1, one or one a channel"
+    )
+    norm_eps: float = Field(1e-6, gt=0, le=1e-3, description="eps of the LayerNorms; published weights bring theirs")
+
+    @model_validator(mode="after")
+    def _channels_agree(self) -> "ModelSettings":
+        for name in ("pixel_mean", "pixel_std"):
+            if self.in_channels == 1 and isinstance(getattr(self, name), tuple):
+                raise ValueError(f"{name}: found 3 numbers, expected 1 with in_channels 1")
+        return self
 
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -58,6 +86,12 @@ class PretrainSettings(Settings):
     epochs: int = Field(400, ge=1, description="passes over the training images; raising it continues a run")
     batch_size: int = Field(64, ge=1, description="images per step")
     mask_ratio: float = Field(0.75, gt=0, lt=1, description="share of the patches hidden from the encoder")
+    predict_ratio: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="share of the patches predicted in training, of the masked ones (decoder cross); null: all masked",
+    )
     optimizer: OptimizerSettings = Field(default_factory=OptimizerSettings)
     augment: PretrainAugmentSettings = Field(default_factory=PretrainAugmentSettings)
     validate_every: int = Field(1, ge=1, description="epochs between held-out reconstruction losses")

@@ -1,9 +1,12 @@
-"""The pre-norm transformer block of the Vision Transformer (Dosovitskiy et al. 2021)."""
+"""The pre-norm transformer blocks of the Vision Transformer (Dosovitskiy et al. 2021)."""
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from mae.linear import Linear
 
 
 class Attention(nn.Module):
@@ -12,19 +15,35 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.out = Linear(width, width)
 
     def forward(self, tokens: Tensor) -> Tensor:
         q, k, v = rearrange(self.qkv(tokens), "b n (three h d) -> three b h n d", three=3, h=self.heads)
         return self.out(rearrange(F.scaled_dot_product_attention(q, k, v), "b h n d -> b n (h d)"))
 
 
+class CrossAttention(nn.Module):
+    """Multi-head attention of tokens (b m d) to a source (b k e) → (b m d)."""
+
+    def __init__(self, width: int, heads: int, source_width: int):
+        super().__init__()
+        self.heads = heads
+        self.q = Linear(width, width)
+        self.kv = Linear(source_width, 2 * width)
+        self.out = Linear(width, width)
+
+    def forward(self, tokens: Tensor, source: Tensor) -> Tensor:
+        q = rearrange(self.q(tokens), "b m (h d) -> b h m d", h=self.heads)
+        k, v = rearrange(self.kv(source), "b k (two h d) -> two b h k d", two=2, h=self.heads)
+        return self.out(rearrange(F.scaled_dot_product_attention(q, k, v), "b h m d -> b m (h d)"))
+
+
 class MLP(nn.Module):
     def __init__(self, width: int, hidden: int):
         super().__init__()
-        self.up = nn.Linear(width, hidden)
-        self.down = nn.Linear(hidden, width)
+        self.up = Linear(width, hidden)
+        self.down = Linear(hidden, width)
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.down(F.gelu(self.up(tokens)))
@@ -45,6 +64,29 @@ class Block(nn.Module):
         attended, computed = (None, None) if drop is None else drop[:, :, None, None].unbind(1)  # b 1 1
         tokens = tokens + _scale(self.attention(self.norm1(tokens)), attended)
         return tokens + _scale(self.mlp(self.norm2(tokens)), computed)
+
+
+class CrossBlock(nn.Module):
+    """Cross-attention to a source and MLP, each behind a LayerNorm and around a residual path."""
+
+    def __init__(self, width: int, heads: int, source_width: int, mlp_ratio: float = 4.0, eps: float = 1e-6):
+        super().__init__()
+        self.source_norm = nn.LayerNorm(source_width, eps)
+        self.norm1 = nn.LayerNorm(width, eps)
+        self.attention = CrossAttention(width, heads, source_width)
+        self.norm2 = nn.LayerNorm(width, eps)
+        self.mlp = MLP(width, int(width * mlp_ratio))
+
+    def forward(self, tokens: Tensor, source: Tensor) -> Tensor:
+        tokens = tokens + self.attention(self.norm1(tokens), self.source_norm(source))
+        return tokens + self.mlp(self.norm2(tokens))
+
+
+def through(block: nn.Module, recompute: bool, *inputs: Tensor | None) -> Tensor:
+    """`block(*inputs)`; recompute: keep no activations for the backward pass, make them again (Chen et al. 2016)."""
+    if recompute and torch.is_grad_enabled():
+        return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)  # blocks draw nothing
+    return block(*inputs)
 
 
 def _scale(branch: Tensor, scale: Tensor | None) -> Tensor:

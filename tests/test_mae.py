@@ -292,7 +292,7 @@ def test_sizes_override_the_preset():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"preset": "vit_giant"}, "model.preset: found 'vit_giant', expected one of vit_tiny_patch16"),
+        ({"preset": "vit_giant"}, "model.preset: found 'vit_giant', expected one of vit_tiny_patch4"),
         ({"decoder": "none"}, "model.decoder: found 'none'"),
         ({"widht": 8}, "model: found size 'widht', expected one of patch_size"),
         ({"patch_size": 5}, "model.patch_size: found 5, expected a divisor of the image size"),

@@ -1,0 +1,55 @@
+"""A linear layer that uses the faster of torch's two matrix products on CPU."""
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+
+class Linear(nn.Linear):
+    """`nn.Linear` (… k) → (… n): same parameters and result, oneDNN's product for float32 on CPU.
+
+    torch multiplies float32 matrices on CPU by MKL, which on other makers' processors leaves half of the
+    AVX-512 rate unused; oneDNN, which torch uses for convolutions, does not (docs/decisions.md).
+    """
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        if _by_onednn(tokens):
+            return _Product.apply(tokens, self.weight, self.bias)
+        return F.linear(tokens, self.weight, self.bias)
+
+
+def _by_onednn(tokens: Tensor) -> bool:
+    return (
+        tokens.device.type == "cpu"
+        and tokens.dtype == torch.float32
+        and torch.backends.mkldnn.is_available()
+        and torch.backends.mkldnn.enabled
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+    )
+
+
+class _Product(Function):
+    @staticmethod
+    def forward(ctx, tokens: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(tokens, weight)
+        return _multiply(tokens, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        tokens, weight = ctx.saved_tensors
+        wanted = ctx.needs_input_grad
+        rows, inputs = gradient.flatten(0, -2), tokens.flatten(0, -2)  # m n, m k
+        return (
+            _multiply(gradient, weight.t()) if wanted[0] else None,  # … k
+            _multiply(rows.t(), inputs.t()) if wanted[1] else None,  # n k
+            rows.sum(0) if wanted[2] else None,  # n
+        )
+
+
+def _multiply(tokens: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """tokens (… k) · weightᵀ (k n) + bias → (… n)."""
+    return torch.ops.mkldnn._linear_pointwise(tokens, weight, bias, "none", [], "")
