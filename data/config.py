@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, WrapValidator, create_model
+from pydantic_core import PydanticCustomError
 
 # who reads which section; by name, so that no room imports a later one
 SECTIONS = {
@@ -25,6 +26,7 @@ SECTIONS = {
     "model": "mae.settings:ModelSettings",
     "pretrain": "mae.settings:PretrainSettings",
     "finetune": "classify.settings:FinetuneSettings",
+    "engine": "mae.settings:EngineSettings",
     "evaluate": "classify.settings:EvaluateSettings",
     "compare": "classify.settings:CompareSettings",
     "report": "classify.settings:ReportSettings",
@@ -41,18 +43,36 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, hide_input_in_errors=True)
 
 
+def either(expected: str) -> WrapValidator:
+    """One message for a setting that may take several shapes, instead of one from each: "Input should be …"."""
+
+    def validate(value: Any, handler: Callable[[Any], Any]) -> Any:
+        try:
+            return handler(tuple(value) if isinstance(value, list) else value)
+        except ValidationError:
+            raise PydanticCustomError("either", expected) from None
+
+    return WrapValidator(validate)
+
+
 class Root(Settings):
     """The settings every command shares; `config_class` adds the sections."""
 
     run: str = Field("runs/default", description="folder this run writes to")
     seed: int = Field(0, ge=0, lt=2**63, description="seed of weights, order, masks, augmentation (not of splits)")
     device: str = Field("auto", description="auto (CUDA where there is one), cpu, cuda or cuda:N")
-    precision: Literal["fp32", "bf16"] = Field(
-        "fp32", description="fp32, or bf16 autocast (weights, loss and norms stay fp32)"
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = Field(
+        "fp32",
+        description="fp32; tf32: matrix products on CUDA; bf16: autocast; fp16: autocast with loss scaling, for older "
+        "GPUs (weights, loss and norms stay fp32)",
     )
-    compile: bool = Field(False, description="compile the models' blocks with torch.compile; takes a C++ compiler")
+    compile: bool = Field(
+        False, description="train with torch.compile: a ViT's blocks, a ResNet whole; on a CPU takes a C++ compiler"
+    )
     activation_checkpointing: bool = Field(
-        False, description="compute activations again in the backward pass: less memory, about a third more time"
+        False,
+        description="compute a ViT's activations again in the backward pass: less memory, about a third more time; "
+        "a ResNet keeps its own",
     )
     threads: int = Field(0, ge=0, description="CPU threads torch computes with; 0 leaves the choice to torch")
 
@@ -302,6 +322,40 @@ def command_parser(prog: str, about: str) -> Parser:
     parser.add_argument("--print-config", action="store_true", help="print every setting and its meaning, and stop")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that override the config's")
     return parser
+
+
+FLAGS = {"verbose": "engine.verbose=true", "deterministic": "engine.deterministic=true"}  # stand for settings
+
+
+def training_parser(prog: str, about: str) -> Parser:
+    """`command_parser` with what both stages of training share."""
+    parser = command_parser(prog, about)
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="insist on going on from the run folder's checkpoint, which is gone on from anyway where there is one",
+    )
+    parser.add_argument("--verbose", action="store_true", help="a line every engine.log_every steps")
+    parser.add_argument("--deterministic", action="store_true", help="only deterministic algorithms, also on CUDA")
+    parser.add_argument(
+        "--overfit",
+        type=int,
+        metavar="N",
+        help="train and validate on the same N training images without augmentation, to see the loss go to the floor; "
+        "the run folder's name gets -overfitN",
+    )
+    return parser
+
+
+def parse_training(parser: Parser, argv: list[str] | None, overfit: Iterable[str]) -> argparse.Namespace:
+    """Parse; what flags stand for and --overfit changes goes before the overrides, which may say otherwise."""
+    arguments = parser.parse_args(argv)
+    count = arguments.overfit
+    if count is not None and count < 2:
+        raise UserError(f"command line: --overfit: found {count}, expected at least 2 images")
+    implied = [setting for flag, setting in FLAGS.items() if getattr(arguments, flag)]
+    arguments.overrides = [*implied, *(overfit if count else ()), *arguments.overrides]
+    return arguments
 
 
 def configure(arguments: argparse.Namespace) -> Root | None:

@@ -4,18 +4,24 @@ Only the elements of `DICOM_TAGS` are kept, and what pydicom says of them is not
 about a patient can reach a message or a log.
 """
 
+import faulthandler
+import os
+import signal
+from collections.abc import Callable
 from io import BytesIO
-from typing import Any
+from mmap import mmap
+from typing import Any, NoReturn
 
 import numpy as np
 import pydicom
 from PIL import Image
 from pydicom.pixels import get_decoder, pixel_array
-from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from data.images import Tone, check_size, refuse
 from data.tones import between_tails, equalized, to_bytes
 
+SECONDS = 120  # for a plugin to decode one file
 GREYS = ("MONOCHROME1", "MONOCHROME2")
 COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 DICOM_TAGS = (
@@ -49,6 +55,8 @@ def read_dicom(data: bytes, tone: Tone) -> np.ndarray:
 
 
 def _parse_dicom(data: bytes) -> Any:
+    if DeflatedExplicitVRLittleEndian.encode() in data[:4096]:  # pydicom would inflate it whole, whatever its size
+        refuse("a deflated DICOM", "one that is not")
     try:
         dataset = pydicom.dcmread(BytesIO(data), force=True, specific_tags=list(DICOM_TAGS))
     except Exception:  # never its text: a damaged file could put anything into it
@@ -61,8 +69,10 @@ def _parse_dicom(data: bytes) -> Any:
         refuse(f"{int(frames)} frames", "one")
     if bits != 8 and (bits, kind) != (16, 1):
         refuse(f"{int(bits)} bits allocated", "8 or 16 (8 for colour)")
-    known = GREYS if kind == 1 else COLOURS
-    if dataset.get("PhotometricInterpretation") not in known:
+    known, found = GREYS if kind == 1 else COLOURS, dataset.get("PhotometricInterpretation")
+    if found == "PALETTE COLOR":  # false colours: their brightness says nothing of the X-rays
+        refuse("the photometric interpretation PALETTE COLOR", " or ".join(known))
+    if found not in known:  # not quoted: in a damaged file it may be anything
         refuse(f"{kind} samples in another photometric interpretation", " or ".join(known))
     if "TransferSyntaxUID" not in dataset.file_meta:
         implicit = dataset.original_encoding[0]
@@ -77,14 +87,57 @@ def _stored_values(dataset: Any) -> np.ndarray:
         decoder = get_decoder(syntax)
     except NotImplementedError:
         refuse("pixel data in an unknown transfer syntax", "one that pydicom decodes")
-    plugins = "; ".join(decoder.missing_dependencies).replace("requires gdcm", "requires python-gdcm")
+    high, bits = dataset.get("HighBit"), dataset.get("BitsStored")
+    if not syntax.is_encapsulated and None not in (high, bits) and high != bits - 1:  # pydicom cuts off the upper bits
+        refuse(f"{bits} bits stored below bit {high}", f"bit {bits - 1} to be the highest")
+    missing = "; ".join(decoder.missing_dependencies).replace("requires gdcm", "requires python-gdcm")
+    plugins = f"{missing}; pip install 'mae-cxr[dicom]' brings gdcm" if "gdcm" in missing else missing
     if not decoder.is_available:
         refuse(f"{syntax.name} pixel data", f"a plugin that decodes it ({plugins})")
     try:
-        return pixel_array(dataset)
+        return _decode_pixels(dataset, decoder)
     except Exception:  # its text is long and may quote the file
         hint = f"intact data or a further plugin ({plugins})" if plugins else "intact data"
         refuse(f"{syntax.name} pixel data that cannot be decoded", hint)
+
+
+def _decode_pixels(dataset: Any, decoder: Any) -> np.ndarray:
+    """By Pillow or pydicom itself where they can, so that a store does not depend on what else is installed."""
+    if not decoder.UID.is_encapsulated:
+        return pixel_array(dataset)
+    for plugin in {"pillow", "pydicom"} & set(decoder.available_plugins):
+        try:
+            return pixel_array(dataset, decoding_plugin=plugin)
+        except Exception:
+            if len(decoder.available_plugins) == 1:
+                raise
+    return in_child(lambda: pixel_array(dataset), dataset.Rows * dataset.Columns * dataset.SamplesPerPixel * 2)
+
+
+def in_child(decode: Callable[[], np.ndarray], most_bytes: int) -> np.ndarray:
+    """What `decode` returns, from a process of its own: GDCM ends its process over a damaged file.
+
+    Raises RuntimeError where it crashed, failed or took longer than `SECONDS`.
+    """
+    with mmap(-1, most_bytes + 4096) as shared:
+        child = os.fork()
+        if child == 0:
+            _decode_and_exit(decode, shared)
+        if os.waitpid(child, 0)[1] != 0:
+            raise RuntimeError("the decoder crashed, failed or did not end")
+        return np.load(shared, allow_pickle=False)
+
+
+def _decode_and_exit(decode: Callable[[], np.ndarray], shared: mmap) -> NoReturn:
+    try:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(SECONDS)  # ends this process inside the library's own code, too
+        faulthandler.disable()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the libraries' own complaints
+        np.save(shared, decode())
+        os._exit(0)
+    finally:
+        os._exit(1)
 
 
 def _modality(codes: np.ndarray, dataset: Any) -> np.ndarray:
@@ -119,6 +172,8 @@ def _first(value: Any) -> float | None:
 def _look_up(values: np.ndarray, item: Any, dataset: Any) -> tuple[np.ndarray, int]:
     """Modality or VOI LUT and its full scale. Not pydicom's: that wraps indices of 8-bit tables at 256."""
     entries, first, bits = item.LUTDescriptor
+    if first >= 2**15 and values.min() < 0:  # signed, written as unsigned
+        first -= 2**16
     words = item.LUTData
     if isinstance(words, bytes):
         words = np.frombuffer(words, "<u2" if dataset.original_encoding[1] else ">u2")
@@ -130,10 +185,11 @@ def _look_up(values: np.ndarray, item: Any, dataset: Any) -> tuple[np.ndarray, i
 
 
 def _without_padding(codes: np.ndarray, counts: np.ndarray, dataset: Any) -> np.ndarray:
-    padding = _first(dataset.get("PixelPaddingValue"))
+    padding, limit = (_first(dataset.get(k)) for k in ("PixelPaddingValue", "PixelPaddingRangeLimit"))
     if padding is None:
         return counts
-    limit = _first(dataset.get("PixelPaddingRangeLimit"))
-    ends = sorted((padding, padding if limit is None else limit))
-    valid = np.where((codes >= ends[0]) & (codes <= ends[1]), 0, counts)
+    ends = [padding, padding if limit is None else limit]
+    if codes.min() < 0:  # signed, maybe written as unsigned
+        ends = [end - 2**16 if end >= 2**15 else end for end in ends]
+    valid = np.where((codes >= min(ends)) & (codes <= max(ends)), 0, counts)
     return valid if valid.any() else counts

@@ -12,21 +12,27 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from io import BytesIO
+from math import ceil
 from pathlib import Path
 from typing import Literal, NoReturn, get_args
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from data.jpeg import means_only
+from data.settings import Size, height_and_width
 from data.tones import between_tails, to_bytes
 
-READER_VERSION = 1  # raise it whenever the same file would read differently: stores are then made anew
+READER_VERSION = 2  # raise it whenever the same file would read differently: stores are then made anew
 MAX_PIXELS = 150_000_000  # refused before allocation; below the point where Pillow itself refuses
 MAX_BYTES = 2**30
+SPARE = 1.4  # a reduced decode keeps this many times the wanted side: with less, a sharp image loses its edges
+MAX_SCANS = 200  # of a progressive JPEG, each decoded over the whole image; usual: 6 or 10
 
 Tone = Literal["window", "mimic_jpg"]
 Resize = Literal["pad", "squash", "crop"]
 TONES, RESIZES = get_args(Tone), get_args(Resize)
+Note = Callable[[bytes], object]
 Extent = tuple[float, float]  # width and height of the radiograph in pixels of the array, maybe fractional
 
 
@@ -40,54 +46,70 @@ def read_image(path: str | Path, *, tone: Tone = "window", at_least: int | None 
     `at_least` lets a JPEG decode at 1/2, 1/4 or 1/8, its shorter side never below that many pixels.
     `tone` concerns DICOM only: `window` shows what a viewer shows, `mimic_jpg` what MIMIC-CXR-JPG holds.
     """
-    return _read(path, tone, at_least, min)[0]
+    return _read(path, tone, at_least, all)[0]
 
 
-def read_fitted(path: str | Path, size: int, resize: Resize = "pad", tone: Tone = "window") -> np.ndarray:
-    """`fit_image(read_image(path), size, resize)`, decoding a JPEG no larger than that needs."""
-    image, extent = _read(path, tone, size, max if resize == "pad" else min)
+def read_fitted(
+    path: str | Path, size: Size, resize: Resize = "pad", tone: Tone = "window", note: Note | None = None
+) -> np.ndarray:
+    """`fit_image(read_image(path), size, resize)`, decoding a JPEG not much larger than that needs.
+
+    `note` is called once with the bytes of the file (of an archive's member: its pixels), e.g. a hash's `update`.
+    """
+    at_least = tuple(ceil(SPARE * side) for side in height_and_width(size))
+    image, extent = _read(path, tone, at_least, any if resize == "pad" else all, note)
     return fit_image(image, size, resize, extent)
 
 
-def fit_image(image: np.ndarray, size: int, resize: Resize = "pad", extent: Extent | None = None) -> np.ndarray:
-    """uint8 (h w) → uint8 (size size), antialiased.
+def fit_image(image: np.ndarray, size: Size, resize: Resize = "pad", extent: Extent | None = None) -> np.ndarray:
+    """uint8 (h w) → uint8 of `size`, a square's side or (height, width), antialiased.
 
-    `pad` keeps everything and centres it between black bars, `squash` stretches, `crop` keeps the central
-    square. `extent`: where the radiograph ends inside the array, if a reduced decode left a fraction over.
+    `pad` keeps everything and centres it between black bars, `squash` stretches, `crop` keeps the central part
+    of that shape. `extent`: where the radiograph ends inside the array, if a reduced decode left a fraction over.
     """
     if resize not in RESIZES:
         raise ValueError(f"resize: found {resize!r}, expected one of {', '.join(RESIZES)}")
-    width, height = extent or (image.shape[1], image.shape[0])
-    left = top = 0.0
-    target_w = target_h = size
-    if resize == "pad":
-        target_w = max(1, round(size * width / max(width, height)))
-        target_h = max(1, round(size * height / max(width, height)))
-    elif resize == "crop":
-        side = min(width, height)
-        left, top, width, height = (width - side) / 2, (height - side) / 2, side, side
+    extent = extent or (image.shape[1], image.shape[0])
+    frame_h, frame_w = height_and_width(size)
+    width, height = _largest((frame_w, frame_h), extent) if resize == "crop" else extent
+    left, top = (extent[0] - width) / 2, (extent[1] - height) / 2
+    shown = _largest(extent, (frame_w, frame_h)) if resize == "pad" else (frame_w, frame_h)
+    target_w, target_h = (max(1, round(side)) for side in shown)
     box = (left, top, left + width, top + height)
     resized = Image.fromarray(image).resize((target_w, target_h), Image.Resampling.LANCZOS, box, 3.0)
-    fitted = np.zeros((size, size), np.uint8)
-    y, x = (size - target_h) // 2, (size - target_w) // 2
+    fitted = np.zeros((frame_h, frame_w), np.uint8)
+    y, x = (frame_h - target_h) // 2, (frame_w - target_w) // 2
     fitted[y : y + target_h, x : x + target_w] = resized
     return fitted
 
 
-def _read(path: str | Path, tone: Tone, at_least: int | None, side: Callable) -> tuple[np.ndarray, Extent]:
+def _largest(shape: Extent, frame: Extent) -> Extent:
+    """The largest width and height of the shape's aspect that fit into a frame."""
+    if shape[0] * frame[1] > shape[1] * frame[0]:  # as wide as the frame
+        return frame[0], frame[0] * shape[1] / shape[0]
+    return frame[1] * shape[0] / shape[1], frame[1]
+
+
+def _read(
+    path: str | Path, tone: Tone, at_least: Size | None, of_sides: Callable, note: Note | None = None
+) -> tuple[np.ndarray, Extent]:
+    note = note or (lambda _: None)
     if tone not in TONES:
         raise ValueError(f"tone: found {tone!r}, expected one of {', '.join(TONES)}")
     try:
         with _quiet():
             if ".npz#" in str(path):
-                return _whole(_archive_member(str(path)))
+                member = _archive_member(str(path))
+                note(member.tobytes())
+                return _whole(member)
             data = _file_bytes(path)
+            note(data)
             if data[128:132] == b"DICM" or data[:2] in (b"\x08\x00", b"\x02\x00"):  # the latter: no preamble
                 from data.dicom import read_dicom  # pydicom is loaded where a DICOM is met
 
                 return _whole(read_dicom(data, tone))
             if data.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")):
-                return _read_picture(data, at_least, side)
+                return _read_picture(data, at_least, of_sides)
             refuse("an empty file" if not data else "other bytes", "JPEG, PNG or DICOM")
     except UnreadableImage as reason:
         message = f"{path}: {reason}"
@@ -143,13 +165,9 @@ def check_size(width: int, height: int) -> None:
 # JPEG and PNG
 
 
-def _read_picture(data: bytes, at_least: int | None, side: Callable) -> tuple[np.ndarray, Extent]:
-    try:
-        image = Image.open(BytesIO(data), formats=("JPEG", "PNG"))
-    except Image.DecompressionBombError:
-        refuse("far too many pixels declared", f"at most {MAX_PIXELS // 10**6} megapixels")
-    except Image.UnidentifiedImageError:
-        refuse("a damaged header", "an intact JPEG or PNG")
+def _read_picture(data: bytes, at_least: Size | None, of_sides: Callable) -> tuple[np.ndarray, Extent]:
+    """`of_sides`: whether `all` or `any` of the sides must keep that many pixels."""
+    image = _open_picture(data)
     width, height = image.size
     check_size(width, height)
     if image.format == "PNG" and getattr(image, "n_frames", 1) > 1:
@@ -157,7 +175,12 @@ def _read_picture(data: bytes, at_least: int | None, side: Callable) -> tuple[np
     upright = image.getexif().get(0x0112, 1) == 1
     scale = 1
     if at_least and upright:
-        scale = next(s for s in (8, 4, 2, 1) if s == 1 or side(width, height) // s >= at_least)
+        least_h, least_w = height_and_width(at_least)
+        scale = next(s for s in (8, 4, 2, 1) if s == 1 or of_sides((width // s >= least_w, height // s >= least_h)))
+    if "progressive" in image.info:
+        data = _needed_scans(data, scale)
+        image = _open_picture(data)
+    image.decodermaxblock = len(data)  # in one piece: libjpeg begins again with a scan's row where it runs dry
     drafted = image.draft("L", (max(1, width // scale), max(1, height // scale)))  # None: not a JPEG
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I"):
@@ -165,6 +188,22 @@ def _read_picture(data: bytes, at_least: int | None, side: Callable) -> tuple[np
     grey = np.array(image.convert("L"))
     # the exact end matters: squashing 139 decoded columns where 138.25 are radiograph shifts every edge
     return (grey, drafted[1][2:]) if drafted and upright else _whole(grey)
+
+
+def _open_picture(data: bytes) -> Image.Image:
+    try:
+        return Image.open(BytesIO(data), formats=("JPEG", "PNG"))
+    except Image.DecompressionBombError:
+        refuse("far too many pixels declared", f"at most {MAX_PIXELS // 10**6} megapixels")
+    except Image.UnidentifiedImageError:
+        refuse("a damaged header", "an intact JPEG or PNG")
+
+
+def _needed_scans(data: bytes, scale: int) -> bytes:
+    scans = data.count(b"\xff\xda")
+    if scans > MAX_SCANS:
+        refuse(f"{scans} scans", f"at most {MAX_SCANS}")
+    return means_only(data) if scale == 8 else data
 
 
 def _stretch(stored: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Batches from the store: a deterministic order that can start anywhere."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +23,10 @@ class Batch(NamedTuple):
     def to(self, device: torch.device) -> "Batch":
         return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
 
+    def parts(self, count: int) -> list["Batch"]:
+        """The batch in `count` equal parts."""
+        return [Batch(*part) for part in zip(*(tensor.chunk(count) for tensor in self), strict=True)]
+
 
 @dataclass(frozen=True)
 class Data:
@@ -42,6 +46,29 @@ class Data:
             )
         return table
 
+    def overfit(self, count: int, labelled: bool = False) -> "Data":
+        """The same training images, the first `count`, for training and validation: for a check of the machinery.
+
+        labelled: normal and abnormal ones in turn, as far as there are any.
+        """
+        table = self.split("train").drop(columns="row")
+        if labelled:
+            table = table[table["label"].notna()]
+            turns = table.groupby("label").cumcount().sort_values(kind="stable")
+            table = table.loc[turns.index]
+        if len(table) < count:
+            what = "labelled training images" if labelled else "training images"
+            raise UserError(f"command line: --overfit: found {count}, expected at most the {len(table):,} {what}")
+        chosen = table.head(count)
+        table = pd.concat([chosen.assign(split=name) for name in ("train", "validate")], ignore_index=True)
+        note = f"overfit: trains and validates on the same {count} images; a check of the machinery, not a result"
+        return Data(replace(self.manifest, table=table, notes=(*self.manifest.notes, note)), self.store)
+
+
+def image_names(table: pd.DataFrame, batch: Batch) -> list[str]:
+    """The image ids of a batch drawn from `table`."""
+    return table.set_index("row")["image_id"].loc[batch.numbers.tolist()].tolist()
+
 
 def open_data(config: Root) -> Data:
     """Manifest and store of a config, decoding first where needed."""
@@ -50,13 +77,27 @@ def open_data(config: Root) -> Data:
 
 
 class Loader:
-    """Batches of the table's images: shuffled by (seed, epoch) where a seed is given, else in order."""
+    """Batches of the table's images: shuffled by (seed, epoch) where a seed is given, else in order.
 
-    def __init__(self, data: Data, table: pd.DataFrame, batch_size: int, seed: int | None = None):
+    share: (number, of how many), whose part of each shuffled batch, or of an ordered table, this is: every
+    `of how many`-th image.
+    """
+
+    def __init__(
+        self,
+        data: Data,
+        table: pd.DataFrame,
+        batch_size: int,
+        seed: int | None = None,
+        share: tuple[int, int] = (0, 1),
+    ):
+        if seed is None:
+            table = table.iloc[share[0] :: share[1]]
         self.images = data.store.images
         self.rows = table["row"].to_numpy(np.int64)
         self.labels = table["label"].to_numpy(np.float32, na_value=np.nan)
-        self.seed, self.batch_size = seed, min(batch_size, len(table))
+        self.seed, self.share = seed, share
+        self.batch_size = max(min(batch_size, len(table)), 1)  # of all shares together, where it is shuffled
         self.pin = torch.cuda.is_available()
 
     def __len__(self) -> int:
@@ -70,7 +111,8 @@ class Loader:
         if self.seed is not None:
             order = np.random.default_rng([self.seed, epoch]).permutation(order)
         for number in range(start, len(self)):
-            yield self._gather(order[number * self.batch_size : (number + 1) * self.batch_size])
+            chosen = order[number * self.batch_size : (number + 1) * self.batch_size]
+            yield self._gather(chosen if self.seed is None else chosen[self.share[0] :: self.share[1]])
 
     def _gather(self, chosen: np.ndarray) -> Batch:
         rows = self.rows[chosen]

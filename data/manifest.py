@@ -9,10 +9,13 @@ import numpy as np
 import pandas as pd
 
 from data.config import Root, UserError, expand
+from data.labels import NoSuchFinding, words
+from data.presence import Look, look_for
 from data.settings import DataSettings
-from data.sources import SPLITS, read_source
+from data.sources import COLUMNS, SPLITS, LeftOut, read_source
 
-CREDENTIALED = {"mimic-cxr-jpg"}
+CREDENTIALED = {"mimic-cxr-jpg", "mimic-cxr-dicom", "chexpert"}  # their terms forbid passing images on
+DOWNLOADS = {"mimic-cxr-jpg", "mimic-cxr-dicom", "chexpert", "nih-cxr14"}  # their CSVs may list more than is there
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,15 +23,19 @@ class Manifest:
     """The radiographs of a run.
 
     `table` has the columns image_id, path, patient_id, study_id, split (train, validate, test), view,
-    label (1.0 abnormal, 0.0 normal, NaN unknown), source, then any findings. Where the layout has no
-    patient or study, its image stands for it. `notes` are lines to print. `credentialed` data may
-    neither be shown nor shared. `patients_known`: patient_id is a patient's for every image.
+    label (1.0 abnormal, 0.0 normal, NaN unknown; or `target` present, absent), source, then any findings. Where the
+    layout has no patient or study, its image stands for it. `notes` are lines to print. `credentialed` data
+    may neither be shown nor shared. `patients_known`: patient_id is a patient's for every image. `rules`
+    are the words of the rule that decided each row's label, `looks` what is known of the files on disk.
     """
 
     table: pd.DataFrame
     notes: tuple[str, ...]
     credentialed: bool
     patients_known: bool = True
+    target: str | None = None
+    rules: pd.Series | None = None
+    looks: tuple[Look, ...] = ()
 
     def of_split(self, split: str) -> pd.DataFrame:
         """The rows of one split, in order; UserError if there are none."""
@@ -42,7 +49,21 @@ class Manifest:
     def summary(self) -> str:
         """Images, patients, and normal, abnormal and unknown images per split, as text."""
         parts = {split: self.table[self.table["split"] == split] for split in SPLITS} | {"all": self.table}
-        return pd.DataFrame({name: _count(part) for name, part in parts.items()}).T.map("{:,}".format).to_string()
+        return _as_text({name: _count(part, self.target) for name, part in parts.items()})
+
+    def breakdown(self) -> str:
+        """The summary by view as well, then what every label rule took, then what was left out and why."""
+        rows = {}
+        for split in SPLITS:
+            part = self.table[self.table["split"] == split]
+            views = part["view"].fillna("no view")
+            rows |= {f"{split}, {view}": _count(part[views == view], self.target) for view in sorted(views.unique())}
+        rows["all"] = _count(self.table, self.target)
+        if self.rules is not None:
+            taken = self.rules.value_counts().items()
+            rows |= {f"rule: {rule}": _count(self.table[self.rules == rule], self.target) for rule, n in taken if n}
+        left = [note for note in self.notes if isinstance(note, LeftOut)]
+        return _as_text(rows | {f"left out: {note.reason}": {"images": note.images} for note in left})
 
     def fingerprint(self) -> str:
         """16 hex digits of (image_id, split, label) of all rows, in whatever order they stand."""
@@ -61,32 +82,112 @@ def image_hashes(image_ids: Iterable[str]) -> np.ndarray:
     return np.fromiter((int.from_bytes(part, "little", signed=True) for part in hashes), np.int64)
 
 
-def _count(part: pd.DataFrame) -> dict[str, int]:
-    label = part["label"]
+def _count(part: pd.DataFrame, target: str | None) -> dict[str, int]:
+    label, (negative, positive) = part["label"], words(target)
     return {
         "images": len(part),
         "patients": part["patient_id"].nunique(),
-        "normal": int((label == 0).sum()),
-        "abnormal": int((label == 1).sum()),
+        negative: int((label == 0).sum()),
+        positive: int((label == 1).sum()),
         "unknown": int(label.isna().sum()),
     }
 
 
-def open_manifest(config: Root | DataSettings) -> Manifest:
-    """Config (or its data section) → Manifest: read, checked, views kept, split, sampled.
+def _as_text(rows: dict[str, dict[str, int]]) -> str:
+    """A line per row, numbers with thousands separators, a blank where a row has none."""
+    table = pd.DataFrame.from_dict(rows, orient="index", dtype=object)
+    return table.map(lambda number: "" if pd.isna(number) else f"{int(number):,}").to_string()
 
-    Raises UserError, one line naming place, found and expected, for whatever the files lack.
+
+def open_manifest(config: Root | DataSettings, look_again: bool = False) -> Manifest:
+    """Config (or its data section) → Manifest: read, checked, views kept, split, found on disk, sampled.
+
+    Which files are on disk is taken from the last `prepare`, unless `look_again`. Raises UserError, one
+    line naming place, found and expected, for whatever the CSVs and folders lack.
     """
     settings: DataSettings = getattr(config, "data", config)
+    sources = settings.each_source()
+    mixed = settings.source == "mix"
+    parts = {name: _open_source(one, mixed, look_again) for name, one in sources.items()}
+    first = next(iter(parts.values()))
+    table, notes = _mix(parts) if mixed else (first.table, first.notes)
+    if settings.target and "rule" not in table:
+        raise UserError(f"data.target: found no findings in source {', '.join(sources)}, expected {settings.target}")
+    table, more = _sample(table, settings)
+    table = table.reset_index(drop=True)
+    rules = table.pop("rule") if "rule" in table else None
+    private = any(part.credentialed for part in parts.values())
+    if mixed:  # sources named `a` and `a/b` can give two patients one id
+        _check_patients(table, "data.sources", private)
+    known = all(part.patients_known for part in parts.values())
+    looks = tuple(part.look for part in parts.values() if part.look)
+    return Manifest(table, (*notes, *more), private, known, settings.target, rules, looks)
+
+
+# ---------------------------------------------------------------- sources
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """One source, ready to be mixed with others."""
+
+    table: pd.DataFrame
+    notes: list[str]
+    credentialed: bool
+    patients_known: bool
+    look: Look | None
+
+
+def _open_source(settings: DataSettings, mixed: bool, look_again: bool) -> _Part:
     root = Path(expand(settings.root, "data.root"))
     credentialed = settings.source in CREDENTIALED if settings.credentialed is None else settings.credentialed
-    table, notes = read_source(settings, root)
+    table, notes = _read_mixed(settings, root) if mixed else read_source(settings, root)
     patients_known = bool(table["patient_id"].notna().all())
     _check(table, root, credentialed)
-    for step in (_name_patients, _keep_views, _split, _sample):
+    for step in (_name_patients, _keep_views, _split):
         table, more = step(table, settings)
         notes += more
-    return Manifest(table.reset_index(drop=True), tuple(notes), credentialed, patients_known)
+    table, more, look = _keep_present(table, settings, root, look_again)
+    return _Part(table, notes + more, credentialed, patients_known, look)
+
+
+def _read_mixed(settings: DataSettings, root: Path) -> tuple[pd.DataFrame, list[str]]:
+    """A source that does not know the target has no labels; alone it would be a mistake."""
+    try:
+        table, notes = read_source(settings, root)
+    except NoSuchFinding:
+        table, notes = read_source(settings.model_copy(update={"target": None}), root)
+        table = table.drop(columns="rule")
+    if settings.target and "rule" not in table:
+        return table.assign(label=np.nan), [*notes, f"no findings named {settings.target}: labels are unknown"]
+    return table, notes
+
+
+def _mix(parts: dict[str, _Part]) -> tuple[pd.DataFrame, list[str]]:
+    """Parts below each other; ids begin with their source, so that patients of different sources differ."""
+    tables, notes = [], []
+    for name, part in parts.items():
+        ids = {column: f"{name}/" + part.table[column] for column in ("image_id", "patient_id", "study_id")}
+        tables.append(part.table.assign(**ids))
+        notes += [note.of(name) if isinstance(note, LeftOut) else f"{name}: {note}" for note in part.notes]
+    table = pd.concat(tables, ignore_index=True)
+    findings = [name for name in table if name not in (*COLUMNS, "rule")]
+    rule = [name for name in ("rule",) if name in table]
+    return table[[*COLUMNS, *findings, *rule]].astype(dict.fromkeys(findings, np.float32)), notes
+
+
+def _keep_present(
+    table: pd.DataFrame, settings: DataSettings, root: Path, look_again: bool
+) -> tuple[pd.DataFrame, list[str], Look | None]:
+    """The images on disk. Where none is, all are kept: labels can be counted before anything is downloaded."""
+    if settings.source not in DOWNLOADS:
+        return table, [], None
+    memory = None if look_again else Path(expand(settings.store, "data.store"))
+    look = look_for(table["path"].tolist(), root, memory)
+    missing = int((~look.there).sum())
+    if missing == len(table):
+        return table, [f"none of the {missing:,} images is on disk"], look
+    return table[look.there], [LeftOut(missing, "not on disk")] if missing else [], look
 
 
 # ---------------------------------------------------------------- checks
@@ -101,9 +202,13 @@ def _check(table: pd.DataFrame, root: Path, credentialed: bool) -> None:
     blank = int(table["split"].isna().sum())
     if 0 < blank < len(table):
         raise UserError(f"{root}: found {blank:,} images without a split, expected one for all images or for none")
+    _check_patients(table, str(root), credentialed)
+
+
+def _check_patients(table: pd.DataFrame, place: str, credentialed: bool) -> None:
     torn = _torn_patients(table)
     if len(torn):
-        raise UserError(f"{root}: found patients in two splits{_example(torn, credentialed)}, expected each in one")
+        raise UserError(f"{place}: found patients in two splits{_example(torn, credentialed)}, expected each in one")
 
 
 def _torn_patients(table: pd.DataFrame) -> pd.Series:
@@ -133,14 +238,15 @@ def _keep_views(table: pd.DataFrame, settings: DataSettings) -> tuple[pd.DataFra
     view = table["view"].map(str.upper, na_action="ignore")
     if not settings.views or view.isna().all():
         return table, []
-    kept = view.isin([name.upper() for name in settings.views])  # in MIMIC laterals are among those without a view
-    wanted = ", ".join(settings.views)
+    wanted = {name.upper() for name in settings.views}
+    wanted |= {"FRONTAL"} if {"AP", "PA"} <= wanted else set()  # one of the two, nobody says which
+    kept = view.isin(wanted)  # in MIMIC laterals are among those without a view
     if not kept.any():
         found = ", ".join(f"{name} ({n:,})" for name, n in view.value_counts().items())
-        raise UserError(f"data.views: found views {found}, expected some of {wanted}")
-    blank = int(view.isna().sum())
-    note = f"views {wanted}: kept {kept.sum():,} of {len(table):,} images, {blank:,} without a view left out"
-    return table[kept], [note]
+        raise UserError(f"data.views: found views {found}, expected some of {', '.join(settings.views)}")
+    others = view[~kept].value_counts()
+    notes = [LeftOut(int(others.sum()), f"view {', '.join(sorted(others.index))}")] if len(others) else []
+    return table[kept], notes + ([LeftOut(int(view.isna().sum()), "no view")] if view.isna().any() else [])
 
 
 def _split(table: pd.DataFrame, settings: DataSettings) -> tuple[pd.DataFrame, list[str]]:
@@ -152,6 +258,8 @@ def _split(table: pd.DataFrame, settings: DataSettings) -> tuple[pd.DataFrame, l
         return table, []
     notes = []
     fractions = {"test": settings.test_fraction, "validate": settings.validate_fraction}
+    if table["label"].isna().all():  # nothing to test
+        del fractions["test"]
     for split in [name for name in fractions if name not in given]:
         table = _carve(table, split, fractions[split], settings.split_seed)
         notes.append(f"no {split} split is given: drawn {fractions[split]:.0%} of the training patients of each label")
@@ -176,7 +284,8 @@ def _sample(table: pd.DataFrame, settings: DataSettings) -> tuple[pd.DataFrame, 
     sampled = sample_patients(table[train], settings.sample, settings.split_seed)
     patients = sampled["patient_id"].nunique()
     note = f"sample: {len(sampled):,} of {train.sum():,} training images, of {patients:,} patients"
-    return table[~train | table.index.isin(sampled.index)], [note]
+    left = LeftOut(int(train.sum()) - len(sampled), "not in the sample")
+    return table[~train | table.index.isin(sampled.index)], [note, *([left] if left.images else [])]
 
 
 def sample_patients(table: pd.DataFrame, count: int, seed: int, place: str = "data.sample") -> pd.DataFrame:

@@ -1,10 +1,24 @@
 """Settings of the data room: where radiographs come from, how they are read, split and augmented."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from data.config import Settings
+from data.config import Settings, either
+
+Side = Annotated[int, Field(ge=8, le=2048)]
+ImageSize = Annotated[Side | tuple[Side, Side], either("Input should be 8 to 2048, or [height, width] of these")]
+Count, Share = Annotated[int, Field(ge=0)], Annotated[float, Field(gt=0, lt=1)]
+MaxRejected = Annotated[Count | Share | None, either("Input should be a count of files, a share below 1, or null")]
+Layout = Literal[
+    "mimic-cxr-jpg", "mimic-cxr-dicom", "chexpert", "nih-cxr14", "folder", "images", "table", "medmnist", "phantom"
+]
+Size = int | tuple[int, int]  # of an image: the side of a square, or height and width
+
+
+def height_and_width(size: Size) -> tuple[int, int]:
+    """A square's side counts for both."""
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
 class PhantomSettings(Settings):
@@ -14,23 +28,47 @@ class PhantomSettings(Settings):
     seed: int = Field(0, ge=0, description="seed of the drawing")
 
 
+class SourceSettings(Settings):
+    """One data set of `data.sources`; null takes what the data section says."""
+
+    source: Layout = Field(description="layout of this data set's files")
+    root: str = Field(description="this data set's folder (medmnist: its .npz)")
+    name: str | None = Field(None, min_length=1, description="what its image and patient ids begin with; null: source")
+    table: str | None = Field(None, description="source table: the CSV, below root")
+    labels_root: str | None = Field(None, description="folder of MIMIC-CXR-JPG's CSVs where it is not root")
+    labeler: Literal["chexpert", "negbio", "agreement"] | None = Field(None, description="MIMIC report labeler")
+    uncertain: Literal["unknown", "positive", "negative"] | None = Field(None, description="what -1 counts as")
+    views: tuple[str, ...] | None = Field(None, description="ViewPosition to keep; [] keeps all")
+
+
 class DataSettings(Settings):
     """Files → manifest → store."""
 
-    source: Literal["mimic-cxr-jpg", "folder", "table", "medmnist", "phantom"] = Field(
-        description="layout of the files: mimic-cxr-jpg, folder, table, medmnist or phantom"
+    source: Literal[Layout, "mix"] = Field(
+        "mix",
+        description="layout of the files: mimic-cxr-jpg, mimic-cxr-dicom, chexpert, nih-cxr14, folder, images, table, "
+        "medmnist or phantom; mix (which may be left out) where `sources` lists several",
     )
     root: str = Field(
         "phantom",
         description="the data set's folder (medmnist: its .npz; phantom: drawn there); ${NAME} and ${NAME:-default} "
         "are read from the environment",
     )
+    sources: tuple[SourceSettings, ...] = Field(
+        (), description="several data sets as one: a list of {source, root, …}; what one leaves out is set here"
+    )
     table: str = Field("manifest.csv", description="source table: the CSV, below root")
+    labels_root: str | None = Field(
+        None, description="folder of MIMIC-CXR-JPG's CSVs where it is not root, as for mimic-cxr-dicom"
+    )
     labeler: Literal["chexpert", "negbio", "agreement"] = Field(
         "chexpert", description="MIMIC report labeler; agreement keeps labels on which both agree"
     )
     uncertain: Literal["unknown", "positive", "negative"] = Field(
         "unknown", description="what a finding marked -1 counts as"
+    )
+    target: str | None = Field(
+        None, description="finding column to tell present from absent, such as Pneumonia; null: normal or abnormal"
     )
     views: tuple[str, ...] = Field(
         ("AP", "PA"), description="ViewPosition to keep; [] keeps all, also images without one"
@@ -43,19 +81,45 @@ class DataSettings(Settings):
     )
     test_fraction: float = Field(0.15, gt=0, lt=1, description="share of the patients for test, where none is given")
     split_seed: int = Field(0, ge=0, description="seed of splits and samples, the same for every training seed")
-    image_size: int = Field(224, ge=8, le=2048, description="side of the stored square image, pixels")
+    image_size: ImageSize = Field(224, description="side of the stored square image, or its [height, width], pixels")
     resize: Literal["pad", "squash", "crop"] = Field(
-        "pad", description="to a square: pad (keeps the aspect), squash, or crop the centre"
+        "pad", description="to that size: pad (keeps the aspect), squash, or crop the centre"
     )
     tone: Literal["window", "mimic_jpg"] = Field(
         "window", description="DICOM grey levels: VOI window, or min-max and histogram equalisation as MIMIC-CXR-JPG"
     )
     credentialed: bool | None = Field(
-        None, description="whether images and ids must stay private; null: MIMIC-CXR must, other sources need not"
+        None, description="whether images and ids must stay private; null: those of MIMIC-CXR and CheXpert must"
+    )
+    max_rejected: MaxRejected = Field(
+        None, description="unreadable files that are left out, more stop: a count or a share; null: 10, or 1 % if more"
     )
     store: str = Field("stores", description="folder of the decoded, memory-mapped stores")
     workers: int = Field(0, ge=0, description="processes that decode images; 0: one per core")
     phantom: PhantomSettings = Field(default_factory=PhantomSettings)
+
+    @model_validator(mode="after")
+    def _sources_belong_to_a_mix(self) -> "DataSettings":
+        if self.source == "mix" and not self.sources:
+            raise ValueError(f"source is missing ({type(self).model_fields['source'].description})")
+        if self.source != "mix" and self.sources:
+            raise ValueError(f"sources: found a list beside source {self.source}, expected [] or source mix")
+        names = [part.name or part.source for part in self.sources]
+        if len(set(names)) < len(names):
+            raise ValueError(f"sources: found names {', '.join(names)}, expected different ones; give each its name")
+        return self
+
+    def each_source(self) -> dict[str, "DataSettings"]:
+        """The settings of every single data set, by name."""
+        if self.source != "mix":
+            return {self.source: self}
+        own = {part.name or part.source: part.model_dump(exclude={"name"}, exclude_none=True) for part in self.sources}
+        return {name: self.model_copy(update={"sources": (), **given}) for name, given in own.items()}
+
+    @field_validator("image_size")
+    @classmethod
+    def _square_is_one_number(cls, size: Size) -> Size:
+        return size[0] if isinstance(size, tuple) and size[0] == size[1] else size  # [64, 64] is the store of 64
 
 
 class AugmentSettings(Settings):

@@ -1,11 +1,12 @@
 """ImageStore: decoded radiographs in one memory-mapped array, shared by every run that reads them alike.
 
-A store folder holds `images.npy` (uint8, n h w), `index.csv` (image_id, row, bytes of the file),
+A store folder holds `images.npy` (uint8, n h w), `index.csv` (image_id, row, bytes and digest of the file),
 `rejected.csv` (image_id, path, reason) and, written last, `store.json`. Labels and splits are not in
 it: they join at run time, so another label policy never decodes again.
 """
 
 import csv
+import hashlib
 import json
 import os
 import re
@@ -17,8 +18,11 @@ import numpy as np
 
 from data.config import UserError
 from data.images import UnreadableImage, read_fitted
+from data.settings import Size, height_and_width
 
 DONE, REJECTED = 1, 2  # states of a row while the store is being written; 0: not yet decoded
+DIGITS = 32  # of a file's SHA-256, in hex: 128 bits tell any two files apart, in half the index
+Decoded = tuple[int, int, str, str | None]  # row, bytes and digest of the file, reason if it is rejected
 
 
 class ImageStore:
@@ -42,21 +46,29 @@ class ImageStore:
         """Rows (n) int64 of the images; -1 where an image was rejected or is not in the store."""
         return np.fromiter((self.index.get(image_id, -1) for image_id in image_ids), np.int64)
 
+    def digests(self) -> dict[int, str]:
+        """row → digest of the file's bytes (MedMNIST: of the image's); empty for a store older than digests."""
+        with (self.folder / "index.csv").open(newline="") as file:
+            return {int(line["row"]): line["digest"] for line in csv.DictReader(file) if "digest" in line}
+
 
 class StoreWriter:
     """A store under construction: rows are decoded in any order, by any process, and survive a kill."""
 
-    def __init__(self, folder: Path, image_ids: Sequence[str], paths: Sequence[str], size: int):
+    def __init__(self, folder: Path, image_ids: Sequence[str], paths: Sequence[str], size: Size):
         self.folder, self.image_ids, self.paths = folder, image_ids, paths
         self.images = folder / "images.partial.npy"
         n = len(image_ids)
-        if not self.images.exists():
+        arrays = (folder / "state.npy", folder / "bytes.npy", folder / "digests.npy", self.images)
+        if not all(path.exists() for path in arrays):  # or it was begun by a version without one of them
             (folder / "rejected.partial.csv").write_text("image_id,path,reason\n")
             _allocate(folder / "state.npy", (n,))
             _allocate(folder / "bytes.npy", (n,), np.int64)
-            _allocate(self.images, (n, size, size))  # last: where it stands, the others do
+            _allocate(folder / "digests.npy", (n,), f"S{DIGITS}")
+            _allocate(self.images, (n, *height_and_width(size)))
         self.state = np.load(folder / "state.npy", mmap_mode="r+")  # n
         self.bytes = np.load(folder / "bytes.npy", mmap_mode="r+")  # n
+        self.digests = np.load(folder / "digests.npy", mmap_mode="r+")  # n
 
     def todo(self) -> np.ndarray:
         return np.flatnonzero(self.state == 0)
@@ -65,9 +77,9 @@ class StoreWriter:
     def rejected(self) -> int:
         return int((self.state == REJECTED).sum())
 
-    def note(self, row: int, size: int, reason: str | None) -> None:
+    def note(self, row: int, size: int, digest: str, reason: str | None) -> None:
         """Record that a row is decoded, or why it cannot be."""
-        self.bytes[row] = size
+        self.bytes[row], self.digests[row] = size, digest
         if reason:
             with (self.folder / "rejected.partial.csv").open("a", newline="") as file:
                 csv.writer(file).writerow([self.image_ids[row], self.paths[row], reason])
@@ -78,15 +90,15 @@ class StoreWriter:
         with (self.folder / "rejected.partial.csv").open(newline="") as file:  # in order of arrival, some twice
             reasons = {line["image_id"]: line["reason"] for line in csv.DictReader(file)}
         ids, paths = self.image_ids, self.paths
-        done = ((ids[r], r, self.bytes[r]) for r in np.flatnonzero(self.state == DONE))
+        done = ((ids[r], r, self.bytes[r], self.digests[r].decode()) for r in np.flatnonzero(self.state == DONE))
         rejected = ((ids[r], paths[r], reasons[ids[r]]) for r in np.flatnonzero(self.state == REJECTED))
-        _write_csv(self.folder / "index.csv", "image_id row bytes", done)
+        _write_csv(self.folder / "index.csv", "image_id row bytes digest", done)
         _write_csv(self.folder / "rejected.csv", "image_id path reason", rejected)
         self.images.replace(self.folder / "images.npy")
         temporary = self.folder / "store.tmp"
         temporary.write_text(json.dumps(description, indent=1))
         temporary.replace(self.folder / "store.json")
-        for scratch in ("state.npy", "bytes.npy", "rejected.partial.csv"):
+        for scratch in ("state.npy", "bytes.npy", "digests.npy", "rejected.partial.csv"):
             (self.folder / scratch).unlink()
 
 
@@ -95,7 +107,7 @@ def _write_csv(path: Path, columns: str, rows: Iterable[tuple]) -> None:
         csv.writer(file).writerows([columns.split(), *rows])
 
 
-def _allocate(path: Path, shape: tuple[int, ...], dtype: type = np.uint8) -> None:
+def _allocate(path: Path, shape: tuple[int, ...], dtype: type | str = np.uint8) -> None:
     """An array file of zeros that appears only when it is complete; UserError where the disk is too small for it."""
     temporary = path.with_suffix(".tmp")
     np.lib.format.open_memmap(temporary, "w+", dtype, shape).flush()
@@ -112,17 +124,17 @@ def _allocate(path: Path, shape: tuple[int, ...], dtype: type = np.uint8) -> Non
     temporary.replace(path)
 
 
-def decode_rows(
-    images: str, jobs: Sequence[tuple[int, str]], size: int, resize: str, tone: str
-) -> list[tuple[int, int, str | None]]:
-    """Decode (row, path) jobs into the array file; returns (row, bytes of the file, reason if rejected)."""
+def decode_rows(images: str, jobs: Sequence[tuple[int, str]], size: Size, resize: str, tone: str) -> list[Decoded]:
+    """Decode (row, path) jobs into the array file; returns what `StoreWriter.note` takes."""
     array = np.load(images, mmap_mode="r+")
     return [(row, *_decode(array, row, path, size, resize, tone)) for row, path in jobs]
 
 
-def _decode(array: np.ndarray, row: int, path: str, size: int, resize: str, tone: str) -> tuple[int, str | None]:
+def _decode(array: np.ndarray, row: int, path: str, size: Size, resize: str, tone: str) -> tuple[int, str, str | None]:
+    digest = hashlib.sha256()
     try:
-        array[row] = read_fitted(path, size, resize, tone)
-        return Path(re.sub(r"(\.npz)#.*", r"\1", path)).stat().st_size, None  # an archive's member counts its archive
+        array[row] = read_fitted(path, size, resize, tone, digest.update)
+        size_of_file = Path(re.sub(r"(\.npz)#.*", r"\1", path)).stat().st_size  # of a member: its archive's
+        return size_of_file, digest.hexdigest()[:DIGITS], None
     except UnreadableImage as error:
-        return 0, str(error)
+        return 0, "", str(error)

@@ -1,6 +1,7 @@
 """Laws of `data.images`: every file reads as the radiograph it holds, or is refused in one clear line."""
 
 import csv
+import hashlib
 import logging
 import os
 import time
@@ -12,65 +13,20 @@ import numpy as np
 import pydicom
 import pytest
 from PIL import Image
-from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.dataset import Dataset
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
+from radiograph_files import PATIENT, H, W, dicom, lut, picture, save, scene
 
 from data.images import MAX_PIXELS, UnreadableImage, fit_image, read_fitted, read_image
+from data.jpeg import means_only
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
-H, W = 150, 190
-PATIENT = "Aurelian^Zephyrine"
 
 needs_dicoms = pytest.mark.skipif(not (SHARED / "dicom").exists(), reason="shared DICOM samples are missing")
 needs_originals = pytest.mark.skipif(
     not (SHARED / "kermany_originals").exists(), reason="shared Kermany originals are missing"
 )
-
-
-def scene(top: float, height: int = H, width: int = W) -> np.ndarray:
-    """A smooth thing with an edge, 0…top, not symmetric in any direction."""
-    y, x = np.mgrid[0:height, 0:width] / np.array([height, width]).reshape(2, 1, 1)
-    waves = 0.5 + 0.25 * np.sin(5 * x + y) + 0.2 * np.cos(7 * y * x) + 0.05 * (x > 0.6)
-    return waves * top
-
-
-def dicom(pixels: np.ndarray, *, bits: int = 12, photometric: str = "MONOCHROME2", **elements) -> FileDataset:
-    """A DICOM of the given stored values; `elements` by keyword, e.g. WindowCenter=2000."""
-    meta = FileMetaDataset()
-    syntax = elements.pop("syntax", ExplicitVRLittleEndian)
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian if syntax == RLELossless else syntax
-    meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.1.1"
-    meta.MediaStorageSOPInstanceUID = "1.2.3.4"
-    image = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
-    image.PatientName = PATIENT
-    image.Rows, image.Columns = pixels.shape[:2]
-    image.SamplesPerPixel = 1 if pixels.ndim == 2 else 3
-    if pixels.ndim == 3:
-        image.PlanarConfiguration = 0
-    image.PhotometricInterpretation = photometric
-    image.BitsAllocated = 8 * pixels.itemsize
-    image.BitsStored, image.HighBit = bits, bits - 1
-    image.PixelRepresentation = int(pixels.dtype.kind == "i")
-    image.PixelData = pixels.tobytes()
-    for keyword, value in elements.items():
-        setattr(image, keyword, value)
-    if syntax == RLELossless:
-        image.compress(RLELossless)
-    return image
-
-
-def lut(entries: np.ndarray, first: int, bits: int) -> list[Dataset]:
-    item = Dataset()
-    item.LUTDescriptor = [len(entries) % 2**16, first, bits]
-    item.LUTData = entries.astype("<u2").tobytes()
-    item["LUTData"].VR = "OW"
-    return [item]
-
-
-def save(image: FileDataset, path: Path) -> Path:
-    image.save_as(path)
-    return path
 
 
 def refusal(path: Path, **options) -> str:
@@ -284,11 +240,6 @@ def test_shared_chest_dicoms_show_bright_mediastinum_and_dark_lungs(tone):
 # JPEG and PNG
 
 
-def picture(image: np.ndarray | Image.Image, path: Path, **options) -> Path:
-    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(path, **options)
-    return path
-
-
 def test_grey_and_colour_twins_read_alike(tmp_path):
     grey = scene(250).astype(np.uint8)
     plain = Image.fromarray(grey)
@@ -324,6 +275,18 @@ def test_reduced_decode_is_close_to_full_decode(tmp_path, shape, mode, resize):
         assert np.abs(reduced.astype(float) - full).mean() < 1.0
 
 
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+@pytest.mark.parametrize("shape", [(1501, 1106), (985, 1333), (64, 2000), (640, 512)])
+def test_a_progressive_jpeg_without_its_details_decodes_to_the_same_pixels_at_an_eighth(tmp_path, mode, shape):
+    noise = np.random.default_rng(0).normal(0, 9, shape)
+    grey = np.clip(scene(230, *shape) + noise, 0, 255).astype(np.uint8)
+    path = picture(Image.fromarray(grey).convert(mode), tmp_path / "a.jpg", quality=90, progressive=True)
+    whole = Image.open(path)
+    whole.draft("L", (shape[1] // 8, shape[0] // 8))
+    assert len(means_only(path.read_bytes())) < path.stat().st_size / 2
+    assert differ(read_image(path, at_least=1), np.asarray(whole)) == 0
+
+
 def test_reduced_decode_never_falls_below_the_wanted_side(tmp_path):
     path = picture(scene(250, 803, 611).astype(np.uint8), tmp_path / "a.jpg")
     for wanted, shorter in [
@@ -355,13 +318,22 @@ def test_originals_read_and_their_reduced_decode_is_faithful():
     assert len(rows) == 120
     for i, row in enumerate(rows):
         path = SHARED / "kermany_originals" / row["path"]
-        reduced = read_fitted(path, 224, "squash")
-        assert reduced.shape == (224, 224) and reduced.std() > 10
-        if i % 8 == 0:
+        assert read_fitted(path, 224, "squash").std() > 10
+        if i % 8 == 0 or row["path"].endswith("person1258_virus_2138.jpeg"):  # the sharpest of them
             full = Image.open(path).convert("L")
             assert full.size == (int(row["width"]), int(row["height"]))
-            lanczos = np.asarray(full.resize((224, 224), Image.Resampling.LANCZOS), float)
-            assert np.abs(reduced - lanczos).mean() < 1.5
+            for size in (64, 128, 224, 384, 512):
+                lanczos = np.asarray(full.resize((size, size), Image.Resampling.LANCZOS), float)
+                assert np.abs(read_fitted(path, size, "squash") - lanczos).mean() < 1.5, (path, size)
+
+
+def test_who_asks_for_it_is_given_the_bytes_that_were_read(tmp_path, archive):
+    path, digest = picture(scene(250).astype(np.uint8), tmp_path / "a.png"), hashlib.sha256()
+    read_fitted(path, 16, note=digest.update)
+    assert digest.digest() == hashlib.sha256(path.read_bytes()).digest()
+    seen = []
+    read_fitted(f"{archive}#train_images/2", 16, note=seen.append)
+    assert seen == [read_image(f"{archive}#train_images/2").tobytes()]
 
 
 # fitting

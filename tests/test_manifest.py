@@ -7,10 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from mimic_tree import build_mimic_tree
+from public_trees import build_chexpert_tree, build_nih_tree, radiograph
 
 from data.config import UserError
 from data.manifest import Manifest, open_manifest, sample_patients
-from data.settings import DataSettings
+from data.settings import DataSettings, SourceSettings
 
 PATIENTS = 211
 
@@ -169,9 +170,16 @@ def test_views_are_kept_by_name_and_blank_views_left_out(tmp_path):
     table = pd.DataFrame({"path": list("abcdef"), "label": "1", "view": views, "split": "train"})
     kept = opened(tmp_path, table)
     assert kept.table["image_id"].tolist() == ["a", "d", "f"]
-    assert "views AP, PA: kept 3 of 6 images, 1 without a view left out" in kept.notes
+    assert "2 images left out: view LATERAL, LL" in kept.notes
+    assert "1 images left out: no view" in kept.notes
     assert opened(tmp_path, table, views=("LL",)).table["image_id"].tolist() == ["b"]
     assert len(opened(tmp_path, table, views=()).table) == 6
+
+
+def test_frontal_of_either_kind_is_kept_where_both_kinds_are(tmp_path):
+    table = pd.DataFrame({"path": list("abcd"), "label": "1", "view": ["frontal", "PA", "AP", "LATERAL"]})
+    assert opened(tmp_path, table, validate_fraction=0.3).table["image_id"].tolist() == ["a", "b", "c"]
+    assert opened(tmp_path, table, views=("PA",)).table["image_id"].tolist() == ["b"]
 
 
 def test_no_image_of_the_views_names_the_views_there_are(tmp_path):
@@ -249,6 +257,48 @@ def test_summary_counts_every_split(tmp_path):
     ]
 
 
+def change_csv(root: Path, kind: str, column: str, row: int, value: object) -> None:
+    path = root / f"mimic-cxr-2.0.0-{kind}.csv"
+    table = pd.read_csv(path)
+    table.loc[row, column] = value
+    table.to_csv(path, index=False)
+
+
+def test_breakdown_counts_splits_views_rules_and_what_was_left_out(tmp_path):
+    """18 images: one without a split, one lateral, one without a view, one not on disk."""
+    build_mimic_tree(tmp_path, [None] * 18, [True] * 6 + [False] * 6 + [None] * 6, views=("AP", "PA", "AP"))
+    change_csv(tmp_path, "metadata", "ViewPosition", 0, "LL")
+    change_csv(tmp_path, "metadata", "ViewPosition", 7, None)
+    change_csv(tmp_path, "chexpert", "Edema", 8, -1)
+    change_csv(tmp_path, "split", "dicom_id", 17, "of another image")
+    settings = DataSettings(source="mimic-cxr-jpg", root=str(tmp_path))
+    for path in open_manifest(settings).table["path"][:-1]:
+        Path(path).touch()
+    found = [line.split("  ") for line in open_manifest(settings).breakdown().splitlines()]
+    assert {words[0]: [int(word) for word in words[1:] if word.strip()] for words in found[1:]} == {
+        "train, AP": [8, 6, 3, 3, 2],
+        "train, PA": [4, 4, 1, 2, 1],
+        "validate, AP": [2, 1, 0, 0, 2],
+        "all": [14, 8, 4, 5, 5],
+        "rule: a finding is 1 → abnormal": [5, 3, 0, 5, 0],
+        "rule: No Finding is 1 → normal": [4, 3, 4, 0, 0],
+        "rule: nothing decides → unknown": [4, 2, 0, 0, 4],
+        "rule: a finding is -1 → unknown": [1, 1, 0, 0, 1],
+        "left out: not in the split CSV": [1],
+        "left out: view LL": [1],
+        "left out: no view": [1],
+        "left out: not on disk": [1],
+    }
+
+
+def test_label_words_follow_the_target(tmp_path):
+    table = pd.DataFrame({"path": list("abc"), "Edema": [1, 0, ""], "split": "train"})
+    manifest = opened(tmp_path, table, target="Edema")
+    assert manifest.summary().split()[:5] == ["images", "patients", "negative", "positive", "unknown"]
+    assert manifest.target == "Edema"
+    assert "rule: Edema is 1 → positive" in manifest.breakdown()
+
+
 def test_fingerprint_follows_content_not_order(tmp_path):
     table = hospital()
     first = opened(tmp_path, table).fingerprint()
@@ -266,11 +316,12 @@ def test_fingerprint_follows_content_not_order(tmp_path):
     )
 
 
-def test_only_mimic_is_credentialed(tmp_path):
+def test_only_data_under_terms_is_credentialed(tmp_path):
     build_mimic_tree(tmp_path, [None] * 20, [True, False] * 10)
     manifest = open_manifest(DataSettings(source="mimic-cxr-jpg", root=str(tmp_path)))
     assert manifest.credentialed
     assert [len(manifest.of_split(split)) for split in ("train", "validate", "test")] == [14, 2, 4]
+    assert open_manifest(DataSettings(source="chexpert", root=str(build_chexpert_tree(tmp_path)))).credentialed
     assert not opened(tmp_path, hospital()).credentialed
 
 
@@ -282,3 +333,148 @@ def test_patients_are_known_only_where_every_image_has_one(tmp_path):
     table = hospital()
     assert opened(tmp_path, table).patients_known
     assert not opened(tmp_path, table.assign(patient_id=None)).patients_known
+
+
+# ---------------------------------------------------------------- what is on disk
+
+
+def download(root: Path, count: int = 40) -> DataSettings:
+    build_mimic_tree(root, [None] * count, [True, False] * (count // 2))
+    return DataSettings(source="mimic-cxr-jpg", root=str(root), store=str(root / "stores"))
+
+
+def arrive(settings: DataSettings, rows: slice) -> None:
+    """Let these files of the full manifest come to disk."""
+    for path in mimic_paths(settings)[rows]:
+        Path(path).touch()
+
+
+def mimic_paths(settings: DataSettings) -> list[str]:
+    metadata = pd.read_csv(f"{settings.root}/mimic-cxr-2.0.0-metadata.csv", dtype=str)
+    ids = metadata[["subject_id", "study_id", "dicom_id"]].itertuples(index=False)
+    return [f"{settings.root}/files/p{who[:2]}/p{who}/s{study}/{image}.jpg" for who, study, image in ids]
+
+
+def test_incomplete_download_goes_on_with_what_is_there(tmp_path):
+    settings = download(tmp_path)
+    arrive(settings, slice(0, 13))
+    manifest = open_manifest(settings)
+    assert manifest.table["path"].tolist() == mimic_paths(settings)[:13]
+    assert "27 images left out: not on disk" in manifest.notes
+
+
+def test_labels_can_be_counted_before_anything_is_downloaded(tmp_path):
+    manifest = open_manifest(download(tmp_path))
+    assert len(manifest.table) == 40
+    assert "none of the 40 images is on disk" in manifest.notes
+    with pytest.raises(UserError, match="found none of the 40 images that its CSVs list, expected some"):
+        manifest.looks[0].require_some()
+
+
+def test_carved_splits_do_not_depend_on_how_far_a_download_came(tmp_path):
+    build_nih_tree(tmp_path, ["No Finding", "Edema"] * 100)
+    settings = DataSettings(source="nih-cxr14", root=str(tmp_path), validate_fraction=0.3)
+    whole = splits(open_manifest(settings))
+    gone = sorted(tmp_path.glob("images_*/images/*.png"))[:77]
+    for path in gone:
+        path.unlink()
+    left = splits(open_manifest(settings))
+    assert len(left) == 200 - 77
+    assert left == {image: split for image, split in whole.items() if image in left}
+
+
+def test_what_is_on_disk_is_remembered_until_asked_again(tmp_path):
+    settings = download(tmp_path)
+    arrive(settings, slice(0, 13))
+    open_manifest(settings).looks[0].remember(tmp_path / "stores")
+    arrive(settings, slice(0, 40))
+    assert len(open_manifest(settings).table) == 13
+    assert len(open_manifest(settings, look_again=True).table) == 40
+
+
+def test_damaged_memory_is_not_believed(tmp_path):
+    settings = download(tmp_path)
+    arrive(settings, slice(0, 13))
+    open_manifest(settings).looks[0].remember(tmp_path / "stores")
+    [memory] = (tmp_path / "stores/on-disk").iterdir()
+    memory.write_bytes(memory.read_bytes()[:50])
+    assert len(open_manifest(settings).table) == 13
+
+
+def test_file_that_a_users_own_table_lists_is_not_left_out(tmp_path):
+    manifest = opened(tmp_path, hospital())
+    assert len(manifest.table) == len(hospital())
+    assert not any("disk" in note for note in manifest.notes)
+
+
+# ---------------------------------------------------------------- several sources
+
+
+def mix(root: Path, *sources: dict, **settings) -> Manifest:
+    parts = tuple(SourceSettings(**{**source, "root": str(root / source["root"])}) for source in sources)
+    return open_manifest(DataSettings(sources=parts, store=str(root / "stores"), **settings))
+
+
+CHEXPERT = {"source": "chexpert", "root": "CheXpert-v1.0-small"}
+NIH = {"source": "nih-cxr14", "root": "nih"}
+BARE = {"source": "images", "root": "bare", "name": "mine"}
+
+
+@pytest.fixture
+def hospitals(tmp_path):
+    """Three data sets; the patients of two have the same names."""
+    build_chexpert_tree(tmp_path)
+    build_nih_tree(tmp_path / "nih", ["No Finding", "Edema", "Effusion", "Mass"] * 10)
+    (tmp_path / "bare").mkdir()
+    for number in range(11):
+        (tmp_path / f"bare/{number}.png").write_bytes(radiograph(number).tobytes())
+    return tmp_path
+
+
+def test_mixed_sources_keep_their_rows_splits_and_labels(hospitals):
+    manifest = mix(hospitals, CHEXPERT, NIH, BARE)
+    alone = {name: mix(hospitals, source).table for name, source in (("chexpert", CHEXPERT), ("nih-cxr14", NIH))}
+    for name, table in alone.items():
+        part = manifest.table[manifest.table["source"] == name].reset_index(drop=True)
+        pd.testing.assert_frame_equal(part[table.columns], table)
+        assert part["image_id"].str.startswith(f"{name}/").all()
+    mine = manifest.table[manifest.table["source"] == "images"]
+    assert mine["image_id"].str.startswith("mine/").all() and mine["label"].isna().all()
+    assert set(mine["split"]) == {"train", "validate"}  # nothing to test without labels
+    assert manifest.table["image_id"].is_unique
+    assert manifest.credentialed and not manifest.patients_known
+
+
+def test_patients_of_different_sources_differ(hospitals):
+    twice = mix(hospitals, NIH, {**NIH, "name": "again"})
+    assert twice.table["patient_id"].nunique() == 2 * mix(hospitals, NIH).table["patient_id"].nunique()
+
+
+def test_notes_and_breakdown_of_a_mix_name_the_source(hospitals):
+    manifest = mix(hospitals, CHEXPERT, NIH)
+    assert "20 images left out: chexpert: view LATERAL" in manifest.notes
+    assert "left out: chexpert: view LATERAL" in manifest.breakdown()
+    assert any(note.startswith("nih-cxr14: Data_Entry") for note in manifest.notes)
+
+
+def test_a_source_of_a_mix_may_have_its_own_settings(hospitals):
+    manifest = mix(hospitals, {**CHEXPERT, "views": ("LATERAL",)}, NIH, views=("PA",))
+    views = manifest.table.groupby("source")["view"].unique().map(list).to_dict()
+    assert views == {"chexpert": ["LATERAL"], "nih-cxr14": ["PA"]}
+
+
+def test_target_of_a_mix_is_unknown_where_a_source_has_no_such_column(hospitals):
+    manifest = mix(hospitals, CHEXPERT, NIH, target="Mass")
+    known = manifest.table["label"].notna().groupby(manifest.table["source"]).any()
+    assert known.to_dict() == {"chexpert": False, "nih-cxr14": True}
+    assert "chexpert: no findings named Mass: labels are unknown" in manifest.notes
+    with pytest.raises(UserError, match=r"data.target: found no findings in source chexpert, mine, expected Mass"):
+        mix(hospitals, CHEXPERT, BARE, target="Mass")
+
+
+def test_target_needs_findings(hospitals):
+    settings = DataSettings(source="images", root=str(hospitals / "bare"), target="Edema")
+    with pytest.raises(UserError, match=r"data.target: found no findings in source images, expected Edema"):
+        open_manifest(settings)
+    with pytest.raises(UserError, match=r"data.target: found 'Edemas', expected one of Atelectasis, "):
+        open_manifest(DataSettings(source="chexpert", root=str(hospitals), target="Edemas"))

@@ -53,7 +53,7 @@ def test_mimic_rows_are_the_official_files(tmp_path):
     image = np.arange(35, dtype=np.uint8).reshape(5, 7)
     metadata = build_mimic_tree(tmp_path, [image] * 9, SICK[:9], views=("PA", None, "LATERAL"))
     table, _ = read(tmp_path, "mimic-cxr-jpg")
-    assert list(table.columns) == [*COLUMNS, *FINDINGS]
+    assert list(table.columns) == [*COLUMNS, *FINDINGS, "rule"]
     assert table["image_id"].tolist() == metadata["dicom_id"].tolist()
     assert table["patient_id"].tolist() == metadata["subject_id"].astype(str).tolist()
     assert table["path"].map(lambda path: Path(path).is_file()).all()

@@ -1,11 +1,14 @@
 """Laws of the store, of preparing it, and of the loader's order."""
 
 import csv
+import hashlib
 import os
+import random
 import signal
 import subprocess
 import sys
 import textwrap
+import time
 from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,10 +30,11 @@ from data.preparation import describe_store, prepare
 from data.store import ImageStore, StoreWriter
 
 TESTS = Path(__file__).parent
+STORE_FILES = ("images.npy", "index.csv", "rejected.csv", "store.json")
 
 
 def bytes_of(store: ImageStore) -> dict[str, bytes]:
-    return {name: (store.folder / name).read_bytes() for name in ("images.npy", "index.csv", "rejected.csv")}
+    return {name: (store.folder / name).read_bytes() for name in STORE_FILES}
 
 
 def stop_at(monkeypatch, call: int, error: type[BaseException] = KeyboardInterrupt) -> list[str]:
@@ -73,6 +77,13 @@ def test_index_counts_the_bytes_of_each_file(tmp_path):
     with (store.folder / "index.csv").open(newline="") as file:
         for line in csv.DictReader(file):
             assert int(line["bytes"]) == (tmp_path / "images" / line["image_id"]).stat().st_size
+
+
+def test_index_holds_the_digest_of_each_file(tmp_path):
+    store = prepare(tiny_config(tmp_path))
+    for image_id, row in store.index.items():
+        whole = hashlib.sha256((tmp_path / "images" / image_id).read_bytes()).hexdigest()
+        assert store.digests()[row] == whole[:32]
 
 
 def test_an_image_that_is_not_there_has_row_minus_one(tmp_path):
@@ -164,7 +175,7 @@ def test_an_interrupted_prepare_finishes_to_the_same_bytes(call, tmp_path, monke
     assert len(paths) == 60 - (call - 1) // 5 * 5  # what was reported is not read again
 
 
-@pytest.mark.parametrize("victim", ["state.npy", "bytes.npy", "images.partial.npy"])
+@pytest.mark.parametrize("victim", ["state.npy", "bytes.npy", "digests.npy", "images.partial.npy"])
 def test_a_kill_while_the_arrays_are_made_is_mended(victim, tmp_path, monkeypatch):
     """Whichever array file is written last, the next start finds all it needs."""
     allocate = data.store._allocate
@@ -240,6 +251,57 @@ def test_a_killed_prepare_finishes_to_the_same_bytes_and_leaves_no_worker(worker
     assert bytes_of(prepare(tiny_config(tmp_path))) == bytes_of(whole)
 
 
+SLOW_PROGRAM = """
+    import sys, time
+    sys.path.insert(0, {tests!r})
+    from pathlib import Path
+    from tiny_runs import tiny_config
+    import data.preparation, data.store
+
+    read = data.store.read_fitted
+
+    def slowly(*arguments):  # in the workers too, so that there is a moment to hit
+        time.sleep(0.004)
+        return read(*arguments)
+
+    data.store.read_fitted = slowly
+    if __name__ == "__main__":
+        data.preparation.CHUNK = 3
+        data.preparation.prepare(tiny_config(Path({root!r}), data__workers=3))
+"""
+
+
+def test_three_kills_at_random_moments_leave_the_same_bytes(tmp_path):
+    write_table(tmp_path / "images", 300)
+    spoil(tmp_path / "images", 6)
+    config = tiny_config(tmp_path)
+    program = textwrap.dedent(SLOW_PROGRAM.format(tests=str(TESTS), root=str(tmp_path)))
+    moments = sorted(random.Random().sample(range(1, 240), 3))  # another three each time; the law holds at any
+    whole = prepare(tiny_config(tmp_path, data__store=str(tmp_path / "whole")))
+    folder = tmp_path / "stores" / whole.folder.name
+    for moment in moments:
+        kill_at(moment, program, tmp_path / "program.py", folder / "state.npy")
+        assert not (folder / "store.json").exists(), moments
+    (tmp_path / "program.py").write_text(program)
+    subprocess.run([sys.executable, tmp_path / "program.py"], env=in_checkout(), check=True, timeout=120)
+    assert bytes_of(prepare(config)) == bytes_of(whole), moments
+
+
+def kill_at(moment: int, program: str, place: Path, state: Path) -> None:
+    """Run the program and kill it, with SIGKILL, once so many rows are done; returns when its workers have gone."""
+    place.write_text(program)
+    process = subprocess.Popen([sys.executable, str(place)], env=in_checkout(), stdout=subprocess.PIPE)
+    while process.poll() is None and not (state.exists() and np.count_nonzero(np.load(state)) >= moment):
+        time.sleep(0.001)
+    process.kill()
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL, moment
+
+
+def in_checkout() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(TESTS.parent)}
+
+
 def test_two_prepares_at_once_decode_each_image_once(tmp_path):
     whole = prepare(tiny_config(tmp_path, data__store=str(tmp_path / "whole")))
     both = [start_prepare(tmp_path, -1, 1) for _ in range(2)]
@@ -293,12 +355,12 @@ def test_a_rejected_file_is_listed_once_though_prepare_was_interrupted(tmp_path,
     with monkeypatch.context() as patch:
         note = StoreWriter.note
 
-        def killed(self, row, size, reason):
+        def killed(self, row, *rest):
             if row == 2:  # its reason is written, that it is done is not
                 monkeypatch.setattr(self, "state", self.state.copy())
-                note(self, row, size, reason)
+                note(self, row, *rest)
                 raise KeyboardInterrupt
-            note(self, row, size, reason)
+            note(self, row, *rest)
 
         patch.setattr(StoreWriter, "note", killed)
         with pytest.raises(KeyboardInterrupt):
@@ -323,6 +385,33 @@ def test_more_than_ten_files_and_one_percent_stop(images, bad, stops, tmp_path, 
     with pytest.raises(UserError):  # again, at once
         prepare(config)
     assert not paths
+
+
+@pytest.mark.parametrize(("limit", "stops"), [(12, False), (11, True), (0.2, False), (0.19, True), (0, True)])
+def test_how_many_files_may_be_unreadable_can_be_set(limit, stops, tmp_path, capsys):
+    write_table(tmp_path / "images", 60)
+    spoil(tmp_path / "images", 12)
+    if not stops:
+        assert len(prepare(tiny_config(tmp_path, data__max_rejected=limit))) == 48
+        return
+    with pytest.raises(UserError, match=r"found 12 unreadable of 60 files.*go on without them: data.max_rejected=12$"):
+        prepare(tiny_config(tmp_path, data__max_rejected=limit))
+    assert len(prepare(tiny_config(tmp_path, data__max_rejected=12))) == 48  # as it says; nothing is decoded again
+
+
+def test_a_limit_of_rejected_files_is_a_count_or_a_share(tmp_path):
+    with pytest.raises(UserError, match=r"data.max_rejected.*a count of files, a share below 1, or null"):
+        tiny_config(tmp_path, data__max_rejected=1.5)
+
+
+def test_a_store_begun_before_digests_is_begun_anew(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_at(patch, 37)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(tiny_config(tmp_path))
+    [digests] = tmp_path.glob("stores/*/digests.npy")
+    digests.unlink()
+    assert all(prepare(tiny_config(tmp_path)).digests().values())
 
 
 # ---------------------------------------------------------------- loader

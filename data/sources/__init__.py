@@ -1,7 +1,8 @@
 """Layouts → one table: a module reads each, and nothing later asks where an image came from.
 
-Every module has `read(settings, root) -> (table, notes)`: the table has `COLUMNS` and then any
-finding columns, the notes are counts to print.
+Every module has `read(settings, root) -> (table, notes)`: the table has `COLUMNS`, then any finding
+columns, and last, where labels follow from findings, `rule`: the words of the rule that decided the row's
+label. The notes are counts to print; those of images left out are `LeftOut`.
 """
 
 import zlib
@@ -27,11 +28,31 @@ SPLIT_WORDS = {
 }
 MODULES = {
     "mimic-cxr-jpg": "data.sources.mimic_cxr",
+    "mimic-cxr-dicom": "data.sources.mimic_cxr",
+    "chexpert": "data.sources.chexpert",
+    "nih-cxr14": "data.sources.nih_cxr14",
     "folder": "data.sources.folder",
+    "images": "data.sources.images",
     "table": "data.sources.table",
     "medmnist": "data.sources.medmnist",
     "phantom": "data.sources.phantom",
 }
+
+
+class LeftOut(str):
+    """A note: so many images are left out, for that reason."""
+
+    images: int
+    reason: str
+
+    def __new__(cls, images: int, reason: str) -> "LeftOut":
+        note = super().__new__(cls, f"{images:,} images left out: {reason}")
+        note.images, note.reason = images, reason
+        return note
+
+    def of(self, name: str) -> "LeftOut":
+        """The same note about the source of that name."""
+        return LeftOut(self.images, f"{name}: {self.reason}")
 
 
 def read_source(settings: DataSettings, root: Path) -> tuple[pd.DataFrame, list[str]]:
@@ -40,11 +61,13 @@ def read_source(settings: DataSettings, root: Path) -> tuple[pd.DataFrame, list[
 
 
 def manifest_table(columns: Mapping[str, object], source: str, findings: Collection[str] = ()) -> pd.DataFrame:
-    """The columns a layout has → all of `COLUMNS`, then `findings`; what it lacks is NaN.
+    """The columns a layout has → all of `COLUMNS`, then `findings`, then `rule` if there is one; what it lacks is NaN.
 
-    Text columns are of dtype object, `label` float64, findings float32.
+    Text columns are of dtype object, `label` float64, findings float32, `rule` a category.
     """
-    table = pd.DataFrame(columns).reindex(columns=[*COLUMNS, *findings])
+    table = pd.DataFrame(columns)
+    rule = [name for name in ("rule",) if name in table]
+    table = table.reindex(columns=[*COLUMNS, *findings, *rule])
     table["source"] = table["source"].astype(object).fillna(source)
     types = dict.fromkeys(COLUMNS, object) | {"label": np.float64} | dict.fromkeys(findings, np.float32)
     return table.astype(types).reset_index(drop=True)
@@ -63,6 +86,18 @@ def require_folder(root: Path) -> None:
 def csv_columns(path: Path) -> list[str]:
     """The header of a CSV, gzipped or not; UserError if it cannot be read."""
     return list(_parse(path, nrows=0, dtype=str).columns)
+
+
+def read_findings(path: Path, columns: Iterable[str], findings: Collection[str]) -> pd.DataFrame:
+    """Text columns and finding columns of a CSV; UserError for a finding but 1, 0, -1 and blank."""
+    table = read_csv(path, [*columns, *findings], numbers=findings)
+    marks = table[list(findings)].to_numpy()
+    strange = ~(np.isnan(marks) | np.isin(marks, [1, 0, -1]))
+    if strange.any():
+        row, column = np.argwhere(strange)[0]
+        found = f"column {list(findings)[column]}: found {marks[row, column]:g}"
+        raise UserError(f"{path}: {found}, expected 1, 0, -1 or blank")
+    return table
 
 
 def read_csv(

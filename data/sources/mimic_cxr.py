@@ -1,11 +1,13 @@
-"""MIMIC-CXR-JPG 2.0.0 and 2.1.0, as PhysioNet lays it out.
+"""MIMIC-CXR-JPG 2.0.0 and 2.1.0, and the DICOM files of MIMIC-CXR, as PhysioNet lays them out.
 
-    files/p10/p10000032/s50414267/<dicom_id>.jpg
+    files/p10/p10000032/s50414267/<dicom_id>.jpg, or .dcm
     mimic-cxr-2.0.0-metadata.csv.gz   mimic-cxr-2.0.0-split.csv.gz
     mimic-cxr-2.0.0-chexpert.csv.gz   mimic-cxr-2.0.0-negbio.csv.gz
     mimic-cxr-2.1.0-test-set-labeled.csv   (2.1.0 only: radiologists' labels of test studies)
+    cxr-record-list.csv.gz                 (DICOM: the images, with their paths)
 
-The CSVs may be unpacked and of any version; the newest is read. No image is looked for here.
+The CSVs may be unpacked and of any version; the newest is read. The DICOM data set has the record list alone: the
+others are MIMIC-CXR-JPG's, put beside it or into `data.labels_root`. No image is looked for here.
 """
 
 import re
@@ -13,14 +15,16 @@ from pathlib import Path
 
 import pandas as pd
 
-from data.config import UserError
-from data.labels import AGREEMENTS, FINDINGS, NO_FINDING, RULES, agree, judge
+from data.config import UserError, expand
+from data.labels import FINDINGS, NO_ROW, agree, judge, tally, with_no_finding
 from data.settings import DataSettings
 from data.sources import (
     SPLIT_WORDS,
+    LeftOut,
     csv_columns,
     manifest_table,
     read_csv,
+    read_findings,
     read_words,
     require_filled,
     require_folder,
@@ -31,128 +35,168 @@ WHERE = "https://physionet.org/content/mimic-cxr-jpg (credentialed access)"
 IDS = ("dicom_id", "subject_id", "study_id")
 NAMES = {"dicom_id": "image_id", "subject_id": "patient_id", "ViewPosition": "view"}
 AIRSPACE_OPACITY = "Airspace Opacity"  # the radiologists' name of Lung Opacity
+RECORDS = "cxr-record-list.csv"
 
 
 def read(settings: DataSettings, root: Path) -> tuple[pd.DataFrame, list[str]]:
-    """One row per image of the metadata CSV, its study's label and findings, and notes of the counts.
+    """One row per image of the metadata CSV or the record list, its study's label and findings, and notes.
 
     Raises UserError for a missing folder, CSV or column, and for values that are not official.
     """
     require_folder(root)
     if not (root / "files").is_dir():
         raise UserError(f"{root}/files: no such folder, expected files/p10/p10000032/…; get it from {WHERE}")
-    images, notes = _read_images(root)
-    studies, counts = _read_studies(settings, root, images["study_id"].unique())
-    test = images.loc[images["split"] == "test", "study_id"].unique()
-    readings = _read_radiologists(settings, root, studies, test)
-    table = images.join(studies, on="study_id").assign(path=_paths(images, root))
-    table = manifest_table(table.rename(columns=NAMES), settings.source, FINDINGS)
-    return table, [*notes, *counts, *readings]
+    labels = root if settings.labels_root is None else Path(expand(settings.labels_root, "data.labels_root"))
+    if not labels.is_dir():
+        raise UserError(f"data.labels_root: {labels}: no such folder")
+    if settings.source == "mimic-cxr-dicom":
+        images, notes = _read_dicom_images(root, labels, alone=settings.labels_root is None)
+    else:
+        images, notes = _read_jpg_images(root, labels)
+    studies, counts = _read_labels(settings, labels, images)
+    table = images.join(studies, on="study_id").rename(columns=NAMES)
+    return manifest_table(table, settings.source, FINDINGS), [*notes, *counts]
 
 
-def _find_csv(root: Path, kind: str) -> Path | None:
+def _find_csv(folder: Path, kind: str) -> Path | None:
     """The newest `mimic-cxr-<version>-<kind>.csv[.gz]`; of two equal ones the unpacked."""
     name = re.compile(rf"mimic-cxr-(\d+(?:\.\d+)*)-{kind}\.csv(\.gz)?")
-    matches = [match for path in root.iterdir() if (match := name.fullmatch(path.name))]
+    matches = [match for path in folder.iterdir() if (match := name.fullmatch(path.name))]
     newest = max(matches, key=lambda m: ([int(n) for n in m[1].split(".")], not m[2]), default=None)
-    return newest and root / newest[0]
+    return newest and folder / newest[0]
 
 
-def _need_csv(root: Path, kind: str) -> Path:
-    if path := _find_csv(root, kind):
+def _need_csv(folder: Path, kind: str) -> Path:
+    if path := _find_csv(folder, kind):
         return path
-    raise UserError(f"{root}: found no mimic-cxr-*-{kind}.csv[.gz], expected it here; get it from {WHERE}")
+    raise UserError(f"{folder}: found no mimic-cxr-*-{kind}.csv[.gz], expected it here; get it from {WHERE}")
 
 
-def _read_images(root: Path) -> tuple[pd.DataFrame, list[str]]:
-    """dicom_id, subject_id, study_id, ViewPosition and split of each image that has a split."""
-    path = _need_csv(root, "metadata")
+# ---------------------------------------------------------------- images
+
+
+def _read_jpg_images(root: Path, labels: Path) -> tuple[pd.DataFrame, list[str]]:
+    """dicom_id, subject_id, study_id, ViewPosition, split and path of each image that has a split."""
+    path = _need_csv(labels, "metadata")
     images = read_csv(path, [*IDS, "ViewPosition"])
     require_filled(images, IDS, path)
-    images["split"] = images["dicom_id"].map(_read_splits(root))
-    known = images["split"].notna()
-    notes = [
-        f"{path.name}: {len(images):,} images, {images['study_id'].nunique():,} studies, "
-        f"{images['subject_id'].nunique():,} patients"
-    ]
-    if not known.all():
-        notes.append(f"{(~known).sum():,} images left out: not in the split CSV")
-    return images[known], notes
+    images, notes = _with_splits(images, _need_csv(labels, "split"))
+    ids = zip(images["subject_id"], images["study_id"], images["dicom_id"], strict=True)
+    images["path"] = [f"{root}/files/p{who[:2]}/p{who}/s{study}/{image}.jpg" for who, study, image in ids]
+    return images, [_count(path, images), *notes]
 
 
-def _read_splits(root: Path) -> pd.Series:
-    path = _need_csv(root, "split")
+def _read_dicom_images(root: Path, labels: Path, alone: bool) -> tuple[pd.DataFrame, list[str]]:
+    """The same from the record list; view and split from MIMIC-CXR-JPG's CSVs where they are.
+
+    `alone`: nobody said that there are such CSVs.
+    """
+    path = next((root / name for name in (RECORDS, f"{RECORDS}.gz") if (root / name).is_file()), None)
+    if path is None:
+        raise UserError(f"{root}: found no {RECORDS}[.gz], expected it here; it comes with MIMIC-CXR")
+    images = read_csv(path, [*IDS, "path"])
+    require_filled(images, images.columns, path)
+    images["path"] = f"{root}/" + images["path"]
+    notes = [_count(path, images)]
+    if metadata := _find_csv(labels, "metadata"):
+        views = read_csv(metadata, ["dicom_id", "ViewPosition"])
+        require_unique(views["dicom_id"], metadata)
+        images["ViewPosition"] = images["dicom_id"].map(views.set_index("dicom_id")["ViewPosition"])
+    else:
+        notes.append("no metadata CSV of MIMIC-CXR-JPG: views are unknown, laterals are among the images")
+    if alone and not _find_csv(labels, "split"):
+        return images, [*notes, "no split CSV of MIMIC-CXR-JPG: these splits are not the official ones"]
+    images, more = _with_splits(images, _need_csv(labels, "split"))
+    return images, notes + more
+
+
+def _count(path: Path, images: pd.DataFrame) -> str:
+    studies, patients = images["study_id"].nunique(), images["subject_id"].nunique()
+    return f"{path.name}: {len(images):,} images, {studies:,} studies, {patients:,} patients"
+
+
+def _with_splits(images: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, list[str]]:
+    """The images that have a split, with it."""
     table = read_csv(path, ["dicom_id", "split"])
     require_filled(table, table.columns, path)
     require_unique(table["dicom_id"], path)
-    return read_words(table["split"], SPLIT_WORDS, path).set_axis(table["dicom_id"])
+    splits = read_words(table["split"], SPLIT_WORDS, path).set_axis(table["dicom_id"])
+    images = images.assign(split=images["dicom_id"].map(splits))
+    known = images["split"].notna()
+    notes = [] if known.all() else [LeftOut(int((~known).sum()), "not in the split CSV")]
+    return images[known], notes
 
 
-def _paths(images: pd.DataFrame, root: Path) -> pd.Series:
-    subject, study, image = images["subject_id"], images["study_id"], images["dicom_id"]
-    return f"{root}/files/p" + subject.str[:2] + "/p" + subject + "/s" + study + "/" + image + ".jpg"
+# ---------------------------------------------------------------- labels
 
 
-def _read_studies(settings: DataSettings, root: Path, ids: pd.Index) -> tuple[pd.DataFrame, list[str]]:
-    """Findings and label of these studies (index study_id), and each rule's count."""
+def _read_labels(settings: DataSettings, labels: Path, images: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """Findings, label and rule of the images' studies (index study_id), and each rule's count."""
+    ids = images["study_id"].unique()
+    needed = "negbio" if settings.labeler == "negbio" else "chexpert"
+    if settings.source == "mimic-cxr-dicom" and settings.labels_root is None and not _find_csv(labels, needed):
+        return pd.DataFrame(index=ids), [f"no {needed} CSV of MIMIC-CXR-JPG: there are no labels"]
+    studies, notes = _read_studies(settings, labels, ids)
+    test = images.loc[images["split"] == "test", "study_id"].unique() if "split" in images else ids[:0]
+    return studies, notes + _read_radiologists(settings, labels, studies, test)
+
+
+def _read_studies(settings: DataSettings, labels: Path, ids: pd.Index) -> tuple[pd.DataFrame, list[str]]:
     if settings.labeler != "agreement":
-        return _read_labeler(settings, root, settings.labeler, ids)
-    first, notes = _read_labeler(settings, root, "chexpert", ids)
-    second, more = _read_labeler(settings, root, "negbio", ids)
-    label, counts = agree(first["label"], second["label"])
-    same = first.where(first == second).assign(label=label)
-    return same, [
-        *notes,
-        *more,
-        *(f"agreement: {AGREEMENTS[case]}: {n:,} studies" for case, n in counts.items()),
-    ]
+        return _read_labeler(settings, labels, settings.labeler, ids)
+    first, notes = _read_labeler(settings, labels, "chexpert", ids)
+    second, more = _read_labeler(settings, labels, "negbio", ids)
+    label, case = agree(first["label"], second["label"], settings.target)
+    same = first[list(FINDINGS)].where(first[list(FINDINGS)] == second[list(FINDINGS)])
+    return same.assign(label=label, rule=case), [*notes, *more, *_tell("agreement", case)]
 
 
-def _read_labeler(settings: DataSettings, root: Path, labeler: str, ids: pd.Index) -> tuple[pd.DataFrame, list[str]]:
-    path = _need_csv(root, labeler)
+def _read_labeler(settings: DataSettings, labels: Path, labeler: str, ids: pd.Index) -> tuple[pd.DataFrame, list[str]]:
+    path = _need_csv(labels, labeler)
     findings = _read_findings(path, FINDINGS)
-    absent = len(ids) - int(findings.index.isin(ids).sum())
+    listed = pd.Series(ids).isin(findings.index).to_numpy()
     findings = findings.reindex(ids)
-    label, counts = judge(findings, settings.uncertain)
-    counts["blank"] -= absent
-    notes = _tell(labeler, counts, settings.uncertain)
-    if absent:
-        notes.append(f"{labeler}: not in {path.name} → unknown: {absent:,} studies")
-    return findings.assign(label=label), notes
+    label, rule = judge(findings, settings.uncertain, settings.target)
+    notes = _tell(labeler, rule[listed])
+    if not listed.all():
+        notes.append(f"{labeler}: not in {path.name} → unknown: {(~listed).sum():,} studies")
+        rule = rule.cat.add_categories(NO_ROW).where(listed, NO_ROW)
+    return findings.assign(label=label, rule=rule), notes
 
 
-def _tell(labeler: str, counts: dict[str, int], uncertain: str) -> list[str]:
-    """Each rule's count; under `negative` -1 is 0, and there is no rule about it."""
-    meaning = {"unknown": "unknown", "positive": "abnormal"}.get(uncertain)
-    rules = {rule: text.format(uncertain=meaning) for rule, text in RULES.items() if meaning or rule != "uncertain"}
-    return [f"{labeler}: {text}: {counts[rule]:,} studies" for rule, text in rules.items()]
+def _tell(who: str, rule: pd.Series) -> list[str]:
+    """Each rule's count."""
+    return [f"{who}: {text}: {count:,} studies" for text, count in tally(rule).items()]
 
 
 def _read_findings(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
-    """Finding columns by study_id; UserError for any value but 1, 0, -1 and blank."""
-    findings = read_csv(path, ["study_id", *columns], numbers=columns)
+    """Finding columns by study_id."""
+    findings = read_findings(path, ["study_id"], columns)
     require_filled(findings, ["study_id"], path)
     require_unique(findings["study_id"], path)
-    findings = findings.set_index("study_id")
-    strange = findings.notna() & ~findings.isin([1, 0, -1])
-    for column in columns:
-        if strange[column].any():
-            value = findings.loc[strange[column], column].iloc[0]
-            raise UserError(f"{path}: column {column}: found {value:g}, expected 1, 0, -1 or blank")
-    return findings
+    return findings.set_index("study_id")
 
 
-def _read_radiologists(settings: DataSettings, root: Path, studies: pd.DataFrame, test: pd.Index) -> list[str]:
+def _read_radiologists(settings: DataSettings, labels: Path, studies: pd.DataFrame, test: pd.Index) -> list[str]:
     """Put the radiologists' findings and labels in the place of the labeler's, for test studies they read."""
-    path = _find_csv(root, "test-set-labeled")
+    path = _find_csv(labels, "test-set-labeled")
     if path is None:
         return []
     header = csv_columns(path)
     opacity = {} if "Lung Opacity" in header else {AIRSPACE_OPACITY: "Lung Opacity"}
-    named = [name for name in header if opacity.get(name, name) in FINDINGS and name != NO_FINDING]
-    findings = _read_findings(path, (NO_FINDING, *named)).rename(columns=opacity)
+    findings = _read_findings(path, tuple(name for name in header if opacity.get(name, name) in FINDINGS))
+    findings = with_no_finding(findings.rename(columns=opacity))
+    if settings.target not in {None, *findings}:
+        raise UserError(f"{path}: found columns {', '.join(header)}, expected {settings.target}, which is data.target")
     findings = findings[findings.index.isin(test)].reindex(columns=list(FINDINGS))
-    label, counts = judge(findings, settings.uncertain)
-    studies.loc[findings.index] = findings.assign(label=label)
+    label, rule = judge(findings, settings.uncertain, settings.target)
+    _replace(studies, findings.assign(label=label, rule=rule))
     note = f"{path.name}: radiologists' labels for {len(findings):,} of {len(test):,} test studies"
-    return [note, *_tell("radiologists", counts, settings.uncertain)]
+    return [note, *_tell("radiologists", rule)]
+
+
+def _replace(studies: pd.DataFrame, rows: pd.DataFrame) -> None:
+    new = [name for name in rows["rule"].cat.categories if name not in studies["rule"].cat.categories]
+    studies["rule"] = studies["rule"].cat.add_categories(new)
+    for column in rows:
+        studies.loc[rows.index, column] = rows[column].astype(studies[column].dtype)

@@ -5,13 +5,15 @@ from pathlib import Path
 import pandas as pd
 
 from data.config import UserError, expand
-from data.labels import FINDINGS, LABEL_WORDS
+from data.labels import ALL_FINDINGS, LABEL_WORDS, judge
 from data.settings import DataSettings
 from data.sources import (
     COLUMNS,
     SPLIT_WORDS,
+    csv_columns,
     manifest_table,
     read_csv,
+    read_findings,
     read_words,
     require_filled,
     require_folder,
@@ -19,25 +21,39 @@ from data.sources import (
 
 
 def read(settings: DataSettings, root: Path) -> tuple[pd.DataFrame, list[str]]:
-    """One row per row of the CSV `settings.table`, in its order, with any columns named in `FINDINGS`.
+    """One row per row of the CSV `settings.table`, in its order, with any columns named in `ALL_FINDINGS`.
 
     Labels are normal / abnormal / 0 / 1 or blank, splits train / validate (val, valid, validation) /
-    test or blank, and a missing `image_id` is the path. Other columns are not read. Raises UserError
-    naming file and column, or file, row and value (the header is row 1).
+    test or blank, and a missing `image_id` is the path. Other columns are not read, but `settings.target`, which
+    takes the place of the label. Raises UserError naming file and column, or file, row and value (the header is row 1).
     """
     require_folder(root)
     place = root / expand(settings.table, "data.table")
     if not place.is_file():
         raise UserError(f"{place}: no such file, expected the CSV that data.table names below data.root")
-    table = read_csv(place, ["path", "label"], optional=(*COLUMNS, *FINDINGS), numbers=FINDINGS)
+    table, findings = _read_table(place, settings.target)
     require_filled(table, ["path"], place)
-    table["label"] = read_words(table["label"], LABEL_WORDS, place)
+    if settings.target is None:
+        table["label"] = read_words(table["label"], LABEL_WORDS, place)
+    else:
+        table["label"], table["rule"] = judge(table[findings], settings.uncertain, settings.target)
     if "split" in table:
         table["split"] = read_words(table["split"], SPLIT_WORDS, place)
     table["image_id"] = table["image_id"].fillna(table["path"]) if "image_id" in table else table["path"]
     table["path"] = _join(root, table["path"])
-    findings = [name for name in FINDINGS if name in table]
     return manifest_table(table, settings.source, findings), [f"{place.name}: {len(table):,} images"]
+
+
+def _read_table(place: Path, target: str | None) -> tuple[pd.DataFrame, list[str]]:
+    """The columns that mean something, and which of them are findings."""
+    header = csv_columns(place)
+    findings = [name for name in header if name in {*ALL_FINDINGS, target} and name not in COLUMNS]
+    texts = ["path"] if target else ["path", "label"]
+    if not target:
+        return read_csv(place, texts, optional=[*COLUMNS, *findings], numbers=findings), findings
+    table = read_findings(place, texts, findings)
+    others = [name for name in COLUMNS if name in header and name not in ("path", "label")]
+    return pd.concat([table, read_csv(place, others)], axis=1), findings
 
 
 def _join(root: Path, paths: pd.Series) -> pd.Series:

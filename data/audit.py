@@ -1,0 +1,243 @@
+"""Leak audit: what stands in two splits, as a patient, as a file, as an image or nearly so.
+
+Radiographs look alike, so two are nearly the same only where their stored pixels correlate above LEAST. None
+is missed on the way there. Of images centred and scaled to length 1 a correlation c is a squared distance of
+2 (1 - c), and means over blocks are an orthogonal projection, which makes no distance longer: who is further apart
+in 8 x 8 means, one matrix product for all pairs, is out; then in 16 x 16; the rest is compared pixel by pixel.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from hashlib import blake2b
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from data.sources import SPLITS
+
+if TYPE_CHECKING:
+    from data.config import Root
+    from data.manifest import Manifest
+    from data.store import ImageStore
+
+VERSION = 1  # raise it when an audit would find something else
+LEAST = 0.99  # correlation of stored pixels above which two images are nearly the same
+KINDS = ("same file", "same pixels", "nearly the same")  # from strong to weak; an image counts as the strongest
+COARSE, FINE = 8, 16  # blocks a side
+SLACK = 1e-3  # of squared distances: fine block means are kept in 16 bits
+QUERIES, KEYS = 1024, 16384  # images of a matrix product: 67 MB
+NEAREST = 16  # candidates of an image in a product that are compared by pixels
+BLOCK = 64  # images whose pixels are in memory at a time
+EXAMPLES = 3
+
+
+def audited(manifest: "Manifest", store: "ImageStore") -> dict[str, Any]:
+    """The audit of a store's images under the manifest's splits, kept as `audit.json` beside them while it holds."""
+    path = store.folder / "audit.json"
+    origin = {"version": VERSION, "manifest": manifest.fingerprint(), "store": store.fingerprint}
+    with suppress(OSError, ValueError, KeyError):
+        report = json.loads(path.read_text())
+        if report["origin"] == origin:
+            return report
+    report = {"origin": origin, **audit(manifest, store)}
+    with suppress(OSError):  # a shared store may be read-only
+        keep(report, path)
+    return report
+
+
+def keep(report: dict[str, Any], path: Path) -> None:
+    """Write a report, all of it or nothing; a file that says the same already is left alone."""
+    text, temporary = json.dumps(report, indent=1), path.with_suffix(".tmp")
+    if not (path.exists() and path.read_text() == text):
+        temporary.write_text(text)
+        temporary.replace(path)
+
+
+def audit(manifest: "Manifest", store: "ImageStore") -> dict[str, Any]:
+    """Counts, and rows of the store: no ids, so a report of confidential images says nothing about them."""
+    rows = store.rows(manifest.table["image_id"])
+    parts = {split: np.sort(rows[(manifest.table["split"] == split) & (rows >= 0)]) for split in SPLITS}
+    prints = Prints(store, np.sort(rows[rows >= 0]))
+    return {
+        "images": {split: len(part) for split, part in parts.items()},
+        "patients_in_two_splits": 0 if manifest.patients_known else None,  # the manifest refuses any that it can tell
+        "files_compared": prints.files is not None,
+        "copies_within": {split: prints.copies(part) for split, part in parts.items()},
+        "across": [
+            {"earlier": earlier, "later": later, **_across(prints, parts[earlier], parts[later])}
+            for earlier, later in combinations(SPLITS, 2)
+        ],
+    }
+
+
+def _across(prints: "Prints", earlier: np.ndarray, later: np.ndarray) -> dict[str, Any]:
+    """How many of the later split's images have a twin in the earlier one, and which: [row, twin's row, kind]."""
+    twins = prints.twins(earlier, later)
+    kinds = [kind for _, kind in twins.values()]
+    counts = {kind: kinds.count(kind) for kind in KINDS}
+    return {"images": counts, "twins": [[row, twin, kind] for row, (twin, kind) in sorted(twins.items())]}
+
+
+def served_pretraining(report: dict[str, Any], tested: np.ndarray, seen: np.ndarray) -> dict[str, Any]:
+    """Of the rows `tested`, those `seen` by a pretraining, and the others whose twin in another split was."""
+    tests, served = set(tested.tolist()), set(seen.tolist())
+    pairs = [tuple(twin) for pair in report["across"] for twin in pair["twins"]]
+    pairs += [(twin, row, kind) for row, twin, kind in pairs]
+    kinds = {row: kind for row, twin, kind in pairs if row in tests - served and twin in served}
+    counts = {kind: list(kinds.values()).count(kind) for kind in KINDS}
+    return {"tested": len(tests), "images": len(tests & served), "twins": counts}
+
+
+# ---------------------------------------------------------------- what is printed
+
+
+def may_name(config: "Root", manifest: "Manifest") -> bool:
+    """Whether image ids may be shown."""
+    return config.report.images if config.report.images is not None else not manifest.credentialed
+
+
+def audit_lines(report: dict[str, Any], store: "ImageStore", named: bool) -> list[str]:
+    """The report as lines to print, with a few image ids where they may be `named`."""
+    total = sum(report["images"].values())
+    patients = "no patient in two splits" if report["patients_in_two_splits"] == 0 else "patients are not all known"
+    names = {row: image_id for image_id, row in store.index.items()} if named else {}
+    leaks = [line for pair in report["across"] if (line := _leak_line(pair, report["images"], names))]
+    copies = [f"{count:,} in {split}" for split, count in report["copies_within"].items() if count]
+    return [
+        f"leak audit of {total:,} images: {patients}" + ("" if leaks else ", no image or near copy of one in two"),
+        *leaks,
+        *_served_line(report.get("pretraining")),
+        *([f"copies within a split: {', '.join(copies)}"] if copies else []),
+        *([] if report["files_compared"] else ["the store is older than digests: pixels were compared, files not"]),
+    ]
+
+
+def _leak_line(pair: dict[str, Any], sizes: dict[str, int], names: Mapping[int, str]) -> str | None:
+    count, later, earlier = len(pair["twins"]), pair["later"], pair["earlier"]
+    if not count:
+        return None
+    kinds = ", ".join(f"{kind} {number:,}" for kind, number in pair["images"].items() if number)
+    shown = [f"{names[row]} = {names[twin]}" for row, twin, _ in pair["twins"][:EXAMPLES] if names]
+    examples = f"; such as {', '.join(shown)}" if shown else ""
+    return f"warning: {count:,} of {sizes[later]:,} {later} images stand in {earlier} too ({kinds}){examples}"
+
+
+def _served_line(served: dict[str, Any] | None) -> list[str]:
+    if not served or not (served["images"] or any(served["twins"].values())):
+        return []
+    twins = sum(served["twins"].values())
+    found = f"{served['images']:,} of the {served['tested']:,} images predicted served pretraining"
+    return [f"warning: {found}, and {twins:,} more are copies of such"]
+
+
+# ---------------------------------------------------------------- images compared
+
+
+class Prints:
+    """What tells the images of a store apart, without their pixels: 800 bytes each.
+
+    `files` and `pixels` are digests, `fine` (n 16·16) and `coarse` (n 8·8+2) block means, in order of `rows`.
+    """
+
+    def __init__(self, store: "ImageStore", rows: np.ndarray):
+        self.images, self.rows = store.images, rows
+        digests = store.digests()
+        self.files = pd.factorize(pd.Series(rows).map(digests))[0] if digests else None
+        self.pixels = np.empty(len(rows), np.int64)
+        height, width = store.images.shape[1:]
+        fine, coarse = ((_bands(count, height), _bands(count, width)) for count in (FINE, COARSE))
+        self.fine = np.empty((len(rows), len(fine[0]) * len(fine[1])), np.float16)
+        self.coarse = np.empty((len(rows), len(coarse[0]) * len(coarse[1]) + 2), np.float32)
+        for start in range(0, len(rows), BLOCK):
+            here = slice(start, start + BLOCK)
+            block = store.images[rows[here]]
+            self.pixels[here] = [_digest(image) for image in block]
+            unit = _unit(block).reshape(block.shape)
+            self.fine[here] = _means(unit, *fine)
+            means = _means(unit, *coarse)
+            half = -np.square(means).sum(1, keepdims=True) / 2
+            self.coarse[here] = np.hstack([means, half, np.ones_like(half)])
+
+    def copies(self, rows: np.ndarray) -> int:
+        """How many of these images repeat the pixels of another of them."""
+        return len(rows) - len(np.unique(self.pixels[self._places(rows)]))
+
+    def twins(self, earlier: np.ndarray, later: np.ndarray) -> dict[int, tuple[int, str]]:
+        """Row of `later` → row of a twin in `earlier` and the kind of twin, the strongest there is."""
+        a, b = self._places(earlier), self._places(later)
+        found: dict[int, tuple[int, str]] = {}
+        for kind, digests in zip(KINDS, (self.files, self.pixels), strict=False):
+            if digests is not None:
+                first = dict(zip(digests[a[::-1]].tolist(), earlier[::-1].tolist(), strict=True))
+                pairs = zip(later.tolist(), digests[b].tolist(), strict=True)
+                found = {row: (first[digest], kind) for row, digest in pairs if digest in first} | found
+        rest = b[~np.isin(later, list(found))]
+        near = {int(self.rows[i]): (int(self.rows[j]), KINDS[2]) for i, j in self._near(a, rest)}
+        return found | near
+
+    def _places(self, rows: np.ndarray) -> np.ndarray:
+        return np.searchsorted(self.rows, rows)
+
+    def _near(self, keys: np.ndarray, queries: np.ndarray) -> Iterator[tuple[int, int]]:
+        """Places of a query and of its first near copy among the keys."""
+        for start in range(0, len(queries), QUERIES):
+            left = queries[start : start + QUERIES]
+            for begin in range(0, len(keys), KEYS):
+                one, other = self._candidates(left, keys[begin : begin + KEYS])
+                sure = self._correlations(one, other) > LEAST
+                found = dict(zip(one[sure][::-1].tolist(), other[sure][::-1].tolist(), strict=True))
+                yield from found.items()
+                left = left[~np.isin(left, list(found))]
+
+    def _candidates(self, queries: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Pairs (query, key) close enough in block means, a query's nearest first."""
+        coarse = self.coarse[queries]
+        coarse[:, -2:] = coarse[:, :-3:-1]  # so that the product is minus half the squared distance
+        i, j = np.nonzero(coarse @ self.coarse[keys].T >= -(1 - LEAST) - SLACK)
+        apart = np.empty(len(i), np.float32)
+        for start in range(0, len(i), KEYS):
+            here = slice(start, start + KEYS)
+            difference = self.fine[queries[i[here]]].astype(np.float32) - self.fine[keys[j[here]]]
+            apart[here] = np.square(difference).sum(1)
+        close = np.flatnonzero(apart <= 2 * (1 - LEAST) + SLACK)
+        close = close[np.lexsort((apart[close], i[close]))]
+        rank = np.arange(len(close)) - np.searchsorted(i[close], i[close])
+        close = close[rank < NEAREST]
+        return queries[i[close]], keys[j[close]]
+
+    def _correlations(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        """Of the stored pixels of pairs of images; 0 where one is all of a grey."""
+        found = np.empty(len(one), np.float32)
+        for start in range(0, len(one), BLOCK):
+            here = slice(start, start + BLOCK)
+            a, b = (_unit(self.images[self.rows[places[here]]]) for places in (one, other))
+            found[here] = np.einsum("np,np->n", a, b)
+        return found
+
+
+def _digest(image: np.ndarray) -> int:
+    return int.from_bytes(blake2b(image.tobytes(), digest_size=8).digest(), "little", signed=True)
+
+
+def _unit(images: np.ndarray) -> np.ndarray:
+    """Images (n h w) → (n h·w) centred and of length 1; of length 0 where all pixels are alike."""
+    flat = images.reshape(len(images), -1).astype(np.float32)
+    flat -= flat.mean(1, keepdims=True)
+    return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6)
+
+
+def _bands(count: int, side: int) -> np.ndarray:
+    """(count side) with orthonormal rows, each of them even over its band of pixels and zero elsewhere."""
+    count = min(count, side)
+    band = np.arange(side) * count // side
+    rows = (band == np.arange(count)[:, None]).astype(np.float32)
+    return rows / np.sqrt(rows.sum(1, keepdims=True))
+
+
+def _means(images: np.ndarray, down: np.ndarray, across: np.ndarray) -> np.ndarray:
+    """Block means (n k·l) of images (n h w), scaled so that distances only shrink."""
+    return (down @ (images @ across.T)).reshape(len(images), -1)

@@ -1,0 +1,78 @@
+"""NIH ChestX-ray14, as its authors lay it out.
+
+    Data_Entry_2017.csv or Data_Entry_2017_v2020.csv   train_val_list.txt   test_list.txt
+    images/00000001_000.png, or images_001/images/00000001_000.png to images_012/…
+
+Every finding is named or absent, none uncertain. The official lists hold no validation part.
+"""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from data.config import UserError
+from data.labels import NIH_FINDINGS, judge, tally
+from data.settings import DataSettings
+from data.sources import LeftOut, manifest_table, read_csv, require_filled, require_folder
+
+LISTS = {"train": "train_val_list.txt", "test": "test_list.txt"}
+COLUMNS = {"Image Index": "image_id", "Patient ID": "patient_id", "View Position": "view"}
+WHERE = "https://nihcc.app.box.com/v/ChestXray-NIHCC"
+
+
+def read(settings: DataSettings, root: Path) -> tuple[pd.DataFrame, list[str]]:
+    """One row per image of the newest CSV, `image_id` its file name; official splits where both lists are there.
+
+    Raises UserError for a missing CSV or column, one list without the other, and a finding that is not official.
+    """
+    require_folder(root)
+    path = max(root.glob("Data_Entry_2017*.csv"), default=None)
+    if path is None:
+        raise UserError(f"{root}: found no Data_Entry_2017*.csv, expected it here; get it from {WHERE}")
+    table = read_csv(path, [*COLUMNS, "Finding Labels"], optional=["Follow-up #"])
+    require_filled(table, ["Image Index", "Patient ID", "Finding Labels"], path)
+    images = table.rename(columns=COLUMNS)
+    if "Follow-up #" in images:
+        images["study_id"] = images["patient_id"] + "/" + images["Follow-up #"]
+    findings = _read_findings(images["Finding Labels"], path)
+    label, rule = judge(findings, settings.uncertain, settings.target)
+    notes = [f"{path.name}: {len(images):,} images, {images['patient_id'].nunique():,} patients"]
+    notes += [f"{text}: {count:,} images" for text, count in tally(rule).items()]
+    images = images.assign(path=_paths(images["image_id"], root), label=label, rule=rule)
+    images, more = _with_splits(pd.concat([images, findings], axis=1), root)
+    return manifest_table(images, settings.source, NIH_FINDINGS), notes + more
+
+
+def _read_findings(lists: pd.Series, path: Path) -> pd.DataFrame:
+    """`Effusion|Mass` → 1 in these columns, 0 in the others."""
+    kinds, number = np.unique(lists.to_numpy(object), return_inverse=True)
+    named = [set(kind.split("|")) for kind in kinds]
+    for kind, names in zip(kinds, named, strict=True):
+        if strange := names - {*NIH_FINDINGS}:
+            row = (lists == kind).to_numpy().argmax() + 2
+            expected = f"some of {', '.join(NIH_FINDINGS)}"
+            raise UserError(f"{path}: row {row}: found finding {sorted(strange)[0]!r}, expected {expected}")
+    marks = np.array([[name in names for name in NIH_FINDINGS] for names in named], np.float32)
+    return pd.DataFrame(marks.reshape(len(kinds), -1)[number], index=lists.index, columns=list(NIH_FINDINGS))
+
+
+def _paths(names: pd.Series, root: Path) -> pd.Series:
+    """Where each image lies; one that lies nowhere is expected in `images/`."""
+    folders = [root / "images", *sorted(root.glob("images_*")), *sorted(root.glob("images_*/images"))]
+    places = {entry.name: str(folder) for folder in folders if folder.is_dir() for entry in os.scandir(folder)}
+    default = str(root / "images")
+    return names.map(lambda name: f"{places.get(name, default)}/{name}")
+
+
+def _with_splits(images: pd.DataFrame, root: Path) -> tuple[pd.DataFrame, list[str]]:
+    there = [name for name in LISTS.values() if (root / name).is_file()]
+    if not there:
+        return images, [f"no {' and '.join(LISTS.values())}: these splits are not the official ones"]
+    if len(there) < len(LISTS):
+        raise UserError(f"{root}: found {there[0]} alone, expected {' and '.join(LISTS.values())}, or neither")
+    listed = {name: split for split, file in LISTS.items() for name in (root / file).read_text("utf-8-sig").split()}
+    images = images.assign(split=images["image_id"].map(listed))
+    known = images["split"].notna()
+    return images[known], [] if known.all() else [LeftOut(int((~known).sum()), "in neither list of a split")]
