@@ -1,0 +1,62 @@
+"""Checkpoints as folders that Hugging Face's transformers loads."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from classify.classifier import Classifier
+from classify.finetune import build_model
+from data.config import UserError
+from mae.engine.checkpoint import Checkpoint, load_checkpoint, load_weights
+from mae.model import mae_from
+from mae.weights import save_encoder, save_huggingface
+
+LABELS = ("normal", "abnormal")
+
+
+def export(checkpoint: str | Path, folder: str | Path, say: Callable[[str], None] = print) -> None:
+    """Write a masked autoencoder as ViTMAEForPreTraining, a classifier as ViTForImageClassification.
+
+    Raises UserError for classifiers that transformers has no model for.
+    """
+    loaded = load_checkpoint(checkpoint)
+    if loaded.kind == "classifier":
+        _export_classifier(loaded, folder, say)
+        return
+    config = loaded.config
+    model = mae_from(config.model, config.data.image_size)
+    load_weights(model, loaded)
+    save_huggingface(model, folder, loaded.meta.get("license"), say)
+
+
+def _export_classifier(loaded: Checkpoint, folder: str | Path, say: Callable[[str], None]) -> None:
+    model = build_model(loaded.config)
+    if not isinstance(model, Classifier):
+        raise UserError(f"{loaded.place}: found {loaded.config.finetune.model}, expected a ViT: export writes no other")
+    if model.pool != "cls":
+        raise UserError(
+            f"{loaded.place}: found finetune.pool = {model.pool}, expected cls: ViTForImageClassification reads the "
+            "class token"
+        )
+    load_weights(model, loaded)
+    weight, bias = linear_head(model)
+    heads = {"classifier.weight": torch.stack([0 * weight, weight]), "classifier.bias": torch.stack([0 * bias, bias])}
+    names = {str(number): label for number, label in enumerate(LABELS)}
+    config = {
+        "id2label": names,
+        "label2id": {label: int(number) for number, label in names.items()},
+        "threshold": loaded.meta.get("threshold"),  # chosen on validation, for an image and for a study's mean
+    }
+    save_encoder(model.encoder, folder, "ViTForImageClassification", heads, config, loaded.meta.get("license"), say)
+
+
+@torch.no_grad()
+def linear_head(model: Classifier) -> tuple[Tensor, Tensor]:
+    """Weight (d) and bias () of the logit as a linear function of pooled features: a probe's norm is folded in."""
+    weight, bias = model.head.weight[0].double(), model.head.bias[0].double()
+    if model.probe:
+        weight = weight / (model.norm.running_var.double() + model.norm.eps).sqrt()
+        bias = bias - weight @ model.norm.running_mean.double()
+    return weight.float(), bias.float()

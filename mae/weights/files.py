@@ -1,0 +1,153 @@
+"""Weights on disk: tensors and plain values only, nothing that a file carries is run."""
+
+import argparse
+import hashlib
+import json
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from data.config import UserError
+
+NAMES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+LICENSES = ("LICENSE", "LICENSE.md", "LICENSE.txt")
+
+
+def existing(path: str | Path) -> Path:
+    """The path; UserError where nothing is there, which for the name of a hub says what to do."""
+    path = Path(path)
+    if path.exists():
+        return path
+    advice = ""
+    if re.fullmatch(r"[\w-]+/[\w.-]+", str(path)):
+        advice = f"; nothing is downloaded here: hf download {path} --local-dir {path.name}, then give that folder"
+    raise UserError(f"{path}: found no such file or folder, expected weights{advice}")
+
+
+def read_weights(path: Path) -> Any:
+    """What a file of weights holds: safetensors' names and tensors, or a pickle's object."""
+    return read_safetensors(path) if is_safetensors(path) else read_pickle(path)
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, ValueError):
+        raise UserError(f"{path}: found a truncated or damaged file, expected safetensors") from None
+
+
+def is_safetensors(path: Path) -> bool:
+    with path.open("rb") as file:
+        return path.suffix == ".safetensors" or file.read(9)[8:] == b"{"  # eight bytes of length, then JSON
+
+
+def read_pickle(path: Path, allowed: tuple[type, ...] = ()) -> Any:
+    """A torch file: tensors, plain values and objects of the `allowed` classes; UserError for any other."""
+    try:
+        with torch.serialization.safe_globals(allowed):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        if code := re.search(r"GLOBAL (\S+)", str(error)):
+            raise UserError(
+                f"{path}: found a pickle that carries code ({code[1]}), expected tensors and plain values"
+            ) from None
+        raise UserError(
+            f"{path}: found an unreadable file, expected weights (safetensors, or a torch file of tensors)"
+        ) from None
+
+
+def read_facebook(path: Path) -> Any:
+    """As `read_pickle`; the reference keeps its command line, an argparse.Namespace, beside the weights."""
+    return read_pickle(path, (argparse.Namespace,))
+
+
+def is_foreign(path: str | Path) -> bool:
+    """Whether the path holds readable weights that are not a checkpoint of ours."""
+    path = Path(path)
+    if path.is_dir():
+        return (path / "config.json").is_file()
+    try:
+        raw = read_weights(path) if is_safetensors(path) else read_facebook(path)
+    except (UserError, OSError):
+        return False
+    raw = next((raw[name] for name in ("model", "state_dict") if isinstance(raw, dict) and name in raw), raw)
+    kernels = ("patch_embed.proj.weight", "patch_embeddings.projection.weight")
+    return isinstance(raw, dict) and any(str(name).endswith(kernels) for name in raw)
+
+
+def read_folder(folder: Path) -> dict[str, Tensor]:
+    """The tensors of a folder in Hugging Face's layout, one file or several with an index."""
+    found = next((folder / name for name in NAMES if (folder / name).is_file()), None)
+    if found is None:
+        raise UserError(f"{folder}: found no weights, expected {NAMES[0]} or {NAMES[2]}")
+    if found.suffix != ".json":
+        return tensors_of(read_weights(found), found)
+    places = read_json(found).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise UserError(f"{found}: found no weight_map, expected the file of every tensor")
+    tensors: dict[str, Tensor] = {}
+    for name in sorted(set(places.values())):
+        if not (shard := folder / Path(name).name).is_file():
+            raise UserError(f"{found}: found no {name} beside it, expected every file it names")
+        tensors |= tensors_of(read_weights(shard), shard)
+    if lost := sorted(places.keys() - tensors.keys()):
+        raise UserError(f"{found}: found no tensor {lost[0]} in {places[lost[0]]}, expected what the index promises")
+    return tensors
+
+
+def tensors_of(raw: Any, place: str | Path) -> dict[str, Tensor]:
+    """UserError unless it is names with tensors."""
+    if not isinstance(raw, Mapping) or not raw or not all(torch.is_tensor(value) for value in raw.values()):
+        raise UserError(f"{place}: found no state dict, expected names with tensors")
+    return dict(raw)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise UserError(f"{path}: found no valid JSON, expected settings") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: found {type(raw).__name__}, expected settings by name")
+    return raw
+
+
+def license_of(folder: Path) -> str:
+    """The licence a folder names: in its README's front matter, else the LICENSE's first line, else "unknown"."""
+    if named := _front_matter(folder / "README.md").get("license"):
+        return str(named)
+    for name in LICENSES:
+        if (folder / name).is_file():
+            lines = (folder / name).read_text(encoding="utf-8", errors="replace").split("\n")
+            return next((line.strip("# \t") for line in lines if line.strip("# \t")), "unknown")
+    return "unknown"
+
+
+def _front_matter(readme: Path) -> dict[str, Any]:
+    """The YAML between a README's leading --- lines."""
+    text = readme.read_text(encoding="utf-8", errors="replace") if readme.is_file() else ""
+    found = re.match(r"---\n(.*?)\n---", text, re.S)
+    try:
+        front = yaml.safe_load(found[1]) if found else None
+    except yaml.YAMLError:
+        return {}
+    return front if isinstance(front, dict) else {}
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """16 hexadecimal digits of names, shapes and bits."""
+    hashed = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        hashed.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        hashed.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return hashed.hexdigest()[:16]

@@ -1,0 +1,224 @@
+"""Whose tensor is called what, and how it lies: other programs' layouts ↔ ours, bit for bit."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from data.config import UserError
+
+Names = Mapping[str, str]  # ours → theirs, without .weight and .bias; `*` stands for a block's number
+
+
+def _names(tokens: dict[str, str], block: dict[str, str], encoder: str, decoder: str) -> Names:
+    stems = {"encoder.blocks": encoder, "decoder.blocks": decoder}
+    blocks = {f"{ours}.*.{a}": f"{theirs}.*.{b}" for ours, theirs in stems.items() for a, b in block.items()}
+    return tokens | blocks
+
+
+TIMM = _names(  # and facebookresearch/mae, which builds on it
+    {
+        "encoder.class_token": "cls_token",
+        "encoder.positions": "pos_embed",
+        "encoder.embed": "patch_embed.proj",
+        "encoder.norm": "norm",
+        "decoder.embed": "decoder_embed",
+        "decoder.mask_token": "mask_token",
+        "decoder.positions": "decoder_pos_embed",
+        "decoder.norm": "decoder_norm",
+        "decoder.predict": "decoder_pred",
+    },
+    {
+        "norm1": "norm1",
+        "attention.qkv": "attn.qkv",
+        "attention.out": "attn.proj",
+        "norm2": "norm2",
+        "mlp.up": "mlp.fc1",
+        "mlp.down": "mlp.fc2",
+    },
+    "blocks",
+    "decoder_blocks",
+)
+_HUGGINGFACE_TOKENS = {
+    "encoder.class_token": "vit.embeddings.cls_token",
+    "encoder.positions": "vit.embeddings.position_embeddings",
+    "encoder.embed": "vit.embeddings.patch_embeddings.projection",
+    "encoder.norm": "vit.layernorm",
+    "decoder.embed": "decoder.decoder_embed",
+    "decoder.mask_token": "decoder.mask_token",
+    "decoder.positions": "decoder.decoder_pos_embed",
+    "decoder.norm": "decoder.decoder_norm",
+    "decoder.predict": "decoder.decoder_pred",
+}
+HUGGINGFACE = _names(  # as files have it
+    _HUGGINGFACE_TOKENS,
+    {
+        "norm1": "layernorm_before",
+        "attention.q": "attention.attention.query",
+        "attention.k": "attention.attention.key",
+        "attention.v": "attention.attention.value",
+        "attention.out": "attention.output.dense",
+        "norm2": "layernorm_after",
+        "mlp.up": "intermediate.dense",
+        "mlp.down": "output.dense",
+    },
+    "vit.encoder.layer",
+    "decoder.decoder_encoder.layer",
+)
+HUGGINGFACE_MODULES = _names(  # as transformers 5 calls them in memory
+    _HUGGINGFACE_TOKENS,
+    {
+        "norm1": "layernorm_before",
+        "attention.q": "attention.q_proj",
+        "attention.k": "attention.k_proj",
+        "attention.v": "attention.v_proj",
+        "attention.out": "attention.o_proj",
+        "norm2": "layernorm_after",
+        "mlp.up": "mlp.fc1",
+        "mlp.down": "mlp.fc2",
+    },
+    "vit.layers",
+    "decoder.decoder_layers",
+)
+QKV = ("attention.q", "attention.k", "attention.v")
+
+
+def rename(name: str, names: Names) -> str | None:
+    """A tensor's name by the table; None where it has none."""
+    stem, dot, leaf = name.rpartition(".") if name.endswith((".weight", ".bias")) else (name, "", "")
+    number = re.search(r"\.(\d+)\.", f".{stem}")
+    found = names.get(re.sub(r"(^|\.)\d+\.", r"\1*.", stem))
+    return found and found.replace("*", number[1] if number else "*") + dot + leaf
+
+
+@dataclass
+class Translation:
+    """Tensors under our names and in our layout, still of their own grid and channels."""
+
+    weights: dict[str, Tensor]
+    origins: dict[str, tuple[str, ...]]  # our name → the source's
+    unexpected: list[str]
+    adapted: dict[str, str]  # the source's name → what was done to it
+    patch_size: int
+    in_channels: int
+
+    def note(self, ours: str, how: str) -> None:
+        """What was done to the tensors that became `ours`."""
+        for name in self.origins[ours]:
+            self.adapted[name] = "; ".join(filter(None, (self.adapted.get(name), how)))
+
+    def without_decoder(self) -> "Translation":
+        """The encoder's part; the decoder's tensors are not used."""
+        left = [name for ours, names in self.origins.items() if ours.startswith("decoder.") for name in names]
+        return replace(
+            self,
+            weights={ours: tensor for ours, tensor in self.weights.items() if not ours.startswith("decoder.")},
+            origins={ours: names for ours, names in self.origins.items() if not ours.startswith("decoder.")},
+            unexpected=self.unexpected + left,
+            adapted={name: how for name, how in self.adapted.items() if name not in left},
+        )
+
+
+def translate(tensors: Mapping[str, Tensor], layout: Names, place: str) -> Translation:
+    """Their tensors → ours: kernels become linear, q, k and v are joined, the class tokens' positions folded in."""
+    backwards = {theirs: ours for ours, theirs in layout.items()}
+    renamed = {name: rename(name, backwards) for name in tensors}
+    weights = {ours: tensors[name] for name, ours in renamed.items() if ours}
+    unexpected = [name for name, ours in renamed.items() if not ours]
+    _check_is_a_vit(weights, unexpected, place)
+    kernel = weights["encoder.embed.weight"]
+    origins = {ours: (name,) for name, ours in renamed.items() if ours}
+    found = Translation(weights, origins, unexpected, {}, kernel.shape[-1], kernel.shape[1])
+    if "decoder.embed.weight" not in weights:  # a stray mask token is no decoder
+        found = found.without_decoder()
+    _make_float(found)
+    found.weights["encoder.embed.weight"] = rearrange(found.weights["encoder.embed.weight"], "d c p q -> d (p q c)")
+    _join_qkv(found)
+    _zero_biases(found)
+    _take_class_position(found)
+    return found
+
+
+def _make_float(found: Translation) -> None:
+    for name, tensor in found.weights.items():
+        if tensor.dtype != torch.float32:
+            found.weights[name] = tensor.float()
+            found.note(name, f"{tensor.dtype} → float32".replace("torch.", ""))
+
+
+def _check_is_a_vit(weights: dict[str, Tensor], unexpected: Iterable[str], place: str) -> None:
+    """UserError where the encoder is no plain ViT: features would be wrong, whatever the report said."""
+    for name in ("encoder.class_token", "encoder.positions", "encoder.embed.weight", "encoder.embed.bias"):
+        if name not in weights:
+            raise UserError(f"{place}: found no tensor for {name}, expected those of a Vision Transformer")
+    kernel = weights["encoder.embed.weight"]
+    if kernel.ndim != 4 or kernel.shape[2] != kernel.shape[3]:
+        raise UserError(
+            f"{place}: found a patch embedding {tuple(kernel.shape)}, expected a kernel with square patches"
+        )
+    for name in unexpected:
+        if re.match(r"blocks\.|norm_pre\.|dist_|reg_|vit\.(encoder\.)?layers?\.|vit\.embeddings\.(dist|reg)", name):
+            raise UserError(f"{place}: found {name}, expected a plain Vision Transformer, which has none")
+
+
+def _join_qkv(found: Translation) -> None:
+    """q, k and v under one name, in this order."""
+    for name in [name for name in found.weights if ".attention.q." in name]:
+        parts = [name.replace(QKV[0], part) for part in QKV]
+        if not all(part in found.weights for part in parts):
+            continue  # what lacks shows as missing
+        joined = name.replace(".q.", ".qkv.")
+        found.weights[joined] = torch.cat([found.weights.pop(part) for part in parts])
+        found.origins[joined] = tuple(each for part in parts for each in found.origins.pop(part))
+
+
+def _zero_biases(found: Translation) -> None:
+    """Attention without biases is attention with zeros."""
+    for name in [name for name in found.weights if name.endswith("attention.qkv.weight")]:
+        bias = name.replace(".weight", ".bias")
+        if bias not in found.weights:
+            found.weights[bias], found.origins[bias] = found.weights[name].new_zeros(len(found.weights[name])), ()
+            found.note(name, "has no biases: zeros, the same")
+
+
+def _take_class_position(found: Translation) -> None:
+    """Positions (1 1+n d) → (n d); the class token's own goes where it has the same effect."""
+    for room in ("encoder", "decoder"):
+        name = f"{room}.positions"
+        if name not in found.weights:
+            continue
+        first, found.weights[name] = found.weights[name][0, 0], found.weights[name][0, 1:]  # d, n d
+        if not first.any():
+            continue  # sine-cosine positions leave the class token alone
+        if room == "encoder":
+            _shift(found, {"encoder.class_token": first}, "the class token's position is added to the token: the same")
+            found.note(name, "without the class token's")
+        else:  # embedded and mask tokens gain what all positions lose: only the class token, which has none, moves
+            how = "the class token's position, taken from the others, is added to bias and mask token: the same"
+            _shift(found, {"decoder.embed.bias": first, "decoder.mask_token": first, name: -first}, how)
+
+
+def _shift(found: Translation, shifts: Mapping[str, Tensor], how: str) -> None:
+    for name, shift in shifts.items():
+        found.weights[name] = found.weights[name] + shift
+        found.note(name, how)
+
+
+def to_huggingface(weights: Mapping[str, Tensor], patch_size: int) -> dict[str, Tensor]:
+    """Ours → theirs, as their files have it; the way back from `translate`."""
+    found = {}
+    for name, tensor in weights.items():
+        if ".qkv." in name:
+            for part, chunk in zip("qkv", tensor.chunk(3), strict=True):
+                found[rename(name.replace(".qkv.", f".{part}."), HUGGINGFACE)] = chunk
+        elif name == "encoder.embed.weight":
+            kernel = rearrange(tensor, "d (p q c) -> d c p q", p=patch_size, q=patch_size)
+            found[rename(name, HUGGINGFACE)] = kernel
+        elif name.endswith(".positions"):
+            found[rename(name, HUGGINGFACE)] = torch.cat([torch.zeros_like(tensor[:1]), tensor])[None]
+        else:
+            found[rename(name, HUGGINGFACE)] = tensor
+    return {name: tensor.contiguous().clone() for name, tensor in found.items()}

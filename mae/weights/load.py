@@ -1,0 +1,154 @@
+"""Weights of other programs → a MaskedAutoencoder."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data.config import UserError
+from data.settings import height_and_width
+from mae.encoder import Encoder
+from mae.model import PRESETS, MaskedAutoencoder, build_mae
+from mae.weights.adapt import as_channels, fold_to_grey, resample
+from mae.weights.files import existing
+from mae.weights.huggingface import huggingface_source
+from mae.weights.report import Report
+from mae.weights.source import STATISTICS, Source, Target
+from mae.weights.timm import facebook_source, timm_source
+
+Say = Callable[[str], None]
+
+
+def load_huggingface(source: str | Path | Mapping[str, Tensor], say: Say = print, **wishes: Any) -> MaskedAutoencoder:
+    """A Hugging Face ViTMAE (or ViT: fresh decoder) folder, or the state dict of such a model.
+
+    wishes: fields of `Target`, such as image_size, in_channels=1 (three channels are folded into one, exactly) and,
+    for a bare state dict, heads. Every tensor is accounted for in a Report, which `say` gets and the model keeps
+    as `.report`. Raises UserError for what is no plain ViT.
+    """
+    target = Target(**wishes)
+    source = source if isinstance(source, Mapping) else existing(source)
+    return convert(checked(huggingface_source(source, target)), target, say)
+
+
+def load_facebook(path: str | Path, say: Say = print, **wishes: Any) -> MaskedAutoencoder:
+    """A `.pth` of facebookresearch/mae, of pretraining (with or without decoder) or fine-tuning; else as above."""
+    target = Target(**wishes)
+    return convert(checked(facebook_source(existing(path), target)), target, say)
+
+
+def load_timm(source: str | Path | Mapping[str, Tensor], say: Say = print, **wishes: Any) -> MaskedAutoencoder:
+    """A timm ViT's state dict (.pth, .bin, .safetensors, in memory) or folder; the decoder is fresh; else as above."""
+    target = Target(**wishes)
+    source = source if isinstance(source, Mapping) else existing(source)
+    return convert(checked(timm_source(source, target)), target, say)
+
+
+def convert(source: Source, target: Target, say: Say = print) -> MaskedAutoencoder:
+    """The model of a source, made to the target's wishes."""
+    source = _kept(source, target)
+    arguments = model_arguments(source, target)
+    model = build_mae(**arguments)
+    missing = _fill(model, _adapted(source, model.encoder, model.norm_pixel_loss))
+    model.report = _report(source, missing)
+    say(str(model.report))
+    return model
+
+
+# ---------------------------------------------------------------- steps of a conversion
+
+
+def checked(source: Source) -> Source:
+    """The source; UserError unless its tensors are all those of the model they belong to."""
+    with torch.device("meta"):
+        wanted = build_mae(**model_arguments(source, Target())).state_dict()
+    weights, decoder = source.found.weights, source.decoder is not None
+    for name, tensor in weights.items():
+        if name not in wanted or wanted[name].shape != tensor.shape:
+            expected = tuple(wanted[name].shape) if name in wanted else "none"
+            raise UserError(f"{source.place}: found {name} {tuple(tensor.shape)}, expected {expected}")
+    for name in sorted(wanted.keys() - weights.keys() - {*STATISTICS, "encoder.norm.weight", "encoder.norm.bias"}):
+        if decoder or not name.startswith("decoder."):
+            raise UserError(f"{source.place}: found no tensor for {name}, expected all of encoder and, if any, decoder")
+    return source
+
+
+def _kept(source: Source, target: Target) -> Source:
+    """The source, without its decoder where another is wished for."""
+    if source.decoder is None:
+        return source
+    here = source.decoder_sizes | {"decoder": source.decoder}
+    differ = [name for name, size in here.items() if getattr(target, name) not in (None, size)]
+    if not differ:
+        return source
+    return replace(source, found=source.found.without_decoder(), decoder=None, decoder_heads=None)
+
+
+def model_arguments(source: Source, target: Target) -> dict[str, Any]:
+    """What `build_mae` is given for a source and a target."""
+    source = _kept(source, target)
+    sizes, channels = source.encoder_sizes, target.in_channels or source.found.in_channels
+    if channels not in (1, source.found.in_channels):
+        raise UserError(
+            f"{source.place}: found weights for {source.found.in_channels} channel(s), expected {channels}; "
+            "give model.in_channels=1"
+        )
+    folded = channels != source.found.in_channels
+    like = next((n for n, size in PRESETS.items() if size["width"] == sizes["width"]), "vit_base_patch16")
+    fresh = {name: getattr(target, name) or PRESETS[like][name] for name in PRESETS[like] if "decoder" in name}
+    norm = source.norm_pixel_loss if target.norm_pixel_loss is None else target.norm_pixel_loss
+    size = tuple(side * source.found.patch_size for side in source.grid)
+    return {
+        "preset": like,
+        "image_size": height_and_width(target.image_size) if target.image_size else size,
+        "in_channels": channels,
+        "decoder": source.decoder or target.decoder or "self",
+        "norm_pixel_loss": norm,
+        "pixel_mean": 0.0 if folded else source.pixel_mean,
+        "pixel_std": 1.0 if folded else source.pixel_std,
+        "norm_eps": source.eps,
+        **sizes,
+        **(source.decoder_sizes if source.decoder else fresh),
+    }
+
+
+def _adapted(source: Source, encoder: Encoder, norm_pixel_loss: bool) -> dict[str, Tensor]:
+    """The source's weights, of the model's channels and grid."""
+    weights, found = dict(source.found.weights), source.found
+    if encoder.in_channels != found.in_channels:
+        channels = found.in_channels
+        mean, std = as_channels(source.pixel_mean, channels), as_channels(source.pixel_std, channels)
+        weights = fold_to_grey(weights, mean, std, norm_pixel_loss)
+        exact = "approximately: norm-pixel loss" if norm_pixel_loss else "exactly"
+        for name, how in {"encoder.embed": "exactly", "decoder.predict": exact}.items():
+            for leaf in ("weight", "bias"):
+                if f"{name}.{leaf}" in weights:
+                    found.note(f"{name}.{leaf}", f"{channels} channels and their normalisation → grey, {how}")
+    for name in ("encoder.positions", "decoder.positions"):
+        if name in weights and source.grid != encoder.grid:
+            weights[name] = resample(weights[name], source.grid, encoder.grid)
+            found.note(name, "{}×{} → {}×{} patches, bicubic".format(*source.grid, *encoder.grid))
+    return weights
+
+
+def _fill(model: MaskedAutoencoder, weights: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Copy the weights into the model; returns what the model has and the weights lack."""
+    own = model.state_dict()
+    model.load_state_dict({**own, **weights})
+    return tuple(name for name in own if name not in {*weights, *STATISTICS})
+
+
+def _report(source: Source, missing: tuple[str, ...]) -> Report:
+    used = [name for names in source.found.origins.values() for name in names] + list(source.consumed)
+    return Report(
+        place=source.place,
+        license=source.license,
+        loaded=tuple(name for name in used if name not in source.found.adapted),
+        adapted=source.found.adapted,
+        missing=missing,
+        unexpected=tuple(source.found.unexpected),
+        assumed=source.assumed,
+    )

@@ -1,0 +1,100 @@
+"""`model.init`: weights of any kind → the config with their sizes, and the checkpoint a run begins from."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data.config import Root, UserError, change_config, expand
+from mae.engine.checkpoint import FORMAT, Checkpoint, load_checkpoint
+from mae.engine.distributed import is_main
+from mae.engine.optim import seeded
+from mae.model import PRESETS
+from mae.settings import ModelSettings
+from mae.weights.files import digest, existing, is_safetensors, read_facebook, read_json, read_weights
+from mae.weights.huggingface import huggingface_source
+from mae.weights.load import Say, checked, convert, model_arguments
+from mae.weights.source import Source, Target, own_source
+from mae.weights.timm import facebook_source, timm_source
+
+GEOMETRY = ("patch_size", "width", "depth", "heads", "pixel_mean", "pixel_std", "norm_eps")  # the file decides
+
+
+def _say_once(text: str) -> None:
+    """Among several ranks, one speaks."""
+    if is_main():
+        print(text)
+
+
+def starting_point(config: Root, say: Say = _say_once) -> Checkpoint | None:
+    """What `model.init` names, as a checkpoint of a model of the config; None where it names nothing.
+
+    What the file lacks is drawn by the config's seed. `meta` has the licence and a digest of the file's weights.
+    """
+    if config.model.init is None:
+        return None
+    source, target = _source_of(config)
+    settings = _resolved(config, source, target)
+    facts = {"seen": source.seen, "license": source.license, "init": digest(source.found.weights)}
+    with seeded(config.seed):
+        model = convert(source, target, say)
+    return Checkpoint("mae", settings.model_dump(mode="json"), model.state_dict(), facts, place=source.place)
+
+
+def resolve(config: Root) -> Root:
+    """The config with the sizes of the weights that `model.init` names; UserError where it asks for others."""
+    return config if config.model.init is None else _resolved(config, *_source_of(config))
+
+
+def _source_of(config: Root) -> tuple[Source, Target]:
+    model = config.model
+    target = Target(
+        image_size=config.data.image_size,
+        in_channels=model.in_channels,
+        norm_pixel_loss=model.norm_pixel_loss,
+        **{name: getattr(model, name) for name in ("heads", "decoder_width", "decoder_depth", "decoder_heads")},
+        decoder="cross" if model.decoder == "cross" else None,
+        pixel_mean=_given(model, "pixel_mean") if model.in_channels == 3 else None,  # grey may be folded: 0 and 1 then
+        pixel_std=_given(model, "pixel_std") if model.in_channels == 3 else None,
+    )
+    return checked(open_source(expand(model.init, "model.init"), target)), target
+
+
+def _given(model: ModelSettings, name: str) -> Any:
+    """A setting that is not at its default; a default may stand there only because a config was written out."""
+    return value if (value := getattr(model, name)) != type(model).model_fields[name].default else None
+
+
+def open_source(path: str | Path, target: Target) -> Source:
+    """Weights of any known kind, told by content: ours, Hugging Face's, facebookresearch's, timm's."""
+    path = existing(path)
+    if path.is_dir():
+        timm = (path / "config.json").is_file() and "pretrained_cfg" in read_json(path / "config.json")
+        return timm_source(path, target) if timm else huggingface_source(path, target)
+    raw = read_weights(path) if is_safetensors(path) else read_facebook(path)
+    if isinstance(raw, dict) and raw.get("format") == FORMAT:
+        return own_source(load_checkpoint(path, "mae"))
+    if isinstance(raw, dict) and "model" in raw and not torch.is_tensor(raw["model"]):
+        return facebook_source(path, target)
+    if isinstance(raw, dict) and any("patch_embeddings.projection" in str(name) for name in raw):
+        return huggingface_source(path, target)
+    return timm_source(path, target)
+
+
+def _resolved(config: Root, source: Source, target: Target) -> Root:
+    """The config with what `build_mae` will be given; UserError naming a setting that says otherwise."""
+    arguments = model_arguments(source, target)
+    model = config.model
+    wanted = {name: _given(model, name) for name in GEOMETRY}
+    if preset := _given(model, "preset"):
+        wanted = {name: size if size is not None else PRESETS[preset].get(name) for name, size in wanted.items()}
+    for name, size in wanted.items():
+        if size not in (None, arguments[name]):
+            by = f"model.{name}" if getattr(model, name) == size else f"model.preset = {preset}"
+            raise UserError(
+                f"{source.place}: found {name} {arguments[name]}, expected {size} by {by}; leave it out, or take "
+                "other weights"
+            )
+    arguments.pop("image_size")
+    arguments["preset"] = preset or arguments["preset"]
+    return change_config(config, {f"model.{name}": value for name, value in arguments.items()}, source.place)
