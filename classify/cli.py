@@ -1,16 +1,33 @@
 """The command lines of stage two, evaluation and comparison, parsed before torch is imported."""
 
+import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from data.config import (
     Parser,
+    Root,
     UserError,
+    change_config,
     command_parser,
     configure,
     expand,
     parse_overrides,
+    parse_training,
     print_and_stop,
     run_command,
+    training_parser,
+)
+
+if TYPE_CHECKING:
+    from mae.engine.checkpoint import Checkpoint
+
+# a loss goes to the floor when nothing about an image is drawn anew, and the floor is 0 without smoothing
+OVERFIT = (
+    "finetune.augment.enabled=false",
+    "finetune.drop_path=0.0",
+    "finetune.label_smoothing=0.0",
+    "finetune.sample=null",
 )
 
 
@@ -26,31 +43,61 @@ def compare(argv: list[str] | None = None) -> None:
     run_command(lambda: _compare(argv))
 
 
+def export(argv: list[str] | None = None) -> None:
+    run_command(lambda: _export(argv))
+
+
 def _finetune(argv: list[str] | None) -> None:
-    parser = command_parser(
+    parser = training_parser(
         "mae-finetune",
         "Stage two: train a classifier on a pretrained encoder, or from a config alone a random ViT or a ResNet.",
     )
     parser.add_argument(
-        "--checkpoint", metavar="FILE", help="last.pt or best.pt of mae-pretrain; brings data and sizes"
+        "--checkpoint",
+        metavar="PATH",
+        help="last.pt or best.pt of mae-pretrain, with data and sizes; or other programs' weights, as model.init",
     )
-    arguments = parser.parse_args(argv)
-    config, pretrained = configure(arguments), None
-    from classify.finetune import check_fit, config_for, finetune
+    arguments = parse_training(parser, argv, OVERFIT)
+    config, pretrained = _beginning(arguments)
+    from classify.finetune import check_fit, finetune, resolved, run_folder
     from data.loader import open_data
-    from mae.engine.checkpoint import load_checkpoint
+    from mae.engine import distributed
+    from mae.engine.run import expect_checkpoint
 
-    if arguments.checkpoint:
-        pretrained = load_checkpoint(arguments.checkpoint, "mae")
-        config = config_for(pretrained, config, parse_overrides(arguments.overrides))
-        if arguments.print_config:
-            print_and_stop(config)
-    check_fit(config, pretrained)  # before hours of decoding
+    if arguments.overfit:
+        folder = f"{run_folder(config, arguments.checkpoint)}-overfit{arguments.overfit}"
+        config = change_config(config, {"finetune.run": folder})
+    device = check_fit(config if pretrained else resolved(config), pretrained)  # before hours of decoding
+    if arguments.resume:
+        expect_checkpoint(run_folder(config, arguments.checkpoint))
     data = open_data(config)
-    print(*data.manifest.notes, data.manifest.summary(), sep="\n")
-    folder = finetune(config, arguments.checkpoint, data)
-    print(f"trained: {folder / 'best.pt'}; watch: tensorboard --logdir {folder}")
-    print(f"next: mae-evaluate {folder}")
+    data = data.overfit(arguments.overfit, labelled=True) if arguments.overfit else data
+    say = print if distributed.is_main() else lambda *_, **__: None
+    say(*data.manifest.notes, data.manifest.summary(), sep="\n")
+    with distributed.together(device):
+        folder = finetune(config, arguments.checkpoint, data)
+    say(f"trained: {folder / 'best.pt'}; watch: tensorboard --logdir {folder}")
+    say(f"next: mae-evaluate {folder}")
+
+
+def _beginning(arguments: argparse.Namespace) -> tuple[Root, "Checkpoint | None"]:
+    """The config of a fine-tuning and the pretraining it begins from; other programs' weights become model.init."""
+    config = configure(arguments)
+    if not arguments.checkpoint:
+        return config, None
+    from classify.finetune import config_for
+    from mae.engine.checkpoint import load_checkpoint
+    from mae.weights import is_foreign
+
+    if is_foreign(arguments.checkpoint):
+        if config is None:
+            raise UserError(f"{arguments.checkpoint}: found weights of another program, expected --config for the data")
+        config = change_config(config, {"model.init": arguments.checkpoint})
+        arguments.checkpoint = None
+        return config, None
+    pretrained = load_checkpoint(arguments.checkpoint, "mae")
+    config = config_for(pretrained, config, parse_overrides(arguments.overrides))
+    return (config, pretrained) if not arguments.print_config else print_and_stop(config)
 
 
 def _evaluate(argv: list[str] | None) -> None:
@@ -88,3 +135,14 @@ def _compare(argv: list[str] | None) -> None:
     folder = expand(config.run, "run")
     print(f"report: {folder}/report.html")
     print(f"curves: tensorboard --logdir {folder}")
+
+
+def _export(argv: list[str] | None) -> None:
+    about = "Write a checkpoint as a folder for Hugging Face's transformers: ViTMAE, or a classifier as ViT."
+    parser = Parser("mae-export", description=about)
+    parser.add_argument("--checkpoint", metavar="FILE", required=True, help="of mae-pretrain or mae-finetune")
+    parser.add_argument("--out", metavar="FOLDER", required=True, help="folder to write")
+    arguments = parser.parse_args(argv)
+    from classify.export import export
+
+    export(arguments.checkpoint, arguments.out)

@@ -11,6 +11,7 @@ import pandas as pd
 from classify.finetune import build_model, check_preprocessing, file_digest, in_units, known, predict_logits
 from classify.metrics import HEADLINE, Interval, binary_metrics, bootstrap_intervals, expected_calibration_error
 from classify.tables import describe, table_row
+from data.audit import audit_lines, audited, keep, may_name, served_pretraining
 from data.config import Root, UserError, change_config
 from data.loader import Data, Loader, open_data
 from data.manifest import digest, image_hashes
@@ -45,7 +46,7 @@ def evaluate(run: str | Path, overrides: dict[str, Any] | None = None, data: Dat
     """
     best = best_of(run)
     checkpoint = load_checkpoint(best, kind="classifier")
-    config = _config_for(checkpoint, overrides or {})
+    config, alone = _config_for(checkpoint, overrides or {}), data is None
     data = data or open_data(config)
     table = known(data.split(config.evaluate.split), config.evaluate.split)
     images = digest(data.manifest.table, "image_id")
@@ -58,6 +59,9 @@ def evaluate(run: str | Path, overrides: dict[str, Any] | None = None, data: Dat
         "evaluate": config.evaluate.model_dump(mode="json"),
         "precision": config.precision,
     }
+    lines = _audit(best.parent / f"audit{of_other_data}.json", checkpoint, config, data, table)
+    if alone:  # in a grid whoever opened the data has heard it
+        print(*lines, sep="\n")
     if not _is_done(path, origin):
         scores = predict(checkpoint, config, data, table)
         facts = {
@@ -69,6 +73,16 @@ def evaluate(run: str | Path, overrides: dict[str, Any] | None = None, data: Dat
     predictions = pd.read_csv(path.with_suffix(".csv"), dtype={"patient_id": str, "study_id": str, "image_id": str})
     summary = json.loads(path.with_suffix(".json").read_text())
     return Evaluation(path.with_suffix(".csv"), config, summary["metrics"]["threshold"], predictions, summary)
+
+
+def _audit(path: Path, checkpoint: Checkpoint, config: Root, data: Data, table: pd.DataFrame) -> list[str]:
+    """Keep the leak audit of the data, with what of `table` served pretraining; returns it as lines."""
+    images = data.manifest.table["image_id"].to_numpy()
+    seen = data.store.rows(images[np.isin(image_hashes(images), checkpoint.meta["seen"])])
+    report = audited(data.manifest, data.store)
+    report = report | {"pretraining": served_pretraining(report, table["row"].to_numpy(), seen[seen >= 0])}
+    keep(report, path)
+    return audit_lines(report, data.store, may_name(config, data.manifest))
 
 
 def best_of(run: str | Path) -> Path:

@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.tensorboard import SummaryWriter
 
 from classify.classifier import Classifier, build_classifier, layer_scale
 from classify.metrics import binary_metrics, choose_threshold
@@ -16,13 +17,18 @@ from classify.resnet import build_resnet
 from data.augment import DRAWS, augment
 from data.config import Root, UserError, change_config, expand
 from data.draws import uniform
-from data.loader import Batch, Data, Loader, open_data
+from data.loader import Batch, Data, Loader, image_names, open_data
 from data.manifest import digest, sample_patients
+from data.settings import height_and_width
+from mae.engine import distributed
 from mae.engine.checkpoint import Checkpoint, load_checkpoint, load_weights
 from mae.engine.loop import Stage, Validation, fit
 from mae.engine.optim import adamw, autocast, parameter_groups, seeded
-from mae.engine.run import check_run, device_of, is_finished, start_run
+from mae.engine.run import check_run, is_finished, start_run, training_device
 from mae.model import check_sizes, mae_from
+from mae.pretrain import hyperparameters as mae_hyperparameters
+from mae.transformer import set_up
+from mae.weights import resolve, starting_point
 
 PREPROCESSING = ("image_size", "resize", "tone")  # of the data section: travels with the weights
 UNITS = ("image", "study")
@@ -30,20 +36,21 @@ SECTIONS = ("seed", "precision", "data", "model", "finetune")  # what a fine-tun
 
 
 def finetune(config: Root, checkpoint: str | Path | None = None, data: Data | None = None) -> Path:
-    """Train a classifier, from a pretraining's checkpoint or from random weights; returns the run folder.
+    """Train a classifier, from a pretraining's checkpoint, `model.init` or random weights; returns the run folder.
 
     Raises UserError if checkpoint and config do not fit, a split is empty or holds one class only, or
     the run folder was made by another config.
     """
-    pretrained = load_checkpoint(checkpoint, kind="mae") if checkpoint else None
+    config, pretrained = beginning(config, checkpoint)
     device = check_fit(config, pretrained)
     data = data or open_data(config)
     splits = labelled_splits(config, data)
-    folder = Path(expand(config.finetune.run or default_folder(config, checkpoint), "finetune.run"))
+    folder = run_folder(config, checkpoint)
     facts = {
         "store": data.store.fingerprint,
         "labels": splits.fingerprint(),
         "checkpoint": file_digest(checkpoint),
+        "init": pretrained.meta.get("init") if pretrained else None,
     }
     check_run(folder, config, SECTIONS, facts)
     if not is_finished(folder, config.finetune.epochs):
@@ -51,6 +58,24 @@ def finetune(config: Root, checkpoint: str | Path | None = None, data: Data | No
         start_run(folder, config, facts)
         fit(stage, folder)
     return folder
+
+
+def beginning(config: Root, checkpoint: str | Path | None) -> tuple[Root, Checkpoint | None]:
+    """What a fine-tuning begins from, and the config with its sizes: the checkpoint, else what `model.init` names."""
+    if checkpoint:
+        return config, load_checkpoint(checkpoint, kind="mae")
+    start = starting_point(config) if config.finetune.model == "vit" else None
+    return (start.config, start) if start else (config, None)
+
+
+def resolved(config: Root) -> Root:
+    """The config with the sizes that `model.init` brings, where a ViT is to begin from it."""
+    return resolve(config) if config.finetune.model == "vit" else config
+
+
+def run_folder(config: Root, checkpoint: str | Path | None) -> Path:
+    """Where a fine-tuning writes."""
+    return Path(expand(config.finetune.run or default_folder(config, checkpoint), "finetune.run"))
 
 
 def default_folder(config: Root, checkpoint: str | Path | None) -> str:
@@ -91,17 +116,17 @@ def check_fit(config: Root, pretrained: Checkpoint | None) -> torch.device:
         check_preprocessing(pretrained, config)
     if settings.model == "vit":
         check_sizes(config.model, config.data.image_size)
-    return device_of(config)
+    return training_device(config)
 
 
 def check_preprocessing(checkpoint: Checkpoint, config: Root) -> None:
     """UserError unless the config reads images as the checkpoint's were: preprocessing travels with the weights."""
-    then, now = checkpoint.config.data, config.data
+    then, now = (one.data.model_dump(mode="json") for one in (checkpoint.config, config))
     for name in PREPROCESSING:
-        if getattr(then, name) != getattr(now, name):
+        if then[name] != now[name]:
             raise UserError(
-                f"{checkpoint.place}: found data.{name} = {getattr(then, name)}, expected {getattr(now, name)} by the "
-                f"config; give data.{name}={getattr(then, name)}"
+                f"{checkpoint.place}: found data.{name} = {then[name]}, expected {now[name]} by the config; "
+                f"give data.{name}={str(then[name]).replace(' ', '')}"
             )
 
 
@@ -118,12 +143,12 @@ def file_digest(path: str | Path | None) -> str | None:
 
 def build_model(config: Root, pretrained: Checkpoint | None = None) -> nn.Module:
     """The classifier a config describes, with the pretraining's encoder where one is given."""
-    settings, model = config.finetune, config.model
+    settings, model, size = config.finetune, config.model, config.data.image_size
     if settings.model != "vit":
-        small = settings.stem == "small" or (settings.stem == "auto" and config.data.image_size <= 32)
+        small = settings.stem == "small" or (settings.stem == "auto" and min(height_and_width(size)) <= 32)
         stem = "small" if small else "imagenet"
-        return build_resnet(settings.model, 1, 1, stem, model.pixel_mean, model.pixel_std)
-    mae = mae_from(model, config.data.image_size)
+        return build_resnet(settings.model, model.in_channels, 1, stem, model.pixel_mean, model.pixel_std)
+    mae = mae_from(model, size)
     if pretrained:
         load_weights(mae, pretrained)
     return build_classifier(mae.encoder, settings.pool, settings.mode == "linear", settings.drop_path)
@@ -170,14 +195,16 @@ def finetune_stage(
     settings = config.finetune
     with seeded(config.seed):  # all later draws come from data.draws
         model = build_model(config, pretrained).to(device)
+    set_up(model, config.compile, config.activation_checkpointing)
     optimizer = optimizer_settings(config, pretrained is not None)
     layers = len(model.encoder.blocks) if isinstance(model, Classifier) else 0
     scale = layer_scale(optimizer.layer_decay, layers)
     groups = parameter_groups(model.named_parameters(), optimizer.weight_decay, scale)
-    held_out = Loader(data, splits.validate, config.evaluate.batch_size)
+    held_out = Loader(data, splits.validate, config.evaluate.batch_size, share=distributed.shard())
     meta = {
         "pretrained_from": pretrained.place if pretrained else None,
         "seen": pretrained.meta["seen"] if pretrained else [],
+        "license": pretrained.meta.get("license") if pretrained else None,
         "train_images": len(splits.train),
         "images": digest(data.manifest.table, "image_id"),
     }
@@ -187,16 +214,20 @@ def finetune_stage(
         device=device,
         model=model,
         optimizer=adamw(groups, settings.betas),
-        batches=Loader(data, splits.train, settings.batch_size, config.seed),
+        batches=Loader(data, splits.train, settings.batch_size, config.seed, distributed.shard()),
         step=lambda model, batch, epoch: finetune_step(config, model, batch, epoch),
-        validate=lambda model: validate(config, model, held_out, splits.validate, device),
+        validate=lambda model, epoch: validate(config, model, held_out, splits.validate, device),
         epochs=settings.epochs,
         warmup_epochs=settings.warmup_epochs,
         peak_lr=optimizer.base_lr * settings.batch_size / 256,
         min_lr=settings.min_lr * settings.batch_size / 256,
         clip_grad=settings.clip_grad,
-        save_minutes=settings.save_minutes,
+        accumulate=settings.accumulate,
+        ema=settings.ema,
+        name_images=lambda batch: image_names(splits.train, batch),
         meta=meta,
+        show=lambda _, validation, board, step: show_scores(config, data, validation, board, step),
+        hyperparameters=hyperparameters(config, pretrained, optimizer, len(splits.train)),
     )
 
 
@@ -222,12 +253,41 @@ def optimizer_settings(config: Root, pretrained: bool) -> OptimizerChoice:
     )
 
 
+def hyperparameters(
+    config: Root, pretrained: Checkpoint | None, optimizer: OptimizerChoice, labelled: int
+) -> dict[str, float | str]:
+    """What tells fine-tunings apart in TensorBoard's HParams tab, with the pretraining's own where there was one."""
+    settings, earlier = config.finetune, {}
+    if pretrained:
+        earlier = {name: mae_hyperparameters(pretrained.config)[name] for name in ("init", "mask_ratio", "decoder")}
+    return {
+        **earlier,
+        "stage": "finetune",
+        "model": config.model.preset if settings.model == "vit" else settings.model,
+        "mode": settings.mode,
+        "weights": "pretrained" if pretrained else "random",
+        "labelled": labelled,
+        "labels": config.data.uncertain,
+        "base_lr": optimizer.base_lr,
+        "weight_decay": optimizer.weight_decay,
+        "layer_decay": optimizer.layer_decay,
+        "drop_path": settings.drop_path,
+        "label_smoothing": settings.label_smoothing,
+        "batch_size": settings.batch_size,
+        "epochs": settings.epochs,
+        "augment": "on" if settings.augment.enabled else "off",
+        "data": config.data.source,
+        "image_size": str(config.data.image_size),
+        "seed": config.seed,
+    }
+
+
 def finetune_step(config: Root, model: nn.Module, batch: Batch, epoch: int) -> Tensor:
     """The loss of a training batch; augmentation and stochastic depth depend on (seed, epoch, image)."""
     draws = uniform(config.seed, "augment", epoch, batch.numbers, DRAWS)
     images = model.standardize(augment(batch.images, config.finetune.augment, draws))
     noise = None
-    if isinstance(model, Classifier):
+    if hasattr(model, "encoder"):  # a Classifier, alone or among ranks
         noise = uniform(config.seed, "drop path", epoch, batch.numbers, 2 * len(model.encoder.blocks))
     return classification_loss(model(images, noise), batch.labels, config.finetune.label_smoothing)
 
@@ -245,8 +305,8 @@ def validate(config: Root, model: nn.Module, held_out: Loader, table: pd.DataFra
 
     There is a threshold for images and one for studies, whose mean scores are less spread.
     """
-    logits = predict_logits(model, held_out, device, config.precision)
-    labels, scores = held_out.labels, torch.sigmoid(logits).numpy()
+    logits = distributed.interleave(predict_logits(model, held_out, device, config.precision))
+    labels, scores = table["label"].to_numpy(np.float32), torch.sigmoid(logits).numpy()
     loss = classification_loss(logits, torch.from_numpy(labels)).item()
     thresholds = {unit: _threshold(in_units(table, scores, unit), config.finetune.threshold) for unit in UNITS}
     metrics = binary_metrics(labels, scores, thresholds["image"])
@@ -255,7 +315,15 @@ def validate(config: Root, model: nn.Module, held_out: Loader, table: pd.DataFra
         {"validate/loss": loss, "validate/auc": metrics.auc, "validate/accuracy": metrics.accuracy},
         score,
         {"threshold": thresholds, "validate_auc": metrics.auc, "validate_loss": loss},
+        details=table.assign(score=scores),
     )
+
+
+def show_scores(config: Root, data: Data, validation: Validation, board: SummaryWriter, step: int) -> None:
+    """TensorBoard's curves and pictures of a validation."""
+    from classify.dashboard import show  # its colours are the report's, which itself builds on this module
+
+    show(config, data, validation.details, validation.meta["threshold"]["image"], board, step)
 
 
 def _threshold(units: pd.DataFrame, rule: str) -> float:
@@ -276,4 +344,4 @@ def predict_logits(model: nn.Module, loader: Loader, device: torch.device, preci
     """Logits (n) on the CPU of the loader's images in order; the model is in evaluation mode already."""
     with autocast(device, precision):
         parts = [model(model.standardize(batch.to(device).images)).float().cpu() for batch in loader.epoch()]
-    return torch.cat(parts)
+    return torch.cat([torch.empty(0), *parts])

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from classify.finetune import PREPROCESSING, SECTIONS, check_fit, known, labelled_splits
+from classify.finetune import PREPROCESSING, SECTIONS, check_fit, known, labelled_splits, resolved
 from classify.settings import RowSettings
 from data.config import Root, UserError, change_config, expand
 from data.loader import Data
@@ -13,6 +13,7 @@ from data.manifest import digest
 from mae.engine.run import check_run
 from mae.pretrain import SECTIONS as PRETRAIN_SECTIONS
 from mae.pretrain import check_model
+from mae.weights import resolve
 
 
 @dataclass(frozen=True)
@@ -61,13 +62,14 @@ def _cell(
             )
         stage_one = config.compare.pretrainings[pretraining]
         folder = f"{config.run}/pretrain-{pretraining}-seed{seed}"
-        pretrain_config = change_config(config, stage_one | {"run": folder, "seed": seed}, "compare.pretrainings")
+        own = stage_one | {"run": folder, "seed": seed}
+        pretrain_config = resolve(change_config(config, own, "compare.pretrainings"))
     changes = {"finetune.sample": labelled} if labelled else {}
     changed = change_config(config, stage_one | changes | row.set | {"seed": seed}, f"compare.rows: {row.name}")
     parts = [_slug(row.name), pretraining, None if changed.finetune.augment.enabled else "plain"]
     parts += [f"n{labelled}" if labelled else None, f"seed{seed}"]
     run = f"{config.run}/{'-'.join(part for part in parts if part)}"
-    stage_two = change_config(changed, {"finetune.run": run}, "compare.rows")
+    stage_two = resolved(change_config(changed, {"finetune.run": run}, "compare.rows"))
     return Cell(number, row.name, pretraining, labelled, stage_two, pretrain_config)
 
 
@@ -92,6 +94,8 @@ def check_grid(config: Root, cells: list[Cell], data_of: Callable[[Root], Data])
             raise UserError(f"compare.rows: {cell.name}: found {what}, expected the same cases in every row")
         if cell.pretrain_config:
             check_model(cell.pretrain_config)
+            if cell.pretrain_config.pretrain.select == "probe":  # a comparison owes nothing to labels before stage two
+                raise UserError("pretrain.select: found probe, expected reconstruction in a comparison")
             _check_pretrained(cell)
             _check_folder(cell.pretrain_config, cell.pretrain_config.run, PRETRAIN_SECTIONS, "pretrain")
         _check_folder(cell.config, cell.config.finetune.run, SECTIONS, "finetune")

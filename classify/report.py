@@ -29,13 +29,12 @@ from classify.metrics import expected_calibration_error
 from classify.tables import METRICS, caption, cases, difference_rows, name_of, table_row, verdict
 from data.config import Root, print_config
 from data.loader import Data, Loader, open_data
-from mae.engine.checkpoint import load_checkpoint, load_weights
-from mae.engine.optim import seeded
+from data.settings import height_and_width
+from mae.engine.checkpoint import load_checkpoint
 from mae.engine.run import commit, flat
 from mae.engine.tracker import read_metrics
-from mae.model import mae_from
 from mae.pretrain import may_show_images, panel
-from mae.reconstruct import CAPTION
+from mae.reconstruct import CAPTION, model_of
 
 PANEL_IMAGES = 4  # validation images reconstructed by each stage-one run
 SMALL = 96  # up to this side, in pixels, a panel is kept without loss
@@ -95,7 +94,8 @@ def facts(comparison: Comparison, budgets: list["Budget"]) -> Iterator[tuple[str
         {str(e.summary["commit"]) for one in comparison.lines for e in one.evaluations if e.summary["commit"]}
     )
     yield "Run", config.run
-    yield "Source", f"{data.source}, {data.image_size} × {data.image_size} pixels ({data.resize})"
+    height, width = height_and_width(data.image_size)
+    yield "Source", f"{data.source}, {height} × {width} pixels ({data.resize})"
     yield "Split", config.compare.split
     yield "Evaluated", cases(evaluation.summary)
     yield "Prevalence", f"{100 * line.labels.mean():.1f} % abnormal ({int(line.labels.sum()):,})"
@@ -284,16 +284,14 @@ def _panel(comparison: Comparison, name: str, folder: Path) -> dict[str, Any]:
     data = _data_of(comparison, config)
     table = data.split("validate")
     spread = np.linspace(0, len(table) - 1, min(PANEL_IMAGES, len(table))).round().astype(int)
-    with seeded(config.seed):  # its initial weights are drawn, then replaced
-        model = mae_from(config.model, config.data.image_size).eval()
-    load_weights(model, checkpoint)
     batch = next(Loader(data, table.iloc[spread], len(spread)).epoch())
-    grey = (panel(config, model, batch)[0] * 255).round().byte().numpy()  # h w
-    side = config.data.image_size
-    return {"name": name, "source": _data_uri(grey, side), "width": 3 * side * max(1, round(150 / side))} | {
+    grey = (panel(config, model_of(checkpoint), batch)[0] * 255).round().byte().numpy()  # h w
+    height, width = height_and_width(config.data.image_size)
+    small = max(height, width) <= SMALL
+    return {"name": name, "source": _data_uri(grey, small), "width": 4 * width * max(1, round(150 / width))} | {
         "masking": f"{100 * config.pretrain.mask_ratio:g}",
         "size": grey.shape[::-1],
-        "pixelated": side <= SMALL,
+        "pixelated": small,
     }
 
 
@@ -304,7 +302,7 @@ def _data_of(comparison: Comparison, config: Root) -> Data:
     return comparison.data if settings == here else open_data(config.model_copy(update={"data": settings}))
 
 
-def _data_uri(grey: np.ndarray, side: int) -> str:
-    file, kind = BytesIO(), "png" if side <= SMALL else "jpeg"
+def _data_uri(grey: np.ndarray, small: bool) -> str:
+    file, kind = BytesIO(), "png" if small else "jpeg"
     Image.fromarray(grey).save(file, kind, **({"optimize": True} if kind == "png" else {"quality": 88}))
     return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -1,10 +1,13 @@
 """ResNet-18 and -50 (He et al. 2016, the stride on the 3×3 convolution as in v1.5), torchvision's names."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from data.config import UserError
+from mae.encoder import per_channel
 
 
 class BasicBlock(nn.Module):
@@ -52,8 +55,8 @@ class ResNet(nn.Module):
         in_channels: int,
         classes: int,
         small_stem: bool,
-        pixel_mean: float,
-        pixel_std: float,
+        pixel_mean: float | Sequence[float],
+        pixel_std: float | Sequence[float],
     ):
         super().__init__()
         kernel, stride = (3, 1) if small_stem else (7, 2)
@@ -66,14 +69,14 @@ class ResNet(nn.Module):
             self.add_module(f"layer{number}", _layer(block, inputs, width, depth, stride=1 if number == 1 else 2))
             inputs = width * block.expansion
         self.fc = nn.Linear(inputs, classes)
-        self.register_buffer("mean", torch.full((in_channels, 1, 1), pixel_mean), persistent=False)
-        self.register_buffer("std", torch.full((in_channels, 1, 1), pixel_std), persistent=False)
+        self.register_buffer("mean", per_channel(pixel_mean, in_channels), persistent=False)  # c 1 1
+        self.register_buffer("std", per_channel(pixel_std, in_channels), persistent=False)  # c 1 1
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def standardize(self, images: Tensor) -> Tensor:
-        """8-bit grey levels (b c h w) → what the model reads."""
+        """8-bit grey levels (b c h w) → what the model reads; one channel serves as all of them."""
         return (images.float() / 255 - self.mean) / self.std
 
     def forward(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
@@ -97,8 +100,8 @@ def build_resnet(
     in_channels: int = 1,
     classes: int = 1,
     stem: str = "imagenet",
-    pixel_mean: float = 0.5,
-    pixel_std: float = 0.25,
+    pixel_mean: float | Sequence[float] = 0.5,
+    pixel_std: float | Sequence[float] = 0.25,
 ) -> ResNet:
     """A randomly initialised ResNet; `stem`: "imagenet" (7×7/2, max-pool) or "small" (3×3/1).
 

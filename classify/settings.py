@@ -25,7 +25,8 @@ class FinetuneSettings(Settings):
         "mean", description="ViT features: mean of the patch tokens, or the class token"
     )
     stem: Literal["auto", "imagenet", "small"] = Field(
-        "auto", description="ResNet stem: 7x7/2 and max-pool, or 3x3/1 for small images; auto: small up to 32 px"
+        "auto",
+        description="ResNet stem: 7x7/2 and max-pool, or 3x3/1 for small images; auto: small if a side is up to 32 px",
     )
     sample: int | None = Field(
         None, ge=2, description="labelled training images to use (whole patients, nested subsets); null: all"
@@ -49,7 +50,13 @@ class FinetuneSettings(Settings):
     threshold: Literal["youden", "accuracy", "f1", "half"] = Field(
         "youden", description="rule that picks the decision threshold on validation; half is 0.5"
     )
-    save_minutes: float = Field(10, gt=0, description="minutes between checkpoints inside an epoch")
+    accumulate: int = Field(1, ge=1, description="parts each batch is worked through in, for memory's sake")
+    ema: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="decay of an exponential moving average of the weights, which is then what is kept",
+    )
     augment: AugmentSettings = Field(default_factory=AugmentSettings)
 
     @model_validator(mode="after")

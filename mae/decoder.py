@@ -34,7 +34,7 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleList(Block(width, heads, eps=eps) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps)
         self.predict = Linear(width, pixels)
-        self.register_buffer("positions", sincos_positions(width, grid), persistent=False)  # n d
+        self.register_buffer("positions", sincos_positions(width, grid))  # n d, or what loaded weights bring
         self.apply(init_weights)
 
     def forward(self, tokens: Tensor, keep: Tensor, masked: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ class CrossDecoder(nn.Module):
         self.blocks = nn.ModuleList(CrossBlock(width, heads, encoder_width, eps=eps) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps)
         self.predict = Linear(width, pixels)
-        self.register_buffer("positions", sincos_positions(width, grid), persistent=False)  # n d
+        self.register_buffer("positions", sincos_positions(width, grid))  # n d, or what loaded weights bring
         self.apply(init_weights)
 
     def forward(self, depths: Tensor, keep: Tensor, masked: Tensor) -> Tensor:

@@ -42,9 +42,9 @@ class Encoder(nn.Module):
         self.class_token = token(width)
         self.blocks = nn.ModuleList(Block(width, heads, eps=eps) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps)
-        self.register_buffer("positions", sincos_positions(width, self.grid), persistent=False)  # n d
-        self.register_buffer("mean", _per_channel(pixel_mean, in_channels))  # c 1 1
-        self.register_buffer("std", _per_channel(pixel_std, in_channels))  # c 1 1
+        self.register_buffer("positions", sincos_positions(width, self.grid))  # n d, or what loaded weights bring
+        self.register_buffer("mean", per_channel(pixel_mean, in_channels))  # c 1 1
+        self.register_buffer("std", per_channel(pixel_std, in_channels))  # c 1 1
         self.apply(init_weights)
 
     def standardize(self, images: Tensor) -> Tensor:
@@ -85,5 +85,6 @@ class Encoder(nn.Module):
         return drop_path(noise, rates.repeat_interleave(2))  # b 2·depth
 
 
-def _per_channel(value: float | Sequence[float], channels: int) -> Tensor:
+def per_channel(value: float | Sequence[float], channels: int) -> Tensor:
+    """One number for all channels, or one for each → (c 1 1)."""
     return torch.tensor(value, dtype=torch.get_default_dtype()).broadcast_to(channels).reshape(channels, 1, 1).clone()

@@ -22,12 +22,12 @@ class Linear(nn.Linear):
 
 def _by_onednn(tokens: Tensor) -> bool:
     return (
-        tokens.device.type == "cpu"
+        not torch.compiler.is_compiling()  # first: what follows would break the graph
+        and tokens.device.type == "cpu"
         and tokens.dtype == torch.float32
         and torch.backends.mkldnn.is_available()
         and torch.backends.mkldnn.enabled
         and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
     )
 
 

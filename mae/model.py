@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from data.config import UserError
+from data.settings import Size, height_and_width
 from mae.decoder import CrossDecoder, Decoder
 from mae.encoder import Encoder
 from mae.masking import mask_of, random_masking, take
@@ -90,7 +91,7 @@ def normalize_patches(patches: Tensor) -> Tensor:
 
 def build_mae(
     preset: str = "vit_base_patch16",
-    image_size: int | tuple[int, int] = 224,
+    image_size: Size = 224,
     in_channels: int = 1,
     decoder: str = "self",
     norm_pixel_loss: bool = True,
@@ -110,7 +111,7 @@ def build_mae(
     if unknown := sizes.keys() - PRESETS[preset].keys():
         raise UserError(f"model: found size {min(unknown)!r}, expected one of {', '.join(PRESETS[preset])}")
     size = PRESETS[preset] | {name: value for name, value in sizes.items() if value is not None}
-    image_size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    image_size = height_and_width(image_size)
     _check_geometry(image_size, size)
     if norm_pixel_loss and size["patch_size"] ** 2 * in_channels == 1:
         raise UserError("model.patch_size: found 1, expected at least 2 with norm_pixel_loss (one value has no spread)")
@@ -132,12 +133,12 @@ def build_mae(
     return MaskedAutoencoder(encoder, Decoder(*shape, norm_eps), norm_pixel_loss)
 
 
-def mae_from(settings: ModelSettings, image_size: int) -> MaskedAutoencoder:
+def mae_from(settings: ModelSettings, image_size: Size) -> MaskedAutoencoder:
     """The masked autoencoder a config's `model` section describes."""
-    return build_mae(image_size=image_size, **settings.model_dump())
+    return build_mae(image_size=image_size, **settings.model_dump(exclude={"init"}))
 
 
-def check_sizes(settings: ModelSettings, image_size: int) -> None:
+def check_sizes(settings: ModelSettings, image_size: Size) -> None:
     """UserError where the sizes do not fit together, without building anything: before hours of decoding."""
     with torch.device("meta"):
         mae_from(settings, image_size)

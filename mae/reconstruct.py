@@ -1,55 +1,218 @@
-"""Original / masked / reconstruction: what a masked autoencoder makes of images."""
+"""mae-reconstruct: original, masked, reconstruction and their mix, or what a masked autoencoder makes of images."""
 
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from einops import rearrange, repeat
+from PIL import Image
 from torch import Tensor
 
-from mae.masking import put, take
-from mae.model import MaskedAutoencoder
+from data.config import UserError
+from data.draws import uniform
+from data.images import UnreadableImage, read_fitted
+from data.manifest import CREDENTIALED
+from data.settings import DataSettings
+from data.sources import images as folders
+from mae.encoder import Encoder
+from mae.engine.checkpoint import Checkpoint, load_weights
+from mae.engine.optim import seeded
+from mae.levels import applied, continue_borders, statistics
+from mae.masking import put, random_masking, take
+from mae.model import MaskedAutoencoder, mae_from
 from mae.patches import patchify, unpatchify
+from mae.sheet import save_picture, sheet
 
-CAPTION = (
-    "Left to right: original, what the encoder saw, reconstruction. A norm-pixel model predicts each hidden patch "
-    "up to brightness and contrast; these are estimated from the visible patches around it, never from itself."
+CONTINUED = (
+    "A norm-pixel model predicts each hidden patch up to brightness and contrast; these are chosen so that it "
+    "continues what surrounds it, never from the hidden patch itself."
 )
+CAPTION = f"Left to right: original, what the encoder saw, the predicted patches alone, and both together. {CONTINUED}"
+GREY_LEVELS = "The model predicts grey levels; they are shown as predicted."
+NOT_A_PREDICTION = "Uses the hidden patches' own mean and deviation: not a prediction."
+PRIVATE = "Made by a model of credentialed data: check the data use agreement before sharing any of it."
+SHEET = "-sheet.png"
 
 
 class Pictures(NamedTuple):
-    """Grey levels in 0..1, each (b c h w)."""
+    """Grey levels in 0..1, each (b 1 h w); the mean grey stands where a picture shows no patch."""
 
     original: Tensor
-    masked: Tensor
-    reconstruction: Tensor
+    masked: Tensor  # the patches the encoder saw
+    reconstruction: Tensor  # the patches that were predicted: all others
+    mix: Tensor  # both
 
 
 @torch.no_grad()
-def reconstruct(model: MaskedAutoencoder, images: Tensor, mask_ratio: float, noise: Tensor) -> Pictures:
-    """8-bit images (b c h w) and mask noise (b n) → pictures; hidden patches show the prediction."""
+def reconstruct(
+    model: MaskedAutoencoder, images: Tensor, mask_ratio: float, noise: Tensor, hidden_statistics: bool = False
+) -> Pictures:
+    """8-bit images (b c h w) and mask noise (b n) → pictures.
+
+    hidden_statistics: a norm-pixel model's patches get the mean and deviation of what was hidden, which leaks it.
+    """
     encoder = model.encoder
     pixels = encoder.standardize(images)
-    output = model(pixels, mask_ratio, noise)
     patches = patchify(pixels, encoder.patch_size)  # b n p·p·c
-    pred = output.pred.to(patches.dtype)
-    if model.norm_pixel_loss:
-        keep = output.mask.argsort(dim=1, stable=True)[:, : patches.shape[1] - pred.shape[1]]
-        mean, std = _surroundings(take(patches, keep), keep, output.masked, encoder.grid)
-        pred = pred * std + mean
-    hidden = put(patches, output.masked, torch.zeros_like(pred))
-    filled = put(patches, output.masked, pred)
-    return Pictures(*(_to_grey(encoder, part) for part in (patches, hidden, filled)))
+    keep, masked = random_masking(noise, mask_ratio)
+    pred = model(pixels, mask_ratio, noise).pred.to(patches.dtype)  # b m p·p·c
+    if model.norm_pixel_loss and hidden_statistics:
+        pred = applied(statistics(take(patches, masked)), pred)
+    elif model.norm_pixel_loss:
+        pred = continue_borders(patches, keep, pred, masked, encoder.grid, encoder.patch_size)
+    seen = put(patches, masked, torch.zeros_like(pred))
+    alone = put(torch.zeros_like(patches), masked, pred)
+    return Pictures(*(_to_grey(encoder, part) for part in (patches, seen, alone, put(patches, masked, pred))))
 
 
-def _surroundings(visible: Tensor, keep: Tensor, masked: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Mean and deviation (b m 1) for the masked places, from the visible patches by inverse squared distance."""
-    rows, columns = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
-    places = torch.stack([rows.flatten(), columns.flatten()], dim=1).to(visible)  # n 2
-    weights = torch.cdist(places[masked], places[keep]).pow(-2)  # b m k
-    weights = weights / weights.sum(dim=2, keepdim=True)
-    statistics = torch.stack([visible.mean(-1), visible.std(-1)], dim=-1)  # b k 2
-    return (weights @ statistics).split(1, dim=-1)  # each b m 1
+def _to_grey(encoder: Encoder, patches: Tensor) -> Tensor:
+    """Radiographs are grey: where a model predicts three channels, their mean is shown."""
+    images = unpatchify(patches, encoder.grid, encoder.patch_size)  # b c h w
+    return (images * encoder.std + encoder.mean).clamp(0, 1).mean(dim=1, keepdim=True)  # b 1 h w
 
 
-def _to_grey(encoder, patches: Tensor) -> Tensor:
-    images = unpatchify(patches, encoder.grid, encoder.patch_size)
-    return (images * encoder.std + encoder.mean).clamp(0, 1)
+def model_of(checkpoint: Checkpoint) -> MaskedAutoencoder:
+    """The masked autoencoder of a pretraining's checkpoint, in evaluation mode."""
+    config = checkpoint.config
+    with seeded(config.seed):  # its initial weights are drawn, then replaced
+        model = mae_from(config.model, config.data.image_size).eval()
+    load_weights(model, checkpoint)
+    return model
+
+
+# ---------------------------------------------------------------- the command
+
+
+@dataclass(frozen=True)
+class View:
+    """How images are to be shown."""
+
+    mask_ratio: float
+    seed: int = 0
+    samples: int = 1  # masks of each image
+    separate: bool = False  # each picture in a file of its own too
+    hidden_statistics: bool = False
+
+    def separate_files(self) -> dict[str, tuple[int, int]]:
+        """Endings of their names, with the sample and the column that each holds."""
+        places = [(sample, column) for sample in range(self.samples) for column in range(len(Pictures._fields))]
+        return {self._ending(*place): place for place in places} if self.separate else {}
+
+    def _ending(self, sample: int, column: int) -> str:
+        part = Pictures._fields[column]
+        own = "-own-statistics" if self.hidden_statistics and part in ("reconstruction", "mix") else ""
+        return f"-{part}{own}" + (f"-{sample + 1}" if self.samples > 1 and part != "original" else "") + ".png"
+
+
+def reconstruct_files(checkpoint: Checkpoint, words: Iterable[str], out: Path, view: View, device: torch.device) -> int:
+    """Write a sheet for every image file, and every image in a folder, into `out`; returns how many are unreadable.
+
+    Each of these is one line on stderr. Raises UserError, before anything is written, where there is no image, where
+    an image itself would be overwritten, or where a model has no use for `hidden_statistics`.
+    """
+    model = model_of(checkpoint).to(device)
+    if view.hidden_statistics and not model.norm_pixel_loss:
+        raise UserError("--hidden-statistics: found a model that predicts grey levels, expected a norm-pixel model")
+    names, unreadable = names_of(image_files(words)), 0
+    _spare(names, out, view)
+    notes = notes_of(checkpoint, view)
+    print(*([NOT_A_PREDICTION] if view.hidden_statistics else []), *notes, sep="\n")
+    for path, name in names.items():
+        try:
+            image = _read(checkpoint, path)
+        except UnreadableImage as reason:
+            unreadable += 1
+            print(f"error: {reason}", file=sys.stderr, flush=True)
+            continue
+        write(pictures_of(model, image.to(device), view), out / name, notes, view)
+        print(f"{path} → {out / name}{SHEET}", flush=True)
+    return unreadable
+
+
+def image_files(words: Iterable[str]) -> list[str]:
+    """The files that are named, and the images in the folders that are; each once. UserError for a folder without."""
+    found: list[str] = []
+    for word in words:
+        found += _images_in(Path(word)) if Path(word).is_dir() else [word]
+    return list(dict.fromkeys(found))
+
+
+def _images_in(folder: Path) -> list[str]:
+    try:
+        return folders.read(DataSettings(source="images"), folder)[0]["path"].tolist()
+    except UserError as error:  # there it is a setting, here a word of the command line
+        raise UserError(str(error).removeprefix("data.root: ")) from None
+
+
+def names_of(paths: Iterable[str]) -> dict[str, str]:
+    """A name for each image's files: that of its own file, numbered where several have the same."""
+    stems = {path: Path(path).stem for path in paths}
+    taken = {stem.casefold() for stem in stems.values()}  # some file systems do not tell A from a
+    names, used = {}, set()
+    for path, stem in stems.items():
+        others = (f"{stem}-{number}" for number in count(2))
+        free = stem if stem.casefold() not in used else next(n for n in others if n.casefold() not in taken)
+        names[path] = free
+        used.add(free.casefold())
+        taken.add(free.casefold())
+    return names
+
+
+def _spare(names: dict[str, str], out: Path, view: View) -> None:
+    """UserError if a file to be written is one of the images."""
+    images = {Path(path).resolve() for path in names}
+    for name in names.values():
+        for ending in (SHEET, *view.separate_files()):
+            if (out / f"{name}{ending}").resolve() in images:
+                raise UserError(f"--out: {out}: found the image {name}{ending} there, expected another folder")
+
+
+def notes_of(checkpoint: Checkpoint, view: View) -> list[str]:
+    """What is to be said of every picture."""
+    config = checkpoint.config
+    notes = [
+        f"{100 * view.mask_ratio:g} % of the patches hidden, mask seed {view.seed}. "
+        "Reconstruction: the predicted patches alone; mix: these and the visible ones."
+    ]
+    if not config.model.norm_pixel_loss:
+        notes.append(GREY_LEVELS)
+    elif not view.hidden_statistics:
+        notes.append(CONTINUED)
+    return [*notes, PRIVATE] if is_credentialed(config.data) else notes
+
+
+def is_credentialed(settings: DataSettings) -> bool:
+    """Whether what is made of this data must stay private."""
+    if settings.credentialed is not None:
+        return settings.credentialed
+    return any(part.source in CREDENTIALED for part in settings.each_source().values())
+
+
+def _read(checkpoint: Checkpoint, path: str) -> Tensor:
+    """The radiograph (h w) as the checkpoint's own images were read."""
+    data = checkpoint.config.data
+    return torch.from_numpy(read_fitted(path, data.image_size, data.resize, data.tone))
+
+
+def pictures_of(model: MaskedAutoencoder, image: Tensor, view: View) -> np.ndarray:
+    """An 8-bit radiograph (h w) → 8-bit pictures (s 4 h w), a sample a row; a mask depends on seed and sample only."""
+    noise = uniform(view.seed, "reconstruct", 0, torch.arange(view.samples, device=image.device), model.patches)
+    images = repeat(image, "h w -> s 1 h w", s=view.samples)
+    pictures = reconstruct(model, images, view.mask_ratio, noise, view.hidden_statistics)
+    return (rearrange(list(pictures), "k s 1 h w -> s k h w") * 255).round().byte().cpu().numpy()
+
+
+def write(pictures: np.ndarray, place: Path, notes: list[str], view: View) -> None:
+    """The sheet of an image's pictures (s 4 h w), and if wished each picture; `place` is how their paths begin."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    warning = NOT_A_PREDICTION if view.hidden_statistics else None
+    said = [warning, *notes] if warning else notes
+    save_picture(sheet(pictures, Pictures._fields, notes, warning), place.with_name(place.name + SHEET), said)
+    for ending, (sample, column) in view.separate_files().items():
+        picture = Image.fromarray(pictures[sample, column])
+        save_picture(picture, place.with_name(place.name + ending), said)

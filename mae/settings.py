@@ -4,11 +4,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from data.config import Settings
+from data.config import Settings, either
 from data.settings import AugmentSettings
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Deviation = Annotated[float, Field(gt=0, le=1)]
+Mean = Annotated[Share | tuple[Share, Share, Share], either("Input should be 0 to below 1, or three of these")]
+Spread = Annotated[
+    Deviation | tuple[Deviation, Deviation, Deviation], either("Input should be above 0, to 1, or three of these")
+]
 
 
 class ModelSettings(Settings):
@@ -25,6 +29,11 @@ class ModelSettings(Settings):
         "vit_large_patch16",
         "vit_huge_patch14",
     ] = Field("vit_base_patch16", description="encoder and decoder sizes, by the paper's names")
+    init: str | None = Field(
+        None,
+        description="weights to begin from, and their sizes: a checkpoint of ours, a Hugging Face folder, a "
+        "facebookresearch/mae .pth or a timm state dict; ${NAME} is read from the environment; null: random",
+    )
     in_channels: Literal[1, 3] = Field(1, description="1, or 3 equal ones as published weights expect")
     patch_size: int | None = Field(None, ge=1, description="side of a patch, pixels; null: the preset's")
     width: int | None = Field(None, ge=8, description="encoder width; null: the preset's")
@@ -39,12 +48,8 @@ class ModelSettings(Settings):
     decoder_depth: int | None = Field(None, ge=1, description="decoder blocks; null: the preset's")
     decoder_heads: int | None = Field(None, ge=1, description="decoder attention heads; null: the preset's")
     norm_pixel_loss: bool = Field(True, description="predict each patch normalised by its own mean and deviation")
-    pixel_mean: Share | tuple[Share, Share, Share] = Field(
-        0.5, description="mean grey level that standardises images, 0 to 1, one or one a channel"
-    )
-    pixel_std: Deviation | tuple[Deviation, Deviation, Deviation] = Field(
-        0.25, description="deviation that standardises images, 0 to 1, one or one a channel"
-    )
+    pixel_mean: Mean = Field(0.5, description="mean grey level that standardises images, 0 to 1, one or one a channel")
+    pixel_std: Spread = Field(0.25, description="deviation that standardises images, 0 to 1, one or one a channel")
     norm_eps: float = Field(1e-6, gt=0, le=1e-3, description="eps of the LayerNorms; published weights bring theirs")
 
     @model_validator(mode="after")
@@ -80,6 +85,21 @@ class PretrainAugmentSettings(AugmentSettings):
     gamma: float = Field(0.0, ge=0, lt=1, description="largest relative gamma change")
 
 
+class EngineSettings(Settings):
+    """The machinery of both stages: nothing here changes what is learned."""
+
+    save_minutes: float = Field(10, gt=0, description="minutes between checkpoints inside an epoch")
+    save_steps: int | None = Field(
+        None, ge=1, description="steps between checkpoints inside an epoch; null: minutes only"
+    )
+    log_every: int = Field(20, ge=1, description="steps between two looks at the device, each a line of metrics.jsonl")
+    skip_limit: int = Field(
+        10, ge=1, description="updates in a row that may be skipped because loss or gradient is not finite"
+    )
+    deterministic: bool = Field(False, description="only deterministic algorithms, also on CUDA; slower there")
+    verbose: bool = Field(False, description="a line per look at the device, not one per epoch")
+
+
 class PretrainSettings(Settings):
     """Stage one: masked-autoencoder pretraining (mae-pretrain)."""
 
@@ -95,12 +115,26 @@ class PretrainSettings(Settings):
     optimizer: OptimizerSettings = Field(default_factory=OptimizerSettings)
     augment: PretrainAugmentSettings = Field(default_factory=PretrainAugmentSettings)
     validate_every: int = Field(1, ge=1, description="epochs between held-out reconstruction losses")
-    save_minutes: float = Field(10, gt=0, description="minutes between checkpoints inside an epoch")
+    accumulate: int = Field(1, ge=1, description="parts each batch is worked through in, for memory's sake")
+    ema: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="decay of an exponential moving average of the weights, which is then what is kept",
+    )
+    probe_every: int | None = Field(
+        None, ge=1, description="epochs between probes of the features on labelled images (kNN, logistic); null: none"
+    )
+    select: Literal["reconstruction", "probe"] = Field(
+        "reconstruction", description="what best.pt follows: held-out reconstruction, or the logistic probe"
+    )
     panel_images: int = Field(6, ge=0, description="validation images in TensorBoard's reconstruction panel")
 
     @model_validator(mode="after")
     def _warm_up_ends(self) -> "PretrainSettings":
         check_warmup("optimizer.warmup_epochs", self.optimizer.warmup_epochs, self.epochs)
+        if self.select == "probe" and self.probe_every is None:
+            raise ValueError("select: found probe without probe_every, expected a number of epochs there")
         return self
 
 

@@ -89,6 +89,22 @@ def through(block: nn.Module, recompute: bool, *inputs: Tensor | None) -> Tensor
     return block(*inputs)
 
 
+def set_up(model: nn.Module, compiled: bool, recompute: bool) -> None:
+    """How the blocks compute, not what: parameters keep their names, so checkpoints fit with and without.
+
+    A model without such blocks, as a ResNet, is compiled whole and keeps its activations: its batch statistics
+    would be counted twice.
+    """
+    for module in model.modules():
+        if hasattr(module, "recompute"):
+            module.recompute = recompute
+    if compiled:
+        torch.compiler.reset()  # torch limits a function's graphs in a process, and a comparison trains many models
+        blocks = [module for module in model.modules() if isinstance(module, Block | CrossBlock)]
+        for module in blocks or [model]:
+            module.compile()
+
+
 def _scale(branch: Tensor, scale: Tensor | None) -> Tensor:
     return branch if scale is None else branch * scale.to(branch.dtype)
 

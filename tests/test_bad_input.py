@@ -84,7 +84,10 @@ def test_an_environment_variable_that_is_not_set(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("main", [prepare, pretrain, finetune])
-@pytest.mark.parametrize("source", ["mimic-cxr-jpg", "folder", "table", "medmnist"])
+@pytest.mark.parametrize(
+    "source",
+    ["mimic-cxr-jpg", "mimic-cxr-dicom", "chexpert", "nih-cxr14", "folder", "images", "table", "medmnist"],
+)
 def test_a_root_that_does_not_exist(main, source, world, tmp_path):
     words = ["--config", world.config, f"data.source={source}", f"data.root={tmp_path}/nowhere", f"run={tmp_path}/run"]
     assert f"{tmp_path}/nowhere: no such " in mistake(main, *words, keep=world.root)

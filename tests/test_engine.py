@@ -50,6 +50,7 @@ def pretrained(place, opened) -> Path:
     return pretrain(tiny_config(place, pretrain__epochs=1), opened) / "last.pt"
 
 
+OF_THE_MACHINE = {"train/images_per_second", "train/data_wait_share", "train/peak_memory_gb"}
 STAGES = {
     "mae": {},
     "full": {"finetune__mode": "full", "finetune__drop_path": 0.5},
@@ -119,7 +120,7 @@ def assert_same_runs(one: Path, two: Path) -> None:
         for part in ("kind", "weights", "optimizer", "progress", "meta"):
             assert_same(getattr(a, part), getattr(b, part), f"{name} {part}")
     logs = [
-        [{k: v for k, v in row.items() if k != "train/images_per_second"} for row in read_metrics(folder)]
+        [{k: v for k, v in row.items() if k not in OF_THE_MACHINE} for row in read_metrics(folder)]
         for folder in (one, two)
     ]
     assert logs[0] == logs[1]
@@ -147,32 +148,31 @@ def test_resume_equals_no_interruption_bit_for_bit(runner, tmp_path, monkeypatch
 
 
 def test_a_checkpoint_inside_an_epoch_resumes_exactly(runner, tmp_path, monkeypatch):
-    monkeypatch.setattr(mae.engine.loop, "LOG_EVERY", 2)
-    tiny = {"pretrain__save_minutes": 1e-9} if runner.kind == "mae" else {"finetune__save_minutes": 1e-9}
-    whole = runner(tmp_path / "whole")
+    often = {"engine__log_every": 2}
+    whole = runner(tmp_path / "whole", **often)
     with monkeypatch.context() as patch:
         runner.stopping(patch, 2 * runner.steps + 4)
         with pytest.raises(Stop):
-            runner(tmp_path / "parts", **tiny)
+            runner(tmp_path / "parts", engine__save_minutes=1e-9, **often)
     progress = load_checkpoint(tmp_path / "parts/last.pt").progress
     assert (progress["epoch"], progress["batch"], progress["step"]) == (2, 2, 2 * runner.steps + 2)
     with monkeypatch.context() as patch:
         epochs = runner.stopping(patch, 0)
-        runner(tmp_path / "parts")
+        runner(tmp_path / "parts", **often)
     assert epochs == [2] * (runner.steps - 2) + [3] * runner.steps
     assert_same_runs(whole, tmp_path / "parts")
 
 
 def test_many_interruptions_equal_none(opened, place, pretrained, tmp_path, monkeypatch):
     runner = Runner("mae", place, opened, pretrained)
-    monkeypatch.setattr(mae.engine.loop, "LOG_EVERY", 3)
-    whole, starts = runner(tmp_path / "whole"), 0
+    often = {"engine__log_every": 3}
+    whole, starts = runner(tmp_path / "whole", **often), 0
     while True:
         starts += 1
         with monkeypatch.context() as patch:
             runner.stopping(patch, 5)
             try:
-                runner(tmp_path / "parts", pretrain__save_minutes=1e-9)
+                runner(tmp_path / "parts", engine__save_minutes=1e-9, **often)
                 break
             except Stop:
                 continue
@@ -288,7 +288,7 @@ def toy_stage(config: Root, scores=(), step=None, **changed) -> Stage:
         model = Toy()
     scores = iter(scores)
 
-    def validate(model):
+    def validate(model, epoch):
         assert not model.training
         return Validation({"validate/score": (score := next(scores, 0.0))}, score, {"of": score})
 
@@ -362,8 +362,8 @@ def test_evaluation_restores_each_modules_mode():
     assert torch.is_grad_enabled()
 
 
-def test_metrics_show_the_mean_loss_of_an_epoch(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(mae.engine.loop, "LOG_EVERY", 2)
+def test_metrics_show_the_mean_loss_of_an_epoch(place, tmp_path):
+    config = tiny_config(place, engine__log_every=2)
     losses = []
 
     def step(model, batch, epoch):
@@ -378,21 +378,45 @@ def test_metrics_show_the_mean_loss_of_an_epoch(config, tmp_path, monkeypatch):
         assert row["epoch/train_loss"] == pytest.approx(mean, rel=1e-6)
 
 
-@pytest.mark.parametrize("spoil", ["loss", "gradient"])
-def test_a_loss_or_gradient_that_is_not_finite_stops_and_keeps_the_checkpoint(spoil, config, tmp_path):
-    def step(model, batch, epoch):
-        loss = model(batch.x).square().mean()
-        if epoch < 2:
-            return loss
-        return loss * math.nan if spoil == "loss" else loss + (loss * 0).sqrt()  # 0, of infinite slope
+def spoiling(kind: str, wanted):
+    """A step whose loss or gradient is not finite in the wanted calls (counted from 1)."""
+    calls = []
 
+    def step(model, batch, epoch):
+        calls.append(epoch)
+        loss = model(batch.x).square().mean()
+        if len(calls) not in wanted:
+            return loss
+        return loss * math.nan if kind == "loss" else loss + (loss * 0).sqrt()  # 0, of infinite slope
+
+    return step
+
+
+@pytest.mark.parametrize("spoil", ["loss", "gradient"])
+def test_updates_that_are_never_finite_stop_and_keep_the_checkpoint(spoil, place, tmp_path):
+    config = tiny_config(place, engine__skip_limit=3)
     with pytest.raises(UserError) as caught:
-        fit(toy_stage(config, step=step), tmp_path)
-    assert "loss or gradient is not finite at step 15" in str(caught.value)
+        fit(toy_stage(config, step=spoiling(spoil, range(11, 99))), tmp_path)
+    assert "loss or gradient is not finite at step 13" in str(caught.value)
+    assert "3 updates in a row" in str(caught.value)
     assert "\n" not in str(caught.value)
     kept = load_checkpoint(tmp_path / "last.pt")
     assert kept.progress["epoch"] == 2
     assert all(tensor.isfinite().all() for tensor in kept.weights.values())
+
+
+@pytest.mark.parametrize("spoil", ["loss", "gradient"])
+def test_an_update_that_is_not_finite_is_skipped_named_and_leaves_no_trace(spoil, config, tmp_path, capsys):
+    stage = toy_stage(config, epochs=1, step=spoiling(spoil, {3}), name_images=lambda batch: ["bad-one"])
+    fit(stage, tmp_path)
+    assert "not finite at step 3 (images bad-one): update skipped" in capsys.readouterr().err
+    rows = read_metrics(tmp_path)
+    assert [row["skipped_images"] for row in rows if "skipped_images" in row] == [["bad-one"]]
+    assert rows[-1]["epoch"] == 1
+    assert math.isfinite(rows[-1]["epoch/train_loss"])
+    assert all(tensor.isfinite().all() for tensor in stage.model.state_dict().values())
+    assert load_checkpoint(tmp_path / "last.pt").progress["skipped"] == 1
+    assert {state["step"].item() for state in stage.optimizer.state.values()} == {4.0}
 
 
 @pytest.mark.parametrize("limit", [None, 0.01])
@@ -544,7 +568,7 @@ def test_what_does_not_change_the_result_may_change(place, tmp_path):
     check_run(tmp_path, tiny_config(place), sections, facts)  # an empty folder
     start_run(tmp_path, tiny_config(place), facts)
     check_run(tmp_path, tiny_config(place), sections, facts)
-    free = ("pretrain__epochs", 9), ("pretrain__save_minutes", 1.0), ("data__store", "x"), ("data__workers", 2)
+    free = ("pretrain__epochs", 9), ("engine__save_minutes", 1.0), ("data__store", "x"), ("data__workers", 2)
     for key, value in (*free, ("finetune__epochs", 9), ("finetune__mode", "linear"), ("run", "elsewhere")):
         check_run(tmp_path, tiny_config(place, **{key: value}), sections, facts)
 
@@ -640,8 +664,8 @@ def test_schedules_without_warmup_or_without_an_end():
     assert warmup_cosine(7, 7, 7, 0.7) == 0.7
 
 
-def test_the_loop_follows_the_schedule(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(mae.engine.loop, "LOG_EVERY", 1)
+def test_the_loop_follows_the_schedule(place, tmp_path):
+    config = tiny_config(place, engine__log_every=1)
     fit(toy_stage(config), tmp_path)
     rates = [row["train/learning_rate"] for row in read_metrics(tmp_path) if "train/learning_rate" in row]
     assert rates == pytest.approx([warmup_cosine(step, 5, 20, 0.1, 0.01) for step in range(20)])

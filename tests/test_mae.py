@@ -1,4 +1,4 @@
-"""Laws of the masked autoencoder: who sees which patches, what the loss reads, and what a reconstruction shows."""
+"""Laws of the masked autoencoder: who sees which patches, and what the loss reads."""
 
 import pytest
 import torch
@@ -9,7 +9,6 @@ from mae import build_mae
 from mae.masking import random_masking, take
 from mae.model import PRESETS, MaskedAutoencoder, normalize_patches
 from mae.patches import patchify, unpatchify
-from mae.reconstruct import reconstruct
 from mae.transformer import drop_path
 
 GRID, PATCH = (3, 5), 2  # 15 patches in an image of 6 × 10
@@ -36,10 +35,6 @@ def pixels(b: int = 7, channels: int = 1, seed: int = 1) -> Tensor:
 
 def noise_for(b: int = 7, seed: int = 2) -> Tensor:
     return torch.rand(b, 15, generator=torch.Generator().manual_seed(seed))
-
-
-def grey_images(b: int = 3, seed: int = 3) -> Tensor:
-    return torch.randint(0, 256, (b, 1, 6, 10), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
 
 
 def change(images: Tensor, places: Tensor, value) -> Tensor:
@@ -340,7 +335,7 @@ def test_preprocessing_travels_with_the_weights():
     other.load_state_dict(state)
     assert other.encoder.mean.item() == pytest.approx(0.4)
     assert other.encoder.std.item() == pytest.approx(0.2)
-    assert not any("positions" in name for name in state)
+    assert {"encoder.positions", "decoder.positions"} <= state.keys()  # loaded weights may bring their own
 
 
 def test_drop_path_keeps_the_expectation():
@@ -386,53 +381,3 @@ def test_a_dropped_branch_leaves_the_tokens_as_they_were():
 def _before_blocks(encoder, images: Tensor) -> Tensor:
     tokens = encoder.embed(patchify(images, PATCH)) + encoder.positions
     return torch.cat([encoder.class_token.expand(len(images), 1, -1), tokens], dim=1)
-
-
-# ---------------------------------------------------------------- reconstruction
-
-
-@pytest.mark.parametrize("norm_pixel_loss", [True, False])
-def test_reconstruction_never_reads_hidden_patches(norm_pixel_loss):
-    model, images, noise = tiny(norm_pixel_loss=norm_pixel_loss), grey_images(), noise_for(3)
-    _, masked = random_masking(noise, 0.75)
-    pictures = reconstruct(model, images, 0.75, noise)
-    flattened = reconstruct(model, change(images, masked, 200), 0.75, noise)
-    assert flattened.reconstruction.equal(pictures.reconstruction)
-    assert flattened.masked.equal(pictures.masked)
-
-
-def test_visible_patches_are_shown_as_they_are():
-    model, images, noise = tiny(), grey_images(), noise_for(3)
-    keep, masked = random_masking(noise, 0.75)
-    pictures = reconstruct(model, images, 0.75, noise)
-    torch.testing.assert_close(pictures.original, images / 255)
-    for part in (pictures.masked, pictures.reconstruction):
-        torch.testing.assert_close(take(patchify(part, PATCH), keep), take(patchify(images / 255, PATCH), keep))
-    assert take(patchify(pictures.masked, PATCH), masked).unique().tolist() == [0.5]  # the mean grey
-
-
-def test_a_perfect_prediction_without_norm_pixels_is_the_image():
-    model, images, noise = tiny(norm_pixel_loss=False), grey_images(), noise_for(3)
-    _, masked = random_masking(noise, 0.75)
-    fix_prediction(model, take(patchify(model.encoder.standardize(images), PATCH), masked))
-    torch.testing.assert_close(reconstruct(model, images, 0.75, noise).reconstruction, images / 255)
-
-
-def test_brightness_of_a_hidden_patch_comes_from_its_neighbours():
-    """A norm-pixel model predicting zeros shows a constant between its visible patches' means."""
-    model, noise = tiny(), noise_for(3)
-    images = torch.full((3, 1, 6, 10), 60, dtype=torch.uint8)
-    fix_prediction(model, torch.zeros(3, 12, PATCH * PATCH))
-    torch.testing.assert_close(reconstruct(model, images, 0.75, noise).reconstruction, images / 255)
-    bright = change(images, random_masking(noise, 0.75)[0][:, :1], 240)
-    shown = reconstruct(model, bright, 0.75, noise).reconstruction
-    assert shown.min() >= 59.9 / 255
-    assert shown.max() <= 240.1 / 255
-
-
-def test_pictures_are_grey_levels_and_carry_no_gradient():
-    pictures = reconstruct(tiny(), grey_images(), 0.75, noise_for(3))
-    for part in pictures:
-        assert part.shape == (3, 1, 6, 10)
-        assert 0 <= part.min() <= part.max() <= 1
-        assert not part.requires_grad

@@ -20,9 +20,11 @@ REPOSITORY = Path(__file__).parents[1]
 MAINS = {
     "mae-prepare": data.preparation.main,
     "mae-pretrain": mae.cli.pretrain,
+    "mae-reconstruct": mae.cli.reconstruct,
     "mae-finetune": classify.cli.finetune,
     "mae-evaluate": classify.cli.evaluate,
     "mae-compare": classify.cli.compare,
+    "mae-export": classify.cli.export,
 }
 SMALL = [
     *("precision=fp32", "data.image_size=32", "data.phantom.images=60", "model.preset=vit_tiny_patch16"),
@@ -30,6 +32,8 @@ SMALL = [
     *("model.decoder_depth=1", "model.decoder_heads=2", "pretrain.epochs=1", "pretrain.batch_size=16"),
     *("finetune.epochs=1", "finetune.batch_size=16", "evaluate.replicates=100"),
 ]
+
+PLACES = {"MIMIC_CXR_ROOT": "mimic", "VIT_MAE_BASE": "runs/demo-hf"}  # what stands for what nobody may ship
 
 
 def commands() -> list[list[str]]:
@@ -65,9 +69,10 @@ def test_readme_commands_run_in_order(tmp_path, monkeypatch, capsys):
     ran = []
     for name, *words in commands():
         if name == "export":
-            monkeypatch.setenv(words[0].partition("=")[0], str(tmp_path / "mimic"))
+            variable = words[0].partition("=")[0]
+            monkeypatch.setenv(variable, str(tmp_path / PLACES[variable]))
         if name in MAINS:
-            small = SMALL[-1:] if name == "mae-evaluate" else SMALL
+            small = {"mae-evaluate": SMALL[-1:], "mae-export": [], "mae-reconstruct": []}.get(name, SMALL)
             grid = ["compare.labelled=[24]", "compare.seeds=[0]"] if "compare_mimic" in words else []
             with pytest.raises(SystemExit) as end:
                 MAINS[name]([*words, *small, *grid])

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import sys
 import zipfile
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,6 +26,7 @@ class Checkpoint:
     meta: dict[str, Any] = field(default_factory=dict)
     optimizer: dict[str, Any] | None = None
     progress: dict[str, Any] = field(default_factory=dict)
+    state: dict[str, Any] = field(default_factory=dict)  # what else resuming needs: weights under an average, …
     place: str = "checkpoint"
 
     @cached_property
@@ -33,14 +35,39 @@ class Checkpoint:
         return make_config(self.settings, self.place)
 
 
-def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
-    """Write under a temporary name, flush to disk, then rename over the previous one."""
+class NotSaved(Exception):
+    """A checkpoint could not be written, say for a full disk; what was there before still is."""
+
+
+def save_checkpoint(checkpoint: Checkpoint, path: Path, previous: Path | None = None) -> None:
+    """Write under a temporary name, flush to disk, then rename over the one before, or that one to `previous`.
+
+    Raises NotSaved where the disk does not take it.
+    """
     temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
-        torch.save({"format": FORMAT, **_shallow(checkpoint)}, file)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with temporary.open("wb") as file:
+            torch.save({"format": FORMAT, **_shallow(checkpoint)}, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except (OSError, RuntimeError) as error:  # the latter: what torch makes of a short write
+        temporary.unlink(missing_ok=True)
+        raise NotSaved(f"{path}: not written ({str(error).splitlines()[0]})") from None
+    if previous and path.exists():
+        path.replace(previous)
     temporary.replace(path)
+
+
+def latest_checkpoint(folder: Path, kind: str | None = None) -> Checkpoint | None:
+    """Where a run stands: its last.pt, else its previous.pt, with a warning; None where it has neither."""
+    last, previous = folder / "last.pt", folder / "previous.pt"
+    if not previous.exists():
+        return load_checkpoint(last, kind) if last.exists() else None
+    try:
+        return load_checkpoint(last, kind)
+    except UserError as error:
+        print(f"warning: {error}; going on from {previous}", file=sys.stderr)
+        return load_checkpoint(previous, kind)
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -78,6 +105,12 @@ def load_checkpoint(path: str | Path, kind: str | None = None) -> Checkpoint:
 
 def load_weights(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
     """Copy all weights into the model; UserError naming the first that does not fit."""
+    check_weights(model, checkpoint)
+    model.load_state_dict(checkpoint.weights)
+
+
+def check_weights(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
+    """UserError naming the first weight that does not fit the model."""
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in checkpoint.weights.items()}
     for name in sorted(wanted.keys() | found.keys()):
@@ -87,4 +120,3 @@ def load_weights(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
                 f"{checkpoint.place}: {name}: found {there}, expected {here}; "
                 "the config describes a model of another size"
             )
-    model.load_state_dict(checkpoint.weights)

@@ -1,8 +1,10 @@
 """The training loop of both stages. It knows no task: a `Stage` brings model, step and validation."""
 
 import math
+import resource
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -12,11 +14,20 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from data.config import Root, UserError
-from mae.engine.checkpoint import Checkpoint, load_checkpoint, load_weights, save_checkpoint
-from mae.engine.optim import autocast, set_learning_rate, warmup_cosine
+from mae.engine import distributed
+from mae.engine.checkpoint import (
+    Checkpoint,
+    NotSaved,
+    check_weights,
+    latest_checkpoint,
+    save_checkpoint,
+)
+from mae.engine.describe import describe_run, end_session, write_hyperparameters
+from mae.engine.memory import keep_freed_memory
+from mae.engine.optim import set_learning_rate, warmup_cosine
+from mae.engine.signals import Stopped, listening
 from mae.engine.tracker import Progress, Tracker
-
-LOG_EVERY = 20  # steps between two looks at the device
+from mae.engine.update import Update
 
 
 class Batches(Protocol):
@@ -30,6 +41,7 @@ class Validation(NamedTuple):
     metrics: dict[str, float]
     score: float  # the higher, the better: picks best.pt
     meta: dict[str, Any]  # what the checkpoint should know of it, such as a threshold
+    details: Any = None  # what the stage's own `show` draws
 
 
 @dataclass(frozen=True)
@@ -43,16 +55,19 @@ class Stage:
     optimizer: torch.optim.Optimizer
     batches: Batches
     step: Callable[[nn.Module, Any, int], Tensor]  # (model, batch, epoch) → loss
-    validate: Callable[[nn.Module], Validation]
+    validate: Callable[[nn.Module, int], Validation]  # (model, epochs done)
     epochs: int
     warmup_epochs: float | None  # None: a tenth of the epochs
     peak_lr: float
     min_lr: float
     clip_grad: float | None = None
+    accumulate: int = 1  # parts each batch is worked through in
+    ema: float | None = None  # decay of the average of weights that is validated and kept
     validate_every: int = 1
-    save_minutes: float = 10.0
     meta: dict[str, Any] = field(default_factory=dict)
-    show: Callable[[nn.Module, SummaryWriter, int], None] = lambda model, board, step: None  # pictures
+    name_images: Callable[[Any], list[str]] = lambda batch: []  # ids of a batch's images
+    show: Callable[[nn.Module, Validation, SummaryWriter, int], None] = lambda *_: None  # (…, board, step): pictures
+    hyperparameters: dict[str, float | str] = field(default_factory=dict)  # what tells its runs apart
 
     def learning_rate(self, step: int) -> float:
         n = len(self.batches)
@@ -66,94 +81,240 @@ class Position:
 
     epoch: int = 0
     batch: int = 0  # next batch of the epoch
-    step: int = 0  # updates made
-    loss_sum: float = 0.0  # of this epoch's batches so far
+    step: int = 0  # updates made or skipped
+    loss_sum: float = 0.0  # of this epoch's finite batches so far
+    loss_count: int = 0  # how many those are
+    skipped: int = 0  # updates skipped in all
+    skipped_in_a_row: int = 0
     best: float = -math.inf
 
 
 def fit(stage: Stage, folder: Path) -> None:
     """Train until `stage.epochs`, continuing from the folder's last.pt where there is one.
 
-    Random draws are functions of (seed, epoch, image), so weights, optimizer and `Position` are the
-    whole state: a resumed run equals an uninterrupted one. Raises UserError if loss or gradient is not finite.
+    Random draws are functions of (seed, epoch, image), so weights, optimizer and `Position` are the whole
+    state: a resumed run equals an uninterrupted one. SIGTERM, SIGUSR1 and Ctrl-C end it after a saved step, with
+    `Stopped`. Raises UserError where too many updates in a row were not finite.
     """
-    position = _resume(stage, folder / "last.pt")
-    if position.epoch >= stage.epochs:
-        return
-    tracker = Tracker(folder, position.step)
-    batch_size, total = stage.batches.batch_size, stage.epochs * len(stage.batches)
-    progress = Progress(folder.name, total * batch_size, position.step * batch_size)
+    _check_batch(stage)
+    keep_freed_memory()
+    run = _Run(stage, folder)
     try:
-        while position.epoch < stage.epochs:
-            _train_epoch(stage, folder, position, tracker, progress)
-            _end_epoch(stage, folder, position, tracker, progress)
+        with listening() as signals:
+            while run.position.epoch < stage.epochs:
+                run.train_epoch(signals)
+                run.end_epoch()
+                run.stop_if(signals)
+            run.finish()
     finally:
-        progress.close()
-        tracker.close()
+        run.close()
 
 
-def _train_epoch(stage: Stage, folder: Path, position: Position, tracker: Tracker, progress: Progress) -> None:
-    stage.model.train()
-    saved = since = time.monotonic()
-    window: list[tuple[Tensor, Tensor]] = []  # losses and gradient norms nobody has looked at yet
-    for batch in stage.batches.epoch(position.epoch, position.batch):
-        set_learning_rate(stage.optimizer, stage.learning_rate(position.step))
-        window.append(_update(stage, batch.to(stage.device), position.epoch))
-        position.step += 1
-        position.batch += 1
-        progress.advance(stage.batches.batch_size)
-        if len(window) == LOG_EVERY or position.batch == len(stage.batches):
-            logs = _look(window, folder, position)
-            now = time.monotonic()
-            logs["train/learning_rate"] = stage.learning_rate(position.step - 1)
-            logs["train/images_per_second"] = len(window) * stage.batches.batch_size / (now - since)
-            tracker.scalars(position.step, logs)
-            progress.show(epoch=position.epoch + 1, loss=f"{logs['train/loss']:.4f}")
-            window, since = [], now
-            if now - saved > 60 * stage.save_minutes and position.batch < len(stage.batches):
-                _save(stage, folder / "last.pt", position)
-                saved = now
-
-
-def _look(window: list[tuple[Tensor, Tensor]], folder: Path, position: Position) -> dict[str, float]:
-    """Mean loss and gradient norm of the last steps: the only point that waits for the device."""
-    loss, norm = (torch.stack(part).mean().item() for part in zip(*window, strict=True))
-    if not math.isfinite(loss + norm):  # a bad gradient has spoilt the weights before the loss shows it
+def _check_batch(stage: Stage) -> None:
+    parts = distributed.ranks() * stage.accumulate
+    if stage.batches.batch_size % parts:
         raise UserError(
-            f"{folder}: loss or gradient is not finite at step {position.step}; the checkpoint before it is kept; "
-            "start another run (run=…) with a lower base_lr, a clip_grad or precision=fp32"
+            f"batch_size: found {stage.batches.batch_size} (or that few training images), expected a multiple of "
+            f"{parts}: {distributed.ranks()} ranks times accumulate={stage.accumulate}"
         )
-    position.loss_sum += loss * len(window)
-    return {"train/loss": loss, "train/gradient_norm": norm}
 
 
-def _update(stage: Stage, batch: Any, epoch: int) -> tuple[Tensor, Tensor]:
-    """One optimizer step; returns loss and gradient norm, both still on the device."""
-    with autocast(stage.device, stage.config.precision):
-        loss = stage.step(stage.model, batch, epoch)
-    stage.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    parameters = [p for group in stage.optimizer.param_groups for p in group["params"]]
-    norm = nn.utils.clip_grad_norm_(parameters, stage.clip_grad or math.inf)
-    stage.optimizer.step()
-    return loss.detach(), norm.detach()
+class _Run:
+    """A stage on its way through a run folder."""
+
+    def __init__(self, stage: Stage, folder: Path):
+        self.stage, self.folder, self.settings = stage, folder, stage.config.engine
+        self.update = Update(stage)
+        self.position = self._resume()
+        if distributed.is_main():
+            write_hyperparameters(folder, stage.hyperparameters)
+        self.tracker = Tracker(folder, self.position.step, distributed.is_main())
+        if self.tracker.board is not None:
+            describe_run(self.tracker.board, stage.config, self.position.step)
+        size, total = stage.batches.batch_size, stage.epochs * len(stage.batches)
+        self.progress = Progress(folder.name, total * size, self.position.step * size, distributed.is_main())
+        self.pending: list[tuple[Tensor, Any]] = []  # updates nobody has looked at yet, with their batches
+        self.watch = _Watch()
+
+    def train_epoch(self, signals: list[str]) -> None:
+        stage, position = self.stage, self.position
+        stage.model.train()
+        self.watch = _Watch()
+        for batch in self.watch.waiting(stage.batches.epoch(position.epoch, position.batch)):
+            set_learning_rate(stage.optimizer, stage.learning_rate(position.step))
+            self.pending.append((self.update(batch.to(stage.device), position.epoch), batch))
+            position.step += 1
+            position.batch += 1
+            self.progress.advance(stage.batches.batch_size)
+            ended = position.batch == len(stage.batches)
+            due = bool(self.settings.save_steps) and position.step % self.settings.save_steps == 0
+            alone = distributed.ranks() == 1
+            if ended or due or len(self.pending) == self.settings.log_every or (signals and alone):
+                self._look()
+                if not ended and (due or self.watch.since_saved() > 60 * self.settings.save_minutes):
+                    self._save_last()
+                if not ended:
+                    self.stop_if(signals)
+
+    def _look(self) -> None:
+        """Log the pending updates: the only point that waits for the device."""
+        stage, position, count = self.stage, self.position, len(self.pending)
+        losses, norms, bad = torch.stack([numbers for numbers, _ in self.pending]).cpu().double().unbind(1)  # each k
+        good = bad == 0
+        logs = {"train/loss": losses[good].mean().item(), "train/gradient_norm": norms[good].mean().item()}
+        if bad.any():
+            logs = self._report_skipped(bad.tolist()) | (logs if good.any() else {})
+        position.loss_sum += losses[good].sum().item()
+        position.loss_count += int(good.sum())
+        logs["train/learning_rate"] = stage.learning_rate(position.step - 1)
+        logs |= self.watch.look(count * stage.batches.batch_size, stage.device)
+        self.tracker.scalars(position.step, logs)
+        self.progress.show(epoch=position.epoch + 1, loss=f"{logs.get('train/loss', math.nan):.4f}")
+        if self.settings.verbose:
+            self.progress.line(f"{self.folder.name}: step {position.step} {_numbers(logs)}")
+        self.pending = []
+
+    def _report_skipped(self, bad: list[float]) -> dict[str, float]:
+        """Count the skipped updates among the pending ones and name their images; UserError after too many in a row."""
+        position, first = self.position, self.position.step - len(bad) + 1
+        for number, (skipped, (_, batch)) in enumerate(zip(bad, self.pending, strict=True)):
+            position.skipped_in_a_row = position.skipped_in_a_row + 1 if skipped else 0
+            if not skipped:
+                continue
+            position.skipped += 1
+            names = [name for part in distributed.gather(self.stage.name_images(batch)) for name in part]
+            shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+            self.tracker.note(first + number, skipped_images=names)
+            what = f"loss or gradient is not finite at step {first + number} (images {shown})"
+            if position.skipped_in_a_row >= self.settings.skip_limit:
+                raise UserError(
+                    f"{self.folder}: {what}, {position.skipped_in_a_row} updates in a row; the last good checkpoint is "
+                    "kept; start another run (run=…) with a lower base_lr, a clip_grad or precision=fp32"
+                )
+            self.progress.say(f"warning: {self.folder.name}: {what}: update skipped")
+        return {"train/skipped_updates": float(position.skipped)}
+
+    def end_epoch(self) -> None:
+        stage, position = self.stage, self.position
+        train_loss = position.loss_sum / max(position.loss_count, 1)
+        position.epoch, position.batch, position.loss_sum, position.loss_count = position.epoch + 1, 0, 0.0, 0
+        if position.epoch % stage.validate_every and position.epoch < stage.epochs:
+            self._save_last()
+            return
+        model = self.update.kept
+        validation = evaluating(model, lambda model: stage.validate(model, position.epoch))
+        logs = {"epoch": position.epoch, "epoch/train_loss": train_loss, **validation.metrics}
+        self.tracker.scalars(position.step, logs)
+        if self.tracker.board is not None:
+            evaluating(model, lambda model: stage.show(model, validation, self.tracker.board, position.step))
+        if validation.score > position.best:
+            position.best = validation.score
+            self.tracker.best(position.step, validation.metrics)
+            self._save("best.pt", validation.meta, optimizer=False)
+        self._save_last(validation.meta)
+        numbers = f"train/loss {train_loss:.4f} {_numbers(validation.metrics)}"
+        self.progress.line(f"{self.folder.name}: epoch {position.epoch}/{stage.epochs} {numbers}")
+
+    def stop_if(self, signals: list[str]) -> None:
+        """End the run after a signal to any rank, its checkpoint written."""
+        position = self.position
+        if position.epoch == self.stage.epochs or not distributed.anyone(bool(signals), self.stage.device):
+            return
+        if position.batch:
+            self._save_last()
+        raise Stopped(self.folder, signals[0] if signals else "another rank's signal", position.step)
+
+    def finish(self) -> None:
+        """All ranks meet at the end; the checkpoint before the last is not needed any more."""
+        if distributed.is_main():
+            (self.folder / "previous.pt").unlink(missing_ok=True)
+            end_session(self.tracker.board)
+        distributed.wait()
+
+    def close(self) -> None:
+        self.progress.close()
+        self.tracker.close()
+
+    def _save_last(self, meta: dict[str, Any] | None = None) -> None:
+        self._save("last.pt", meta, previous=self.folder / "previous.pt")
+        self.watch.saved()
+
+    def _save(
+        self, name: str, meta: dict[str, Any] | None = None, optimizer: bool = True, previous: Path | None = None
+    ) -> None:
+        if not distributed.is_main():
+            return
+        stage = self.stage
+        checkpoint = Checkpoint(
+            kind=stage.kind,
+            settings=stage.config.model_dump(mode="json"),
+            weights=self.update.kept.state_dict(),
+            meta={**stage.meta, **(meta or {})},
+            optimizer=stage.optimizer.state_dict() if optimizer else None,
+            progress=asdict(self.position),
+            state=self.update.state_dict() if optimizer else {},
+        )
+        try:
+            save_checkpoint(checkpoint, self.folder / name, previous)
+        except NotSaved as error:
+            self.progress.say(f"warning: {error}; the one before is kept and training goes on")
+
+    def _resume(self) -> Position:
+        checkpoint = latest_checkpoint(self.folder, self.stage.kind)
+        if checkpoint is None:
+            return Position()
+        check_weights(self.update.kept, checkpoint)
+        self.update.load_state_dict(checkpoint.weights, checkpoint.state)
+        self.stage.optimizer.load_state_dict(checkpoint.optimizer)
+        return Position(**checkpoint.progress)
 
 
-def _end_epoch(stage: Stage, folder: Path, position: Position, tracker: Tracker, progress: Progress) -> None:
-    train_loss = position.loss_sum / len(stage.batches)
-    position.epoch, position.batch, position.loss_sum = position.epoch + 1, 0, 0.0
-    if position.epoch % stage.validate_every and position.epoch < stage.epochs:
-        _save(stage, folder / "last.pt", position)
-        return
-    validation = evaluating(stage.model, stage.validate)
-    tracker.scalars(position.step, {"epoch": position.epoch, "epoch/train_loss": train_loss, **validation.metrics})
-    evaluating(stage.model, lambda model: stage.show(model, tracker.board, position.step))
-    if validation.score > position.best:
-        position.best = validation.score
-        _save(stage, folder / "best.pt", position, validation.meta, optimizer=False)
-    _save(stage, folder / "last.pt", position, validation.meta)
-    numbers = " ".join(f"{name} {value:.4f}" for name, value in validation.metrics.items())
-    progress.line(f"{folder.name}: epoch {position.epoch}/{stage.epochs} train/loss {train_loss:.4f} {numbers}")
+class _Watch:
+    """Where the time goes between two looks at the device."""
+
+    def __init__(self):
+        self.since = self.last_saved = time.monotonic()
+        self.waited = 0.0  # for data, seconds
+
+    def waiting(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """The batches, and how long each let us wait."""
+        iterator = iter(batches)
+        while True:
+            start = time.monotonic()
+            batch = next(iterator, None)
+            self.waited += time.monotonic() - start
+            if batch is None:
+                return
+            yield batch
+
+    def look(self, images: int, device: torch.device) -> dict[str, float]:
+        """Images per second, share of time waiting for data and peak memory since the last look."""
+        now = time.monotonic()
+        elapsed, self.since = now - self.since, now
+        waited, self.waited = self.waited, 0.0
+        return {
+            "train/images_per_second": images / elapsed,
+            "train/data_wait_share": waited / elapsed,
+            "train/peak_memory_gb": peak_memory(device) / 1e9,
+        }
+
+    def saved(self) -> None:
+        self.last_saved = time.monotonic()
+
+    def since_saved(self) -> float:
+        return time.monotonic() - self.last_saved
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes in use so far: allocated on a CUDA device, else resident in this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _numbers(metrics: dict[str, float]) -> str:
+    return " ".join(f"{name} {value:.4g}" for name, value in metrics.items())
 
 
 def evaluating(model: nn.Module, look: Callable[[nn.Module], Any]) -> Any:
@@ -165,26 +326,3 @@ def evaluating(model: nn.Module, look: Callable[[nn.Module], Any]) -> Any:
     finally:
         for module, mode in modes.items():
             module.training = mode
-
-
-def _save(
-    stage: Stage, path: Path, position: Position, meta: dict[str, Any] | None = None, optimizer: bool = True
-) -> None:
-    checkpoint = Checkpoint(
-        kind=stage.kind,
-        settings=stage.config.model_dump(mode="json"),
-        weights=stage.model.state_dict(),
-        meta={**stage.meta, **(meta or {})},
-        optimizer=stage.optimizer.state_dict() if optimizer else None,
-        progress=asdict(position),
-    )
-    save_checkpoint(checkpoint, path)
-
-
-def _resume(stage: Stage, path: Path) -> Position:
-    if not path.exists():
-        return Position()
-    checkpoint = load_checkpoint(path, stage.kind)
-    load_weights(stage.model, checkpoint)
-    stage.optimizer.load_state_dict(checkpoint.optimizer)
-    return Position(**checkpoint.progress)

@@ -18,8 +18,9 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The context of forward passes: bfloat16 where the precision is bf16, else none."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+    """The context of forward passes: 16-bit matrix products where the precision is bf16 or fp16, else none."""
+    kind = torch.float16 if precision == "fp16" else torch.bfloat16
+    return torch.autocast(device.type, kind, enabled=precision in ("bf16", "fp16"))
 
 
 def parameter_groups(

@@ -3,9 +3,11 @@
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Collection, Iterable, Mapping
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,12 +16,12 @@ import torch
 import yaml
 
 from data.config import Root, UserError, print_config
-from mae.engine.checkpoint import load_checkpoint, replace_text
+from mae.engine import distributed
+from mae.engine.checkpoint import latest_checkpoint, replace_text
 
 # what a run may be continued with, besides the sections another command reads
 FREE = {
-    *("data.store", "data.workers", "pretrain.panel_images", "finetune.run"),
-    *(f"{stage}.{name}" for stage in ("pretrain", "finetune") for name in ("epochs", "save_minutes")),
+    *("data.store", "data.workers", "pretrain.panel_images", "finetune.run", "pretrain.epochs", "finetune.epochs"),
 }
 
 
@@ -38,9 +40,7 @@ def check_run(
     """
     if not (folder / "config.yaml").exists():
         return
-    made, plain = yaml.safe_load((folder / "config.yaml").read_text()), config.model_dump(mode="json")
-    if not isinstance(made, dict):
-        raise UserError(f"{folder / 'config.yaml'}: found no settings, expected those of the run; remove the folder")
+    made, plain = _made_with(folder / "config.yaml"), config.model_dump(mode="json")
     then, now = (flat({name: part.get(name) for name in sections}) for part in (made, plain))
     if facts is not None:
         then, now = then | _facts(folder), now | dict(facts)
@@ -54,19 +54,37 @@ def check_run(
             )
 
 
+def _made_with(path: Path) -> dict[str, Any]:
+    try:
+        made = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError):
+        made = None
+    if not isinstance(made, dict):
+        raise UserError(f"{path}: found no settings, expected those of the run; remove the folder")
+    return made
+
+
 def is_finished(folder: Path, epochs: int) -> bool:
     """Whether the folder's run has trained for that many epochs."""
-    last = folder / "last.pt"
-    return last.exists() and load_checkpoint(last).progress["epoch"] >= epochs
+    last = latest_checkpoint(folder)
+    return last is not None and last.progress["epoch"] >= epochs
+
+
+def expect_checkpoint(folder: Path) -> None:
+    """UserError where the folder has nothing to go on from, for who insists on that."""
+    if not any((folder / name).exists() for name in ("last.pt", "previous.pt")):
+        raise UserError(f"{folder}: found no last.pt, expected one with --resume; leave --resume out for a new run")
 
 
 def start_run(folder: Path, config: Root, facts: Mapping[str, Any]) -> None:
     """Write config.yaml, and environment.json with an entry for every start (first and resumed)."""
+    if not distributed.is_main():
+        return
     folder.mkdir(parents=True, exist_ok=True)
     starts = json.loads((folder / "environment.json").read_text())["starts"] if _facts(folder) else []
-    replace_text(
-        folder / "environment.json", json.dumps({"facts": dict(facts), "starts": [*starts, environment()]}, indent=1)
-    )
+    here = environment() | {"device": str(device_of(config)), "seed": config.seed}
+    record = {"facts": dict(facts), "starts": [*starts, here]}
+    replace_text(folder / "environment.json", json.dumps(record, indent=1))
     replace_text(folder / "config.yaml", print_config(config) + "\n")
 
 
@@ -84,13 +102,17 @@ def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 def environment() -> dict[str, Any]:
     """Versions, machine and commit: what one needs to explain a number later."""
-    packages = ("torch", "numpy", "pandas", "scikit-learn", "pillow", "pydicom", "mae-cxr")
+    packages = ("torch", "numpy", "pandas", "scikit-learn", "pillow", "pydicom", "einops", "tensorboard", "mae-cxr")
     return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in packages},
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "threads": torch.get_num_threads(),
+        "ranks": distributed.ranks(),
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "cuda_version": torch.version.cuda,
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
         "commit": commit(),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
     }
@@ -115,13 +137,33 @@ def commit() -> str | None:
         return None
 
 
+def training_device(config: Root) -> torch.device:
+    """`device_of`, and UserError where `compile` lacks its compiler: before hours of decoding."""
+    device = device_of(config)
+    if config.compile and device.type == "cpu":
+        compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")  # torch's own choice
+        if shutil.which(compiler) is None:
+            raise UserError(
+                f"compile: found no C++ compiler {compiler!r}, expected one on the PATH or named by CXX; "
+                "install one, or give compile=false"
+            )
+    return device
+
+
 def device_of(config: Root) -> torch.device:
-    """The device a config asks for; also sets the number of CPU threads."""
+    """The device a config asks for; also sets what torch keeps for the whole process: threads, tf32, determinism."""
     if config.threads:
         torch.set_num_threads(config.threads)
+    if config.engine.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
+        torch.use_deterministic_algorithms(True)
     name = config.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and distributed.launched():
+        name = f"cuda:{distributed.local_rank()}"
+    if name.startswith("cuda") and config.precision == "tf32":
+        torch.set_float32_matmul_precision("high")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

@@ -12,12 +12,17 @@ from mae.engine.checkpoint import replace_text
 
 
 class Tracker:
-    """Writes scalars below a run folder; on resume, what was logged after `step` is dropped."""
+    """Writes scalars below a run folder; on resume, what was logged after `step` is dropped.
 
-    def __init__(self, folder: Path, step: int):
-        self.path = folder / "metrics.jsonl"
-        self._drop_after(step)
-        self.board = SummaryWriter(folder, purge_step=step + 1 if step else None)
+    enabled: false writes nothing, for all ranks but the first; `board` is then None.
+    """
+
+    def __init__(self, folder: Path, step: int, enabled: bool = True):
+        self.path, self.enabled, self.complained = folder / "metrics.jsonl", enabled, False
+        self.board = None
+        if enabled:
+            self._drop_after(step)
+            self.board = SummaryWriter(folder, purge_step=step + 1)  # also where none was saved before the kill
 
     def _drop_after(self, step: int) -> None:
         if not self.path.exists():
@@ -26,13 +31,30 @@ class Tracker:
         replace_text(self.path, "".join(f"{line}\n" for line in kept))
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
-        for name, value in values.items():
+        self.note(step, **values)
+        for name, value in values.items() if self.board else ():
             self.board.add_scalar(name, value, step)
 
+    def best(self, step: int, metrics: dict[str, float]) -> None:
+        """The metrics of best.pt, on the board alone: in the HParams tab they stand beside the last ones."""
+        for name, value in metrics.items() if self.board else ():
+            self.board.add_scalar(f"best/{name}", value, step)
+
+    def note(self, step: int, **values: Any) -> None:
+        """A row of metrics.jsonl alone."""
+        if not self.enabled:
+            return
+        try:
+            with self.path.open("a") as file:
+                file.write(json.dumps({"step": step, **values}) + "\n")
+        except OSError as error:  # a full disk must not end a run that goes well
+            if not self.complained:
+                print(f"warning: {self.path}: {error.strerror}; rows are lost", file=sys.stderr)
+            self.complained = True
+
     def close(self) -> None:
-        self.board.close()
+        if self.board:
+            self.board.close()
 
 
 def _step(line: str) -> float:
@@ -49,10 +71,11 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 class Progress:
-    """A progress bar on a terminal; elsewhere a line per epoch."""
+    """A progress bar on a terminal; elsewhere a line per epoch. enabled: false says nothing at all."""
 
-    def __init__(self, name: str, images: int, done: int):
-        self.terminal = sys.stderr.isatty()
+    def __init__(self, name: str, images: int, done: int, enabled: bool = True):
+        self.enabled = enabled
+        self.terminal = enabled and sys.stderr.isatty()
         self.bar = tqdm(
             total=images, initial=done, desc=name, unit="image", unit_scale=True, dynamic_ncols=True,
             disable=not self.terminal,
@@ -65,8 +88,14 @@ class Progress:
         self.bar.set_postfix(numbers)
 
     def line(self, text: str) -> None:
+        """What the bar shows where there is one."""
         if not self.terminal:
-            print(text, file=sys.stderr, flush=True)
+            self.say(text)
+
+    def say(self, text: str) -> None:
+        """Something to read in any case."""
+        if self.enabled:
+            tqdm.write(text, file=sys.stderr)
 
     def close(self) -> None:
         self.bar.close()

@@ -1,0 +1,216 @@
+"""mae-pretrain --dry-run: what a pretraining would cost on this machine. Writes nothing and keeps no weights."""
+
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from data.config import Root, UserError, expand
+from data.loader import Batch, Data
+from data.manifest import open_manifest
+from data.preparation import describe_store
+from data.settings import height_and_width
+from data.store import ImageStore
+from mae.cost import step_flops, step_memory
+from mae.engine.loop import Stage
+from mae.engine.memory import keep_freed_memory
+from mae.engine.optim import autocast
+from mae.engine.run import training_device
+from mae.engine.update import Update
+from mae.masking import random_masking
+from mae.model import MaskedAutoencoder, mae_from
+from mae.pretrain import pretrain_stage
+from mae.transformer import set_up
+
+STEPS, SECONDS = 5, 60  # timed: so many steps, but no further one after so long
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What the settings alone tell."""
+
+    encoder: int  # parameters
+    decoder: int
+    patches: int  # of an image, and so on
+    kept: int
+    predicted: int
+    flops: int  # both passes of a training step
+    weights: int  # bytes, and so on
+    states: int  # of AdamW and, where there is one, the average of weights
+    passing: int  # activations and gradients at their most
+
+    @property
+    def memory(self) -> int:
+        return self.weights + self.states + self.passing
+
+
+def dry_run(config: Root) -> str:
+    """The report of a resolved config. No file is written, no image decoded, no weight changed."""
+    device, cost = training_device(config), pretraining_cost(config)
+    counted, memory = _counted(config, cost), _physical_memory()
+    if device.type == "cpu" and cost.memory > memory:
+        return "\n".join(
+            [*counted, f"speed        not measured: the step needs more than this machine's {_gb(memory)}"]
+        )
+    data, images = _data(config)
+    return "\n".join([*counted, *_timed(config, cost, device, data, images)])
+
+
+# ---------------------------------------------------------------- counted
+
+
+def pretraining_cost(config: Root) -> Cost:
+    """Counted from the model that the config describes, on tensors without values; `compile` is left out."""
+    settings = config.pretrain
+    with torch.device("meta"):
+        model = _model(config)
+        keep, masked = random_masking(torch.empty(1, model.patches), settings.mask_ratio)
+    part = max(settings.batch_size // settings.accumulate, 1)
+    weights, trained = (sum(t.nbytes for t in tensors) for tensors in (model.state_dict().values(), model.parameters()))
+    predicted = masked.shape[1]
+    if settings.predict_ratio is not None:
+        predicted = min(max(int(model.patches * settings.predict_ratio), 1), predicted)
+    return Cost(
+        encoder=_size(model.encoder),
+        decoder=_size(model.decoder),
+        patches=model.patches,
+        kept=keep.shape[1],
+        predicted=predicted,
+        flops=step_flops(lambda: _step(config, 1)),
+        weights=weights,
+        states=trained * (3 if settings.ema else 2),
+        passing=step_memory(lambda: _step(config, part)) - weights,
+    )
+
+
+def _model(config: Root) -> MaskedAutoencoder:
+    model = mae_from(config.model, config.data.image_size)
+    set_up(model, compiled=False, recompute=config.activation_checkpointing)
+    return model
+
+
+def _step(config: Root, images: int) -> Callable[[], Tensor]:
+    """The loss of a training step; augmentation multiplies no matrices and keeps nothing."""
+    model, settings = _model(config), config.pretrain
+    pixels = torch.empty(images, config.model.in_channels, *height_and_width(config.data.image_size))
+
+    def loss() -> Tensor:
+        with autocast(CPU, config.precision):
+            return model(pixels, settings.mask_ratio, None, settings.predict_ratio).loss
+
+    return loss
+
+
+def _size(module: torch.nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def _counted(config: Root, cost: Cost) -> list[str]:
+    settings = config.pretrain
+    again = ", activations computed twice" if config.activation_checkpointing else ""
+    moments = "AdamW and the average of weights" if settings.ema else "AdamW"
+    return [
+        f"parameters   encoder {cost.encoder:,}, decoder {cost.decoder:,} ({config.model.decoder})",
+        f"patches      {cost.patches} an image: {cost.kept} kept, {cost.predicted} predicted",
+        f"arithmetic   {cost.flops / 1e9:,.3g} GFLOPs an image, forward and backward{again}",
+        f"memory       {_gb(cost.memory)} in a step of {settings.batch_size} images ({config.precision}): weights "
+        f"{_gb(cost.weights)}, {moments} {_gb(cost.states)}, activations and gradients {_gb(cost.passing)}",
+    ]
+
+
+# ---------------------------------------------------------------- timed
+
+
+class _RandomData:
+    """Stands in for images that are not prepared."""
+
+    def __init__(self, config: Root):
+        self.number, self.store = config.pretrain.batch_size, self
+        size = (self.number, *height_and_width(config.data.image_size))
+        self.images = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)  # n h w
+
+    def split(self, name: str) -> pd.DataFrame:
+        rows = np.arange(self.number)
+        return pd.DataFrame({"image_id": rows.astype(str), "row": rows, "label": np.nan})
+
+
+def _data(config: Root) -> tuple[Data | None, int | None]:
+    """The config's images where they are prepared, and how many serve training where that is known."""
+    try:
+        roots = [Path(expand(one.root, "data.root")) for one in config.data.each_source().values()]
+        if not all(root.exists() for root in roots):  # the phantom would be drawn
+            return None, None
+        manifest = open_manifest(config)
+    except UserError:
+        return None, None
+    name = f"*-{describe_store(config, manifest.table)['fingerprint'][:12]}"
+    finished = sorted(Path(expand(config.data.store, "data.store")).glob(f"{name}/store.json"))
+    if not finished:
+        return None, len(manifest.of_split("train"))
+    data = Data(manifest, ImageStore(finished[0].parent))
+    return data, len(data.split("train"))
+
+
+def _timed(config: Root, cost: Cost, device: torch.device, data: Data | None, images: int | None) -> list[str]:
+    keep_freed_memory()
+    stage = pretrain_stage(config, data or _RandomData(config), device)
+    size = stage.batches.batch_size
+    seconds = statistics.median(_step_seconds(stage))
+    source = "the config's images" if data else "random images, as the config's are not prepared"
+    lines = [
+        f"speed        {size / seconds:,.1f} images/s, {size * cost.flops / seconds / 1e9:,.0f} GFLOP/s, "
+        f"{seconds:.3g} s a step on {device} with {torch.get_num_threads()} threads; {source}"
+    ]
+    if images is None:
+        return [*lines, "whole run    not known: the images are not there; see data.root"]
+    steps = config.pretrain.epochs * max(images // config.pretrain.batch_size, 1)
+    return [
+        *lines,
+        f"whole run    {_duration(steps * seconds)}: {config.pretrain.epochs:,} epochs of {images:,} images, {steps:,} "
+        "steps; validation comes on top",
+    ]
+
+
+def _step_seconds(stage: Stage) -> list[float]:
+    """Time of real updates at learning rate 0; the first, which also compiles, is not counted."""
+    update, taken, start = Update(stage), [], time.monotonic()
+    stage.model.train()
+    batches = _endless(stage)
+    update(next(batches).to(stage.device), 0).cpu()
+    while not taken or (len(taken) < STEPS and time.monotonic() - start < SECONDS):
+        before = time.perf_counter()
+        update(next(batches).to(stage.device), 0).cpu()  # waits for the device
+        taken.append(time.perf_counter() - before)
+    return taken
+
+
+def _endless(stage: Stage) -> Iterator[Batch]:
+    for epoch in count():
+        yield from stage.batches.epoch(epoch, 0)
+
+
+def _physical_memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.2f} GB"
+
+
+def _duration(seconds: float) -> str:
+    """Two units: 3 days 4 h, 2 h 5 min, 40 s."""
+    minutes = round(seconds / 60)
+    if minutes < 2:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(minutes, 60)
+    days, rest = divmod(hours, 24)
+    return f"{days} days {rest} h" if days else f"{hours} h {minutes} min" if hours else f"{minutes} min"

@@ -1,0 +1,93 @@
+"""A sheet: pictures in labelled columns, with what has to be said about them written below."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from einops import repeat
+from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
+
+SHOWN = 256  # smaller pictures are enlarged to about this many pixels
+WHITE, BLACK = 255, 0
+
+
+def sheet(pictures: np.ndarray, labels: Sequence[str], notes: Sequence[str], warning: str | None = None) -> Image.Image:
+    """Grey levels (r k h w) uint8, k pictures a row → one image; the warning stands white on black above the notes."""
+    scale = max(1, round(SHOWN / max(pictures.shape[2:])))
+    pictures = repeat(pictures, "r k h w -> r k (h s) (w t)", s=scale, t=scale)  # squares: nothing is smoothed
+    page = _Page.of(pictures, labels)
+    strips = [page.row([page.text([label], page.cell) for label in labels])]
+    strips += [page.row([Image.fromarray(picture) for picture in row]) for row in pictures]
+    strips.append(page.text([], page.width))  # a gap
+    if warning:
+        strips.append(page.text([warning], page.width, BLACK))
+    return _stack([*strips, page.text(notes, page.width)])
+
+
+@dataclass(frozen=True)
+class _Page:
+    """Measures that grow with the pictures, so that text can be read beside them."""
+
+    font: ImageFont.FreeTypeFont
+    gap: int
+    cell: int  # width of a column
+    width: int
+
+    @classmethod
+    def of(cls, pictures: np.ndarray, labels: Sequence[str]) -> "_Page":
+        font = ImageFont.load_default(max(14, max(pictures.shape[2:]) // 20))
+        gap = round(font.size / 2)
+        cell = max(pictures.shape[3], *(_length(font, label) for label in labels))
+        return cls(font, gap, cell, len(labels) * (cell + gap) + gap)
+
+    def row(self, pictures: Sequence[Image.Image]) -> Image.Image:
+        """Pictures beside each other, each in its column."""
+        strip = Image.new("L", (self.width, max(picture.height for picture in pictures) + self.gap), WHITE)
+        for column, picture in enumerate(pictures):
+            strip.paste(picture, (self.gap + column * (self.cell + self.gap), self.gap))
+        return strip
+
+    def text(self, paragraphs: Sequence[str], width: int, paper: int = WHITE) -> Image.Image:
+        """Paragraphs, broken into lines that fit."""
+        inset = self.gap if width == self.width else 0
+        lines = [line for text in paragraphs for line in _lines(text, self.font, width - 2 * inset)]
+        height = round(1.4 * self.font.size)
+        strip = Image.new("L", (width, len(lines) * height + inset), paper)
+        for number, line in enumerate(lines):
+            ImageDraw.Draw(strip).text((inset, number * height + inset // 2), line, WHITE - paper, self.font)
+        return strip
+
+
+def _lines(text: str, font: ImageFont.FreeTypeFont, width: int) -> Iterator[str]:
+    line = ""
+    for word in text.split():
+        longer = f"{line} {word}".strip()
+        if line and _length(font, longer) > width:
+            yield line
+            longer = word
+        line = longer
+    yield line
+
+
+def _length(font: ImageFont.FreeTypeFont, text: str) -> int:
+    return int(font.getlength(text)) + 1
+
+
+def _stack(strips: Sequence[Image.Image]) -> Image.Image:
+    page = Image.new("L", (strips[0].width, sum(strip.height for strip in strips)), WHITE)
+    top = 0
+    for strip in strips:
+        page.paste(strip, (0, top))
+        top += strip.height
+    return page
+
+
+def save_picture(image: Image.Image, path: Path, notes: Sequence[str]) -> None:
+    """Write a PNG whole or not at all, with the notes inside the file."""
+    inside, temporary = PngInfo(), path.with_name(path.name + ".tmp")
+    inside.add_text("Description", " ".join(notes))
+    with temporary.open("wb") as file:
+        image.save(file, "png", pnginfo=inside)
+    temporary.replace(path)
