@@ -1,0 +1,360 @@
+"""A training step of ours against Hugging Face's and facebookresearch/mae's: images/s, memory, share of the hardware.
+
+    python benchmarks/pretrain_step.py                               # the three cases at ViT-B/16, 224 pixels
+    python benchmarks/pretrain_step.py --case same --facebook PATH --json out.json
+    python benchmarks/pretrain_step.py --markdown                    # the tables of docs/speed.md
+
+    same       MAE, 3 channels, the paper's decoder, 75 % masked: the same mathematics in every system
+    fast       our fast recipe (grey, cross decoder, 90 % masked, a quarter predicted) against the others' default
+    finetune   a step of our classifier against ViTForImageClassification
+
+All systems of a case stand in one process and take turns, in an order that alternates, and so do the matrix
+products their arithmetic is held against; medians are shown, and the ratio is the median of the rounds'
+ratios. Memory is the peak of a process that holds one system alone. Each system has the AdamW its users have.
+"""
+
+import argparse
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from facebookresearch import facebook_files
+from torch import Tensor, nn
+
+from classify.classifier import build_classifier
+from classify.finetune import classification_loss
+from mae.cost import step_flops
+from mae.engine.memory import keep_freed_memory
+from mae.engine.optim import adamw, autocast, parameter_groups, set_learning_rate
+from mae.engine.run import environment
+from mae.linear import _multiply
+from mae.model import PRESETS, build_mae
+from mae.transformer import set_up
+
+LR, BETAS, DECAY = 1.5e-4, (0.9, 0.95), 0.05
+BATCH = {"same": 16, "fast": 64, "finetune": 16}
+Options = argparse.Namespace
+
+
+class Model(NamedTuple):
+    module: nn.Module
+    loss: Callable[[], Tensor]
+
+
+@dataclass(frozen=True)
+class System:
+    build: Callable[[Options, int], Model]  # of a batch size
+    ours: bool = False
+
+
+# ---------------------------------------------------------------- systems
+
+
+def our_mae(options: Options, batch: int) -> Model:
+    sizes = {"norm_pixel_loss": False, "norm_eps": 1e-12}  # as ViTMAEConfig's defaults
+    model, images = build_mae(options.preset, options.size, 3, **sizes), pixels(options, batch)
+    set_up(model, options.compile, options.checkpointing)
+    return Model(model, lambda: model(images, 0.75).loss)
+
+
+def our_fast_mae(options: Options, batch: int) -> Model:
+    model, images = build_mae(options.preset, options.size, 1, "cross"), pixels(options, batch, 1)
+    set_up(model, options.compile, options.checkpointing)
+    return Model(model, lambda: model(images, 0.9, None, 0.25).loss)
+
+
+def our_classifier(options: Options, batch: int) -> Model:
+    model = build_classifier(build_mae(options.preset, options.size, 3).encoder)
+    images, labels = pixels(options, batch), torch.ones(batch)
+    set_up(model, options.compile, options.checkpointing)
+    return Model(model, lambda: classification_loss(model(images), labels))
+
+
+def huggingface_mae(options: Options, batch: int) -> Model:
+    from transformers import ViTMAEConfig, ViTMAEForPreTraining
+
+    size = PRESETS[options.preset]
+    decoder = {
+        "decoder_hidden_size": size["decoder_width"],
+        "decoder_num_hidden_layers": size["decoder_depth"],
+        "decoder_num_attention_heads": size["decoder_heads"],
+        "decoder_intermediate_size": 4 * size["decoder_width"],
+    }
+    model, images = ViTMAEForPreTraining(ViTMAEConfig(**huggingface_sizes(options), **decoder)), pixels(options, batch)
+    return Model(huggingface_settings(model, options), lambda: model(images).loss)
+
+
+def huggingface_classifier(options: Options, batch: int) -> Model:
+    from transformers import ViTConfig, ViTForImageClassification
+
+    model = ViTForImageClassification(ViTConfig(**huggingface_sizes(options), num_labels=2))
+    images, labels = pixels(options, batch), torch.ones(batch, dtype=torch.long)
+    return Model(huggingface_settings(model, options), lambda: model(images, labels=labels).loss)
+
+
+def huggingface_sizes(options: Options) -> dict[str, Any]:
+    size = PRESETS[options.preset]
+    return {
+        "image_size": options.size,
+        "patch_size": size["patch_size"],
+        "hidden_size": size["width"],
+        "num_hidden_layers": size["depth"],
+        "num_attention_heads": size["heads"],
+        "intermediate_size": 4 * size["width"],
+    }
+
+
+def huggingface_settings(model: nn.Module, options: Options) -> nn.Module:
+    if options.checkpointing:
+        model.gradient_checkpointing_enable()
+    if options.compile:
+        model.compile()
+    return model.train()
+
+
+def facebook_mae(options: Options, batch: int) -> Model:
+    size = PRESETS[options.preset]
+    model = facebook_files(options.facebook).MaskedAutoencoderViT(
+        img_size=options.size,
+        patch_size=size["patch_size"],
+        embed_dim=size["width"],
+        depth=size["depth"],
+        num_heads=size["heads"],
+        decoder_embed_dim=size["decoder_width"],
+        decoder_depth=size["decoder_depth"],
+        decoder_num_heads=size["decoder_heads"],
+    )
+    images = pixels(options, batch)
+    if options.compile:
+        model.compile()
+    return Model(model, lambda: model(images)[0])
+
+
+def pixels(options: Options, batch: int, channels: int = 3) -> Tensor:
+    return torch.randn(batch, channels, options.size, options.size)
+
+
+CASES = {
+    "same": {"ours": System(our_mae, ours=True), "transformers": System(huggingface_mae)},
+    "fast": {"ours, fast recipe": System(our_fast_mae, ours=True), "transformers": System(huggingface_mae)},
+    "finetune": {"ours": System(our_classifier, ours=True), "transformers": System(huggingface_classifier)},
+}
+
+
+def systems_of(case: str, options: Options) -> dict[str, System]:
+    more = {"facebookresearch": System(facebook_mae)} if options.facebook and case != "finetune" else {}
+    return CASES[case] | more
+
+
+# ---------------------------------------------------------------- measuring
+
+
+def stepper(system: System, options: Options, batch: int) -> Callable[[], object]:
+    """A whole training step: gradients, update."""
+    model, loss = system.build(options, batch)
+    if system.ours:
+        optimizer = adamw(parameter_groups(model.named_parameters(), DECAY), BETAS)
+        set_learning_rate(optimizer, LR)
+    else:
+        trained = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=LR, betas=BETAS, weight_decay=DECAY)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with autocast(torch.device("cpu"), options.precision):
+            value = loss()
+        value.backward()
+        optimizer.step()
+
+    return step
+
+
+def products(options: Options, batch: int) -> dict[str, tuple[int, Callable[[], object]]]:
+    """Both of torch's matrix products, at a large square and at the model's widest layers: FLOPs and call."""
+    size = PRESETS[options.preset]
+    patches = (options.size // size["patch_size"]) ** 2
+    shapes = {
+        "square": (options.square,) * 3,
+        "encoder MLP": (batch * (patches // 4 + 1), size["width"], 4 * size["width"]),
+        "decoder MLP": (batch * (patches + 1), size["decoder_width"], 4 * size["decoder_width"]),
+    }
+    kind, calls = torch.bfloat16 if options.precision == "bf16" else torch.float32, {}
+    for name, (m, k, n) in shapes.items():
+        a, b = torch.randn(m, k, dtype=kind), torch.randn(n, k, dtype=kind)
+        flops, shape = 2 * m * k * n, f"{name} {m}x{k}x{n}"
+        calls[f"torch.mm {shape}"] = (flops, lambda a=a, b=b: torch.mm(a, b.t()))
+        calls[f"oneDNN {shape}"] = (flops, lambda a=a, b=b: _multiply(a, b))
+    return calls
+
+
+def measure(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of every call in every round but the first, in an order that turns round by round."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for number in range(rounds + 1):
+        for name in list(calls) if number % 2 else reversed(calls):
+            start = time.perf_counter()
+            with torch.no_grad() if name.startswith(("torch.mm", "oneDNN")) else torch.enable_grad():
+                calls[name]()
+            if number:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def run_case(case: str, options: Options) -> dict[str, Any]:
+    batch, systems = options.batch or BATCH[case], systems_of(case, options)
+    multiplied = products(options, batch)
+    steps = {name: stepper(system, options, batch) for name, system in systems.items()}
+    seconds = measure(steps | {name: call for name, (_, call) in multiplied.items()}, options.rounds)
+    rates = {name: flops / statistics.median(seconds[name]) for name, (flops, _) in multiplied.items()}
+    best, mm = max(rates.values()), max(rate for name, rate in rates.items() if name.startswith("torch.mm"))
+    rows, plain = {}, argparse.Namespace(**vars(options) | {"compile": False})
+    for name, system in systems.items():
+        flops = step_flops(lambda system=system: system.build(plain, 1).loss, "cpu")
+        step = statistics.median(seconds[name])
+        rows[name] = {
+            "images_per_second": batch / step,
+            "step_seconds": step,
+            "peak_memory_bytes": peak_alone(case, name, options),
+            "flops_per_image": flops,
+            "flops_per_second": batch * flops / step,
+            "share_of_best_product": batch * flops / step / best,
+            "share_of_torch_mm": batch * flops / step / mm,
+            "ratio_of_transformers": statistics.median(
+                theirs / own for theirs, own in zip(seconds["transformers"], seconds[name], strict=True)
+            ),
+            "seconds": seconds[name],
+        }
+    return {"batch": batch, "systems": rows, "product_flops_per_second": rates}
+
+
+def peak_alone(case: str, name: str, options: Options) -> int:
+    """Peak memory, bytes, of a process that makes two steps of one system."""
+    command = [sys.executable, __file__, *sys.argv[1:], "--case", case, "--alone", name]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"error: {name}: {done.stderr.strip().splitlines()[-1]}")
+    return int(done.stdout.split()[-1])
+
+
+def peak_of(case: str, name: str, options: Options) -> int:
+    """Peak memory of this process after two steps of one system; the second has the optimizer's states."""
+    step = stepper(systems_of(case, options)[name], options, options.batch or BATCH[case])
+    for _ in range(2):
+        step()
+    return peak_of_this_process()
+
+
+def peak_of_this_process() -> int:
+    """Linux lets a child inherit its parent's peak in getrusage, so the kernel's own mark comes first."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+# ---------------------------------------------------------------- showing
+
+COLUMNS = ("images/s", "s a step", "× transformers", "peak GB", "GFLOPs/image", "of best product", "of torch.mm")
+
+
+def table(case: str, result: dict[str, Any], options: Options) -> str:
+    """One case as a Markdown table, and the products below it."""
+    title = f"{case}: {options.preset}, {options.size} pixels, batch {result['batch']}, {options.precision}"
+    settings = [name for name in ("compile", "checkpointing", "keep_freed") if getattr(options, name)]
+    lines = [f"**{', '.join([title, *settings])}**", "", f"| | {' | '.join(COLUMNS)} |", "|---" * 8 + "|"]
+    lines += [f"| {name} | {' | '.join(cells(row))} |" for name, row in result["systems"].items()]
+    rates = [f"{name} {rate / 1e9:.0f}" for name, rate in result["product_flops_per_second"].items()]
+    return "\n".join([*lines, "", f"Matrix products, GFLOP/s: {', '.join(rates)}."])
+
+
+def cells(row: dict[str, Any]) -> list[str]:
+    return [
+        f"{row['images_per_second']:.2f}",
+        f"{row['step_seconds']:.3g}",
+        f"{row['ratio_of_transformers']:.2f}",
+        f"{row['peak_memory_bytes'] / 1e9:.2f}",
+        f"{row['flops_per_image'] / 1e9:.3g}",
+        f"{row['share_of_best_product']:.0%}",
+        f"{row['share_of_torch_mm']:.0%}",
+    ]
+
+
+def machine() -> dict[str, Any]:
+    """What to know of the machine and the versions."""
+    import transformers
+
+    info = Path("/proc/cpuinfo")
+    models = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    return environment() | {"cpu": (models or [platform.processor()])[0], "transformers": transformers.__version__}
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--case", choices=CASES, action="append", help="default: all three; may be repeated")
+    add("--preset", choices=PRESETS, default="vit_base_patch16")
+    add("--size", type=int, default=224, help="side of the images, pixels")
+    add("--batch", type=int, help="images a step; default: 16, and 64 in the case fast")
+    add("--rounds", type=int, default=10)
+    add("--threads", type=int, help="default: torch's choice")
+    add("--square", type=int, default=2048, help="side of the large matrix product")
+    add("--precision", choices=("fp32", "bf16"), default="fp32")
+    add("--compile", action="store_true", help="torch.compile, for all systems")
+    add("--checkpointing", action="store_true", help="activation checkpointing, where a system has it")
+    add("--keep-freed", action="store_true", help="malloc keeps freed memory, as in our loop; for all systems")
+    add("--facebook", type=Path, metavar="PATH", help="files of facebookresearch/mae, to be measured too")
+    add("--json", type=Path, metavar="FILE")
+    add("--markdown", action="store_true", help="print machine and command too, as docs/speed.md has them")
+    add("--alone", help=argparse.SUPPRESS)  # one system's peak memory, in a process of its own
+    return parser
+
+
+def main() -> None:
+    options = parser().parse_args()
+    if find_spec("transformers") is None:
+        raise SystemExit("error: found no transformers, which ours is compared with; pip install transformers")
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    if options.keep_freed:
+        keep_freed_memory()
+    if options.alone:
+        print(peak_of(options.case[-1], options.alone, options))
+    else:
+        compare(options)
+
+
+def compare(options: Options) -> None:
+    results = {}
+    for case in options.case or CASES:
+        results[case] = run_case(case, options)
+        print(table(case, results[case], options), end="\n\n", flush=True)
+    known = machine()
+    if options.markdown:
+        print(
+            f"{known['cpu']}, {known['threads']} threads; torch {torch.__version__}, transformers "
+            f"{known['transformers']}; commit {known['commit']}; `{' '.join(['python', *map(shown, sys.argv)])}`, "
+            f"medians of {options.rounds} rounds."
+        )
+    if options.json:
+        settings = {name: value for name, value in vars(options).items() if name not in ("json", "alone")}
+        report = {"settings": settings, "cases": results, "environment": known}
+        options.json.write_text(json.dumps(report, indent=1, default=str) + "\n")
+
+
+def shown(word: str) -> str:
+    """A word of the command, without the machine's folders."""
+    return word if word == "benchmarks/pretrain_step.py" or "/" not in word else "PATH"
+
+
+if __name__ == "__main__":
+    main()
