@@ -57,6 +57,7 @@ def _finetune(argv: list[str] | None) -> None:
         metavar="PATH",
         help="last.pt or best.pt of mae-pretrain, with data and sizes; or other programs' weights, as model.init",
     )
+    parser.add_argument("--dry-run", action="store_true", help="print what the run would cost here, and write nothing")
     arguments = parse_training(parser, argv, OVERFIT)
     config, pretrained = _beginning(arguments)
     from classify.finetune import check_fit, finetune, resolved, run_folder
@@ -68,6 +69,11 @@ def _finetune(argv: list[str] | None) -> None:
         folder = f"{run_folder(config, arguments.checkpoint)}-overfit{arguments.overfit}"
         config = change_config(config, {"finetune.run": folder})
     device = check_fit(config if pretrained else resolved(config), pretrained)  # before hours of decoding
+    if arguments.dry_run:
+        from classify.dry_run import dry_run
+
+        print(dry_run(config, arguments.checkpoint))
+        return
     if arguments.resume:
         expect_checkpoint(run_folder(config, arguments.checkpoint))
     data = open_data(config)

@@ -61,7 +61,7 @@ def dry_run(config: Root) -> str:
         return "\n".join(
             [*counted, f"speed        not measured: the step needs more than this machine's {_gb(memory)}"]
         )
-    data, images = _data(config)
+    data, images = prepared_data(config)
     return "\n".join([*counted, *_timed(config, cost, device, data, images)])
 
 
@@ -143,7 +143,7 @@ class _RandomData:
         return pd.DataFrame({"image_id": rows.astype(str), "row": rows, "label": np.nan})
 
 
-def _data(config: Root) -> tuple[Data | None, int | None]:
+def prepared_data(config: Root) -> tuple[Data | None, int | None]:
     """The config's images where they are prepared, and how many serve training where that is known."""
     try:
         roots = [Path(expand(one.root, "data.root")) for one in config.data.each_source().values()]
@@ -164,7 +164,7 @@ def _timed(config: Root, cost: Cost, device: torch.device, data: Data | None, im
     keep_freed_memory()
     stage = pretrain_stage(config, data or _RandomData(config), device)
     size = stage.batches.batch_size
-    seconds = statistics.median(_step_seconds(stage))
+    seconds = statistics.median(step_seconds(stage))
     source = "the config's images" if data else "random images, as the config's are not prepared"
     lines = [
         f"speed        {size / seconds:,.1f} images/s, {size * cost.flops / seconds / 1e9:,.0f} GFLOP/s, "
@@ -175,12 +175,12 @@ def _timed(config: Root, cost: Cost, device: torch.device, data: Data | None, im
     steps = config.pretrain.epochs * max(images // config.pretrain.batch_size, 1)
     return [
         *lines,
-        f"whole run    {_duration(steps * seconds)}: {config.pretrain.epochs:,} epochs of {images:,} images, {steps:,} "
+        f"whole run    {duration(steps * seconds)}: {config.pretrain.epochs:,} epochs of {images:,} images, {steps:,} "
         "steps; validation comes on top",
     ]
 
 
-def _step_seconds(stage: Stage) -> list[float]:
+def step_seconds(stage: Stage) -> list[float]:
     """Time of real updates at learning rate 0; the first, which also compiles, is not counted."""
     update, taken, start = Update(stage), [], time.monotonic()
     stage.model.train()
@@ -206,7 +206,7 @@ def _gb(size: int) -> str:
     return f"{size / 1e9:.2f} GB"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """Two units: 3 days 4 h, 2 h 5 min, 40 s."""
     minutes = round(seconds / 60)
     if minutes < 2:

@@ -6,11 +6,12 @@ import pytest
 import torch
 from tiny_world import TINY, World, call, succeed
 
+from classify.cli import finetune
 from data.config import load_config
 from mae import build_mae
 from mae.cli import pretrain
 from mae.cost import step_flops, step_memory
-from mae.dry_run import _duration, pretraining_cost
+from mae.dry_run import duration, pretraining_cost
 from mae.transformer import set_up
 
 # no two sizes alike: 5 × 7 patches of 3 × 3 pixels and 2 channels
@@ -163,8 +164,25 @@ def test_dry_run_refuses_what_a_run_would_refuse(tmp_path):
     assert outcome.err.startswith("error: pretrain.predict_ratio")
 
 
+@pytest.mark.parametrize("changed", [[], ["finetune.mode=linear"], ["finetune.model=resnet18"]])
+def test_dry_run_of_a_fine_tuning_writes_nothing(world: World, changed):
+    before = files(world.root)
+    printed = succeed(finetune, "--config", world.config, "--dry-run", f"run={world.root}/never", *changed)
+    assert files(world.root) == before
+    for word in ("are trained", "memory", "images/s", "the config's images", "epochs"):
+        assert word in printed
+
+
+def test_dry_run_of_a_fine_tuning_without_images_draws_none(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    printed = succeed(finetune, "--config", "demo", "--dry-run", *TINY, f"data.root={tmp_path}/none")
+    assert "random images" in printed
+    assert "not known" in printed
+    assert not files(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"), [(40, "40 s"), (80, "80 s"), (7500, "2 h 5 min"), (600, "10 min"), (273600, "3 days 4 h")]
 )
 def test_durations_have_two_units(seconds, text):
-    assert _duration(seconds) == text
+    assert duration(seconds) == text
