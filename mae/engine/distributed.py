@@ -1,6 +1,7 @@
 """Ranks: torchrun's processes, which share each batch; a process of its own is rank 0 of 1."""
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -71,7 +72,9 @@ def replicate(model: nn.Module, device: torch.device) -> nn.Module:
                 "or one process: batch statistics of ranks are shared on CUDA only"
             )
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    return Replica(model, broadcast_buffers=False)
+    with warnings.catch_warnings():  # its successor's name is not in every torch we support
+        warnings.simplefilter("ignore", FutureWarning)
+        return Replica(model, broadcast_buffers=False)
 
 
 class Replica(DistributedDataParallel):

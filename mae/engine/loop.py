@@ -188,8 +188,8 @@ class _Run:
             what = f"loss or gradient is not finite at step {first + number} (images {shown})"
             if position.skipped_in_a_row >= self.settings.skip_limit:
                 raise UserError(
-                    f"{self.folder}: {what}, {position.skipped_in_a_row} updates in a row; the last good checkpoint is "
-                    "kept; start another run (run=…) with a lower base_lr, a clip_grad or precision=fp32"
+                    f"{self.folder}: {what}, {position.skipped_in_a_row} updates in a row; the last good checkpoint "
+                    "there, last.pt, is kept; start another run (run=…) with lower base_lr, clip_grad or precision=fp32"
                 )
             self.progress.say(f"warning: {self.folder.name}: {what}: update skipped")
         return {"train/skipped_updates": float(position.skipped)}

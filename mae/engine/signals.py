@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from mae.engine.distributed import is_main
+
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: the same command, given again, goes on
 
@@ -36,7 +38,8 @@ def listening() -> Iterator[list[str]]:
     try:
         yield received
     except Stopped as stopped:
-        print(stopped.line, file=sys.stderr)
+        if is_main():
+            print(stopped.line, file=sys.stderr)
         raise
     finally:
         for number, handler in before.items():
