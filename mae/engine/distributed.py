@@ -1,5 +1,6 @@
 """Ranks: torchrun's processes, which share each batch; a process of its own is rank 0 of 1."""
 
+import importlib
 import os
 import warnings
 from collections.abc import Iterator
@@ -49,6 +50,9 @@ def together(device: torch.device, minutes: float = 30) -> Iterator[None]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    # Its functions' defaults keep the group there is at import, and with it gloo's threads: one that still lets go
+    # of a tensor when the interpreter ends aborts the process. DDP imports it later.
+    importlib.import_module("torch.distributed.nn.functional")
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=minutes))
     here = rank()
     try:
