@@ -92,4 +92,5 @@ def worst_mistakes(scored: pd.DataFrame, threshold: float) -> pd.DataFrame:
 def picture(data: Data, mistake: pd.Series) -> np.ndarray:
     """An image between its id and its label and score, as grey levels (h w)."""
     caption = f"{CLASSES[int(mistake['label'])]}, score {mistake['score']:.3f}"
-    return np.asarray(sheet(data.store.images[mistake["row"]][None, None], [mistake["image_id"]], [caption]))
+    [image] = next(data.store.read([np.array([mistake["row"]])]))
+    return np.asarray(sheet(image[None, None], [mistake["image_id"]], [caption]))

@@ -2,18 +2,12 @@
 
 import statistics
 from pathlib import Path
-from types import SimpleNamespace
 
-import numpy as np
-import pandas as pd
 import torch
 
 from classify.finetune import LabelledSplits, beginning, check_fit, finetune_stage, labelled_splits
 from data.config import Root
-from data.loader import Data
-from data.manifest import Manifest
-from data.settings import height_and_width
-from mae.dry_run import duration, prepared_data, step_seconds
+from mae.dry_run import duration, prepared_data, random_data, step_seconds
 from mae.engine.loop import peak_memory
 from mae.engine.memory import keep_freed_memory
 
@@ -24,7 +18,7 @@ def dry_run(config: Root, checkpoint: str | Path | None = None) -> str:
     device = check_fit(config, pretrained)
     data, images = prepared_data(config)
     real = data is not None
-    data = data or _random_data(config)
+    data = data or random_data(config, config.finetune.batch_size)
     splits = labelled_splits(config, data) if real else LabelledSplits(data.split("train"), data.split("train"))
     keep_freed_memory()
     stage = finetune_stage(config, data, splits, device, pretrained)
@@ -44,15 +38,3 @@ def dry_run(config: Root, checkpoint: str | Path | None = None) -> str:
             f"whole run    {whole if images else 'not known: the images are not there; see data.root'}",
         ]
     )
-
-
-def _random_data(config: Root) -> Data:
-    """Stands in for images that are not prepared: a batch of noise, every second of it abnormal."""
-    rows = np.arange(config.finetune.batch_size)
-    names = rows.astype(str)
-    table = pd.DataFrame({"image_id": names, "patient_id": names, "study_id": names, "split": "train"})
-    table = table.assign(label=(rows % 2).astype(float))
-    size = (len(rows), *height_and_width(config.data.image_size))
-    images = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)  # n h w
-    store = SimpleNamespace(images=images, rows=lambda image_ids: np.arange(len(image_ids)))
-    return Data(Manifest(table, (), credentialed=False), store)

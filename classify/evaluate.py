@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from classify.finetune import build_model, check_preprocessing, file_digest, in_units, known, predict_logits
+from classify.finetune import build_model, check_preprocessing, file_digest, in_units, known, predict_logits, readable
 from classify.metrics import HEADLINE, Interval, binary_metrics, bootstrap_intervals, expected_calibration_error
 from classify.tables import describe, table_row
-from data.audit import audit_lines, audited, keep, may_name, served_pretraining
+from data.audit import audit_lines, audited, keep, may_name, served_pretraining, uncompared
 from data.config import Root, UserError, change_config
 from data.loader import Data, Loader, open_data
 from data.manifest import digest, image_hashes
+from data.store import ImageStore
 from mae.engine.checkpoint import Checkpoint, load_checkpoint, load_weights
 from mae.engine.loop import evaluating
 from mae.engine.run import commit, device_of
@@ -63,7 +64,7 @@ def evaluate(run: str | Path, overrides: dict[str, Any] | None = None, data: Dat
     if alone:  # in a grid whoever opened the data has heard it
         print(*lines, sep="\n")
     if not _is_done(path, origin):
-        scores = predict(checkpoint, config, data, table)
+        table, scores = scored(checkpoint, config, data, table)
         facts = {
             "origin": origin,
             "patients_known": data.manifest.patients_known,
@@ -79,7 +80,8 @@ def _audit(path: Path, checkpoint: Checkpoint, config: Root, data: Data, table: 
     """Keep the leak audit of the data, with what of `table` served pretraining; returns it as lines."""
     images = data.manifest.table["image_id"].to_numpy()
     seen = data.store.rows(images[np.isin(image_hashes(images), checkpoint.meta["seen"])])
-    report = audited(data.manifest, data.store)
+    compared = isinstance(data.store, ImageStore)
+    report = audited(data.manifest, data.store) if compared else uncompared(data.manifest, data.store.rows)
     report = report | {"pretraining": served_pretraining(report, table["row"].to_numpy(), seen[seen >= 0])}
     keep(report, path)
     return audit_lines(report, data.store, may_name(config, data.manifest))
@@ -106,14 +108,15 @@ def _config_for(checkpoint: Checkpoint, overrides: dict[str, Any]) -> Root:
     return config
 
 
-def predict(checkpoint: Checkpoint, config: Root, data: Data, table: pd.DataFrame) -> np.ndarray:
-    """Scores (n) in 0..1 of the table's images, in order."""
+def scored(checkpoint: Checkpoint, config: Root, data: Data, table: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
+    """The table's images that can be read, in order, and their scores (n) in 0..1."""
     device = device_of(config)
     model = build_model(config)
     load_weights(model, checkpoint)
     loader = Loader(data, table, config.evaluate.batch_size)
-    logits = evaluating(model.to(device), lambda model: predict_logits(model, loader, device, config.precision))
-    return logits.double().sigmoid().numpy()
+    predicted = evaluating(model.to(device), lambda model: predict_logits(model, loader, device, config.precision))
+    table, logits = readable(table, predicted)
+    return table, logits.double().sigmoid().numpy()
 
 
 def _is_done(path: Path, origin: dict[str, Any]) -> bool:

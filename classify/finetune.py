@@ -305,7 +305,7 @@ def validate(config: Root, model: nn.Module, held_out: Loader, table: pd.DataFra
 
     There is a threshold for images and one for studies, whose mean scores are less spread.
     """
-    logits = distributed.interleave(predict_logits(model, held_out, device, config.precision))
+    table, logits = readable(table, distributed.interleave(predict_logits(model, held_out, device, config.precision)))
     labels, scores = table["label"].to_numpy(np.float32), torch.sigmoid(logits).numpy()
     loss = classification_loss(logits, torch.from_numpy(labels)).item()
     thresholds = {unit: _threshold(in_units(table, scores, unit), config.finetune.threshold) for unit in UNITS}
@@ -341,7 +341,19 @@ def in_units(table: pd.DataFrame, scores: np.ndarray, unit: str) -> pd.DataFrame
 
 
 def predict_logits(model: nn.Module, loader: Loader, device: torch.device, precision: str) -> Tensor:
-    """Logits (n) on the CPU of the loader's images in order; the model is in evaluation mode already."""
+    """Logits and labels (n 2) on the CPU of the loader's images in order; the model is in evaluation mode already.
+
+    A label is NaN where the image could not be read.
+    """
+    parts = [torch.empty(0, 2)]
     with autocast(device, precision):
-        parts = [model(model.standardize(batch.to(device).images)).float().cpu() for batch in loader.epoch()]
-    return torch.cat([torch.empty(0), *parts])
+        for batch in loader.epoch():
+            logits = model(model.standardize(batch.to(device).images)).float().cpu()
+            parts.append(torch.stack([logits, batch.labels], dim=1))
+    return torch.cat(parts)
+
+
+def readable(table: pd.DataFrame, predicted: Tensor) -> tuple[pd.DataFrame, Tensor]:
+    """The table's rows whose images could be read, and their logits (n), of what `predict_logits` says of all."""
+    there = ~predicted[:, 1].isnan()
+    return known(table[there.numpy()], table["split"].iloc[0]), predicted[there, 0]

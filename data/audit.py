@@ -7,7 +7,7 @@ in 8 x 8 means, one matrix product for all pairs, is out; then in 16 x 16; the r
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from hashlib import blake2b
 from itertools import combinations
@@ -59,12 +59,10 @@ def keep(report: dict[str, Any], path: Path) -> None:
 
 def audit(manifest: "Manifest", store: "ImageStore") -> dict[str, Any]:
     """Counts, and rows of the store: no ids, so a report of confidential images says nothing about them."""
-    rows = store.rows(manifest.table["image_id"])
-    parts = {split: np.sort(rows[(manifest.table["split"] == split) & (rows >= 0)]) for split in SPLITS}
-    prints = Prints(store, np.sort(rows[rows >= 0]))
+    parts = _rows_of_splits(manifest, store.rows)
+    prints = Prints(store, np.sort(np.concatenate(list(parts.values()))))
     return {
-        "images": {split: len(part) for split, part in parts.items()},
-        "patients_in_two_splits": 0 if manifest.patients_known else None,  # the manifest refuses any that it can tell
+        **_uncompared(manifest, parts),
         "files_compared": prints.files is not None,
         "copies_within": {split: prints.copies(part) for split, part in parts.items()},
         "across": [
@@ -72,6 +70,23 @@ def audit(manifest: "Manifest", store: "ImageStore") -> dict[str, Any]:
             for earlier, later in combinations(SPLITS, 2)
         ],
     }
+
+
+def uncompared(manifest: "Manifest", rows: Callable[[pd.Series], np.ndarray]) -> dict[str, Any]:
+    """The audit of images without a store, `rows` of whose ids are given: of patients alone."""
+    return _uncompared(manifest, _rows_of_splits(manifest, rows)) | {"copies_within": {}, "across": []}
+
+
+def _uncompared(manifest: "Manifest", parts: dict[str, np.ndarray]) -> dict[str, Any]:
+    return {
+        "images": {split: len(part) for split, part in parts.items()},
+        "patients_in_two_splits": 0 if manifest.patients_known else None,  # the manifest refuses any that it can tell
+    }
+
+
+def _rows_of_splits(manifest: "Manifest", rows: Callable[[pd.Series], np.ndarray]) -> dict[str, np.ndarray]:
+    numbers = rows(manifest.table["image_id"])
+    return {split: np.sort(numbers[(manifest.table["split"] == split) & (numbers >= 0)]) for split in SPLITS}
 
 
 def _across(prints: "Prints", earlier: np.ndarray, later: np.ndarray) -> dict[str, Any]:
@@ -107,12 +122,18 @@ def audit_lines(report: dict[str, Any], store: "ImageStore", named: bool) -> lis
     names = {row: image_id for image_id, row in store.index.items()} if named else {}
     leaks = [line for pair in report["across"] if (line := _leak_line(pair, report["images"], names))]
     copies = [f"{count:,} in {split}" for split, count in report["copies_within"].items() if count]
+    if "files_compared" not in report:
+        leaks = ["images were not compared, which needs a store (data.store=stores)"]
     return [
         f"leak audit of {total:,} images: {patients}" + ("" if leaks else ", no image or near copy of one in two"),
         *leaks,
         *_served_line(report.get("pretraining")),
         *([f"copies within a split: {', '.join(copies)}"] if copies else []),
-        *([] if report["files_compared"] else ["the store is older than digests: pixels were compared, files not"]),
+        *(
+            []
+            if report.get("files_compared", True)
+            else ["the store is older than digests: pixels were compared, files not"]
+        ),
     ]
 
 

@@ -1,6 +1,7 @@
 """Batches from the store: a deterministic order that can start anywhere."""
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from data.config import Root, UserError
+from data.files import ImageFiles
 from data.manifest import Manifest, open_manifest
 from data.preparation import prepare
 from data.store import ImageStore
@@ -33,7 +35,7 @@ class Data:
     """A manifest with its store."""
 
     manifest: Manifest
-    store: ImageStore
+    store: ImageStore | ImageFiles
 
     def split(self, name: str) -> pd.DataFrame:
         """The split's manifest rows that could be read, with their store row; UserError if there are none."""
@@ -71,9 +73,9 @@ def image_names(table: pd.DataFrame, batch: Batch) -> list[str]:
 
 
 def open_data(config: Root) -> Data:
-    """Manifest and store of a config, decoding first where needed."""
+    """Manifest and store of a config, decoding first where needed; its files where there shall be no store."""
     manifest = open_manifest(config)
-    return Data(manifest, prepare(config, manifest))
+    return Data(manifest, ImageFiles(config, manifest) if config.data.store is False else prepare(config, manifest))
 
 
 class Loader:
@@ -93,7 +95,7 @@ class Loader:
     ):
         if seed is None:
             table = table.iloc[share[0] :: share[1]]
-        self.images = data.store.images
+        self.store = data.store
         self.rows = table["row"].to_numpy(np.int64)
         self.labels = table["label"].to_numpy(np.float32, na_value=np.nan)
         self.seed, self.share = seed, share
@@ -110,13 +112,18 @@ class Loader:
         order = np.arange(len(self.rows))
         if self.seed is not None:
             order = np.random.default_rng([self.seed, epoch]).permutation(order)
-        for number in range(start, len(self)):
-            chosen = order[number * self.batch_size : (number + 1) * self.batch_size]
-            yield self._gather(chosen if self.seed is None else chosen[self.share[0] :: self.share[1]])
+        size = self.batch_size
+        batches = [order[number * size : (number + 1) * size] for number in range(start, len(self))]
+        if self.seed is not None:
+            batches = [chosen[self.share[0] :: self.share[1]] for chosen in batches]
+        read = self.store.read(self.rows[chosen] for chosen in batches)
+        with closing(read):  # a reader ahead of us lets go of what nobody will want
+            for chosen, images in zip(batches, read, strict=True):
+                yield self._batch(chosen, images)
 
-    def _gather(self, chosen: np.ndarray) -> Batch:
-        rows = self.rows[chosen]
-        batch = Batch(
-            torch.from_numpy(self.images[rows][:, None]), torch.from_numpy(self.labels[chosen]), torch.from_numpy(rows)
-        )
+    def _batch(self, chosen: np.ndarray, images: np.ndarray) -> Batch:
+        rows, labels = self.rows[chosen], self.labels[chosen]
+        if self.store.unreadable:  # what stands in for such an image is not to be learnt as it, nor to be scored
+            labels[np.isin(rows, list(self.store.unreadable))] = np.nan
+        batch = Batch(torch.from_numpy(images[:, None]), torch.from_numpy(labels), torch.from_numpy(rows))
         return Batch(*(tensor.pin_memory() for tensor in batch)) if self.pin else batch

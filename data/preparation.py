@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -103,11 +104,11 @@ def _write(config: Root, folder: Path, table, description: dict) -> None:
     for earlier, count in take_over(writer, description):
         print(f"{count:,} images taken over from {earlier}; delete it if no run needs it", flush=True)
     _decode_all(config, writer)
-    allowed = _allowed(config.data.max_rejected, len(table))
-    if writer.rejected > allowed:
+    most = allowed(config.data.max_rejected, len(table))
+    if writer.rejected > most:
         raise UserError(
             f"{folder / 'rejected.partial.csv'}: found {writer.rejected} unreadable of {len(table)} files, expected at "
-            f"most {allowed}; see the reasons there, mend the files or data.root, delete {folder} and run again, or go "
+            f"most {most}; see the reasons there, mend the files or data.root, delete {folder} and run again, or go "
             f"on without them: data.max_rejected={writer.rejected}"
         )
     writer.finish(description)
@@ -116,7 +117,7 @@ def _write(config: Root, folder: Path, table, description: dict) -> None:
         print(f"{writer.rejected} unreadable files are listed in {folder / 'rejected.csv'}", file=sys.stderr)
 
 
-def _allowed(limit: int | float | None, count: int) -> int:
+def allowed(limit: int | float | None, count: int) -> int:
     """How many of `count` files may be unreadable."""
     if limit is None:
         return max(10, count // 100)
@@ -147,7 +148,7 @@ def _run(function: Callable, jobs: list[tuple], workers: int) -> Generator:
     if workers <= 1 or len(jobs) <= 8:  # starting processes costs more than a few hundred small images
         yield from (function(*job) for job in jobs)
         return
-    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_end_with_parent) as pool:
+    with start_processes(workers) as pool:
         try:
             for future in as_completed([pool.submit(function, *job) for job in jobs]):
                 yield future.result()
@@ -155,8 +156,15 @@ def _run(function: Callable, jobs: list[tuple], workers: int) -> Generator:
             pool.shutdown(cancel_futures=True)
 
 
-def _end_with_parent() -> None:
-    """A worker would wait for ever on a parent that was killed."""
+def start_processes(workers: int) -> ProcessPoolExecutor:
+    """Processes that read images. Signals to stop are their parent's to follow."""
+    return ProcessPoolExecutor(workers, get_context("spawn"), initializer=_begin_process)
+
+
+def _begin_process() -> None:
+    for interrupt in (signal.SIGINT, signal.SIGUSR1):  # a terminal's Ctrl-C and Slurm's warning reach all processes
+        signal.signal(interrupt, signal.SIG_IGN)
+    # it would wait for ever on a parent that was killed
     Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
 
 
@@ -173,6 +181,9 @@ def _main(argv: list[str] | None) -> None:
 
     manifest = open_manifest(config, look_again=True)
     print(*manifest.notes, manifest.breakdown(), sep="\n")
+    if config.data.store is False:
+        print("data.store is false: nothing is decoded now; training reads the files themselves")
+        return
     store = prepare(config, manifest)
     print(*audit_lines(audited(manifest, store), store, may_name(config, manifest)), sep="\n")
     print(f"store: {store.folder} ({len(store)} images of {'x'.join(map(str, store.images.shape[1:]))})")

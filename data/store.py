@@ -11,7 +11,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +36,7 @@ class ImageStore:
         self.description = json.loads((self.folder / "store.json").read_text())
         self.fingerprint: str = self.description["fingerprint"]
         self.images = np.load(self.folder / "images.npy", mmap_mode="r")
+        self.unreadable: frozenset[int] = frozenset()  # rows: such files have none here
         with (self.folder / "index.csv").open(newline="") as file:
             self.index = {line["image_id"]: int(line["row"]) for line in csv.DictReader(file)}
 
@@ -45,6 +46,10 @@ class ImageStore:
     def rows(self, image_ids: Iterable[str]) -> np.ndarray:
         """Rows (n) int64 of the images; -1 where an image was rejected or is not in the store."""
         return np.fromiter((self.index.get(image_id, -1) for image_id in image_ids), np.int64)
+
+    def read(self, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Images (b h w) uint8 of each batch of rows, in order."""
+        return (self.images[rows] for rows in batches)
 
     def digests(self) -> dict[int, str]:
         """row → digest of the file's bytes (MedMNIST: of the image's); empty for a store older than digests."""

@@ -3,7 +3,7 @@
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from data.config import Root, UserError, expand
+from data.files import ImageFiles
 from data.loader import Batch, Data
-from data.manifest import open_manifest
+from data.manifest import Manifest, open_manifest
 from data.preparation import describe_store
-from data.settings import height_and_width
+from data.settings import Size, height_and_width
 from data.store import ImageStore
 from mae.cost import step_flops, step_memory
 from mae.engine.loop import Stage
@@ -130,21 +131,30 @@ def _counted(config: Root, cost: Cost) -> list[str]:
 # ---------------------------------------------------------------- timed
 
 
-class _RandomData:
-    """Stands in for images that are not prepared."""
+class _RandomImages:
+    """Stands in for the store of images that are not prepared."""
 
-    def __init__(self, config: Root):
-        self.number, self.store = config.pretrain.batch_size, self
-        size = (self.number, *height_and_width(config.data.image_size))
-        self.images = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)  # n h w
+    unreadable: frozenset[int] = frozenset()
+    read = ImageStore.read
 
-    def split(self, name: str) -> pd.DataFrame:
-        rows = np.arange(self.number)
-        return pd.DataFrame({"image_id": rows.astype(str), "row": rows, "label": np.nan})
+    def __init__(self, count: int, size: Size):
+        shape = (count, *height_and_width(size))
+        self.images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)  # n h w
+
+    def rows(self, image_ids: Iterable[str]) -> np.ndarray:
+        return np.arange(len(self.images))
+
+
+def random_data(config: Root, count: int) -> Data:
+    """Images of noise, every second of them abnormal, for training and for validation."""
+    names = np.arange(count).astype(str)
+    table = pd.DataFrame({"image_id": names, "patient_id": names, "study_id": names, "label": np.arange(count) % 2.0})
+    table = pd.concat([table.assign(split=split) for split in ("train", "validate")], ignore_index=True)
+    return Data(Manifest(table, (), credentialed=False), _RandomImages(count, config.data.image_size))
 
 
 def prepared_data(config: Root) -> tuple[Data | None, int | None]:
-    """The config's images where they are prepared, and how many serve training where that is known."""
+    """The config's images where they are prepared or need not be, and how many serve training where that is known."""
     try:
         roots = [Path(expand(one.root, "data.root")) for one in config.data.each_source().values()]
         if not all(root.exists() for root in roots):  # the phantom would be drawn
@@ -152,6 +162,9 @@ def prepared_data(config: Root) -> tuple[Data | None, int | None]:
         manifest = open_manifest(config)
     except UserError:
         return None, None
+    if config.data.store is False:
+        data = Data(manifest, ImageFiles(config, manifest))
+        return data, len(data.split("train"))
     name = f"*-{describe_store(config, manifest.table)['fingerprint'][:12]}"
     finished = sorted(Path(expand(config.data.store, "data.store")).glob(f"{name}/store.json"))
     if not finished:
@@ -162,7 +175,7 @@ def prepared_data(config: Root) -> tuple[Data | None, int | None]:
 
 def _timed(config: Root, cost: Cost, device: torch.device, data: Data | None, images: int | None) -> list[str]:
     keep_freed_memory()
-    stage = pretrain_stage(config, data or _RandomData(config), device)
+    stage = pretrain_stage(config, data or random_data(config, config.pretrain.batch_size), device)
     size = stage.batches.batch_size
     seconds = statistics.median(step_seconds(stage))
     source = "the config's images" if data else "random images, as the config's are not prepared"

@@ -1,5 +1,6 @@
 """Laws of the TensorBoard dashboard, read back from the event files."""
 
+import time
 from io import BytesIO
 from pathlib import Path
 
@@ -239,6 +240,7 @@ def test_nothing_stands_twice_after_a_resume(stop_at, place, opened, tmp_path, m
         patch.setattr(classify.finetune, "finetune_step", interrupted)
         with pytest.raises(Stop):
             finetune(config, None, opened)
+    time.sleep(1)  # a process's files of one second are read by their numbers as text: 10 before 9
     finetune(config, None, opened)
     read, folder = events(tmp_path / "run"), tmp_path / "run"
     assert everything(folder).count(START.encode()) == everything(folder).count(END.encode()) == 1

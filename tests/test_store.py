@@ -421,7 +421,8 @@ def loader_of(n: int, batch_size: int, seed: int | None = None) -> Loader:
     """A loader of n images whose pixels tell their row; row 2·i stands for the i-th of the table."""
     images = np.broadcast_to(np.arange(2 * n, dtype=np.uint8)[:, None, None], (2 * n, 3, 5))
     table = pd.DataFrame({"row": 2 * np.arange(n), "label": np.resize([1.0, 0.0, np.nan], n)})
-    return Loader(SimpleNamespace(store=SimpleNamespace(images=images)), table, batch_size, seed)
+    store = SimpleNamespace(read=lambda batches: (images[rows] for rows in batches), unreadable=())
+    return Loader(SimpleNamespace(store=store), table, batch_size, seed)
 
 
 def numbers_of(batches) -> list[list[int]]:
