@@ -36,6 +36,7 @@ class ImageStore:
         self.description = json.loads((self.folder / "store.json").read_text())
         self.fingerprint: str = self.description["fingerprint"]
         self.images = np.load(self.folder / "images.npy", mmap_mode="r")
+        self.file = (self.folder / "images.npy").open("rb")
         self.unreadable: frozenset[int] = frozenset()  # rows: such files have none here
         with (self.folder / "index.csv").open(newline="") as file:
             self.index = {line["image_id"]: int(line["row"]) for line in csv.DictReader(file)}
@@ -48,8 +49,22 @@ class ImageStore:
         return np.fromiter((self.index.get(image_id, -1) for image_id in image_ids), np.int64)
 
     def read(self, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        """Images (b h w) uint8 of each batch of rows, in order."""
-        return (self.images[rows] for rows in batches)
+        """Images (b h w) uint8 of each batch of rows, in order; the next batch's are asked of the disk meanwhile."""
+        coming = iter(batches)
+        rows = next(coming, None)
+        while rows is not None:
+            following = next(coming, None)
+            if following is not None:
+                self._ask_for(following)
+            yield self.images[rows]
+            rows = following
+
+    def _ask_for(self, rows: np.ndarray) -> None:
+        """Have the system read the rows into memory, without waiting for it; a hint, where it takes such."""
+        if hasattr(os, "posix_fadvise"):
+            start, size = self.images.offset, self.images[0].nbytes
+            for row in np.sort(rows).tolist():
+                os.posix_fadvise(self.file.fileno(), start + row * size, size, os.POSIX_FADV_WILLNEED)
 
     def digests(self) -> dict[int, str]:
         """row → digest of the file's bytes (MedMNIST: of the image's); empty for a store older than digests."""

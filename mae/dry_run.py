@@ -135,7 +135,6 @@ class _RandomImages:
     """Stands in for the store of images that are not prepared."""
 
     unreadable: frozenset[int] = frozenset()
-    read = ImageStore.read
 
     def __init__(self, count: int, size: Size):
         shape = (count, *height_and_width(size))
@@ -143,6 +142,9 @@ class _RandomImages:
 
     def rows(self, image_ids: Iterable[str]) -> np.ndarray:
         return np.arange(len(self.images))
+
+    def read(self, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        return (self.images[rows] for rows in batches)
 
 
 def random_data(config: Root, count: int) -> Data:

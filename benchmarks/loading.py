@@ -1,0 +1,237 @@
+"""From the store to augmented batches: images per second, beside what is usual, and the time to a run's first batch.
+
+    make bench                                           # or: python benchmarks/loading.py --batch 256
+    python benchmarks/loading.py --json out.json
+
+The ways take turns; medians are shown. The usual way is torch's DataLoader with a process per core, which opens small JPEG
+files by Pillow and augments one image after the other. Cold means that the store is not in memory. The first batch is
+that of a MIMIC-CXR-JPG of --rows images whose CSVs and store have the true shape, in a process of its own.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from ingest import JPEG, drawn
+from manifest import write_csvs
+from PIL import Image, ImageEnhance
+from torch.utils.data import DataLoader, Dataset
+
+from data.augment import DRAWS, augment
+from data.config import make_config
+from data.draws import uniform
+from data.files import ImageFiles
+from data.loader import Data, Loader
+from data.manifest import Manifest, open_manifest
+from data.preparation import describe_store
+from data.settings import AugmentSettings
+from data.store import ImageStore
+from mae.engine.memory import keep_freed_memory
+from mae.engine.run import environment
+
+ALL = AugmentSettings(flip=0.5, erase=0.5)  # every kind of augmentation, as much as is the default or more
+USUAL = 1024  # files of the usual way, read several times
+LARGE = 48  # of 2544 x 3056 pixels
+FIRST_BATCH = """
+import json, resource, sys, time
+from data.config import make_config
+from data.loader import Loader, open_data
+data = open_data(make_config({}, "benchmark", json.loads(sys.argv[1])))
+opened = time.time()
+batch = next(Loader(data, data.split("train"), 256, seed=0).epoch())
+print(len(data.store), opened - float(sys.argv[2]), time.time() - float(sys.argv[2]), end=" ")
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+COLUMNS = ("rows", "opened_seconds", "first_batch_seconds", "peak_bytes")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", type=int, default=224, help="side of the images, pixels")
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--images", type=int, default=20_000, help="images of the store that rates are measured on")
+    parser.add_argument("--rows", type=int, default=377_110, help="images of the store whose first batch is awaited")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--shrink", type=float, default=1, help="divide the large files' sides by this")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    arguments = parser.parse_args()
+    keep_freed_memory()  # as every training does
+    with tempfile.TemporaryDirectory() as name:
+        rates = measure_rates(Path(name), arguments)
+        first = measure_start(Path(name), arguments)
+    for way, rate in rates.items():
+        print(f"{way:64s} {rate:10,.0f} images/s")
+    ratio = rates["from the store, all augmentation"] / rates["the usual way"]
+    print(f"{'from the store, all augmentation, against the usual way':64s} {ratio:10.1f} times as fast")
+    print(f"{first['rows']:,.0f} images prepared: opened after {first['opened_seconds']:.1f} s, first batch ", end="")
+    print(f"after {first['first_batch_seconds']:.1f} s, {first['peak_bytes'] / 1e9:.2f} GB at most")
+    if arguments.json:
+        settings = {key: value for key, value in vars(arguments).items() if key != "json"}
+        result = {"settings": settings, "images_per_second": rates, "ratio": ratio, "first_batch": first}
+        arguments.json.write_text(json.dumps(result | {"environment": environment()}, indent=1) + "\n")
+
+
+# ---------------------------------------------------------------- rates
+
+
+def measure_rates(folder: Path, arguments: argparse.Namespace) -> dict[str, float]:
+    """Median images per second of each way, after one turn that does not count."""
+    data = random_store(folder / "store", arguments.images, arguments.size)
+    usual = UsualWay(folder / "small", arguments.size, arguments.batch)
+    files = large_files(folder / "large", arguments)
+    ways: dict[str, Callable[[], int]] = {
+        "from the store, no augmentation": lambda: gathered(data, arguments, batches=40),
+        "from the store, cold, no augmentation": lambda: gathered(forgotten(data), arguments, batches=10),
+        "from the store, all augmentation": lambda: augmented(data, arguments, batches=8),
+        "the usual way": usual.epoch,
+        f"from files of {JPEG[1] / arguments.shrink:.0f} x {JPEG[0] / arguments.shrink:.0f} pixels, no augmentation": (
+            lambda: gathered(files, arguments, batches=LARGE)
+        ),
+    }
+    taken: dict[str, list[float]] = {way: [] for way in ways}
+    for number in range(arguments.rounds + 1):
+        for way, read in ways.items():
+            start = time.perf_counter()
+            images = read()
+            if number:
+                taken[way].append(images / (time.perf_counter() - start))
+    return {way: statistics.median(rates) for way, rates in taken.items()}
+
+
+def gathered(data: Data, arguments: argparse.Namespace, batches: int) -> int:
+    loader = Loader(data, data.split("train"), arguments.batch, seed=0)
+    return sum(len(batch.images) for batch in islice(loader.epoch(), batches))
+
+
+def augmented(data: Data, arguments: argparse.Namespace, batches: int) -> int:
+    """As in a training step."""
+    count = 0
+    for batch in islice(Loader(data, data.split("train"), arguments.batch, seed=0).epoch(), batches):
+        draws = uniform(0, "augment", 0, batch.numbers, DRAWS)
+        count += len(augment(batch.images, ALL, draws))
+    return count
+
+
+def random_store(folder: Path, count: int, size: int) -> Data:
+    """A store of noise; which pixels they are takes no time."""
+    write_store(folder, [str(number) for number in range(count)], size)
+    images, rng = np.load(folder / "images.npy", mmap_mode="r+"), np.random.default_rng(0)
+    for start in range(0, count, 1000):
+        images[start : start + 1000] = rng.integers(0, 256, (min(1000, count - start), size, size), dtype=np.uint8)
+    images.flush()
+    return Data(all_train(range(count)), ImageStore(folder))
+
+
+def write_store(folder: Path, image_ids: list[str], size: int, description: dict | None = None) -> None:
+    """The files of a finished store, its pixels a hole in the file."""
+    folder.mkdir(parents=True)
+    np.lib.format.open_memmap(folder / "images.npy", "w+", np.uint8, (len(image_ids), size, size)).flush()
+    index = pd.DataFrame({"image_id": image_ids, "row": range(len(image_ids)), "bytes": 1, "digest": f"{0:032}"})
+    index.to_csv(folder / "index.csv", index=False)
+    (folder / "store.json").write_text(json.dumps(description or {"fingerprint": "benchmark"}))
+
+
+def all_train(numbers: range) -> Manifest:
+    names = [str(number) for number in numbers]
+    table = pd.DataFrame({"image_id": names, "path": names, "split": "train", "label": np.nan})
+    return Manifest(table, (), credentialed=False)
+
+
+def forgotten(data: Data) -> Data:
+    """The same, once the system has let go of its pixels."""
+    folder = data.store.folder
+    del data.store.images  # what is mapped is kept
+    with (folder / "images.npy").open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    data.store.images = np.load(folder / "images.npy", mmap_mode="r")
+    return replace(data, store=ImageStore(folder))
+
+
+def large_files(folder: Path, arguments: argparse.Namespace) -> Data:
+    """JPEG files as large as most of MIMIC-CXR's, without a store."""
+    folder.mkdir()
+    picture = Image.fromarray((drawn(JPEG, arguments.shrink) * 255).clip(0, 255).astype(np.uint8))
+    for number in range(LARGE):
+        picture.save(folder / f"{number}.jpg", quality=95)
+    config = make_config({}, "benchmark", {"data.source": "images", "data.root": str(folder), "data.store": False})
+    manifest = all_train(range(LARGE))
+    manifest = replace(manifest, table=manifest.table.assign(path=[f"{folder}/{n}.jpg" for n in range(LARGE)]))
+    return Data(manifest, ImageFiles(config, manifest))
+
+
+# ---------------------------------------------------------------- the usual way
+
+
+class UsualWay(Dataset):
+    """What one writes first: an image, opened and augmented."""
+
+    def __init__(self, folder: Path, size: int, batch: int):
+        folder.mkdir()
+        self.size, self.paths = size, [folder / f"{number}.jpg" for number in range(USUAL)]
+        picture = Image.fromarray((drawn((256, 256), 1) * 255).clip(0, 255).astype(np.uint8))
+        for path in self.paths:
+            picture.save(path, quality=95)
+        cores = len(os.sched_getaffinity(0))
+        self.loader = DataLoader(self, batch, shuffle=True, num_workers=cores, persistent_workers=True)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, number: int) -> torch.Tensor:
+        draw = torch.rand(8).tolist()
+        image = Image.open(self.paths[number]).convert("L").rotate(14 * draw[0] - 7, Image.Resampling.BILINEAR)
+        width, height = image.size
+        side = (0.7 + 0.3 * draw[1]) ** 0.5
+        left, top = draw[2] * (1 - side) * width, draw[3] * (1 - side) * height
+        box = (left, top, left + side * width, top + side * height)
+        image = image.resize((self.size, self.size), Image.Resampling.BILINEAR, box)
+        image = ImageEnhance.Contrast(image).enhance(0.8 + 0.4 * draw[4])
+        image = ImageEnhance.Brightness(image).enhance(0.9 + 0.2 * draw[5])
+        gamma = 0.8 + 0.4 * draw[6]
+        image = image.point([round(255 * (grey / 255) ** gamma) for grey in range(256)])
+        pixels = torch.from_numpy(np.array(image))[None]
+        return pixels.flip(2) if draw[7] < 0.5 else pixels
+
+    def epoch(self) -> int:
+        return sum(len(images) for images in self.loader)
+
+
+# ---------------------------------------------------------------- the first batch
+
+
+def measure_start(folder: Path, arguments: argparse.Namespace) -> dict[str, float]:
+    """From starting Python to the first batch of a prepared MIMIC-CXR-JPG, all views: medians."""
+    write_csvs(folder / "mimic", arguments.rows)
+    settings = {"data.source": "mimic-cxr-jpg", "data.root": str(folder / "mimic"), "data.views": []}
+    settings |= {"data.store": str(folder / "stores"), "data.image_size": arguments.size}
+    config = make_config({}, "benchmark", settings)
+    table = open_manifest(config).table
+    description = describe_store(config, table)
+    name = f"mimic-cxr-jpg-{arguments.size}px-{description['fingerprint'][:12]}"
+    write_store(folder / "stores" / name, sorted(table["image_id"]), arguments.size, description)
+    lines = list(starts(settings, arguments.rounds))
+    return {name: statistics.median(values) for name, values in zip(COLUMNS, zip(*lines, strict=True), strict=True)}
+
+
+def starts(settings: dict, rounds: int) -> Iterator[list[float]]:
+    for _ in range(rounds):
+        command = [sys.executable, "-c", FIRST_BATCH, json.dumps(settings), str(time.time())]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
+        yield [float(word) for word in done.stdout.split()]
+
+
+if __name__ == "__main__":
+    main()
