@@ -29,5 +29,6 @@ format: install
 bench: install
 	$(BIN)/python benchmarks/throughput.py
 	$(BIN)/python benchmarks/ingest.py
+	$(BIN)/python benchmarks/loading.py
 	$(BIN)/python benchmarks/engine.py
 	$(BIN)/python benchmarks/pretrain_step.py --preset vit_tiny_patch16 --batch 16 --rounds 5

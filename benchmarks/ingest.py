@@ -48,7 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", type=int, default=224, help="side of the stored images, pixels")
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--images", type=int, default=240, help="images for two processes against one")
+    parser.add_argument("--images", type=int, default=1600, help="images for two processes against one")
     parser.add_argument("--shrink", type=float, default=1, help="divide the files' sides by this, for a quick look")
     parser.add_argument("--json", type=Path, metavar="FILE")
     arguments = parser.parse_args()

@@ -3,9 +3,9 @@
     make bench                                           # or: python benchmarks/loading.py --batch 256
     python benchmarks/loading.py --json out.json
 
-The ways take turns; medians are shown. The usual way is torch's DataLoader with a process per core, which opens small JPEG
-files by Pillow and augments one image after the other. Cold means that the store is not in memory. The first batch is
-that of a MIMIC-CXR-JPG of --rows images whose CSVs and store have the true shape, in a process of its own.
+The ways take turns; medians are shown. The usual way is torch's DataLoader with a process per core, which opens small
+JPEG files by Pillow and augments one image after the other. Cold means that the store is not in memory. The first batch
+is that of a MIMIC-CXR-JPG of --rows images whose CSVs and store have the true shape, in a process of its own.
 """
 
 import argparse
@@ -45,14 +45,14 @@ ALL = AugmentSettings(flip=0.5, erase=0.5)  # every kind of augmentation, as muc
 USUAL = 1024  # files of the usual way, read several times
 LARGE = 48  # of 2544 x 3056 pixels
 FIRST_BATCH = """
-import json, resource, sys, time
+import json, sys, time
 from data.config import make_config
 from data.loader import Loader, open_data
 data = open_data(make_config({}, "benchmark", json.loads(sys.argv[1])))
 opened = time.time()
 batch = next(Loader(data, data.split("train"), 256, seed=0).epoch())
 print(len(data.store), opened - float(sys.argv[2]), time.time() - float(sys.argv[2]), end=" ")
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+print(next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """
 COLUMNS = ("rows", "opened_seconds", "first_batch_seconds", "peak_bytes")
 
@@ -138,7 +138,8 @@ def write_store(folder: Path, image_ids: list[str], size: int, description: dict
     """The files of a finished store, its pixels a hole in the file."""
     folder.mkdir(parents=True)
     np.lib.format.open_memmap(folder / "images.npy", "w+", np.uint8, (len(image_ids), size, size)).flush()
-    index = pd.DataFrame({"image_id": image_ids, "row": range(len(image_ids)), "bytes": 1, "digest": f"{0:032}"})
+    digests = [f"{row:032}" for row in range(len(image_ids))]
+    index = pd.DataFrame({"image_id": image_ids, "row": range(len(image_ids)), "bytes": 1, "digest": digests})
     index.to_csv(folder / "index.csv", index=False)
     (folder / "store.json").write_text(json.dumps(description or {"fingerprint": "benchmark"}))
 

@@ -52,6 +52,23 @@ def test_manifest_times_the_opening_of_official_csvs(tmp_path):
     assert looked["open_seconds"] > 0 and looked["peak_bytes"] > 10**7
 
 
+def test_loading_times_every_way_and_a_first_batch(tmp_path):
+    small = ["--images", "60", "--rows", "60", "--batch", "7", "--size", "32", "--rounds", "1", "--shrink", "16"]
+    command = [sys.executable, "benchmarks/loading.py", *small, "--json", str(tmp_path / "out.json")]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    result = json.loads((tmp_path / "out.json").read_text())
+    assert all(rate > 0 and way in done.stdout for way, rate in result["images_per_second"].items())
+    assert result["first_batch"]["rows"] == 60
+    assert 0 < result["first_batch"]["opened_seconds"] < result["first_batch"]["first_batch_seconds"]
+
+
+def test_the_audit_is_timed_on_images_it_finds_copies_in(tmp_path):
+    command = [sys.executable, "benchmarks/audit.py", "--images", "300", "--size", "48"]
+    subprocess.run([*command, "--json", str(tmp_path / "out.json")], cwd=REPOSITORY, capture_output=True, check=True)
+    [row] = json.loads((tmp_path / "out.json").read_text())["audits"]
+    assert row["found"] >= 7 and row["seconds"] > 0
+
+
 @pytest.mark.skipif(find_spec("transformers") is None, reason="transformers, which ours is compared with, is missing")
 def test_pretrain_step_compares_speed_and_memory(tmp_path):
     small = ["--preset", "vit_tiny_patch16", "--size", "32", "--batch", "2", "--rounds", "1", "--square", "64"]
