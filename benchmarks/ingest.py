@@ -30,7 +30,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from data.drawing import draw_radiograph
 from data.images import SPARE, fit_image, read_fitted, read_image
-from data.preparation import _run
+from data.preparation import CHUNK, _run
 from data.store import decode_rows
 from mae.engine.run import environment
 
@@ -41,7 +41,6 @@ KINDS = {
     "colour 4:2:0, quality 90": ("RGB", {"quality": 90}),
     "progressive, quality 90": ("L", {"quality": 90, "progressive": True}),
 }
-CHUNK = 8  # images of a job
 
 
 def main() -> None:

@@ -13,40 +13,42 @@ from torch.utils.tensorboard import SummaryWriter
 
 from classify.figures import COLOURS, GREY, STYLE
 from data.config import Root
+from data.labels import words
 from data.loader import Data
 from mae.pretrain import may_show_images
 from mae.sheet import sheet
 
-CLASSES = ("normal", "abnormal")  # by label
 MISTAKES = 6  # how many are shown
 BINS = np.linspace(0, 1, 26)  # of scores
-Drawing = Callable[[Axes, np.ndarray, np.ndarray, float], None]  # (axes, labels, scores, threshold)
+Names = tuple[str, str]  # of the classes, by label
+Drawing = Callable[[Axes, np.ndarray, np.ndarray, float, Names], None]  # (axes, labels, scores, threshold, names)
 
 
 def show(config: Root, data: Data, scored: pd.DataFrame, threshold: float, board: SummaryWriter, step: int) -> None:
     """Curves, counts and histograms of the validation images' scores; the worst mistakes where images may be shown."""
+    names = words(config.data.target)
     labels, scores = scored["label"].to_numpy(int), scored["score"].to_numpy(float)  # each n
     board.add_pr_curve("validate/precision_recall", labels, scores, step)
-    for label, name in enumerate(CLASSES):
+    for label, name in enumerate(names):
         board.add_histogram(f"validate/score_{name}", scores[labels == label], step, bins=BINS)
     for name, draw in DRAWINGS.items():
-        board.add_image(f"validate/{name}", raster(draw, labels, scores, threshold), step, dataformats="HWC")
+        board.add_image(f"validate/{name}", raster(draw, labels, scores, threshold, names), step, dataformats="HWC")
     if may_show_images(config, data.manifest):
         for number, (_, mistake) in enumerate(worst_mistakes(scored, threshold).iterrows(), start=1):
-            board.add_image(f"worst_mistakes/{number}", picture(data, mistake), step, dataformats="HW")
+            board.add_image(f"worst_mistakes/{number}", picture(data, mistake, names), step, dataformats="HW")
 
 
-def raster(draw: Drawing, labels: np.ndarray, scores: np.ndarray, threshold: float) -> np.ndarray:
+def raster(draw: Drawing, labels: np.ndarray, scores: np.ndarray, threshold: float, names: Names) -> np.ndarray:
     """A drawing of the scores (n) as 8-bit colours (h w 3), of the size at which TensorBoard lays images out."""
     with rc_context(STYLE):
         figure = Figure((4, 4), layout="constrained")
-        draw(figure.subplots(), labels, scores, threshold)
+        draw(figure.subplots(), labels, scores, threshold, names)
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3]
 
 
-def draw_roc(axes: Axes, labels: np.ndarray, scores: np.ndarray, threshold: float) -> None:
+def draw_roc(axes: Axes, labels: np.ndarray, scores: np.ndarray, threshold: float, names: Names) -> None:
     """ROC curve, the threshold marked."""
     called = scores >= threshold
     x, y, _ = roc_curve(labels, scores)
@@ -57,7 +59,7 @@ def draw_roc(axes: Axes, labels: np.ndarray, scores: np.ndarray, threshold: floa
     axes.set(ylabel="Sensitivity (recall)", title=f"ROC, AUC {roc_auc_score(labels, scores):.3f}")
 
 
-def draw_confusion(axes: Axes, labels: np.ndarray, scores: np.ndarray, threshold: float) -> None:
+def draw_confusion(axes: Axes, labels: np.ndarray, scores: np.ndarray, threshold: float, names: Names) -> None:
     """How many of each class are called what, and which share of the class."""
     counts = confusion_matrix(labels, scores >= threshold, labels=[0, 1])
     shares = counts / counts.sum(axis=1, keepdims=True)
@@ -65,14 +67,14 @@ def draw_confusion(axes: Axes, labels: np.ndarray, scores: np.ndarray, threshold
     for (row, column), share in np.ndenumerate(shares):
         colour, text = "white" if share > 0.5 else "black", f"{counts[row, column]:,}\n{share:.0%}"
         axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=13)
-    axes.set(xticks=[0, 1], xticklabels=CLASSES, yticks=[0, 1], yticklabels=CLASSES)
+    axes.set(xticks=[0, 1], xticklabels=names, yticks=[0, 1], yticklabels=names)
     axes.set(xlabel="Called", ylabel="Is", title=f"Confusion at threshold {threshold:.3f}")
     axes.grid(False)
 
 
-def draw_histogram(axes: Axes, labels: np.ndarray, scores: np.ndarray, threshold: float) -> None:
+def draw_histogram(axes: Axes, labels: np.ndarray, scores: np.ndarray, threshold: float, names: Names) -> None:
     """Histogram of each class's scores, with the threshold."""
-    for label, name in enumerate(CLASSES):
+    for label, name in enumerate(names):
         axes.hist(scores[labels == label], BINS, color=COLOURS[label], alpha=0.6, label=name)
     axes.axvline(threshold, color=GREY, linestyle="--", linewidth=1)
     axes.set(xlim=(0, 1), xlabel="Score", ylabel="Images", title="Scores of each class")
@@ -89,8 +91,8 @@ def worst_mistakes(scored: pd.DataFrame, threshold: float) -> pd.DataFrame:
     return wrong.loc[far.sort_values(ascending=False, kind="stable").index[:MISTAKES]]
 
 
-def picture(data: Data, mistake: pd.Series) -> np.ndarray:
+def picture(data: Data, mistake: pd.Series, names: Names) -> np.ndarray:
     """An image between its id and its label and score, as grey levels (h w)."""
-    caption = f"{CLASSES[int(mistake['label'])]}, score {mistake['score']:.3f}"
+    caption = f"{names[int(mistake['label'])]}, score {mistake['score']:.3f}"
     [image] = next(data.store.read([np.array([mistake["row"]])]))
     return np.asarray(sheet(image[None, None], [mistake["image_id"]], [caption]))

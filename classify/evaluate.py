@@ -49,7 +49,7 @@ def evaluate(run: str | Path, overrides: dict[str, Any] | None = None, data: Dat
     checkpoint = load_checkpoint(best, kind="classifier")
     config, alone = _config_for(checkpoint, overrides or {}), data is None
     data = data or open_data(config)
-    table = known(data.split(config.evaluate.split), config.evaluate.split)
+    table = known(data.split(config.evaluate.split), config.evaluate.split, config.data.target)
     images = digest(data.manifest.table, "image_id")
     of_other_data = "" if images == checkpoint.meta["images"] else f"-{images[:8]}"
     path = best.parent / "predictions" / f"{config.evaluate.split}{of_other_data}"
@@ -115,7 +115,7 @@ def scored(checkpoint: Checkpoint, config: Root, data: Data, table: pd.DataFrame
     load_weights(model, checkpoint)
     loader = Loader(data, table, config.evaluate.batch_size)
     predicted = evaluating(model.to(device), lambda model: predict_logits(model, loader, device, config.precision))
-    table, logits = readable(table, predicted)
+    table, logits = readable(table, predicted, config.data.target)
     return table, logits.double().sigmoid().numpy()
 
 

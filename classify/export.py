@@ -9,11 +9,10 @@ from torch import Tensor
 from classify.classifier import Classifier
 from classify.finetune import build_model
 from data.config import UserError
+from data.labels import words
 from mae.engine.checkpoint import Checkpoint, load_checkpoint, load_weights
 from mae.model import mae_from
 from mae.weights import save_encoder, save_huggingface
-
-LABELS = ("normal", "abnormal")
 
 
 def export(checkpoint: str | Path, folder: str | Path, say: Callable[[str], None] = print) -> None:
@@ -43,7 +42,7 @@ def _export_classifier(loaded: Checkpoint, folder: str | Path, say: Callable[[st
     load_weights(model, loaded)
     weight, bias = linear_head(model)
     heads = {"classifier.weight": torch.stack([0 * weight, weight]), "classifier.bias": torch.stack([0 * bias, bias])}
-    names = {str(number): label for number, label in enumerate(LABELS)}
+    names = {str(number): label for number, label in enumerate(words(loaded.config.data.target))}
     config = {
         "id2label": names,
         "label2id": {label: int(number) for number, label in names.items()},

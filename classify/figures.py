@@ -142,8 +142,8 @@ def _operating_points(line: Line) -> np.ndarray:
     return np.stack([called[:, line.labels == label].mean(axis=1) for label in (0, 1)])
 
 
-def reliability(rows: Sequence[Row]) -> Figure:
-    """Share of abnormal against mean score in equal-width bins, all seeds together; areas show the counts."""
+def reliability(rows: Sequence[Row], positive: str) -> Figure:
+    """Share of the `positive` against mean score in equal-width bins, all seeds together; areas show the counts."""
     figure, [axes] = _axes(4.4, 4.4)
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle="--")
     for row in rows:
@@ -155,7 +155,7 @@ def reliability(rows: Sequence[Row]) -> Figure:
             curve.mean_score, curve.positive_rate, size, color=row.colour, marker=row.marker, alpha=0.85, clip_on=False
         )
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.02, 1.02), aspect="equal", xticks=np.linspace(0, 1, 6))
-    axes.set(xlabel="Mean score", ylabel="Share abnormal", yticks=np.linspace(0, 1, 6))
+    axes.set(xlabel="Mean score", ylabel=f"Share {positive}", yticks=np.linspace(0, 1, 6))
     return figure
 
 

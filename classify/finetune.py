@@ -17,6 +17,7 @@ from classify.resnet import build_resnet
 from data.augment import DRAWS, augment
 from data.config import Root, UserError, change_config, expand
 from data.draws import uniform
+from data.labels import words
 from data.loader import Batch, Data, Loader, image_names, open_data
 from data.manifest import digest, sample_patients
 from data.settings import height_and_width
@@ -169,18 +170,20 @@ def labelled_splits(config: Root, data: Data) -> LabelledSplits:
     train = data.split("train")
     if config.finetune.sample:
         train = sample_patients(train, config.finetune.sample, config.data.split_seed, "finetune.sample")
-    return LabelledSplits(known(train, "train"), known(data.split("validate"), "validate"))
+    target = config.data.target
+    return LabelledSplits(known(train, "train", target), known(data.split("validate"), "validate", target))
 
 
-def known(table: pd.DataFrame, split: str) -> pd.DataFrame:
-    """The rows with a label; UserError unless there are normal and abnormal ones."""
+def known(table: pd.DataFrame, split: str, target: str | None) -> pd.DataFrame:
+    """The rows with a label; UserError unless both classes are there."""
     labelled = table[table["label"].notna()]
     if labelled.empty:
         raise UserError(f"data: found no labelled image among {len(table)} in split {split!r}, expected some")
     if labelled["label"].nunique() < 2:
-        what = "abnormal" if labelled["label"].iloc[0] == 1 else "normal"
+        names = words(target)
+        what = names[int(labelled["label"].iloc[0])]
         raise UserError(
-            f"data: found only {what} images ({len(labelled):,}) in split {split!r}, expected normal and abnormal"
+            f"data: found only {what} images ({len(labelled):,}) in split {split!r}, expected {' and '.join(names)}"
         )
     return labelled
 
@@ -305,7 +308,8 @@ def validate(config: Root, model: nn.Module, held_out: Loader, table: pd.DataFra
 
     There is a threshold for images and one for studies, whose mean scores are less spread.
     """
-    table, logits = readable(table, distributed.interleave(predict_logits(model, held_out, device, config.precision)))
+    predicted = distributed.interleave(predict_logits(model, held_out, device, config.precision))
+    table, logits = readable(table, predicted, config.data.target)
     labels, scores = table["label"].to_numpy(np.float32), torch.sigmoid(logits).numpy()
     loss = classification_loss(logits, torch.from_numpy(labels)).item()
     thresholds = {unit: _threshold(in_units(table, scores, unit), config.finetune.threshold) for unit in UNITS}
@@ -353,7 +357,7 @@ def predict_logits(model: nn.Module, loader: Loader, device: torch.device, preci
     return torch.cat(parts)
 
 
-def readable(table: pd.DataFrame, predicted: Tensor) -> tuple[pd.DataFrame, Tensor]:
+def readable(table: pd.DataFrame, predicted: Tensor, target: str | None) -> tuple[pd.DataFrame, Tensor]:
     """The table's rows whose images could be read, and their logits (n), of what `predict_logits` says of all."""
     there = ~predicted[:, 1].isnan()
-    return known(table[there.numpy()], table["split"].iloc[0]), predicted[there, 0]
+    return known(table[there.numpy()], table["split"].iloc[0], target), predicted[there, 0]

@@ -87,7 +87,7 @@ def check_grid(config: Root, cells: list[Cell], data_of: Callable[[Root], Data])
         data = data_of(cell.config)
         check_fit(cell.config, None)
         labelled_splits(cell.config, data)
-        table = known(data.split(config.compare.split), config.compare.split)
+        table = known(data.split(config.compare.split), config.compare.split, cell.config.data.target)
         tested.add(digest(table, "image_id", "patient_id", "label"))
         if len(tested) > 1:
             what = f"other {config.compare.split} images or labels than the rows before it"

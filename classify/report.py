@@ -26,8 +26,9 @@ from classify.figures import (
     training_curves,
 )
 from classify.metrics import expected_calibration_error
-from classify.tables import METRICS, caption, cases, difference_rows, name_of, table_row, verdict
+from classify.tables import METRICS, caption, cases, difference_rows, name_of, table_row, task, verdict
 from data.config import Root, print_config
+from data.labels import words
 from data.loader import Data, Loader, open_data
 from data.settings import height_and_width
 from mae.engine.checkpoint import load_checkpoint
@@ -49,9 +50,11 @@ def write_report(comparison: Comparison, path: Path) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    budgets = budgets_of(comparison)
+    budgets, target = budgets_of(comparison), comparison.config.data.target
     html = environment.get_template("report.html").render(
         config=comparison.config,
+        task=task(target),
+        words=words(target),
         notices=list(notices(comparison)),
         facts=dict(facts(comparison, budgets)),
         budgets=budgets,
@@ -98,7 +101,7 @@ def facts(comparison: Comparison, budgets: list["Budget"]) -> Iterator[tuple[str
     yield "Source", f"{data.source}, {height} × {width} pixels ({data.resize})"
     yield "Split", config.compare.split
     yield "Evaluated", cases(evaluation.summary)
-    yield "Prevalence", f"{100 * line.labels.mean():.1f} % abnormal ({int(line.labels.sum()):,})"
+    yield "Prevalence", f"{100 * line.labels.mean():.1f} % {words(data.target)[1]} ({int(line.labels.sum()):,})"
     yield "Labelled for training", "; ".join(f"{budget.images:,} images" for budget in budgets)
     yield "Training seeds", ", ".join(map(str, config.compare.seeds))
     yield (
@@ -131,6 +134,10 @@ class Budget:
         return f"{self.images:,} labelled training images"
 
     @property
+    def words(self) -> tuple[str, str]:
+        return words(self.comparison.config.data.target)
+
+    @property
     def baseline(self) -> Row:
         line = self.comparison.lines[self.comparison.baseline(self.labelled)]
         return next(row for row in self.rows if row.line is line)
@@ -160,7 +167,7 @@ class Budget:
 
     @cached_property
     def reliability(self) -> str:
-        return svg(f"Calibration, {self.heading}", reliability, self.rows)
+        return svg(f"Calibration, {self.heading}", reliability, self.rows, self.words[1])
 
     def cells(self, row: Row) -> dict[str, str]:
         return table_row(row.line.described, row.line.intervals)
@@ -170,7 +177,7 @@ class Budget:
         return float(np.mean([expected_calibration_error(row.line.labels, scores) for scores in row.line.scores]))
 
     def confusion(self, row: Row) -> list[dict[str, Any]]:
-        return confusion(row.line)
+        return confusion(row.line, self.words)
 
 
 def budgets_of(comparison: Comparison) -> list[Budget]:
@@ -190,13 +197,13 @@ def _origin(line: Line) -> str:
     return f" ({Path(checkpoint).parent.name})" if checkpoint else ""
 
 
-def confusion(line: Line) -> list[dict[str, Any]]:
-    """Truly normal and truly abnormal: how many were called normal and abnormal, summed over the seeds."""
+def confusion(line: Line, names: tuple[str, str]) -> list[dict[str, Any]]:
+    """For each class, by its name: how many of it were called the one and the other, summed over the seeds."""
     called = line.scores >= line.thresholds[:, None]  # s n
     rows = []
-    for label, name in enumerate(("normal", "abnormal")):
-        abnormal, total = int(called[:, line.labels == label].sum()), int((line.labels == label).sum()) * len(called)
-        counts = (total - abnormal, abnormal)
+    for label, name in enumerate(names):
+        positive, total = int(called[:, line.labels == label].sum()), int((line.labels == label).sum()) * len(called)
+        counts = (total - positive, positive)
         rows.append(
             {"name": name, "counts": counts, "shares": [count / max(total, 1) for count in counts], "right": label}
         )

@@ -7,6 +7,7 @@ import numpy as np
 
 from classify.metrics import HEADLINE, Interval
 from data.config import Root
+from data.labels import words
 
 if TYPE_CHECKING:
     from classify.compare import Comparison, Line
@@ -56,7 +57,7 @@ def markdown(rows: list[dict[str, str]]) -> str:
 
 def comparison_text(comparison: "Comparison") -> str:
     """comparison.md: a table per label budget, what its numbers are, and the tests against the baseline."""
-    parts = [f"# {comparison.config.run}: normal against abnormal"]
+    parts = [f"# {comparison.config.run}: {task(comparison.config.data.target)}"]
     for labelled in comparison.config.compare.labelled:
         lines = [comparison.lines[number] for number in comparison.numbers(labelled)]
         parts.append(f"## {lines[0].evaluations[0].summary['meta']['train_images']:,} labelled training images")
@@ -70,14 +71,21 @@ def comparison_text(comparison: "Comparison") -> str:
     return "\n\n".join([*parts, "Not a medical device."])
 
 
+def task(target: str | None) -> str:
+    """What is told apart: `normal against abnormal`, or `Pneumonia: positive against negative`."""
+    negative, positive = words(target)
+    return f"{negative} against {positive}" if target is None else f"{target}: {positive} against {negative}"
+
+
 def caption(comparison: "Comparison", line: "Line") -> str:
     """What the table's numbers are, in a sentence or two."""
     config, summary, seeds = comparison.config, line.evaluations[0].summary, len(comparison.config.compare.seeds)
     seen = max(e.summary["pretrained_on"] for each in comparison.lines for e in each.evaluations)
     summary = summary | {"pretrained_on": seen}
+    positive = words(config.data.target)[1]
     resampled = "patients" if summary["patients_known"] else "images"
     return (
-        f"Split {config.compare.split}: {cases(summary)}; {100 * line.labels.mean():.0f} % abnormal. "
+        f"Split {config.compare.split}: {cases(summary)}; {100 * line.labels.mean():.0f} % {positive}. "
         f"In brackets {100 * config.evaluate.level:g} % bootstrap intervals, {resampled} "
         f"{'and seeds ' if seeds > 1 else ''}resampled; {seeds} training seed{'s' if seeds > 1 else ''}"
         f"{', mean shown' if seeds > 1 else ', so how much training varies is not in them'}. "

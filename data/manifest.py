@@ -99,6 +99,13 @@ def _as_text(rows: dict[str, dict[str, int]]) -> str:
     return table.map(lambda number: "" if pd.isna(number) else f"{int(number):,}").to_string()
 
 
+def is_credentialed(settings: DataSettings) -> bool:
+    """Whether what is made of this data must stay private; a mix must if any part must."""
+    if settings.credentialed is not None:
+        return settings.credentialed
+    return any(part.source in CREDENTIALED for part in settings.each_source().values())
+
+
 def open_manifest(config: Root | DataSettings, look_again: bool = False) -> Manifest:
     """Config (or its data section) → Manifest: read, checked, views kept, split, found on disk, sampled.
 
@@ -116,7 +123,7 @@ def open_manifest(config: Root | DataSettings, look_again: bool = False) -> Mani
     table, more = _sample(table, settings)
     table = table.reset_index(drop=True)
     rules = table.pop("rule") if "rule" in table else None
-    private = any(part.credentialed for part in parts.values())
+    private = is_credentialed(settings)
     if mixed:  # sources named `a` and `a/b` can give two patients one id
         _check_patients(table, "data.sources", private)
     known = all(part.patients_known for part in parts.values())
@@ -133,14 +140,13 @@ class _Part:
 
     table: pd.DataFrame
     notes: list[str]
-    credentialed: bool
     patients_known: bool
     look: Look | None
 
 
 def _open_source(settings: DataSettings, mixed: bool, look_again: bool) -> _Part:
     root = Path(expand(settings.root, "data.root"))
-    credentialed = settings.source in CREDENTIALED if settings.credentialed is None else settings.credentialed
+    credentialed = is_credentialed(settings)
     table, notes = _read_mixed(settings, root) if mixed else read_source(settings, root)
     patients_known = bool(table["patient_id"].notna().all())
     _check(table, root, credentialed)
@@ -148,7 +154,7 @@ def _open_source(settings: DataSettings, mixed: bool, look_again: bool) -> _Part
         table, more = step(table, settings)
         notes += more
     table, more, look = _keep_present(table, settings, root, look_again)
-    return _Part(table, notes + more, credentialed, patients_known, look)
+    return _Part(table, notes + more, patients_known, look)
 
 
 def _read_mixed(settings: DataSettings, root: Path) -> tuple[pd.DataFrame, list[str]]:

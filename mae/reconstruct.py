@@ -16,7 +16,7 @@ from torch import Tensor
 from data.config import UserError
 from data.draws import uniform
 from data.images import UnreadableImage, read_fitted
-from data.manifest import CREDENTIALED
+from data.manifest import is_credentialed
 from data.settings import DataSettings
 from data.sources import images as folders
 from mae.encoder import Encoder
@@ -184,13 +184,6 @@ def notes_of(checkpoint: Checkpoint, view: View) -> list[str]:
     elif not view.hidden_statistics:
         notes.append(CONTINUED)
     return [*notes, PRIVATE] if is_credentialed(config.data) else notes
-
-
-def is_credentialed(settings: DataSettings) -> bool:
-    """Whether what is made of this data must stay private."""
-    if settings.credentialed is not None:
-        return settings.credentialed
-    return any(part.source in CREDENTIALED for part in settings.each_source().values())
 
 
 def _read(checkpoint: Checkpoint, path: str) -> Tensor:

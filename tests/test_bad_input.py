@@ -136,6 +136,13 @@ def test_one_class_only(split, kept, world, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_one_class_only_of_a_target(world, tmp_path):
+    table = edit_table(world, "no-pneumonia", lambda t: t[t["label"] == 0].rename(columns={"label": "Pneumonia"}))
+    words = ["--config", world.config, table, "data.target=Pneumonia", f"finetune.run={tmp_path}/run"]
+    line = mistake(finetune, *words, keep=world.root)
+    assert line == "error: data: found only negative images (24) in split 'train', expected negative and positive"
+
+
 def test_no_labels_at_all(world, tmp_path):
     table = edit_table(world, "blank", lambda t: t.assign(label=None))
     line = mistake(finetune, "--config", world.config, table, f"finetune.run={tmp_path}/run", keep=world.root)

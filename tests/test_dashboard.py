@@ -13,8 +13,9 @@ from sklearn.metrics import roc_auc_score
 from tensorboard.backend.event_processing import plugin_event_accumulator
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
-from tiny_runs import tiny_config
+from tiny_runs import tiny_config, write_table
 
+import classify.dashboard
 import classify.finetune
 from classify.dashboard import DRAWINGS, MISTAKES, worst_mistakes
 from classify.finetune import finetune
@@ -153,13 +154,16 @@ def test_the_drawn_roc_and_counts_are_those_of_the_scores():
     scores = np.array([0.1, 0.7, 0.7, 0.9, 0.4, 0.2, 0.8])
     roc, confusion, histogram = Figure().subplots(1, 3)
     for name, axes in (("roc", roc), ("confusion", confusion), ("scores", histogram)):
-        DRAWINGS[name](axes, labels, scores, 0.5)
+        DRAWINGS[name](axes, labels, scores, 0.5, ("negative", "positive"))
     _, curve, point = roc.lines
     assert np.trapezoid(curve.get_ydata(), curve.get_xdata()) == pytest.approx(roc_auc_score(labels, scores))
     assert f"{roc_auc_score(labels, scores):.3f}" in roc.get_title()
     assert (point.get_xdata()[0], point.get_ydata()[0]) == (pytest.approx(1 / 3), 0.75)
     assert [shown.get_text() for shown in confusion.texts] == ["2\n67%", "1\n33%", "1\n25%", "3\n75%"]
     assert sum(bar.get_height() for bar in histogram.patches) == 7
+    ticks = [*confusion.get_xticklabels(), *confusion.get_yticklabels()]
+    assert [shown.get_text() for shown in ticks] == 2 * ["negative", "positive"]
+    assert [shown.get_text() for shown in histogram.get_legend().get_texts()] == ["negative", "positive"]
 
 
 def test_worst_mistakes_are_wrong_and_the_furthest_first(validations, classifier):
@@ -168,6 +172,19 @@ def test_worst_mistakes_are_wrong_and_the_furthest_first(validations, classifier
     many = worst_mistakes(scored.assign(label=1 - (scored["score"] > 0.5)), 0.5)
     assert len(many) == MISTAKES
     assert worst_mistakes(scored.assign(label=1 * (scored["score"] >= 0.5)), 0.5).empty
+
+
+@pytest.mark.parametrize(("target", "names"), [(None, {"normal", "abnormal"}), ("Pneumonia", {"negative", "positive"})])
+def test_tags_and_captions_have_the_words_of_the_target(target, names, tmp_path, monkeypatch):
+    table, captions = write_table(tmp_path / "images"), []
+    table.rename(columns={"label": target or "label"}).to_csv(tmp_path / "images/manifest.csv", index=False)
+    sheet = classify.dashboard.sheet
+    monkeypatch.setattr(
+        classify.dashboard, "sheet", lambda image, ids, notes: captions.extend(notes) or sheet(image, ids, notes)
+    )
+    folder = finetune(config_of(tmp_path, tmp_path / "run", finetune__epochs=1, data__target=target))
+    assert set(events(folder).Tags()["histograms"]) == {f"validate/score_{name}" for name in names}
+    assert captions and {caption.split(",")[0] for caption in captions} <= names
 
 
 def test_images_are_predicted_once_a_validation(place, opened, tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ from classify.compare import Comparison, Line, expand_grid
 from classify.evaluate import Evaluation, describe
 from classify.figures import COLOURS
 from classify.report import budgets_of, confusion, kept_epoch, notices, own_settings, panels, write_report
+from classify.tables import comparison_text
 from data.config import Root, make_config
 from data.loader import Data
 from data.manifest import Manifest
@@ -29,12 +30,12 @@ PRETRAINED = {"name": "MAE", "pretraining": ["mae75"]}
 RESNET = {"name": "ResNet-18", "set": {"finetune.model": "resnet18"}}
 
 
-def config_of(folder: Path, rows=(PRETRAINED, RESNET), source="phantom", report=None, **compare) -> Root:
+def config_of(folder: Path, rows=(PRETRAINED, RESNET), source="phantom", report=None, target=None, **compare) -> Root:
     model = {"preset": "vit_tiny_patch16", "patch_size": 8, "width": 16, "depth": 1, "heads": 2}
     model |= {"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2}
     settings = {
         "run": str(folder),
-        "data": {"source": source, "image_size": SIDE},
+        "data": {"source": source, "image_size": SIDE, "target": target},
         "model": model,
         "evaluate": {"replicates": 100},
         "report": {"images": report},
@@ -45,7 +46,7 @@ def config_of(folder: Path, rows=(PRETRAINED, RESNET), source="phantom", report=
 
 def comparison_of(config: Root, epochs: int = 3, one_class: bool = False) -> Comparison:
     """A comparison of models nobody trained: drawn scores and losses, a real checkpoint of random weights."""
-    data = data_of(config.data.source == "mimic-cxr-jpg")
+    data = data_of(config.data.source == "mimic-cxr-jpg", config.data.target)
     cells, evaluations, folders = list(expand_grid(config)), {}, {}
     for cell in cells:
         checkpoint = None
@@ -56,13 +57,18 @@ def comparison_of(config: Root, epochs: int = 3, one_class: bool = False) -> Com
     return Comparison(config, data, lines, folders)
 
 
-def data_of(credentialed: bool) -> Data:
+def data_of(credentialed: bool, target: str | None) -> Data:
     ids = [f"secret-image-{i}" for i in range(IMAGES)]
     table = pd.DataFrame({"image_id": ids, "patient_id": [f"secret-patient-{i}" for i in range(IMAGES)]})
     table = table.assign(split="validate", label=1.0)
     images = np.random.default_rng(0).integers(0, 256, (IMAGES, SIDE, SIDE), np.uint8)
-    store = SimpleNamespace(images=images, fingerprint="ab" * 32, rows=lambda ids: np.arange(len(ids)))
-    return Data(Manifest(table, ("a note",), credentialed), store)
+    store = SimpleNamespace(
+        fingerprint="ab" * 32,
+        rows=lambda ids: np.arange(len(ids)),
+        read=lambda batches: (images[rows] for rows in batches),
+        unreadable=set(),
+    )
+    return Data(Manifest(table, ("a note",), credentialed, target=target), store)
 
 
 def log(folder: Path, rows: list[dict]) -> None:
@@ -166,6 +172,28 @@ def test_report_says_what_was_measured_and_how(usual):
         assert part in said, part
 
 
+@pytest.mark.parametrize(
+    ("target", "task", "words"),
+    [
+        (None, "Normal against abnormal", ("normal", "abnormal")),
+        ("Pneumonia", "Pneumonia: positive against negative", ("negative", "positive")),
+    ],
+)
+def test_every_text_has_the_words_of_the_target(target, task, words, tmp_path):
+    comparison = comparison_of(config_of(tmp_path, target=target))
+    page, table = html.unescape(render(comparison, tmp_path)), comparison_text(comparison)
+    negative, positive = words
+    for part in (f"<title>{task}: {tmp_path}</title>", f"<h1>{task} chest radiographs</h1>",
+                 f"50.0 % {positive} (30)", f"truly {negative} and of the truly {positive}.",
+                 f"called {negative}<", f"called {positive}<", f">{negative}</th>", f">{positive}</th>",
+                 f"score is {positive}:", f">Share {positive}<"):  # fmt: skip
+        assert part in page, part
+    assert table.lower().startswith(f"# {tmp_path}: {task}\n".lower()) and f"; 50 % {positive}. " in table
+    said = re.sub(r"<style.*?</style>|<summary>Resolved config.*", "", page, flags=re.DOTALL) + table
+    others = {"normal", "abnormal", "negative", "positive"} - set(words)
+    assert not others & set(re.findall(r"[a-z]+", said.replace(str(tmp_path), "").lower()))
+
+
 def test_same_comparison_gives_the_same_bytes_and_leaves_global_state_alone(usual, tmp_path):
     comparison, text = usual
     before, drawn = dict(matplotlib.rcParams), torch.get_rng_state()
@@ -255,8 +283,9 @@ def test_rows_that_read_alike_are_told_apart_by_their_pretraining(tmp_path):
 def test_confusion_counts_every_case_of_every_seed_once():
     predictions = [pd.DataFrame({"label": [0, 0, 0, 1, 1], "score": s}) for s in ([0, 0, 1, 1, 1], [0, 1, 1, 0, 1])]
     evaluations = tuple(SimpleNamespace(predictions=p, threshold=0.5) for p in predictions)
-    normal, abnormal = confusion(Line({}, None, evaluations))
+    normal, abnormal = confusion(Line({}, None, evaluations), ("normal", "abnormal"))
     assert (normal["counts"], abnormal["counts"]) == ((3, 3), (1, 3))
+    assert (normal["name"], abnormal["name"]) == ("normal", "abnormal")
     assert abnormal["shares"] == [0.25, 0.75]
 
 

@@ -234,6 +234,17 @@ def test_an_exported_classifier_gives_our_probability(mode, runs, tmp_path):
     assert vit.config.threshold["image"] == checkpoint.meta["threshold"]["image"]
 
 
+@pytest.mark.parametrize(("target", "names"), [(None, ("normal", "abnormal")), ("Pneumonia", ("negative", "positive"))])
+def test_an_exported_classifier_names_its_classes(target, names, tmp_path):
+    config = tiny_config(tmp_path, data__target=target, finetune__pool="cls")
+    weights = build_model(config).state_dict()
+    save_checkpoint(Checkpoint("classifier", config.model_dump(mode="json"), weights), tmp_path / "best.pt")
+    succeed(mae_export, "--checkpoint", tmp_path / "best.pt", "--out", tmp_path / "vit")
+    written = json.loads((tmp_path / "vit/config.json").read_text())
+    assert written["id2label"] == {"0": names[0], "1": names[1]}
+    assert written["label2id"] == {names[0]: 0, names[1]: 1}
+
+
 def test_a_probes_norm_is_folded_into_the_head():
     probe = build_classifier(tiny().encoder, "cls", probe=True).eval()
     probe.norm.running_mean.copy_(random(WIDTH))
