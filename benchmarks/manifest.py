@@ -65,7 +65,8 @@ def main() -> None:
     if arguments.json:
         named = {", ".join(case): found for case, found in result.items()}
         settings = {"images": arguments.images, "files": arguments.files, "rounds": arguments.rounds}
-        arguments.json.write_text(json.dumps({"settings": settings, **named, "environment": environment()}, indent=1))
+        result = {"settings": settings, **named, "environment": environment()}
+        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def cases(files: bool) -> list[tuple[str, str]]:

@@ -1,6 +1,7 @@
 """Manifest: one row per radiograph, whatever layout it came from; checked, split by patient, sampled."""
 
 import hashlib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -202,6 +203,7 @@ def _keep_present(
 def _check(table: pd.DataFrame, root: Path, credentialed: bool) -> None:
     if table.empty:
         raise UserError(f"{root}: found no images")
+    _check_names(table["path"])
     repeated = table.loc[table["image_id"].duplicated(), "image_id"]
     if len(repeated):
         raise UserError(f"{root}: found repeated image_id{_example(repeated, credentialed)}, expected unique ones")
@@ -209,6 +211,16 @@ def _check(table: pd.DataFrame, root: Path, credentialed: bool) -> None:
     if 0 < blank < len(table):
         raise UserError(f"{root}: found {blank:,} images without a split, expected one for all images or for none")
     _check_patients(table, str(root), credentialed)
+
+
+def _check_names(paths: pd.Series) -> None:
+    """What is written of images is UTF-8, which the names of files need not be."""
+    try:
+        "\n".join(paths).encode()
+    except UnicodeEncodeError:
+        odd = [path for path in paths if re.search("[\ud800-\udfff]", path)]  # what os.fsdecode makes of other bytes
+        shown = odd[0].encode(errors="surrogateescape").decode(errors="backslashreplace")
+        raise UserError(f"{shown}: found a name not in UTF-8 ({len(odd):,} such), expected UTF-8; rename") from None
 
 
 def _check_patients(table: pd.DataFrame, place: str, credentialed: bool) -> None:

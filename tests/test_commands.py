@@ -106,6 +106,23 @@ def test_files_to_table(source: Callable, tmp_path):
     check_evaluated(tmp_path / "runs/mae-full", succeed(evaluate, tmp_path / "runs/mae-full"), test_images)
 
 
+def test_a_mix_pretrains_and_one_of_it_fine_tunes(tmp_path):
+    (own, test_images), _ = table(tmp_path), class_folders(tmp_path)
+    config = tmp_path / "mix.yaml"
+    config.write_text(f"""
+run: {tmp_path}/runs/mix
+data:
+  store: {tmp_path}/stores
+  sources:
+    - {{source: table, root: "{tmp_path}/table"}}
+    - {{source: folder, root: "{tmp_path}/folder"}}
+""")
+    succeed(pretrain, "--config", config, *TINY)
+    alone = ["data.sources=[]", *own]  # as docs/data.md says
+    succeed(finetune, "--checkpoint", tmp_path / "runs/mix/last.pt", *alone, f"finetune.run={tmp_path}/runs/own")
+    check_evaluated(tmp_path / "runs/own", succeed(evaluate, tmp_path / "runs/own"), test_images)
+
+
 @pytest.mark.skipif(not ORIGINALS.is_dir(), reason="needs ../shared/data/kermany_originals: real JPEG radiographs")
 def test_real_radiographs_in_a_mimic_tree(tmp_path):
     pairs = zip(*(sorted((ORIGINALS / name).iterdir())[:30] for name in ("NORMAL", "PNEUMONIA")), strict=True)

@@ -1,5 +1,6 @@
 """Laws of the manifest: no patient in two splits, splits and samples that nothing accidental changes."""
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -478,3 +479,17 @@ def test_target_needs_findings(hospitals):
         open_manifest(settings)
     with pytest.raises(UserError, match=r"data.target: found 'Edemas', expected one of Atelectasis, "):
         open_manifest(DataSettings(source="chexpert", root=str(hospitals), target="Edemas"))
+
+
+@pytest.mark.parametrize("source", ["images", "folder"])
+def test_names_that_are_not_utf8_are_one_line(tmp_path, source):
+    root = tmp_path / "data"
+    (root / "NORMAL").mkdir(parents=True)
+    (root / "NORMAL/b.png").write_bytes(radiograph(1).tobytes())
+    try:
+        Path(os.fsdecode(os.fsencode(root / "NORMAL") + b"/M\xfcller.png")).write_bytes(radiograph(2).tobytes())
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    expected = r"NORMAL/M\\xfcller.png: found a name not in UTF-8 \(1 such\), expected UTF-8; rename$"
+    with pytest.raises(UserError, match=expected):
+        open_manifest(DataSettings(source=source, root=str(root)))
