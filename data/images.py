@@ -19,7 +19,7 @@ from typing import Literal, NoReturn, get_args
 import numpy as np
 from PIL import Image, ImageOps
 
-from data.jpeg import means_only
+from data.jpeg import block_means, means_only
 from data.settings import Size, height_and_width
 from data.tones import between_tails, to_bytes
 
@@ -180,6 +180,8 @@ def _read_picture(data: bytes, at_least: Size | None, of_sides: Callable) -> tup
     if "progressive" in image.info:
         data = _needed_scans(data, scale)
         image = _open_picture(data)
+    elif scale == 8 and (means := block_means(data)) is not None:
+        return means, (width / scale, height / scale)
     image.decodermaxblock = len(data)  # in one piece: libjpeg begins again with a scan's row where it runs dry
     drafted = image.draft("L", (max(1, width // scale), max(1, height // scale)))  # None: not a JPEG
     ImageOps.exif_transpose(image, in_place=True)

@@ -1,12 +1,18 @@
-"""Progressive JPEG at 1/8 scale, where a block of 8 × 8 pixels becomes its mean: all other coefficients are left out.
+"""JPEG at 1/8 scale, where a block of 8 × 8 pixels becomes its mean: all other coefficients are left out.
 
-Decoding them all takes several times as long as the rest of the reading, for nothing: the pixels are the same.
+Decoding them all takes several times as long as the rest of the reading, for nothing: the pixels are the same. A
+progressive file loses the scans that hold them (`means_only`), a baseline one is read around them (`block_means`).
 """
 
 import re
+from importlib.util import find_spec
+from typing import NamedTuple
 
+import numpy as np
+
+FAST = find_spec("numba") is not None
 MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # inside a scan: neither a stuffed byte nor a restart
-SCAN, QUANTIZERS, END = 0xDA, 0xDB, 0xD9
+SCAN, QUANTIZERS, END, TABLES, BASELINE, RESTARTS, JFIF, ADOBE = 0xDA, 0xDB, 0xD9, 0xC4, 0xC0, 0xDD, 0xE0, 0xEE
 
 
 def means_only(data: bytes) -> bytes:
@@ -37,3 +43,99 @@ def _without_smoothing(quantizers: bytes) -> bytes:
         kept += tables[: 1 + width] + bytes(63 * width)
         tables = tables[1 + 64 * width :]
     return kept
+
+
+def block_means(data: bytes) -> np.ndarray | None:
+    """What libjpeg decodes at 1/8 scale to grey, uint8 (h w), bit for bit; None where it has to do it itself.
+
+    That is where numba is not installed (extra `fast`), and for any file but a whole baseline JPEG of one scan, grey or
+    JFIF's colours, without restarts.
+    """
+    if not FAST:
+        return None
+    from data import huffman  # numba takes a third of a second, which only a large JPEG is worth
+
+    try:
+        frame, tables, place = _header(data)
+        dc, ac = ([tables[kind, which[kind]] for which in frame.tables] for kind in (0, 1))
+        if any(max(symbols, default=0) > 11 for _, symbols in dc):
+            return None
+        dc_codes, ac_codes, together = (
+            np.stack([make(*table) for table in part])
+            for make, part in ((huffman.codes, dc), (huffman.codes, ac), (huffman.several, ac))
+        )
+    except (LookupError, ValueError):
+        return None
+    across, down = frame.units
+    high, wide = frame.luma
+    means = np.empty(across * down * high * wide, np.uint8)
+    tables_of = (dc_codes, ac_codes, together)
+    content = np.frombuffer(data, np.uint8)
+    end = huffman.read_means(content, place, across * down, frame.order, *tables_of, frame.quantizer, means)
+    if end < 0 or data[end : end + 2] != bytes([255, END]):
+        return None
+    grey = means.reshape(down, across, high, wide).swapaxes(1, 2).reshape(down * high, across * wide)
+    return np.ascontiguousarray(grey[: -(-frame.height // 8), : -(-frame.width // 8)])
+
+
+class _Frame(NamedTuple):
+    height: int
+    width: int
+    quantizer: int  # of the luma's means
+    luma: tuple[int, int]  # blocks of luma in a unit, down and across
+    units: tuple[int, int]  # across and down
+    order: np.ndarray  # component of each block of a unit
+    tables: list[tuple[int, int]]  # DC and AC table of each component
+
+
+def _header(data: bytes) -> tuple[_Frame, dict[tuple[int, int], tuple[bytes, bytes]], int]:
+    """Frame, Huffman tables by (class, number), place of the scan; LookupError or ValueError where it is not for us."""
+    place, quantizers, tables, frame, jfif = 2, {}, {}, b"", False
+    while True:
+        if data[place] != 255:
+            raise ValueError("no marker")
+        kind, size = data[place + 1], int.from_bytes(data[place + 2 : place + 4], "big")
+        body, place = data[place + 4 : place + 2 + size], place + 2 + size
+        if kind == SCAN:
+            return _frame(frame, body, quantizers, jfif), tables, place
+        if kind == QUANTIZERS:
+            while body:
+                bytes_each = 1 + (body[0] >> 4)
+                quantizers[body[0] & 15] = int.from_bytes(body[1 : 1 + bytes_each], "big")
+                body = body[1 + 64 * bytes_each :]
+        elif kind == TABLES:
+            while body:
+                count = sum(body[1:17])
+                tables[divmod(body[0], 16)] = body[1:17], body[17 : 17 + count]
+                body = body[17 + count :]
+        elif kind == BASELINE and not frame:
+            frame = body
+        elif kind == JFIF:
+            jfif = jfif or body.startswith(b"JFIF\0")
+        elif kind in (RESTARTS, ADOBE) or 0xC0 <= kind <= 0xCF:  # other frames, arithmetic coding
+            raise ValueError("not for us")
+
+
+def _frame(frame: bytes, scan: bytes, quantizers: dict[int, int], jfif: bool) -> _Frame:
+    height, width, count = int.from_bytes(frame[1:3], "big"), int.from_bytes(frame[3:5], "big"), frame[5]
+    names, samplings, which = frame[6::3], [divmod(one, 16) for one in frame[7::3]], frame[8]
+    if frame[0] != 8 or scan[0] != count or scan[1 : 1 + 2 * count : 2] != names or not height * width:
+        raise ValueError("not 8 bits, not all in one scan, or empty")
+    if count == 1:
+        samplings = [(1, 1)]  # a lone component has no units
+    elif count != 3 or not jfif:
+        raise ValueError("neither grey nor surely YCbCr")
+    if min(min(sampling) for sampling in samplings) == 0:
+        raise ValueError("a component without blocks")
+    wide, high = samplings[0]
+    if (wide, high) != (max(s[0] for s in samplings), max(s[1] for s in samplings)):
+        raise ValueError("luma of less than full size")
+    return _Frame(
+        height,
+        width,
+        quantizers[which],
+        (high, wide),
+        (-(-width // (8 * wide)), -(-height // (8 * high))),
+        np.repeat(np.arange(count), [across * down for across, down in samplings]),
+        [divmod(one, 16) for one in scan[2 : 2 + 2 * count : 2]],
+    )
