@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from data.manifest import Manifest
     from data.store import ImageStore
 
-VERSION = 1  # raise it when an audit would find something else
+VERSION = 2  # raise it when an audit would find something else
 LEAST = 0.99  # correlation of stored pixels above which two images are nearly the same
 KINDS = ("same file", "same pixels", "nearly the same")  # from strong to weak; an image counts as the strongest
 COARSE, FINE = 8, 16  # blocks a side
@@ -63,6 +63,7 @@ def audit(manifest: "Manifest", store: "ImageStore") -> dict[str, Any]:
     prints = Prints(store, np.sort(np.concatenate(list(parts.values()))))
     return {
         **_uncompared(manifest, parts),
+        "compared": True,
         "files_compared": prints.files is not None,
         "copies_within": {split: prints.copies(part) for split, part in parts.items()},
         "across": [
@@ -74,7 +75,8 @@ def audit(manifest: "Manifest", store: "ImageStore") -> dict[str, Any]:
 
 def uncompared(manifest: "Manifest", rows: Callable[[pd.Series], np.ndarray]) -> dict[str, Any]:
     """The audit of images without a store, `rows` of whose ids are given: of patients alone."""
-    return _uncompared(manifest, _rows_of_splits(manifest, rows)) | {"copies_within": {}, "across": []}
+    report = _uncompared(manifest, _rows_of_splits(manifest, rows))
+    return report | {"compared": False, "files_compared": False, "copies_within": {}, "across": []}
 
 
 def _uncompared(manifest: "Manifest", parts: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -122,16 +124,16 @@ def audit_lines(report: dict[str, Any], store: "ImageStore", named: bool) -> lis
     names = {row: image_id for image_id, row in store.index.items()} if named else {}
     leaks = [line for pair in report["across"] if (line := _leak_line(pair, report["images"], names))]
     copies = [f"{count:,} in {split}" for split, count in report["copies_within"].items() if count]
-    if "files_compared" not in report:
+    if not report["compared"]:
         leaks = ["images were not compared, which needs a store (data.store=stores)"]
     return [
         f"leak audit of {total:,} images: {patients}" + ("" if leaks else ", no image or near copy of one in two"),
         *leaks,
-        *_served_line(report.get("pretraining")),
+        *_served_line(report.get("pretraining"), report["compared"]),
         *([f"copies within a split: {', '.join(copies)}"] if copies else []),
         *(
             []
-            if report.get("files_compared", True)
+            if report["files_compared"] or not report["compared"]
             else ["the store is older than digests: pixels were compared, files not"]
         ),
     ]
@@ -147,12 +149,12 @@ def _leak_line(pair: dict[str, Any], sizes: dict[str, int], names: Mapping[int, 
     return f"warning: {count:,} of {sizes[later]:,} {later} images stand in {earlier} too ({kinds}){examples}"
 
 
-def _served_line(served: dict[str, Any] | None) -> list[str]:
+def _served_line(served: dict[str, Any] | None, compared: bool) -> list[str]:
     if not served or not (served["images"] or any(served["twins"].values())):
         return []
     twins = sum(served["twins"].values())
     found = f"{served['images']:,} of the {served['tested']:,} images predicted served pretraining"
-    return [f"warning: {found}, and {twins:,} more are copies of such"]
+    return [f"warning: {found}" + (f", and {twins:,} more are copies of such" if compared else "")]
 
 
 # ---------------------------------------------------------------- images compared

@@ -19,9 +19,9 @@ def augment(images: Tensor, settings: AugmentSettings, draws: Tensor) -> Tensor:
     """
     if not settings.enabled:
         return images
-    few = CPU_IMAGES if images.device.type == "cpu" else len(images)
-    parts = zip(images.split(max(few, 1)), draws.split(max(few, 1)), strict=True)
-    return torch.cat([_augment(part, settings, its.unbind(1)) for part, its in parts])
+    count = CPU_IMAGES if images.device.type == "cpu" else max(len(images), 1)
+    parts = zip(images.split(count), draws.split(count), strict=True)
+    return torch.cat([_augment(part, settings, u.unbind(1)) for part, u in parts])
 
 
 def _augment(images: Tensor, settings: AugmentSettings, u: tuple[Tensor, ...]) -> Tensor:

@@ -10,16 +10,22 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tqdm import tqdm
 
 from data.config import Root, UserError
 from data.images import UnreadableImage, read_fitted
-from data.manifest import Manifest
 from data.preparation import allowed, describe_store, start_processes
 from data.settings import Size, height_and_width
+
+if TYPE_CHECKING:
+    from data.manifest import Manifest
 
 JOB = 8  # images a process reads at a time: many processes share a batch
 
@@ -27,7 +33,7 @@ JOB = 8  # images a process reads at a time: many processes share a batch
 class ImageFiles:
     """What an `ImageStore` is to training, without one. `unreadable`: rows met so far whose file has no image."""
 
-    def __init__(self, config: Root, manifest: Manifest):
+    def __init__(self, config: Root, manifest: "Manifest"):
         """Raises UserError where none of the files that the data set's CSVs list is on disk."""
         for look in manifest.looks:
             look.require_some()
@@ -41,6 +47,8 @@ class ImageFiles:
         here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun's ranks on this machine
         self.workers = config.data.workers or max(1, len(os.sched_getaffinity(0)) // here)
         self.pool: ProcessPoolExecutor | None = None
+        self.folder = TemporaryDirectory(prefix="mae-")  # goes with us
+        self.scratch, self.number = Path(self.folder.name), count()
 
     def __len__(self) -> int:
         return len(self.index)
@@ -53,7 +61,7 @@ class ImageFiles:
         """Images (b h w) uint8 of each batch of rows, in order, whatever the number of processes.
 
         An unreadable one shows another image of its batch; its row is in `unreadable`, and a warning names its
-        file. UserError when there are more than `data.max_rejected` allows.
+        file. UserError when there are more than `data.max_rejected` allows, or nothing else in a batch.
         """
         ahead: deque[_Asked] = deque()
         try:
@@ -65,78 +73,103 @@ class ImageFiles:
                 yield self._collect(ahead.popleft())
         finally:  # nobody may want the rest
             for asked in ahead:
-                for job in asked.jobs:
-                    job.cancel()
+                asked.forget()
 
     def _ask(self, rows: np.ndarray) -> "_Asked":
-        try:
-            return self._submit(rows)
-        except (BrokenProcessPool, OSError):  # the latter: it breaks just as it starts another process
-            self._let_go(self.pool)
-            return self._submit(rows)
-
-    def _submit(self, rows: np.ndarray) -> "_Asked":
-        if self.pool is None:
-            self.pool = start_processes(self.workers)
-        paths = [self.paths[row] for row in rows]
-        jobs = [self.pool.submit(read_some, paths[i : i + JOB], *self.how) for i in range(0, len(paths), JOB)]
-        return _Asked(rows, self.pool, jobs)
+        for _ in range(2):
+            if self.pool is None:
+                self.pool = start_processes(self.workers)
+            asked = _Asked(rows, self.pool, self.scratch / f"{next(self.number)}.npy")
+            shape = (len(rows), *height_and_width(self.how[0]))
+            np.lib.format.open_memmap(asked.place, "w+", np.uint8, shape).flush()
+            try:
+                asked.submit([self.paths[row] for row in rows], self.how)
+            except (BrokenProcessPool, OSError):  # the latter: it breaks just as it starts another process
+                asked.forget()
+                self._let_go(asked.pool)
+            else:
+                return asked
+        raise self._killed()
 
     def _collect(self, asked: "_Asked") -> np.ndarray:
         try:
-            parts = [job.result() for job in asked.jobs]
+            images, reasons = asked.collect()
         except BrokenProcessPool:  # one was killed: new ones try again
             self._let_go(asked.pool)
-            parts = self._once_more(asked.rows)
-        images = np.concatenate([images for images, _ in parts])
-        reasons = [reason for _, reasons in parts for reason in reasons]
+            try:
+                images, reasons = self._ask(asked.rows).collect()
+            except BrokenProcessPool:
+                raise self._killed() from None
         if any(reasons):
             self._leave_out(asked.rows, reasons)
             there = [number for number, reason in enumerate(reasons) if reason is None]
             images[[number for number, reason in enumerate(reasons) if reason]] = images[there[0]] if there else 0
         return images
 
-    def _let_go(self, pool: ProcessPoolExecutor | None) -> None:
+    def _let_go(self, pool: ProcessPoolExecutor) -> None:
         """Of a broken pool, unless a new one took its place already."""
-        if self.pool is pool and pool is not None:
+        if self.pool is pool:
             pool.shutdown(wait=False)
             self.pool = None
 
-    def _once_more(self, rows: np.ndarray) -> list[tuple[np.ndarray, list[str | None]]]:
-        try:
-            return [job.result() for job in self._ask(rows).jobs]
-        except (BrokenProcessPool, OSError):
-            raise UserError(
-                f"data.workers: found a process that reads images killed, and one more that took its place, expected "
-                f"{self.workers} to live; if memory ran out, give fewer, or prepare a store (data.store=stores)"
-            ) from None
+    def _killed(self) -> UserError:
+        return UserError(
+            f"data.workers: found a process that reads images killed, and one more that took its place, expected "
+            f"{self.workers} to live; if memory ran out, give fewer, or prepare a store (data.store=stores)"
+        )
 
     def _leave_out(self, rows: np.ndarray, reasons: Sequence[str | None]) -> None:
         for row, reason in zip(rows.tolist(), reasons, strict=True):
             if reason and row not in self.unreadable:
                 self.unreadable.add(row)
                 tqdm.write(f"warning: {reason}; left out", file=sys.stderr)
-        if len(self.unreadable) > self.allowed:
+        found = len(self.unreadable)
+        if found > self.allowed:
             raise UserError(
-                f"data.store: found {len(self.unreadable)} unreadable files so far, expected at most {self.allowed} of "
-                f"{len(self):,}; the warnings above name them; mend them, or go on without: data.max_rejected=0.05"
+                f"data.store: found {found} unreadable files so far, expected at most {self.allowed} of {len(self):,}; "
+                f"the warnings above name them; mend them, or go on without: data.max_rejected={2 * found}"
             )
+        if all(reasons) and (len(rows) > 1 or found == len(self)):
+            raise UserError(f"data.store: found none of {len(rows)} files of a batch readable, expected some")
 
 
-class _Asked(NamedTuple):
-    """A batch that processes are reading."""
+@dataclass(frozen=True)
+class _Asked:
+    """A batch that processes read into a file of its own.
+
+    Through the pool's pipe an image would go in pieces, and a process killed between two of them leaves its parent
+    waiting for the rest for ever.
+    """
 
     rows: np.ndarray
     pool: ProcessPoolExecutor
-    jobs: list[Future]
+    place: Path
+    jobs: list[Future] = field(default_factory=list)
+
+    def submit(self, paths: Sequence[str], how: tuple[Size, str, str]) -> None:
+        for start in range(0, len(paths), JOB):
+            self.jobs.append(self.pool.submit(read_some, str(self.place), start, paths[start : start + JOB], *how))
+
+    def collect(self) -> tuple[np.ndarray, list[str | None]]:
+        """Images (b h w), and for each why there is none."""
+        try:
+            reasons = [reason for job in self.jobs for reason in job.result()]
+            return np.load(self.place), reasons
+        finally:
+            self.forget()
+
+    def forget(self) -> None:
+        for job in self.jobs:
+            job.cancel()
+        self.place.unlink(missing_ok=True)
 
 
-def read_some(paths: Sequence[str], size: Size, resize: str, tone: str) -> tuple[np.ndarray, list[str | None]]:
-    """Images (k h w) uint8 of files, and for each why there is none; what a worker process runs."""
-    images, reasons = np.zeros((len(paths), *height_and_width(size)), np.uint8), [None] * len(paths)
+def read_some(place: str, start: int, paths: Sequence[str], size: Size, resize: str, tone: str) -> list[str | None]:
+    """Read files into an array file from row `start` on; returns why there is no image, if so, for each."""
+    images, reasons = np.load(place, mmap_mode="r+"), [None] * len(paths)
     for number, path in enumerate(paths):
         try:
-            images[number] = read_fitted(path, size, resize, tone)
+            images[start + number] = read_fitted(path, size, resize, tone)
         except UnreadableImage as error:
             reasons[number] = str(error)
-    return images, reasons
+    return reasons

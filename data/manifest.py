@@ -189,7 +189,7 @@ def _keep_present(
     """The images on disk. Where none is, all are kept: labels can be counted before anything is downloaded."""
     if settings.source not in DOWNLOADS:
         return table, [], None
-    memory = None if look_again or not settings.store else Path(expand(settings.store, "data.store"))
+    memory = None if look_again or settings.store is False else Path(expand(settings.store, "data.store"))
     look = look_for(table["path"].tolist(), root, memory)
     missing = int((~look.there).sum())
     if missing == len(table):

@@ -10,7 +10,7 @@ Side = Annotated[int, Field(ge=8, le=2048)]
 ImageSize = Annotated[Side | tuple[Side, Side], either("Input should be 8 to 2048, or [height, width] of these")]
 Count, Share = Annotated[int, Field(ge=0)], Annotated[float, Field(gt=0, lt=1)]
 MaxRejected = Annotated[Count | Share | None, either("Input should be a count of files, a share below 1, or null")]
-Store = Annotated[Literal[False] | str, either("Input should be a folder, or false")]
+Store = Annotated[Literal[False] | Annotated[str, Field(min_length=1)], either("Input should be a folder, or false")]
 Layout = Literal[
     "mimic-cxr-jpg", "mimic-cxr-dicom", "chexpert", "nih-cxr14", "folder", "images", "table", "medmnist", "phantom"
 ]
@@ -98,7 +98,9 @@ class DataSettings(Settings):
     store: Store = Field(
         "stores", description="folder of the decoded, memory-mapped stores; false reads the files anew in every epoch"
     )
-    workers: int = Field(0, ge=0, description="processes that decode images, of each rank; 0: one per core")
+    workers: int = Field(
+        0, ge=0, description="processes that decode images; 0: one per core, shared by torchrun's ranks"
+    )
     phantom: PhantomSettings = Field(default_factory=PhantomSettings)
 
     @model_validator(mode="after")

@@ -55,7 +55,7 @@ class Cost:
 
 
 def dry_run(config: Root) -> str:
-    """The report of a resolved config. No file is written, no image decoded, no weight changed."""
+    """The report of a resolved config. Nothing is prepared, no run begun, no weight changed."""
     device, cost = training_device(config), pretraining_cost(config)
     counted, memory = _counted(config, cost), _physical_memory()
     if device.type == "cpu" and cost.memory > memory:
@@ -162,11 +162,11 @@ def prepared_data(config: Root) -> tuple[Data | None, int | None]:
         if not all(root.exists() for root in roots):  # the phantom would be drawn
             return None, None
         manifest = open_manifest(config)
+        files = ImageFiles(config, manifest) if config.data.store is False else None
     except UserError:
         return None, None
-    if config.data.store is False:
-        data = Data(manifest, ImageFiles(config, manifest))
-        return data, len(data.split("train"))
+    if files:
+        return Data(manifest, files), len(manifest.of_split("train"))
     name = f"*-{describe_store(config, manifest.table)['fingerprint'][:12]}"
     finished = sorted(Path(expand(config.data.store, "data.store")).glob(f"{name}/store.json"))
     if not finished:

@@ -1,8 +1,10 @@
 """Laws of training straight from files: the store's pixels and draws, and what becomes of files without an image."""
 
+import gc
 import os
 import signal
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from functools import partial
 from itertools import islice
 from multiprocessing import get_context
@@ -77,8 +79,9 @@ def test_a_killed_process_costs_nothing(stored, place):
     loader = Loader(opened, opened.split("train"), 2, 5)
     batches = loader.epoch(3)
     begun = list(islice(batches, 3))
-    for process in opened.store.pool._processes.values():
-        os.kill(process.pid, signal.SIGKILL)
+    for process in list(opened.store.pool._processes.values()):
+        with suppress(ProcessLookupError):  # the pool has ended the second already
+            os.kill(process.pid, signal.SIGKILL)
     rest = list(batches)
     got = [tuple(part.numpy() for part in batch) for batch in begun + rest]
     assert_same(got, batches_of(stored, 5, 2))
@@ -173,6 +176,35 @@ def test_too_many_unreadable_files_are_one_line(tmp_path, spoilt):
         pretrain(config, open_data(config))
 
 
+def test_a_folder_without_any_image_is_one_line(tmp_path):
+    (tmp_path / "bare").mkdir()
+    for number in range(8):
+        (tmp_path / f"bare/{number}.jpg").write_text("nothing")
+    config = from_files(tmp_path, data__source="images", data__root=str(tmp_path / "bare"))
+    with pytest.raises(UserError, match=r"^data.store: found none of 5 files of a batch readable, expected some$"):
+        pretrain(config, open_data(config))
+
+
+def test_who_allows_more_goes_on(tmp_path, spoilt):
+    strict, lax = (from_files(tmp_path, data__max_rejected=most) for most in (0, 2))
+    with pytest.raises(UserError, match=r"go on without: data.max_rejected=2$"):
+        pretrain(strict, open_data(strict))
+    assert load_checkpoint(pretrain(lax, open_data(lax)) / "last.pt").progress["epoch"] == 4
+
+
+def test_nothing_is_left_behind(stored, place):
+    opened = open_data(from_files(place))
+    folder = opened.store.scratch
+    batches = Loader(opened, opened.split("train"), 2, 5).epoch()
+    next(batches)
+    assert list(folder.iterdir())
+    batches.close()
+    assert not list(folder.iterdir())
+    del opened, batches
+    gc.collect()
+    assert not folder.exists()
+
+
 # ---------------------------------------------------------------- commands
 
 
@@ -193,3 +225,5 @@ def test_a_dry_run_reads_the_files(place):
 def test_the_store_is_a_folder_or_false():
     with pytest.raises(UserError, match=r"data\.store: .*a folder, or false"):
         load_config("demo", ["data.store=true"])
+    with pytest.raises(UserError, match=r"data\.store: .*a folder, or false"):
+        load_config("demo", ["data.store=''"])

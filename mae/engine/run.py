@@ -20,9 +20,8 @@ from mae.engine import distributed
 from mae.engine.checkpoint import latest_checkpoint, replace_text
 
 # what a run may be continued with, besides the sections another command reads
-FREE = {
-    *("data.store", "data.workers", "pretrain.panel_images", "finetune.run", "pretrain.epochs", "finetune.epochs"),
-}
+FREE = {"data.store", "data.workers", "data.max_rejected", "pretrain.panel_images", "finetune.run"}
+FREE |= {"pretrain.epochs", "finetune.epochs"}
 
 
 def check_run(
