@@ -62,7 +62,9 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=224, help="side of the images, pixels")
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--images", type=int, default=20_000, help="images of the store that rates are measured on")
-    parser.add_argument("--rows", type=int, default=377_110, help="images of the store whose first batch is awaited")
+    parser.add_argument(
+        "--rows", type=int, nargs="+", default=[377_110], help="images of the stores whose first batch is awaited"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--shrink", type=float, default=1, help="divide the large files' sides by this")
     parser.add_argument("--json", type=Path, metavar="FILE")
@@ -70,13 +72,14 @@ def main() -> None:
     keep_freed_memory()  # as every training does
     with tempfile.TemporaryDirectory() as name:
         rates = measure_rates(Path(name), arguments)
-        first = measure_start(Path(name), arguments)
+        first = [measure_start(Path(name) / str(rows), rows, arguments) for rows in arguments.rows]
     for way, rate in rates.items():
         print(f"{way:64s} {rate:10,.0f} images/s")
     ratio = rates["from the store, all augmentation"] / rates["the usual way"]
     print(f"{'from the store, all augmentation, against the usual way':64s} {ratio:10.1f} times as fast")
-    print(f"{first['rows']:,.0f} images prepared: opened after {first['opened_seconds']:.1f} s, first batch ", end="")
-    print(f"after {first['first_batch_seconds']:.1f} s, {first['peak_bytes'] / 1e9:.2f} GB at most")
+    for row in first:
+        print(f"{row['rows']:,.0f} images prepared: opened after {row['opened_seconds']:.1f} s, first batch ", end="")
+        print(f"after {row['first_batch_seconds']:.1f} s, {row['peak_bytes'] / 1e9:.2f} GB at most")
     if arguments.json:
         settings = {key: value for key, value in vars(arguments).items() if key != "json"}
         result = {"settings": settings, "images_per_second": rates, "ratio": ratio, "first_batch": first}
@@ -97,7 +100,7 @@ def measure_rates(folder: Path, arguments: argparse.Namespace) -> dict[str, floa
         "from the store, all augmentation": lambda: augmented(data, arguments, batches=8),
         "the usual way": usual.epoch,
         f"from files of {JPEG[1] / arguments.shrink:.0f} x {JPEG[0] / arguments.shrink:.0f} pixels, no augmentation": (
-            lambda: gathered(files, arguments, batches=LARGE)
+            lambda: gathered(files, arguments, batches=1)
         ),
     }
     taken: dict[str, list[float]] = {way: [] for way in ways}
@@ -158,7 +161,7 @@ def forgotten(data: Data) -> Data:
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     data.store.images = np.load(folder / "images.npy", mmap_mode="r")
-    return replace(data, store=ImageStore(folder))
+    return data
 
 
 def large_files(folder: Path, arguments: argparse.Namespace) -> Data:
@@ -167,7 +170,8 @@ def large_files(folder: Path, arguments: argparse.Namespace) -> Data:
     picture = Image.fromarray((drawn(JPEG, arguments.shrink) * 255).clip(0, 255).astype(np.uint8))
     for number in range(LARGE):
         picture.save(folder / f"{number}.jpg", quality=95)
-    config = make_config({}, "benchmark", {"data.source": "images", "data.root": str(folder), "data.store": False})
+    settings = {"data.source": "images", "data.root": str(folder), "data.image_size": arguments.size}
+    config = make_config({}, "benchmark", settings | {"data.store": False})
     manifest = all_train(range(LARGE))
     manifest = replace(manifest, table=manifest.table.assign(path=[f"{folder}/{n}.jpg" for n in range(LARGE)]))
     return Data(manifest, ImageFiles(config, manifest))
@@ -213,9 +217,9 @@ class UsualWay(Dataset):
 # ---------------------------------------------------------------- the first batch
 
 
-def measure_start(folder: Path, arguments: argparse.Namespace) -> dict[str, float]:
+def measure_start(folder: Path, rows: int, arguments: argparse.Namespace) -> dict[str, float]:
     """From starting Python to the first batch of a prepared MIMIC-CXR-JPG, all views: medians."""
-    write_csvs(folder / "mimic", arguments.rows)
+    write_csvs(folder / "mimic", rows)
     settings = {"data.source": "mimic-cxr-jpg", "data.root": str(folder / "mimic"), "data.views": []}
     settings |= {"data.store": str(folder / "stores"), "data.image_size": arguments.size}
     config = make_config({}, "benchmark", settings)

@@ -58,8 +58,8 @@ def test_loading_times_every_way_and_a_first_batch(tmp_path):
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
     result = json.loads((tmp_path / "out.json").read_text())
     assert all(rate > 0 and way in done.stdout for way, rate in result["images_per_second"].items())
-    assert result["first_batch"]["rows"] == 60
-    assert 0 < result["first_batch"]["opened_seconds"] < result["first_batch"]["first_batch_seconds"]
+    [first] = result["first_batch"]
+    assert first["rows"] == 60 and 0 < first["opened_seconds"] < first["first_batch_seconds"]
 
 
 def test_the_audit_is_timed_on_images_it_finds_copies_in(tmp_path):
