@@ -28,6 +28,7 @@ from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
+from data import jpeg
 from data.drawing import draw_radiograph
 from data.images import SPARE, fit_image, read_fitted, read_image
 from data.preparation import CHUNK, _run
@@ -53,7 +54,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        jpegs = {kind: jpeg(folder, kind, arguments) for kind in KINDS}
+        jpegs = {kind: save_jpeg(folder, kind, arguments) for kind in KINDS}
         jpeg_rows = {kind: time_jpeg(path, arguments) for kind, path in jpegs.items()}
         dicom_ms = time_dicom(folder, arguments)
         processes = time_processes(jpegs["grey, quality 90"], arguments)
@@ -112,7 +113,7 @@ def to_store(path: Path, store: np.ndarray) -> None:
 # JPEG
 
 
-def jpeg(folder: Path, kind: str, arguments: argparse.Namespace) -> Path:
+def save_jpeg(folder: Path, kind: str, arguments: argparse.Namespace) -> Path:
     mode, options = KINDS[kind]
     path = folder / f"{kind}.jpg"
     grey = (drawn(JPEG, arguments.shrink) * 255).clip(0, 255).astype(np.uint8)
@@ -127,11 +128,19 @@ def time_jpeg(path: Path, arguments: argparse.Namespace) -> dict:
         "Pillow RGB + resize": lambda: Image.open(path).convert("RGB").resize((size, size)),
         "to the store": lambda: to_store(path, store),
     }
+    if jpeg.FAST:
+        ways["to the store, without numba"] = lambda: without_numba(path, store)
     for name, decode in other_decoders().items():
         ways[f"{name}, reduced, same hash and resize"] = lambda decode=decode: by_another(path, decode, store)
     full = fit_image(read_image(path), size, "squash").astype(float)
     difference = float(np.abs(read_fitted(path, size, "squash") - full).mean())
     return {"bytes": path.stat().st_size, "ms": median_ms(ways, arguments.rounds), "difference": difference}
+
+
+def without_numba(path: Path, store: np.ndarray) -> None:
+    jpeg.FAST = False
+    to_store(path, store)
+    jpeg.FAST = True
 
 
 def by_another(path: Path, decode: Callable[[bytes, int], np.ndarray], store: np.ndarray) -> None:
