@@ -5,8 +5,9 @@
     pip install simplejpeg opencv-python-headless        # then these are timed too
 
 A reading is: open the file, hash it, decode, fit to the size, write the store's row. Milliseconds are processor time
-of one core, so other programs on the machine do not count; the ways are timed in turn, and medians are shown. Two
-processes against one is wall time and needs an idle machine.
+of one core, so other programs on the machine do not count; the ways are timed in turn, each twice in a row, as files
+follow each other, the second time counts, and medians are shown. Two processes against one is wall time and needs an idle
+machine.
 """
 
 import argparse
@@ -81,14 +82,14 @@ def show(jpeg_rows: dict[str, dict], dicom_ms: dict[str, float], processes: dict
 
 
 def median_ms(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Milliseconds of processor time of each call, after one that does not count."""
+    """Milliseconds of processor time of each call, the second of two in a row: none pays for what another one left."""
     times: dict[str, list[float]] = {name: [] for name in calls}
-    for number in range(rounds + 1):
+    for _ in range(rounds):
         for name, call in calls.items():
+            call()
             start = time.process_time()
             call()
-            if number:
-                times[name].append(1000 * (time.process_time() - start))
+            times[name].append(1000 * (time.process_time() - start))
     return {name: statistics.median(values) for name, values in times.items()}
 
 
