@@ -6,8 +6,8 @@
 
 A reading is: open the file, hash it, decode, fit to the size, write the store's row. Milliseconds are processor time
 of one core, so other programs on the machine do not count; the ways are timed in turn, each twice in a row, as files
-follow each other, the second time counts, and medians are shown. Two processes against one is wall time and needs an idle
-machine.
+follow each other; the second time counts, and medians are shown. Two processes against one is wall time and needs an
+idle machine.
 """
 
 import argparse

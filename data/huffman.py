@@ -41,6 +41,13 @@ def codes(counts: bytes, symbols: bytes) -> np.ndarray:
 
 
 @lru_cache(maxsize=16)
+def short_codes(counts: bytes, symbols: bytes) -> np.ndarray:
+    """(2^PEEK) uint16: `codes` for the next PEEK bits, 0 also where the code is longer."""
+    table = codes(counts, symbols)[:: 1 << (16 - PEEK)]
+    return np.where((table & 31) <= PEEK, table, 0).astype(np.uint16)
+
+
+@lru_cache(maxsize=16)
 def several(counts: bytes, symbols: bytes) -> np.ndarray:
     """(2^PEEK) uint16: what the AC symbols are, together, that the next PEEK bits hold whole.
 
@@ -84,12 +91,12 @@ def _fill(data, place, ahead, count, made_up):
 
 
 @_compiled
-def read_means(data, place, units, order, dc, ac, together, quantizer, means):
+def read_means(data, place, units, order, dc, short_dc, ac, together, quantizer, means):
     """Fill `means` (n) uint8 with the first component's, rounded as libjpeg does; returns the scan's end, or -1.
 
     data: (bytes) uint8 of the file, whose scan starts at `place`. order: (blocks) component of each block of one of the
-    `units`. dc, ac: (components 65536) tables of `codes`, sizes in dc at most 11. together: (components 2^PEEK) of
-    `several`. quantizer: the means'. Reads and writes nothing outside of these, whatever the scan says.
+    `units`. dc, ac: (components 65536) tables of `codes`, sizes in dc at most 11. short_dc, together: (components 2^PEEK)
+    of `short_codes` and `several`. quantizer: the means'. Reads and writes nothing outside of these, whatever the scan says.
     """
     ahead, count, made_up = np.uint64(0), 0, 0  # the bits that come next, from the top; how many; how many no file has
     mean, done = 0, 0
@@ -97,7 +104,9 @@ def read_means(data, place, units, order, dc, ac, together, quantizer, means):
         for component in order:
             if count <= 32:
                 place, ahead, count, made_up = _fill(data, place, ahead, count, made_up)
-            entry = np.int64(dc[component, ahead >> np.uint64(48)])
+            entry = np.int64(short_dc[component, ahead >> np.uint64(64 - PEEK)])
+            if entry == 0:
+                entry = np.int64(dc[component, ahead >> np.uint64(48)])
             length, size = entry & 31, entry >> LENGTH
             if length == 0 or made_up > 64:
                 return -1

@@ -60,18 +60,15 @@ def block_means(data: bytes) -> np.ndarray | None:
         dc, ac = ([tables[kind, which[kind]] for which in frame.tables] for kind in (0, 1))
         if any(max(symbols, default=0) > 11 for _, symbols in dc):
             return None
-        dc_codes, ac_codes, together = (
-            np.stack([make(*table) for table in part])
-            for make, part in ((huffman.codes, dc), (huffman.codes, ac), (huffman.several, ac))
-        )
+        makers = ((huffman.codes, dc), (huffman.short_codes, dc), (huffman.codes, ac), (huffman.several, ac))
+        lookups = [np.stack([make(*table) for table in part]) for make, part in makers]
     except (LookupError, ValueError):
         return None
     across, down = frame.units
     high, wide = frame.luma
     means = np.empty(across * down * high * wide, np.uint8)
-    tables_of = (dc_codes, ac_codes, together)
     content = np.frombuffer(data, np.uint8)
-    end = huffman.read_means(content, place, across * down, frame.order, *tables_of, frame.quantizer, means)
+    end = huffman.read_means(content, place, across * down, frame.order, *lookups, frame.quantizer, means)
     if end < 0 or data[end : end + 2] != bytes([255, END]):
         return None
     grey = means.reshape(down, across, high, wide).swapaxes(1, 2).reshape(down * high, across * wide)
