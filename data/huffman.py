@@ -94,9 +94,10 @@ def _fill(data, place, ahead, count, made_up):
 def read_means(data, place, units, order, dc, short_dc, ac, together, quantizer, means):
     """Fill `means` (n) uint8 with the first component's, rounded as libjpeg does; returns the scan's end, or -1.
 
-    data: (bytes) uint8 of the file, whose scan starts at `place`. order: (blocks) component of each block of one of the
-    `units`. dc, ac: (components 65536) tables of `codes`, sizes in dc at most 11. short_dc, together: (components 2^PEEK)
-    of `short_codes` and `several`. quantizer: the means'. Reads and writes nothing outside of these, whatever the scan says.
+    data: (bytes) uint8 of the file, whose scan starts at `place`. order: (blocks) component of each block of one of
+    the `units`. dc, ac: (components 65536) tables of `codes`, sizes in dc at most 11. short_dc, together: (components
+    2^PEEK) of `short_codes` and `several`. quantizer: the means'. Reads and writes nothing outside of these, whatever
+    the scan says.
     """
     ahead, count, made_up = np.uint64(0), 0, 0  # the bits that come next, from the top; how many; how many no file has
     mean, done = 0, 0
