@@ -5,7 +5,9 @@ progressive file loses the scans that hold them (`means_only`), a baseline one i
 """
 
 import re
+from functools import lru_cache
 from importlib.util import find_spec
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -51,10 +53,9 @@ def block_means(data: bytes) -> np.ndarray | None:
     That is where numba is not installed (extra `fast`), and for any file but a whole baseline JPEG of one scan, grey or
     JFIF's colours, without restarts.
     """
-    if not FAST:
+    huffman = _huffman() if FAST else None
+    if huffman is None:
         return None
-    from data import huffman  # numba takes a third of a second, which only a large JPEG is worth
-
     try:
         frame, tables, place = _header(data)
         dc, ac = ([tables[kind, which[kind]] for which in frame.tables] for kind in (0, 1))
@@ -73,6 +74,16 @@ def block_means(data: bytes) -> np.ndarray | None:
         return None
     grey = means.reshape(down, across, high, wide).swapaxes(1, 2).reshape(down * high, across * wide)
     return np.ascontiguousarray(grey[: -(-frame.height // 8), : -(-frame.width // 8)])
+
+
+@lru_cache(maxsize=1)
+def _huffman() -> ModuleType | None:
+    """The reader by numba, which takes a third of a second to load; None where numba does not know this numpy yet."""
+    try:
+        from data import huffman
+    except ImportError:
+        return None
+    return huffman
 
 
 class _Frame(NamedTuple):

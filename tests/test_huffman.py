@@ -1,5 +1,6 @@
 """Laws of reading a baseline JPEG for its blocks' means: libjpeg's pixels bit for bit, or libjpeg itself."""
 
+import sys
 from io import BytesIO
 from pathlib import Path
 
@@ -96,6 +97,16 @@ def test_damaged_files_read_the_same_with_and_without(tmp_path, monkeypatch):
         assert without == within, number
         read += isinstance(within, list) and block_means(bytes(content)) is not None
     assert read > 10
+
+
+def test_numba_that_cannot_be_loaded_leaves_all_to_libjpeg(monkeypatch):
+    monkeypatch.setitem(sys.modules, "data.huffman", None)  # its import fails
+    monkeypatch.delattr(data, "huffman", raising=False)
+    data.jpeg._huffman.cache_clear()
+    try:
+        assert block_means(encoded(picture((64, 72), 9))) is None
+    finally:
+        data.jpeg._huffman.cache_clear()
 
 
 def with_segment(content: bytes, marker: int, change) -> bytes:
