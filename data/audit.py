@@ -124,6 +124,7 @@ def audit_lines(report: dict[str, Any], store: "ImageStore", named: bool) -> lis
     names = {row: image_id for image_id, row in store.index.items()} if named else {}
     leaks = [line for pair in report["across"] if (line := _leak_line(pair, report["images"], names))]
     copies = [f"{count:,} in {split}" for split, count in report["copies_within"].items() if count]
+    only_pixels = report["compared"] and not report["files_compared"]
     if not report["compared"]:
         leaks = ["images were not compared, which needs a store (data.store=stores)"]
     return [
@@ -131,11 +132,7 @@ def audit_lines(report: dict[str, Any], store: "ImageStore", named: bool) -> lis
         *leaks,
         *_served_line(report.get("pretraining"), report["compared"]),
         *([f"copies within a split: {', '.join(copies)}"] if copies else []),
-        *(
-            []
-            if report["files_compared"] or not report["compared"]
-            else ["the store is older than digests: pixels were compared, files not"]
-        ),
+        *(["the store is older than digests: pixels were compared, files not"] if only_pixels else []),
     ]
 
 

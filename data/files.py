@@ -102,8 +102,8 @@ class ImageFiles:
                 raise self._killed() from None
         if any(reasons):
             self._leave_out(asked.rows, reasons)
-            there = [number for number, reason in enumerate(reasons) if reason is None]
-            images[[number for number, reason in enumerate(reasons) if reason]] = images[there[0]] if there else 0
+            missing = np.array([reason is not None for reason in reasons])
+            images[missing] = 0 if missing.all() else images[~missing][0]
         return images
 
     def _let_go(self, pool: ProcessPoolExecutor) -> None:

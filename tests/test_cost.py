@@ -150,9 +150,10 @@ def test_dry_run_of_prepared_images_writes_nothing(world: World):
         assert word in printed
 
 
-def test_dry_run_without_images_says_so_and_draws_none(tmp_path, monkeypatch):
+@pytest.mark.parametrize("stage", [pretrain, finetune])
+def test_dry_run_without_images_says_so_and_draws_none(stage, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    printed = succeed(pretrain, "--config", "demo", "--dry-run", *TINY, f"data.root={tmp_path}/none")
+    printed = succeed(stage, "--config", "demo", "--dry-run", *TINY, f"data.root={tmp_path}/none")
     assert "random images" in printed
     assert "not known" in printed
     assert not files(tmp_path)
@@ -171,14 +172,6 @@ def test_dry_run_of_a_fine_tuning_writes_nothing(world: World, changed):
     assert files(world.root) == before
     for word in ("are trained", "memory", "images/s", "the config's images", "epochs"):
         assert word in printed
-
-
-def test_dry_run_of_a_fine_tuning_without_images_draws_none(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    printed = succeed(finetune, "--config", "demo", "--dry-run", *TINY, f"data.root={tmp_path}/none")
-    assert "random images" in printed
-    assert "not known" in printed
-    assert not files(tmp_path)
 
 
 @pytest.mark.parametrize(
