@@ -28,10 +28,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from classify.classifier import build_classifier
 from facebookresearch import facebook_files
 from torch import Tensor, nn
 
-from classify.classifier import build_classifier
 from classify.finetune import classification_loss
 from mae.cost import step_flops
 from mae.engine.memory import keep_freed_memory
@@ -39,7 +39,7 @@ from mae.engine.optim import adamw, autocast, parameter_groups, set_learning_rat
 from mae.engine.run import environment
 from mae.linear import _multiply
 from mae.model import PRESETS, build_mae
-from mae.transformer import set_up
+from mae.transformer import configure_blocks
 
 LR, BETAS, DECAY = 1.5e-4, (0.9, 0.95), 0.05
 BATCH = {"same": 16, "fast": 64, "finetune": 16}
@@ -63,20 +63,20 @@ class System:
 def our_mae(options: Options, batch: int) -> Model:
     sizes = {"norm_pixel_loss": False, "norm_eps": 1e-12}  # as ViTMAEConfig's defaults
     model, images = build_mae(options.preset, options.size, 3, **sizes), pixels(options, batch)
-    set_up(model, options.compile, options.checkpointing)
+    configure_blocks(model, options.compile, options.checkpointing)
     return Model(model, lambda: model(images, 0.75).loss)
 
 
 def our_fast_mae(options: Options, batch: int) -> Model:
     model, images = build_mae(options.preset, options.size, 1, "cross"), pixels(options, batch, 1)
-    set_up(model, options.compile, options.checkpointing)
+    configure_blocks(model, options.compile, options.checkpointing)
     return Model(model, lambda: model(images, 0.9, None, 0.25).loss)
 
 
 def our_classifier(options: Options, batch: int) -> Model:
     model = build_classifier(build_mae(options.preset, options.size, 3).encoder)
     images, labels = pixels(options, batch), torch.ones(batch)
-    set_up(model, options.compile, options.checkpointing)
+    configure_blocks(model, options.compile, options.checkpointing)
     return Model(model, lambda: classification_loss(model(images), labels))
 
 

@@ -3,8 +3,8 @@
 from importlib import import_module
 
 _PUBLIC = {
-    "build_classifier": "classify.classifier",
-    "build_resnet": "classify.resnet",
+    "build_classifier": "classify.models.classifier",
+    "build_resnet": "classify.models.resnet",
 }
 __all__ = [*_PUBLIC, "metrics"]
 

@@ -4,20 +4,10 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data.config import (
-    Parser,
-    Root,
-    UserError,
-    change_config,
-    command_parser,
-    configure,
-    expand,
-    parse_overrides,
-    parse_training,
-    print_and_stop,
-    run_command,
-    training_parser,
-)
+from classify.settings import ClassifyConfig
+from data.cli import Parser, command_parser, configure, print_and_stop, run_command
+from data.config import UserError, change_config, expand, parse_overrides
+from mae.cli import parse_training, training_parser
 
 if TYPE_CHECKING:
     from mae.engine.checkpoint import Checkpoint
@@ -32,18 +22,22 @@ OVERFIT = (
 
 
 def finetune(argv: list[str] | None = None) -> None:
+    """The command mae-finetune."""
     run_command(lambda: _finetune(argv))
 
 
 def evaluate(argv: list[str] | None = None) -> None:
+    """The command mae-evaluate."""
     run_command(lambda: _evaluate(argv))
 
 
 def compare(argv: list[str] | None = None) -> None:
+    """The command mae-compare."""
     run_command(lambda: _compare(argv))
 
 
 def export(argv: list[str] | None = None) -> None:
+    """The command mae-export."""
     run_command(lambda: _export(argv))
 
 
@@ -57,18 +51,22 @@ def _finetune(argv: list[str] | None) -> None:
         metavar="PATH",
         help="last.pt or best.pt of mae-pretrain, with data and sizes; or other programs' weights, as model.init",
     )
-    parser.add_argument("--dry-run", action="store_true", help="print what the run would cost here, and write nothing")
     arguments = parse_training(parser, argv, OVERFIT)
     config, pretrained = _beginning(arguments)
-    from classify.finetune import check_fit, finetune, resolved, run_folder
+    from classify.finetune import finetune
+    from classify.start import check_fit, resolved, run_folder
     from data.loader import open_data
     from mae.engine import distributed
-    from mae.engine.run import expect_checkpoint
+    from mae.engine.run import configure_torch, expect_checkpoint, training_device
 
     if arguments.overfit:
         folder = f"{run_folder(config, arguments.checkpoint)}-overfit{arguments.overfit}"
         config = change_config(config, {"finetune.run": folder})
-    device = check_fit(config if pretrained else resolved(config), pretrained)  # before hours of decoding
+
+    # what cannot work is said before hours of decoding
+    configure_torch(config)
+    check_fit(config if pretrained else resolved(config), pretrained)
+    device = training_device(config)
     if arguments.dry_run:
         from classify.dry_run import dry_run
 
@@ -76,22 +74,28 @@ def _finetune(argv: list[str] | None) -> None:
         return
     if arguments.resume:
         expect_checkpoint(run_folder(config, arguments.checkpoint))
-    data = open_data(config)
-    data = data.overfit(arguments.overfit, labelled=True) if arguments.overfit else data
-    say = print if distributed.is_main() else lambda *_, **__: None
-    say(*data.manifest.notes, data.manifest.summary(), sep="\n")
-    with distributed.together(device):
+
+    data = open_data(config.data)
+    if arguments.overfit:
+        data = data.overfit(arguments.overfit, labelled=True)
+    if distributed.is_main():
+        print(*data.manifest.notes, data.manifest.summary(), sep="\n")
+
+    with distributed.process_group(device):
         folder = finetune(config, arguments.checkpoint, data)
-    say(f"trained: {folder / 'best.pt'}; watch: tensorboard --logdir {folder}")
-    say(f"next: mae-evaluate {folder}")
+    if distributed.is_main():
+        print(f"trained: {folder / 'best.pt'}; watch: tensorboard --logdir {folder}")
+        print(f"next: mae-evaluate {folder}")
 
 
-def _beginning(arguments: argparse.Namespace) -> tuple[Root, "Checkpoint | None"]:
+def _beginning(arguments: argparse.Namespace) -> tuple[ClassifyConfig, "Checkpoint | None"]:
     """The config of a fine-tuning and the pretraining it begins from; other programs' weights become model.init."""
-    config = configure(arguments)
     if not arguments.checkpoint:
-        return config, None
-    from classify.finetune import config_for
+        return configure(arguments, ClassifyConfig), None
+
+    # a checkpoint brings its config, unless another is given
+    config = configure(arguments, ClassifyConfig) if arguments.config else None
+    from classify.start import config_for
     from mae.engine.checkpoint import load_checkpoint
     from mae.weights import is_foreign
 
@@ -103,7 +107,9 @@ def _beginning(arguments: argparse.Namespace) -> tuple[Root, "Checkpoint | None"
         return config, None
     pretrained = load_checkpoint(arguments.checkpoint, "mae")
     config = config_for(pretrained, config, parse_overrides(arguments.overrides))
-    return (config, pretrained) if not arguments.print_config else print_and_stop(config)
+    if arguments.print_config:
+        print_and_stop(config)
+    return config, pretrained
 
 
 def _evaluate(argv: list[str] | None) -> None:
@@ -112,15 +118,15 @@ def _evaluate(argv: list[str] | None) -> None:
         "runs", nargs="+", metavar="RUN | key=value", help="folders of mae-finetune; settings to override"
     )
     parser.add_argument("--split", choices=("validate", "test"), help="the split (default: evaluate.split, test)")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse(argv)
     runs = [word for word in arguments.runs if "=" not in word or Path(word).exists()]
     overrides = parse_overrides(word for word in arguments.runs if word not in runs)
     if arguments.split:
         overrides["evaluate.split"] = arguments.split
     if not runs:
         raise UserError("command line: found no RUN, expected the folder of a mae-finetune run")
-    from classify.evaluate import evaluate, evaluation_row
-    from classify.tables import cases, markdown
+    from classify.evaluate import evaluate
+    from classify.report.tables import cases, evaluation_row, markdown
 
     evaluations = [evaluate(run, overrides) for run in runs]
     print(markdown([evaluation_row(evaluation) for evaluation in evaluations]))
@@ -132,9 +138,9 @@ def _compare(argv: list[str] | None) -> None:
     parser = command_parser(
         "mae-compare", "Run a grid of pretrainings, fine-tunings and baselines; what is done is kept."
     )
-    config = configure(parser.parse_args(argv))
+    config = configure(parser.parse(argv), ClassifyConfig)
     from classify.compare import compare
-    from classify.tables import comparison_text
+    from classify.report.tables import comparison_text
 
     comparison = compare(config)
     print("", comparison_text(comparison), "", sep="\n")
@@ -148,7 +154,7 @@ def _export(argv: list[str] | None) -> None:
     parser = Parser("mae-export", description=about)
     parser.add_argument("--checkpoint", metavar="FILE", required=True, help="of mae-pretrain or mae-finetune")
     parser.add_argument("--out", metavar="FOLDER", required=True, help="folder to write")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse(argv)
     from classify.export import export
 
     export(arguments.checkpoint, arguments.out)

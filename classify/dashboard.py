@@ -11,12 +11,10 @@ from matplotlib.figure import Figure
 from sklearn.metrics import confusion_matrix, roc_auc_score, roc_curve
 from torch.utils.tensorboard import SummaryWriter
 
-from classify.figures import COLOURS, GREY, STYLE
-from data.config import Root
+from classify.style import COLOURS, GREY, STYLE
 from data.labels import words
 from data.loader import Data
-from mae.pretrain import may_show_images
-from mae.sheet import sheet
+from mae.contact_sheet import sheet
 
 MISTAKES = 6  # how many are shown
 BINS = np.linspace(0, 1, 26)  # of scores
@@ -24,16 +22,19 @@ Names = tuple[str, str]  # of the classes, by label
 Drawing = Callable[[Axes, np.ndarray, np.ndarray, float, Names], None]  # (axes, labels, scores, threshold, names)
 
 
-def show(config: Root, data: Data, scored: pd.DataFrame, threshold: float, board: SummaryWriter, step: int) -> None:
+def show_scores(
+    data: Data, scored: pd.DataFrame, threshold: float, board: SummaryWriter, step: int, may_show_images: bool
+) -> None:
     """Curves, counts and histograms of the validation images' scores; the worst mistakes where images may be shown."""
-    names = words(config.data.target)
-    labels, scores = scored["label"].to_numpy(int), scored["score"].to_numpy(float)  # each n
+    names = words(data.manifest.target)
+    labels = scored["label"].to_numpy(int)  # n
+    scores = scored["score"].to_numpy(float)  # n
     board.add_pr_curve("validate/precision_recall", labels, scores, step)
     for label, name in enumerate(names):
         board.add_histogram(f"validate/score_{name}", scores[labels == label], step, bins=BINS)
     for name, draw in DRAWINGS.items():
         board.add_image(f"validate/{name}", raster(draw, labels, scores, threshold, names), step, dataformats="HWC")
-    if may_show_images(config, data.manifest):
+    if may_show_images:
         for number, (_, mistake) in enumerate(worst_mistakes(scored, threshold).iterrows(), start=1):
             board.add_image(f"worst_mistakes/{number}", picture(data, mistake, names), step, dataformats="HW")
 

@@ -5,21 +5,28 @@ from pathlib import Path
 
 import torch
 
-from classify.finetune import LabelledSplits, beginning, check_fit, finetune_stage, labelled_splits
-from data.config import Root
+from classify.cases import LabelledSplits, labelled_splits
+from classify.finetune import finetune_stage
+from classify.settings import ClassifyConfig
+from classify.start import beginning, check_fit
 from mae.dry_run import duration, prepared_data, random_data, step_seconds
 from mae.engine.loop import peak_memory
 from mae.engine.memory import keep_freed_memory
+from mae.engine.run import training_device
 
 
-def dry_run(config: Root, checkpoint: str | Path | None = None) -> str:
+def dry_run(config: ClassifyConfig, checkpoint: str | Path | None = None) -> str:
     """The report of a fine-tuning: real updates at learning rate 0, on the config's images where they are prepared."""
     config, pretrained = beginning(config, checkpoint)
-    device = check_fit(config, pretrained)
-    data, images = prepared_data(config)
+    check_fit(config, pretrained)
+    device = training_device(config)
+    data, images = prepared_data(config.data)
     real = data is not None
-    data = data or random_data(config, config.finetune.batch_size)
-    splits = labelled_splits(config, data) if real else LabelledSplits(data.split("train"), data.split("train"))
+    data = data or random_data(config.finetune.batch_size, config.data.image_size)
+    if real:
+        splits = labelled_splits(data, config.finetune.sample, config.data.split_seed)
+    else:
+        splits = LabelledSplits(data.split("train"), data.split("train"))
     keep_freed_memory()
     stage = finetune_stage(config, data, splits, device, pretrained)
     seconds, size = statistics.median(step_seconds(stage)), stage.batches.batch_size

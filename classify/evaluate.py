@@ -1,6 +1,5 @@
 """A trained classifier on a split: predictions/<split>.csv, and its metrics beside it as .json."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,17 +7,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from classify.finetune import build_model, check_preprocessing, file_digest, in_units, known, predict_logits, readable
-from classify.metrics import HEADLINE, Interval, binary_metrics, bootstrap_intervals, expected_calibration_error
-from classify.tables import describe, table_row
-from data.audit import audit_lines, audited, keep, may_name, served_pretraining, uncompared
-from data.config import Root, UserError, change_config
+from classify.cases import labelled_rows
+from classify.metrics import binary_metrics, bootstrap_intervals, expected_calibration_error
+from classify.models.build import build_model
+from classify.scores import in_units, predict_logits, readable
+from classify.settings import ClassifyConfig
+from classify.start import check_preprocessing, config_of, file_digest
+from data.audit import audit_lines, audited, keep, served_pretraining, uncompared
+from data.config import UserError, change_config
 from data.loader import Data, Loader, open_data
 from data.manifest import digest, image_hashes
 from data.store import ImageStore
+from data.writing import read_json, write_json, write_text
 from mae.engine.checkpoint import Checkpoint, load_checkpoint, load_weights
 from mae.engine.loop import evaluating
-from mae.engine.run import commit, device_of
+from mae.engine.run import commit, configure_torch, device_of
 
 FREE = ("data", "evaluate", "device", "precision", "threads")  # what may be set anew
 
@@ -28,7 +31,7 @@ class Evaluation:
     """A run's predictions for the labelled units of a split (columns patient_id, label, score, …)."""
 
     path: Path  # of the predictions
-    config: Root
+    config: ClassifyConfig
     threshold: float
     predictions: pd.DataFrame
     summary: dict[str, Any]  # what the .json beside them holds
@@ -47,9 +50,11 @@ def evaluate(run: str | Path, overrides: dict[str, Any] | None = None, data: Dat
     """
     best = best_of(run)
     checkpoint = load_checkpoint(best, kind="classifier")
-    config, alone = _config_for(checkpoint, overrides or {}), data is None
-    data = data or open_data(config)
-    table = known(data.split(config.evaluate.split), config.evaluate.split, config.data.target)
+    config = _config_for(checkpoint, overrides or {})
+    configure_torch(config)
+    alone = data is None
+    data = data or open_data(config.data)
+    table = labelled_rows(data.split(config.evaluate.split), config.evaluate.split, config.data.target)
     images = digest(data.manifest.table, "image_id")
     of_other_data = "" if images == checkpoint.meta["images"] else f"-{images[:8]}"
     path = best.parent / "predictions" / f"{config.evaluate.split}{of_other_data}"
@@ -72,11 +77,11 @@ def evaluate(run: str | Path, overrides: dict[str, Any] | None = None, data: Dat
         }
         _write(path, checkpoint, config, in_units(table, scores, config.evaluate.unit), facts)
     predictions = pd.read_csv(path.with_suffix(".csv"), dtype={"patient_id": str, "study_id": str, "image_id": str})
-    summary = json.loads(path.with_suffix(".json").read_text())
+    summary = read_json(path.with_suffix(".json"))
     return Evaluation(path.with_suffix(".csv"), config, summary["metrics"]["threshold"], predictions, summary)
 
 
-def _audit(path: Path, checkpoint: Checkpoint, config: Root, data: Data, table: pd.DataFrame) -> list[str]:
+def _audit(path: Path, checkpoint: Checkpoint, config: ClassifyConfig, data: Data, table: pd.DataFrame) -> list[str]:
     """Keep the leak audit of the data, with what of `table` served pretraining; returns it as lines."""
     images = data.manifest.table["image_id"].to_numpy()
     seen = data.store.rows(images[np.isin(image_hashes(images), checkpoint.meta["seen"])])
@@ -84,7 +89,7 @@ def _audit(path: Path, checkpoint: Checkpoint, config: Root, data: Data, table: 
     report = audited(data.manifest, data.store) if compared else uncompared(data.manifest, data.store.rows)
     report = report | {"pretraining": served_pretraining(report, table["row"].to_numpy(), seen[seen >= 0])}
     keep(report, path)
-    return audit_lines(report, data.store, may_name(config, data.manifest))
+    return audit_lines(report, data.store, data.manifest.may_show(config.report.images))
 
 
 def best_of(run: str | Path) -> Path:
@@ -96,21 +101,23 @@ def best_of(run: str | Path) -> Path:
     return best
 
 
-def _config_for(checkpoint: Checkpoint, overrides: dict[str, Any]) -> Root:
+def _config_for(checkpoint: Checkpoint, overrides: dict[str, Any]) -> ClassifyConfig:
     """The checkpoint's config with overrides of how and on what it is evaluated; the rest is in the weights."""
     for key in overrides:
         if key.split(".")[0] not in FREE:
             raise UserError(
                 f"command line: found {key}, expected settings of {', '.join(FREE)}: the rest is trained in"
             )
-    config = change_config(checkpoint.config, overrides)
-    check_preprocessing(checkpoint, config)
+    config = change_config(config_of(checkpoint), overrides)
+    check_preprocessing(checkpoint, config.data)
     return config
 
 
-def scored(checkpoint: Checkpoint, config: Root, data: Data, table: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
+def scored(
+    checkpoint: Checkpoint, config: ClassifyConfig, data: Data, table: pd.DataFrame
+) -> tuple[pd.DataFrame, np.ndarray]:
     """The table's images that can be read, in order, and their scores (n) in 0..1."""
-    device = device_of(config)
+    device = device_of(config.device)
     model = build_model(config)
     load_weights(model, checkpoint)
     loader = Loader(data, table, config.evaluate.batch_size)
@@ -123,12 +130,14 @@ def _is_done(path: Path, origin: dict[str, Any]) -> bool:
     if not (path.with_suffix(".json").exists() and path.with_suffix(".csv").exists()):
         return False
     try:
-        return json.loads(path.with_suffix(".json").read_text())["origin"] == origin
-    except (json.JSONDecodeError, KeyError):
+        return read_json(path.with_suffix(".json"))["origin"] == origin
+    except (ValueError, KeyError):
         return False
 
 
-def _write(path: Path, checkpoint: Checkpoint, config: Root, units: pd.DataFrame, facts: dict[str, Any]) -> None:
+def _write(
+    path: Path, checkpoint: Checkpoint, config: ClassifyConfig, units: pd.DataFrame, facts: dict[str, Any]
+) -> None:
     threshold = checkpoint.meta["threshold"][config.evaluate.unit]
     labels, scores = units["label"].to_numpy(), units["score"].to_numpy()
     metrics = binary_metrics(labels, scores, threshold)
@@ -155,12 +164,6 @@ def _write(path: Path, checkpoint: Checkpoint, config: Root, units: pd.DataFrame
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.with_suffix(".json").unlink(missing_ok=True)
-    units.assign(predicted=(scores >= threshold).astype(int)).to_csv(path.with_suffix(".csv"), index=False)
-    path.with_suffix(".json").write_text(json.dumps(summary, indent=1))  # comes last, vouches for the CSV
-
-
-def evaluation_row(evaluation: Evaluation) -> dict[str, str]:
-    """The table row of one run."""
-    summary = evaluation.summary
-    intervals = {name: Interval(summary["metrics"][name], tuple(summary["intervals"][name])) for name in HEADLINE}
-    return table_row(describe(evaluation.config, bool(summary["meta"]["pretrained_from"])), intervals)
+    predictions = units.assign(predicted=(scores >= threshold).astype(int))
+    write_text(path.with_suffix(".csv"), predictions.to_csv(index=False))
+    write_json(path.with_suffix(".json"), summary)  # comes last, vouches for the CSV

@@ -6,8 +6,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from classify.classifier import Classifier
-from classify.finetune import build_model
+from classify.models.build import build_model
+from classify.models.classifier import Classifier
+from classify.start import config_of
 from data.config import UserError
 from data.labels import words
 from mae.engine.checkpoint import Checkpoint, load_checkpoint, load_weights
@@ -31,9 +32,10 @@ def export(checkpoint: str | Path, folder: str | Path, say: Callable[[str], None
 
 
 def _export_classifier(loaded: Checkpoint, folder: str | Path, say: Callable[[str], None]) -> None:
-    model = build_model(loaded.config)
+    config = config_of(loaded)
+    model = build_model(config)
     if not isinstance(model, Classifier):
-        raise UserError(f"{loaded.place}: found {loaded.config.finetune.model}, expected a ViT: export writes no other")
+        raise UserError(f"{loaded.place}: found {config.finetune.model}, expected a ViT: export writes no other")
     if model.pool != "cls":
         raise UserError(
             f"{loaded.place}: found finetune.pool = {model.pool}, expected cls: ViTForImageClassification reads the "
@@ -42,13 +44,13 @@ def _export_classifier(loaded: Checkpoint, folder: str | Path, say: Callable[[st
     load_weights(model, loaded)
     weight, bias = linear_head(model)
     heads = {"classifier.weight": torch.stack([0 * weight, weight]), "classifier.bias": torch.stack([0 * bias, bias])}
-    names = {str(number): label for number, label in enumerate(words(loaded.config.data.target))}
-    config = {
+    names = {str(number): label for number, label in enumerate(words(config.data.target))}
+    described = {
         "id2label": names,
         "label2id": {label: int(number) for number, label in names.items()},
         "threshold": loaded.meta.get("threshold"),  # chosen on validation, for an image and for a study's mean
     }
-    save_encoder(model.encoder, folder, "ViTForImageClassification", heads, config, loaded.meta.get("license"), say)
+    save_encoder(model.encoder, folder, "ViTForImageClassification", heads, described, loaded.meta.get("license"), say)
 
 
 @torch.no_grad()

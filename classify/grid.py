@@ -5,13 +5,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from classify.finetune import PREPROCESSING, SECTIONS, check_fit, known, labelled_splits, resolved
-from classify.settings import RowSettings
-from data.config import Root, UserError, change_config, expand
+from classify.cases import labelled_rows, labelled_splits
+from classify.finetune import RESUMABLE
+from classify.settings import ClassifyConfig, RowSettings
+from classify.start import PREPROCESSING, check_fit, resolved
+from data.config import UserError, change_config, expand
 from data.loader import Data
 from data.manifest import digest
-from mae.engine.run import check_run
-from mae.pretrain import SECTIONS as PRETRAIN_SECTIONS
+from data.settings import DataSettings
+from mae.engine.run import Resumable, check_run, training_device
+from mae.pretrain import RESUMABLE as PRETRAIN_RESUMABLE
 from mae.pretrain import check_model
 from mae.weights import resolve
 
@@ -24,11 +27,11 @@ class Cell:
     name: str
     pretraining: str | None
     labelled: int | None
-    config: Root  # of stage two; its finetune.run is the cell's folder
-    pretrain_config: Root | None
+    config: ClassifyConfig  # of stage two; its finetune.run is the cell's folder
+    pretrain_config: ClassifyConfig | None
 
 
-def expand_grid(config: Root) -> Iterator[Cell]:
+def expand_grid(config: ClassifyConfig) -> Iterator[Cell]:
     """rows × their pretrainings × label budgets × seeds, row by row."""
     grid, row, folders = config.compare, 0, set()
     names = [row.name for row in grid.rows]
@@ -51,7 +54,7 @@ def expand_grid(config: Root) -> Iterator[Cell]:
 
 
 def _cell(
-    config: Root, row: RowSettings, number: int, pretraining: str | None, labelled: int | None, seed: int
+    config: ClassifyConfig, row: RowSettings, number: int, pretraining: str | None, labelled: int | None, seed: int
 ) -> Cell:
     stage_one, pretrain_config = {}, None
     if pretraining is not None:
@@ -80,25 +83,27 @@ def _slug(name: str) -> str:
 # ---------------------------------------------------------------- checks
 
 
-def check_grid(config: Root, cells: list[Cell], data_of: Callable[[Root], Data]) -> None:
+def check_grid(config: ClassifyConfig, cells: list[Cell], data_of: Callable[[DataSettings], Data]) -> None:
     """Raise UserError for what a cell would complain of, or make the rows incomparable, before any training."""
     tested = set()
     for cell in cells:
-        data = data_of(cell.config)
+        data = data_of(cell.config.data)
         check_fit(cell.config, None)
-        labelled_splits(cell.config, data)
-        table = known(data.split(config.compare.split), config.compare.split, cell.config.data.target)
+        training_device(cell.config)
+        labelled_splits(data, cell.config.finetune.sample, cell.config.data.split_seed)
+        table = labelled_rows(data.split(config.compare.split), config.compare.split, cell.config.data.target)
         tested.add(digest(table, "image_id", "patient_id", "label"))
         if len(tested) > 1:
             what = f"other {config.compare.split} images or labels than the rows before it"
             raise UserError(f"compare.rows: {cell.name}: found {what}, expected the same cases in every row")
         if cell.pretrain_config:
-            check_model(cell.pretrain_config)
+            settings = cell.pretrain_config
+            check_model(settings.model, settings.pretrain, settings.data.image_size)
             if cell.pretrain_config.pretrain.select == "probe":  # a comparison owes nothing to labels before stage two
                 raise UserError("pretrain.select: found probe, expected reconstruction in a comparison")
             _check_pretrained(cell)
-            _check_folder(cell.pretrain_config, cell.pretrain_config.run, PRETRAIN_SECTIONS, "pretrain")
-        _check_folder(cell.config, cell.config.finetune.run, SECTIONS, "finetune")
+            _check_folder(cell.pretrain_config, cell.pretrain_config.run, PRETRAIN_RESUMABLE)
+        _check_folder(cell.config, cell.config.finetune.run, RESUMABLE)
 
 
 def _check_pretrained(cell: Cell) -> None:
@@ -114,6 +119,6 @@ def _check_pretrained(cell: Cell) -> None:
             raise UserError(f"compare.rows: {cell.name}: found {name} changed, expected it as its pretraining has it")
 
 
-def _check_folder(config: Root, run: str, sections: tuple[str, ...], stage: str) -> None:
+def _check_folder(config: ClassifyConfig, run: str, resumable: Resumable) -> None:
     """A grid continues only runs of its very settings, epochs included: its rows must stay comparable."""
-    check_run(Path(expand(run, "run")), config, sections, fixed=(f"{stage}.epochs",))
+    check_run(Path(expand(run, "run")), config, resumable, same_epochs=True)

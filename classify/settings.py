@@ -1,12 +1,27 @@
-"""Settings of the classifier room: stage two, evaluation, comparison and report."""
+"""Settings of the classifier room: stage two, evaluation and comparison; and the config of all rooms together."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from data.config import Settings
 from data.settings import AugmentSettings
-from mae.settings import Beta, check_warmup
+from mae.settings import Beta, MAEConfig, OptimizerSettings, check_warmup
+
+
+class FinetuneOptimizerSettings(OptimizerSettings):
+    """What is null depends on the mode, so that every row of a comparison has an equal chance."""
+
+    base_lr: float | None = Field(
+        None, gt=0, description="learning rate at batch 256 (used: * batch_size / 256); null: 5e-4 full, 1e-2 linear"
+    )
+    min_lr: float = Field(1e-6, ge=0, description="learning rate at the end of the cosine, at batch 256")
+    weight_decay: float | None = Field(None, ge=0, description="decoupled decay; null: 0.05 full, 0 linear")
+    betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="AdamW's momentum coefficients")
+    clip_grad: float | None = Field(1.0, gt=0, description="largest gradient norm; null does not clip")
+    layer_decay: float | None = Field(
+        None, gt=0, le=1, description="learning-rate factor per layer below the head; null: 0.75 if pretrained, else 1"
+    )
 
 
 class FinetuneSettings(Settings):
@@ -33,35 +48,18 @@ class FinetuneSettings(Settings):
     )
     epochs: int = Field(50, ge=1, description="passes over the labelled training images")
     batch_size: int = Field(64, ge=1, description="images per step")
-    base_lr: float | None = Field(
-        None, gt=0, description="learning rate at batch 256 (used: * batch_size / 256); null: 5e-4 full, 1e-2 linear"
-    )
-    min_lr: float = Field(1e-6, ge=0, description="learning rate at the end of the cosine, at batch 256")
-    warmup_epochs: float | None = Field(None, ge=0, description="epochs of linear warm-up; null: a tenth of them")
-    weight_decay: float | None = Field(None, ge=0, description="decoupled decay; null: 0.05 full, 0 linear")
-    layer_decay: float | None = Field(
-        None, gt=0, le=1, description="learning-rate factor per layer below the head; null: 0.75 if pretrained, else 1"
-    )
-    betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="AdamW's momentum coefficients")
-    clip_grad: float | None = Field(1.0, gt=0, description="largest gradient norm; null does not clip")
+    optimizer: FinetuneOptimizerSettings = Field(default_factory=FinetuneOptimizerSettings)
     drop_path: float = Field(0.1, ge=0, lt=1, description="stochastic depth of the last ViT block, 0 at the first")
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="targets become s/2 and 1 - s/2")
     select: Literal["auc", "loss"] = Field("auc", description="validation metric that picks the best epoch")
     threshold: Literal["youden", "accuracy", "f1", "half"] = Field(
         "youden", description="rule that picks the decision threshold on validation; half is 0.5"
     )
-    accumulate: int = Field(1, ge=1, description="parts each batch is worked through in, for memory's sake")
-    ema: float | None = Field(
-        None,
-        gt=0,
-        lt=1,
-        description="decay of an exponential moving average of the weights, which is then what is kept",
-    )
     augment: AugmentSettings = Field(default_factory=AugmentSettings)
 
     @model_validator(mode="after")
     def _warm_up_ends(self) -> "FinetuneSettings":
-        check_warmup("warmup_epochs", self.warmup_epochs, self.epochs)
+        check_warmup(self.optimizer, self.epochs)
         return self
 
 
@@ -100,7 +98,14 @@ class CompareSettings(Settings):
     baseline: str | None = Field(None, description="row all others are tested against; null: the last")
 
 
-class ReportSettings(Settings):
-    """What reports and TensorBoard may show."""
+class ClassifyConfig(MAEConfig):
+    """The whole config, with the sections of all rooms: what every command reads and checks."""
 
-    images: bool | None = Field(None, description="show radiographs and plain ids; null: not for credentialed sources")
+    RENAMED: ClassVar = {
+        **MAEConfig.RENAMED,
+        **{f"finetune.{name}": f"finetune.optimizer.{name}" for name in FinetuneOptimizerSettings.model_fields},
+    }
+
+    finetune: FinetuneSettings = Field(default_factory=FinetuneSettings)
+    evaluate: EvaluateSettings = Field(default_factory=EvaluateSettings)
+    compare: CompareSettings = Field(default_factory=CompareSettings)

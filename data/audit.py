@@ -6,23 +6,20 @@ is missed on the way there. Of images centred and scaled to length 1 a correlati
 in 8 x 8 means, one matrix product for all pairs, is out; then in 16 x 16; the rest is compared pixel by pixel.
 """
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from hashlib import blake2b
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from data.manifest import Manifest
 from data.sources import SPLITS
-
-if TYPE_CHECKING:
-    from data.config import Root
-    from data.manifest import Manifest
-    from data.store import ImageStore
+from data.store import ImageStore
+from data.writing import read_json, write_json
 
 VERSION = 2  # raise it when an audit would find something else
 LEAST = 0.99  # correlation of stored pixels above which two images are nearly the same
@@ -35,12 +32,12 @@ BLOCK = 64  # images whose pixels are in memory at a time
 EXAMPLES = 3
 
 
-def audited(manifest: "Manifest", store: "ImageStore") -> dict[str, Any]:
+def audited(manifest: Manifest, store: ImageStore) -> dict[str, Any]:
     """The audit of a store's images under the manifest's splits, kept as `audit.json` beside them while it holds."""
     path = store.folder / "audit.json"
     origin = {"version": VERSION, "manifest": manifest.fingerprint(), "store": store.fingerprint}
     with suppress(OSError, ValueError, KeyError):
-        report = json.loads(path.read_text())
+        report = read_json(path)
         if report["origin"] == origin:
             return report
     report = {"origin": origin, **audit(manifest, store)}
@@ -51,13 +48,13 @@ def audited(manifest: "Manifest", store: "ImageStore") -> dict[str, Any]:
 
 def keep(report: dict[str, Any], path: Path) -> None:
     """Write a report, all of it or nothing; a file that says the same already is left alone."""
-    text, temporary = json.dumps(report, indent=1), path.with_suffix(".tmp")
-    if not (path.exists() and path.read_text() == text):
-        temporary.write_text(text)
-        temporary.replace(path)
+    with suppress(OSError, ValueError):
+        if read_json(path) == report:
+            return
+    write_json(path, report)
 
 
-def audit(manifest: "Manifest", store: "ImageStore") -> dict[str, Any]:
+def audit(manifest: Manifest, store: ImageStore) -> dict[str, Any]:
     """Counts, and rows of the store: no ids, so a report of confidential images says nothing about them."""
     parts = _rows_of_splits(manifest, store.rows)
     prints = Prints(store, np.sort(np.concatenate(list(parts.values()))))
@@ -73,20 +70,20 @@ def audit(manifest: "Manifest", store: "ImageStore") -> dict[str, Any]:
     }
 
 
-def uncompared(manifest: "Manifest", rows: Callable[[pd.Series], np.ndarray]) -> dict[str, Any]:
+def uncompared(manifest: Manifest, rows: Callable[[pd.Series], np.ndarray]) -> dict[str, Any]:
     """The audit of images without a store, `rows` of whose ids are given: of patients alone."""
     report = _uncompared(manifest, _rows_of_splits(manifest, rows))
     return report | {"compared": False, "files_compared": False, "copies_within": {}, "across": []}
 
 
-def _uncompared(manifest: "Manifest", parts: dict[str, np.ndarray]) -> dict[str, Any]:
+def _uncompared(manifest: Manifest, parts: dict[str, np.ndarray]) -> dict[str, Any]:
     return {
         "images": {split: len(part) for split, part in parts.items()},
         "patients_in_two_splits": 0 if manifest.patients_known else None,  # the manifest refuses any that it can tell
     }
 
 
-def _rows_of_splits(manifest: "Manifest", rows: Callable[[pd.Series], np.ndarray]) -> dict[str, np.ndarray]:
+def _rows_of_splits(manifest: Manifest, rows: Callable[[pd.Series], np.ndarray]) -> dict[str, np.ndarray]:
     numbers = rows(manifest.table["image_id"])
     return {split: np.sort(numbers[(manifest.table["split"] == split) & (numbers >= 0)]) for split in SPLITS}
 
@@ -112,12 +109,7 @@ def served_pretraining(report: dict[str, Any], tested: np.ndarray, seen: np.ndar
 # ---------------------------------------------------------------- what is printed
 
 
-def may_name(config: "Root", manifest: "Manifest") -> bool:
-    """Whether image ids may be shown."""
-    return config.report.images if config.report.images is not None else not manifest.credentialed
-
-
-def audit_lines(report: dict[str, Any], store: "ImageStore", named: bool) -> list[str]:
+def audit_lines(report: dict[str, Any], store: ImageStore, named: bool) -> list[str]:
     """The report as lines to print, with a few image ids where they may be `named`."""
     total = sum(report["images"].values())
     patients = "no patient in two splits" if report["patients_in_two_splits"] == 0 else "patients are not all known"
@@ -163,7 +155,7 @@ class Prints:
     `files` and `pixels` are digests, `fine` (n 16·16) and `coarse` (n 8·8+2) block means, in order of `rows`.
     """
 
-    def __init__(self, store: "ImageStore", rows: np.ndarray):
+    def __init__(self, store: ImageStore, rows: np.ndarray):
         self.images, self.rows = store.images, rows
         digests = store.digests()
         self.files = pd.factorize(pd.Series(rows).map(digests))[0] if digests else None

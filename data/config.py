@@ -4,33 +4,21 @@ One file configures every command; each section's class stands beside the code t
 Nothing here or in the sections imports torch, so `--help` and config errors are instant.
 """
 
-import argparse
 import difflib
 import json
 import os
 import pkgutil
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args
+from typing import Any, ClassVar, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, WrapValidator, create_model
+from pydantic import BaseModel, ConfigDict, ValidationError, WrapValidator
 from pydantic_core import PydanticCustomError
 
-# who reads which section; by name, so that no room imports a later one
-SECTIONS = {
-    "data": "data.settings:DataSettings",
-    "model": "mae.settings:ModelSettings",
-    "pretrain": "mae.settings:PretrainSettings",
-    "finetune": "classify.settings:FinetuneSettings",
-    "engine": "mae.settings:EngineSettings",
-    "evaluate": "classify.settings:EvaluateSettings",
-    "compare": "classify.settings:CompareSettings",
-    "report": "classify.settings:ReportSettings",
-}
+WHOLE = "classify.settings:ClassifyConfig"  # the config of all rooms; by name, so that no room imports a later one
 
 
 class UserError(ValueError):
@@ -38,9 +26,14 @@ class UserError(ValueError):
 
 
 class Settings(BaseModel):
-    """Base of every config section: frozen, no unknown keys, no silent conversions, no infinite numbers."""
+    """Base of every config and config section: frozen, no unknown keys, no silent conversions, no infinite numbers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, hide_input_in_errors=True)
+
+    RENAMED: ClassVar[Mapping[str, str]] = {}  # dotted keys of earlier versions → their names of today
+
+
+Config = TypeVar("Config", bound=Settings)
 
 
 def either(expected: str) -> WrapValidator:
@@ -55,34 +48,12 @@ def either(expected: str) -> WrapValidator:
     return WrapValidator(validate)
 
 
-class Root(Settings):
-    """The settings every command shares; `config_class` adds the sections."""
-
-    run: str = Field("runs/default", description="folder this run writes to")
-    seed: int = Field(0, ge=0, lt=2**63, description="seed of weights, order, masks, augmentation (not of splits)")
-    device: str = Field("auto", description="auto (CUDA where there is one), cpu, cuda or cuda:N")
-    precision: Literal["fp32", "tf32", "bf16", "fp16"] = Field(
-        "fp32",
-        description="fp32; tf32: matrix products on CUDA; bf16: autocast; fp16: autocast with loss scaling, for older "
-        "GPUs (weights, loss and norms stay fp32)",
-    )
-    compile: bool = Field(
-        False, description="train with torch.compile: a ViT's blocks, a ResNet whole; on a CPU takes a C++ compiler"
-    )
-    activation_checkpointing: bool = Field(
-        False,
-        description="compute a ViT's activations again in the backward pass: less memory, about a third more time; "
-        "a ResNet keeps its own",
-    )
-    threads: int = Field(0, ge=0, description="CPU threads torch computes with; 0 leaves the choice to torch")
-
-
 @cache
-def config_class() -> type[Root]:
-    """The whole config as one class, sections included."""
-    sections = {name: pkgutil.resolve_name(where) for name, where in SECTIONS.items()}
-    fields: dict[str, Any] = {name: (cls, Field(default_factory=cls)) for name, cls in sections.items()}
-    return create_model("Config", __base__=Root, **fields)
+def whole_config() -> type[Settings]:
+    """The class of a whole config: every command reads and checks all of it."""
+    found = pkgutil.resolve_name(WHOLE)
+    assert issubclass(found, Settings)
+    return found
 
 
 # ---------------------------------------------------------------- reading
@@ -111,7 +82,7 @@ for _yaml in (_Loader, _Dumper):
     )
 
 
-def load_config(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Root:
+def load_config(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Settings:
     """Read a config by path, or a shipped one by name (`demo`), and apply `key=value` overrides.
 
     Raises UserError naming file and key for an unknown key, a wrong type or an impossible value.
@@ -164,20 +135,36 @@ def make_config(
     place: str,
     overrides: Mapping[str, Any] | None = None,
     overrides_place: str = "command line",
-) -> Root:
+) -> Settings:
     """Plain settings (a config file's or a checkpoint's) → Config; errors name the place they come from."""
     merged, overrides = {"data": {}, **json.loads(json.dumps(raw, default=str))}, overrides or {}
     for key, value in _single(overrides.items()):
         _put(merged, key.split("."), value)
     try:  # JSON mode: strict types, but lists may become tuples
-        return config_class().model_validate_json(json.dumps(merged, default=str))
+        return whole_config().model_validate_json(json.dumps(merged, default=str))
     except ValidationError as error:
         raise UserError(_explain(error, place, overrides, overrides_place)) from None
 
 
-def change_config(config: Root, overrides: Mapping[str, Any], place: str = "command line") -> Root:
+def change_config(config: Config, overrides: Mapping[str, Any], place: str = "command line") -> Config:
     """A copy of the config with dotted keys replaced; `place` says where the overrides stand."""
-    return make_config(config.model_dump(mode="json"), place, overrides, place)
+    changed = make_config(config.model_dump(mode="json"), place, overrides, place)
+    assert isinstance(changed, type(config))
+    return changed
+
+
+def with_new_names(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain settings of an earlier version under the names of today."""
+    settings: dict[str, Any] = json.loads(json.dumps(raw, default=str))
+    for before, now in whole_config().RENAMED.items():
+        *sections, name = before.split(".")
+        holder: Any = settings
+        for section in sections:
+            holder = holder.get(section) if isinstance(holder, dict) else None
+
+        if isinstance(holder, dict) and name in holder:
+            _put(settings, now.split("."), holder.pop(name))
+    return settings
 
 
 def _single(overrides: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
@@ -220,13 +207,15 @@ def _explain(error: ValidationError, place: str, overrides: Mapping[str, Any], o
     if any(given == key or given.startswith(key + ".") or key.startswith(given + ".") for given in overrides):
         place = overrides_place
     if first["type"] == "extra_forbidden":
+        if key in whole_config().RENAMED:
+            return f"{place}: {key} is renamed to {whole_config().RENAMED[key]}"
         while isinstance(found, dict) and len(found) == 1:  # optim: {lr: 1} → optim.lr
             [(name, found)] = found.items()
             key += f".{name}"
         near = _nearest(key, _keys(True) + _keys(False) if isinstance(found, dict) else _keys(False))
         return f"{place}: {key} is unknown" + (f"; did you mean {near}?" if near else "; see --print-config")
     if first["type"] == "missing":
-        meaning = dict(describe(config_class())).get(key, "")
+        meaning = dict(describe(whole_config())).get(key, "")
         return f"{place}: {key} is missing" + (f" ({meaning})" if meaning else "")
     if first["type"] == "value_error":  # from a section's own check, which names the setting
         return f"{place}: {key}.{message.removeprefix('Value error, ')}"
@@ -272,7 +261,7 @@ def _section(annotation: Any) -> type[BaseModel] | None:
 @cache
 def _keys(sections: bool) -> tuple[str, ...]:
     """The dotted keys of all sections, or of all single settings."""
-    names = [name for name, _ in describe(config_class())]
+    names = [name for name, _ in describe(whole_config())]
     parents = {name.rpartition(".")[0] for name in names}
     return tuple(name for name in names if (name in parents) == sections)
 
@@ -282,13 +271,16 @@ def _keys(sections: bool) -> tuple[str, ...]:
 
 def print_config(config: BaseModel, indent: str = "") -> str:
     """The resolved config as YAML, every field with its meaning and, where it differs, its default."""
-    lines = []
-    for name, field in type(config).model_fields.items():
+    lines: list[str] = []
+    fields = type(config).model_fields.items()
+    # a room's config extends that of the room before it, but single settings stand above all sections
+    for name, field in sorted(fields, key=lambda item: isinstance(getattr(config, item[0]), BaseModel)):
         value = getattr(config, name)
         if isinstance(value, BaseModel):
             lines += ["", f"{indent}{name}:"] if not indent else [f"{indent}{name}:"]
             lines.append(print_config(value, indent + "  "))
             continue
+
         meaning = field.description or ""
         if not field.is_required() and (default := field.get_default(call_default_factory=True)) != value:
             meaning += f" (default: {_inline(default)})"
@@ -300,103 +292,3 @@ def _inline(value: Any) -> str:
     plain = json.loads(json.dumps(value, default=lambda v: v.model_dump(mode="json")))
     text = yaml.dump(plain, Dumper=_Dumper, default_flow_style=True, width=10**6, sort_keys=False, allow_unicode=True)
     return text.strip().removesuffix("\n...")
-
-
-# ---------------------------------------------------------------- commands
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse, with errors like everyone's and key=value before, between or after options."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"command line: {message}; see {self.prog} --help")
-
-    def parse_args(self, argv: list[str] | None = None) -> argparse.Namespace:
-        return self.parse_intermixed_args(argv)
-
-
-def command_parser(prog: str, about: str) -> Parser:
-    """A parser with what all commands share: --config, --print-config and key=value overrides."""
-    parser = Parser(prog, description=about, allow_abbrev=False)
-    parser.add_argument("--config", metavar="FILE", help="a YAML file, or the name of a shipped config")
-    parser.add_argument("--print-config", action="store_true", help="print every setting and its meaning, and stop")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that override the config's")
-    return parser
-
-
-FLAGS = {"verbose": "engine.verbose=true", "deterministic": "engine.deterministic=true"}  # stand for settings
-
-
-def training_parser(prog: str, about: str) -> Parser:
-    """`command_parser` with what both stages of training share."""
-    parser = command_parser(prog, about)
-    parser.add_argument(
-        "--resume",
-        action="store_true",
-        help="insist on going on from the run folder's checkpoint, which is gone on from anyway where there is one",
-    )
-    parser.add_argument("--verbose", action="store_true", help="a line every engine.log_every steps")
-    parser.add_argument("--deterministic", action="store_true", help="only deterministic algorithms, also on CUDA")
-    parser.add_argument(
-        "--overfit",
-        type=int,
-        metavar="N",
-        help="train and validate on the same N training images without augmentation, to see the loss go to the floor; "
-        "the run folder's name gets -overfitN",
-    )
-    return parser
-
-
-def parse_training(parser: Parser, argv: list[str] | None, overfit: Iterable[str]) -> argparse.Namespace:
-    """Parse; what flags stand for and --overfit changes goes before the overrides, which may say otherwise."""
-    arguments = parser.parse_args(argv)
-    count = arguments.overfit
-    if count is not None and count < 2:
-        raise UserError(f"command line: --overfit: found {count}, expected at least 2 images")
-    implied = [setting for flag, setting in FLAGS.items() if getattr(arguments, flag)]
-    arguments.overrides = [*implied, *(overfit if count else ()), *arguments.overrides]
-    return arguments
-
-
-def configure(arguments: argparse.Namespace) -> Root | None:
-    """The config a parsed command line asks for; None where none is given and another file brings it.
-
-    --print-config prints it and stops.
-    """
-    if arguments.config:
-        config = load_config(arguments.config, arguments.overrides)
-    elif getattr(arguments, "checkpoint", None):
-        return None
-    elif arguments.print_config:
-        overrides = parse_overrides(arguments.overrides)
-        config = make_config({}, "command line", {"data.source": "phantom", **overrides})
-    else:
-        either = "--config or --checkpoint" if hasattr(arguments, "checkpoint") else "--config"
-        raise UserError(f"command line: {either} is missing; a config is a YAML file or a shipped one such as demo")
-    return config if not arguments.print_config else print_and_stop(config)
-
-
-def print_and_stop(config: Root) -> NoReturn:
-    print(print_config(config))
-    raise SystemExit(0)
-
-
-def run_command(command: Callable[[], None]) -> NoReturn:
-    """Run a command; a user's mistake becomes one line on stderr and exit code 2."""
-    try:
-        command()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted; the last checkpoint is kept, the same command continues from it", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:  # `mae-pretrain --print-config | head`
-        sys.stderr.close()
-        sys.exit(1)
-    except OSError as error:  # no permission, a file where a folder is wanted
-        if error.filename is None:
-            raise
-        print(f"error: {error.filename}: {error.strerror or error}", file=sys.stderr)
-        sys.exit(2)
-    sys.exit(0)

@@ -18,8 +18,8 @@ from PIL import Image
 from pydicom.pixels import get_decoder, pixel_array
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from data.images import Tone, check_size, refuse
-from data.tones import between_tails, equalized, to_bytes
+from data.refusal import check_size, refuse
+from data.tones import Tone, between_tails, equalized, to_bytes
 
 SECONDS = 120  # for a plugin to decode one file
 GREYS = ("MONOCHROME1", "MONOCHROME2")

@@ -7,25 +7,24 @@ every epoch decodes everything again. Nobody has read the files before, so the u
 import os
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
 
 import numpy as np
 from tqdm import tqdm
 
-from data.config import Root, UserError
-from data.images import UnreadableImage, read_fitted
-from data.preparation import allowed, describe_store, start_processes
-from data.settings import Size, height_and_width
-
-if TYPE_CHECKING:
-    from data.manifest import Manifest
+from data.config import UserError
+from data.images import read_fitted
+from data.manifest import Manifest
+from data.preparation import allowed, describe_store
+from data.refusal import UnreadableImage
+from data.settings import DataSettings, Size, height_and_width
+from data.workers import start_processes
 
 JOB = 8  # images a process reads at a time: many processes share a batch
 
@@ -33,19 +32,19 @@ JOB = 8  # images a process reads at a time: many processes share a batch
 class ImageFiles:
     """What an `ImageStore` is to training, without one. `unreadable`: rows met so far whose file has no image."""
 
-    def __init__(self, config: Root, manifest: "Manifest"):
+    def __init__(self, settings: DataSettings, manifest: Manifest):
         """Raises UserError where none of the files that the data set's CSVs list is on disk."""
         for look in manifest.looks:
             look.require_some()
         table = manifest.table.sort_values("image_id")  # the store's rows
         self.paths: list[str] = table["path"].tolist()
         self.index = {image_id: row for row, image_id in enumerate(table["image_id"])}
-        self.fingerprint: str = describe_store(config, table)["fingerprint"]
+        self.fingerprint: str = describe_store(settings, table)["fingerprint"]
         self.unreadable: set[int] = set()
-        self.allowed = allowed(config.data.max_rejected, len(table))
-        self.how = (config.data.image_size, config.data.resize, config.data.tone)
+        self.allowed = allowed(settings.max_rejected, len(table))
+        self.how = (settings.image_size, settings.resize, settings.tone)
         here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun's ranks on this machine
-        self.workers = config.data.workers or max(1, len(os.sched_getaffinity(0)) // here)
+        self.workers = settings.workers or max(1, len(os.sched_getaffinity(0)) // here)
         self.pool: ProcessPoolExecutor | None = None
         self.folder = TemporaryDirectory(prefix="mae-")  # goes with us
         self.scratch, self.number = Path(self.folder.name), count()
@@ -57,7 +56,7 @@ class ImageFiles:
         """Rows (n) int64 of the images; -1 where there is none."""
         return np.fromiter((self.index.get(image_id, -1) for image_id in image_ids), np.int64)
 
-    def read(self, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    def read(self, batches: Iterable[np.ndarray]) -> Generator[np.ndarray, None, None]:
         """Images (b h w) uint8 of each batch of rows, in order, whatever the number of processes.
 
         An unreadable one shows another image of its batch; its row is in `unreadable`, and a warning names its

@@ -14,30 +14,25 @@ from functools import lru_cache
 from io import BytesIO
 from math import ceil
 from pathlib import Path
-from typing import Literal, NoReturn, get_args
+from typing import Literal, get_args
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from data.jpeg import block_means, means_only
+from data.refusal import MAX_PIXELS, UnreadableImage, check_size, refuse
 from data.settings import Size, height_and_width
-from data.tones import between_tails, to_bytes
+from data.tones import TONES, Tone, between_tails, to_bytes
 
 READER_VERSION = 2  # raise it whenever the same file would read differently: stores are then made anew
-MAX_PIXELS = 150_000_000  # refused before allocation; below the point where Pillow itself refuses
 MAX_BYTES = 2**30
 SPARE = 1.4  # a reduced decode keeps this many times the wanted side: with less, a sharp image loses its edges
 MAX_SCANS = 200  # of a progressive JPEG, each decoded over the whole image; usual: 6 or 10
 
-Tone = Literal["window", "mimic_jpg"]
 Resize = Literal["pad", "squash", "crop"]
-TONES, RESIZES = get_args(Tone), get_args(Resize)
+RESIZES = get_args(Resize)
 Note = Callable[[bytes], object]
 Extent = tuple[float, float]  # width and height of the radiograph in pixels of the array, maybe fractional
-
-
-class UnreadableImage(ValueError):
-    """This file is no radiograph we can read; the message says what was found and what was expected."""
 
 
 def read_image(path: str | Path, *, tone: Tone = "window", at_least: int | None = None) -> np.ndarray:
@@ -134,11 +129,6 @@ def _quiet() -> Iterator[None]:
         logger.disabled = before
 
 
-def refuse(found: str, expected: str) -> NoReturn:
-    """Raise UnreadableImage; `read_image` puts the path before it."""
-    raise UnreadableImage(f"found {found}, expected {expected}")
-
-
 def _one_line(text: object) -> str:
     return " ".join(str(text).split())
 
@@ -154,12 +144,6 @@ def _file_bytes(path: str | Path) -> bytes:
     if status.st_size > MAX_BYTES:
         refuse(f"{status.st_size} bytes", f"at most {MAX_BYTES}")
     return Path(path).read_bytes()
-
-
-def check_size(width: int, height: int) -> None:
-    """Refuse an image of no or too many pixels, before anything is allocated for it."""
-    if not 0 < width * height <= MAX_PIXELS:
-        refuse(f"{width} x {height} pixels declared", f"1 to {MAX_PIXELS // 10**6} megapixels")
 
 
 # JPEG and PNG

@@ -10,11 +10,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from data.config import Root, UserError
+from data.config import UserError
 from data.files import ImageFiles
 from data.manifest import Manifest, open_manifest
 from data.preparation import prepare
-from data.store import ImageStore
+from data.settings import DataSettings
+from data.store import ImageReader
 
 
 class Batch(NamedTuple):
@@ -35,7 +36,7 @@ class Data:
     """A manifest with its store."""
 
     manifest: Manifest
-    store: ImageStore | ImageFiles
+    store: ImageReader
 
     def split(self, name: str) -> pd.DataFrame:
         """The split's manifest rows that could be read, with their store row; UserError if there are none."""
@@ -72,10 +73,12 @@ def image_names(table: pd.DataFrame, batch: Batch) -> list[str]:
     return table.set_index("row")["image_id"].loc[batch.numbers.tolist()].tolist()
 
 
-def open_data(config: Root) -> Data:
-    """Manifest and store of a config, decoding first where needed; its files where there shall be no store."""
-    manifest = open_manifest(config)
-    return Data(manifest, ImageFiles(config, manifest) if config.data.store is False else prepare(config, manifest))
+def open_data(settings: DataSettings) -> Data:
+    """Manifest and store of a config's data, decoding first where needed; its files where there shall be no store."""
+    manifest = open_manifest(settings)
+    if settings.store is False:
+        return Data(manifest, ImageFiles(settings, manifest))
+    return Data(manifest, prepare(settings, manifest))
 
 
 class Loader:

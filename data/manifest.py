@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from data.config import Root, UserError, expand
+from data.config import UserError, expand
+from data.files_on_disk import Look, look_for
 from data.labels import NoSuchFinding, words
-from data.presence import Look, look_for
-from data.settings import DataSettings
+from data.settings import DataConfig, DataSettings
 from data.sources import COLUMNS, SPLITS, LeftOut, read_source
 
 CREDENTIALED = {"mimic-cxr-jpg", "mimic-cxr-dicom", "chexpert"}  # their terms forbid passing images on
@@ -66,6 +66,13 @@ class Manifest:
         left = [note for note in self.notes if isinstance(note, LeftOut)]
         return _as_text(rows | {f"left out: {note.reason}": {"images": note.images} for note in left})
 
+    def may_show(self, wished: bool | None) -> bool:
+        """Whether images and plain ids may be shown: those of credentialed sources only where it is wished for.
+
+        wished: the config's `report.images`. This is the one place that decides.
+        """
+        return not self.credentialed if wished is None else wished
+
     def fingerprint(self) -> str:
         """16 hex digits of (image_id, split, label) of all rows, in whatever order they stand."""
         return digest(self.table, "image_id", "split", "label")
@@ -107,13 +114,13 @@ def is_credentialed(settings: DataSettings) -> bool:
     return any(part.source in CREDENTIALED for part in settings.each_source().values())
 
 
-def open_manifest(config: Root | DataSettings, look_again: bool = False) -> Manifest:
+def open_manifest(config: DataConfig | DataSettings, look_again: bool = False) -> Manifest:
     """Config (or its data section) → Manifest: read, checked, views kept, split, found on disk, sampled.
 
     Which files are on disk is taken from the last `prepare`, unless `look_again`. Raises UserError, one
     line naming place, found and expected, for whatever the CSVs and folders lack.
     """
-    settings: DataSettings = getattr(config, "data", config)
+    settings = config.data if isinstance(config, DataConfig) else config
     sources = settings.each_source()
     mixed = settings.source == "mix"
     parts = {name: _open_source(one, mixed, look_again) for name, one in sources.items()}

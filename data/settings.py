@@ -149,3 +149,16 @@ class AugmentSettings(Settings):
         if not 0 < low <= high <= 1:
             raise ValueError(f"crop_scale: found {[low, high]}, expected 0 < low <= high <= 1")
         return self
+
+
+class ReportSettings(Settings):
+    """What reports and TensorBoard may show; the rule is `Manifest.may_show`."""
+
+    images: bool | None = Field(None, description="show radiographs and plain ids; null: not for credentialed sources")
+
+
+class DataConfig(Settings):
+    """What this room reads of a config."""
+
+    data: DataSettings = Field(default_factory=DataSettings)
+    report: ReportSettings = Field(default_factory=ReportSettings)

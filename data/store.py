@@ -7,22 +7,44 @@ it: they join at run time, so another label policy never decodes again.
 
 import csv
 import hashlib
-import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
 from data.config import UserError
-from data.images import UnreadableImage, read_fitted
+from data.images import read_fitted
+from data.refusal import UnreadableImage
 from data.settings import Size, height_and_width
+from data.writing import read_json, replacing, write_csv, write_json, write_text
 
 DONE, REJECTED = 1, 2  # states of a row while the store is being written; 0: not yet decoded
 DIGITS = 32  # of a file's SHA-256, in hex: 128 bits tell any two files apart, in half the index
 Decoded = tuple[int, int, str, str | None]  # row, bytes and digest of the file, reason if it is rejected
+
+
+class ImageReader(Protocol):
+    """What training asks of a store, or of whatever stands in for one."""
+
+    fingerprint: str
+
+    @property
+    def unreadable(self) -> AbstractSet[int]:
+        """Rows met so far whose file has no image."""
+        ...
+
+    def rows(self, image_ids: Iterable[str]) -> np.ndarray:
+        """Rows (n) int64 of the images; -1 where there is none."""
+        ...
+
+    def read(self, batches: Iterable[np.ndarray]) -> Generator[np.ndarray, None, None]:
+        """Images (b h w) uint8 of each batch of rows, in order."""
+        ...
 
 
 class ImageStore:
@@ -33,12 +55,12 @@ class ImageStore:
         self.folder = Path(folder)
         if not (self.folder / "store.json").is_file():
             raise UserError(f"{folder}: found no store.json, expected a finished store; run mae-prepare")
-        self.description = json.loads((self.folder / "store.json").read_text())
+        self.description = read_json(self.folder / "store.json")
         self.fingerprint: str = self.description["fingerprint"]
         self.images = np.load(self.folder / "images.npy", mmap_mode="r")
         self.file = (self.folder / "images.npy").open("rb")
-        self.unreadable: frozenset[int] = frozenset()  # rows: such files have none here
-        with (self.folder / "index.csv").open(newline="") as file:
+        self.unreadable: AbstractSet[int] = frozenset()  # such files have no row here
+        with (self.folder / "index.csv").open(newline="", encoding="utf-8") as file:
             self.index = {line["image_id"]: int(line["row"]) for line in csv.DictReader(file)}
 
     def __len__(self) -> int:
@@ -48,7 +70,7 @@ class ImageStore:
         """Rows (n) int64 of the images; -1 where an image was rejected or is not in the store."""
         return np.fromiter((self.index.get(image_id, -1) for image_id in image_ids), np.int64)
 
-    def read(self, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    def read(self, batches: Iterable[np.ndarray]) -> Generator[np.ndarray, None, None]:
         """Images (b h w) uint8 of each batch of rows, in order; the next batch's are asked of the disk meanwhile."""
         coming = iter(batches)
         rows = next(coming, None)
@@ -68,7 +90,7 @@ class ImageStore:
 
     def digests(self) -> dict[int, str]:
         """row → digest of the file's bytes (MedMNIST: of the image's); empty for a store older than digests."""
-        with (self.folder / "index.csv").open(newline="") as file:
+        with (self.folder / "index.csv").open(newline="", encoding="utf-8") as file:
             return {int(line["row"]): line["digest"] for line in csv.DictReader(file) if "digest" in line}
 
 
@@ -81,7 +103,7 @@ class StoreWriter:
         n = len(image_ids)
         arrays = (folder / "state.npy", folder / "bytes.npy", folder / "digests.npy", self.images)
         if not all(path.exists() for path in arrays):  # or it was begun by a version without one of them
-            (folder / "rejected.partial.csv").write_text("image_id,path,reason\n")
+            write_text(folder / "rejected.partial.csv", "image_id,path,reason\n")
             _allocate(folder / "state.npy", (n,))
             _allocate(folder / "bytes.npy", (n,), np.int64)
             _allocate(folder / "digests.npy", (n,), f"S{DIGITS}")
@@ -101,47 +123,40 @@ class StoreWriter:
         """Record that a row is decoded, or why it cannot be."""
         self.bytes[row], self.digests[row] = size, digest
         if reason:
-            with (self.folder / "rejected.partial.csv").open("a", newline="") as file:
+            with (self.folder / "rejected.partial.csv").open("a", newline="", encoding="utf-8") as file:
                 csv.writer(file).writerow([self.image_ids[row], self.paths[row], reason])
         self.state[row] = REJECTED if reason else DONE
 
     def finish(self, description: dict) -> None:
         """Turn what was written into a store that `ImageStore` opens; `store.json` comes last."""
-        with (self.folder / "rejected.partial.csv").open(newline="") as file:  # in order of arrival, some twice
+        # in order of arrival, some twice
+        with (self.folder / "rejected.partial.csv").open(newline="", encoding="utf-8") as file:
             reasons = {line["image_id"]: line["reason"] for line in csv.DictReader(file)}
         ids, paths = self.image_ids, self.paths
         done = ((ids[r], r, self.bytes[r], self.digests[r].decode()) for r in np.flatnonzero(self.state == DONE))
         rejected = ((ids[r], paths[r], reasons[ids[r]]) for r in np.flatnonzero(self.state == REJECTED))
-        _write_csv(self.folder / "index.csv", "image_id row bytes digest", done)
-        _write_csv(self.folder / "rejected.csv", "image_id path reason", rejected)
+        write_csv(self.folder / "index.csv", ("image_id", "row", "bytes", "digest"), done)
+        write_csv(self.folder / "rejected.csv", ("image_id", "path", "reason"), rejected)
         self.images.replace(self.folder / "images.npy")
-        temporary = self.folder / "store.tmp"
-        temporary.write_text(json.dumps(description, indent=1))
-        temporary.replace(self.folder / "store.json")
+        write_json(self.folder / "store.json", description)
         for scratch in ("state.npy", "bytes.npy", "digests.npy", "rejected.partial.csv"):
             (self.folder / scratch).unlink()
 
 
-def _write_csv(path: Path, columns: str, rows: Iterable[tuple]) -> None:
-    with path.open("w", newline="") as file:
-        csv.writer(file).writerows([columns.split(), *rows])
-
-
 def _allocate(path: Path, shape: tuple[int, ...], dtype: type | str = np.uint8) -> None:
     """An array file of zeros that appears only when it is complete; UserError where the disk is too small for it."""
-    temporary = path.with_suffix(".tmp")
-    np.lib.format.open_memmap(temporary, "w+", dtype, shape).flush()
-    try:  # a sparse file would end in a bus error when the disk fills up
-        with temporary.open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
-    except OSError as error:
-        needed, free = temporary.stat().st_size, shutil.disk_usage(path.parent).free
-        temporary.unlink()
-        raise UserError(
-            f"{path.parent}: found {free / 1e9:.2f} GB free, expected {needed / 1e9:.2f} GB for a store "
-            f"({error.strerror}); make room, or give data.store=/elsewhere"
-        ) from None
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        np.lib.format.open_memmap(temporary, "w+", dtype, shape).flush()
+        needed = temporary.stat().st_size
+        try:  # a sparse file would end in a bus error when the disk fills up
+            with temporary.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, needed)
+        except OSError as error:
+            free = shutil.disk_usage(path.parent).free
+            raise UserError(
+                f"{path.parent}: found {free / 1e9:.2f} GB free, expected {needed / 1e9:.2f} GB for a store "
+                f"({error.strerror}); make room, or give data.store=/elsewhere"
+            ) from None
 
 
 def decode_rows(images: str, jobs: Sequence[tuple[int, str]], size: Size, resize: str, tone: str) -> list[Decoded]:

@@ -1,6 +1,11 @@
 """Grey tones: what is stored → brightness, worked out once per value and not per pixel."""
 
+from typing import Literal, get_args
+
 import numpy as np
+
+Tone = Literal["window", "mimic_jpg"]  # as a viewer shows it, or as MIMIC-CXR-JPG was made
+TONES = get_args(Tone)
 
 TAILS = 0.005  # without a window, this share of the pixels is clipped at either end
 

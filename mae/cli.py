@@ -1,24 +1,56 @@
 """The command line of stage one, parsed before torch is imported."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from data.config import (
-    Parser,
-    change_config,
-    configure,
-    expand,
-    parse_training,
-    run_command,
-    training_parser,
-)
+from data.cli import Parser, command_parser, configure, run_command
+from data.config import UserError, change_config, expand
+from mae.settings import MAEConfig
 
+FLAGS = {"verbose": "engine.verbose=true", "deterministic": "engine.deterministic=true"}  # stand for settings
 # an image's loss goes to the floor when nothing about it is drawn anew; a probe of N images says nothing
 OVERFIT = ("pretrain.augment.enabled=false", "pretrain.probe_every=null", "pretrain.select=reconstruction")
 
 
+def training_parser(prog: str, about: str) -> Parser:
+    """`command_parser` with what both stages of training share."""
+    parser = command_parser(prog, about)
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue from the run folder's checkpoint, or fail if it has none; without this flag a run continues "
+        "where there is a checkpoint and begins where there is none",
+    )
+    parser.add_argument("--verbose", action="store_true", help="a line every engine.log_every steps")
+    parser.add_argument("--deterministic", action="store_true", help="only deterministic algorithms, also on CUDA")
+    parser.add_argument("--dry-run", action="store_true", help="print what the run would cost here, and write nothing")
+    parser.add_argument(
+        "--overfit",
+        type=int,
+        metavar="N",
+        help="train and validate on the same N training images without augmentation, to see the loss go to the floor; "
+        "the run folder's name gets -overfitN",
+    )
+    return parser
+
+
+def parse_training(parser: Parser, argv: list[str] | None, overfit: Iterable[str]) -> argparse.Namespace:
+    """Parse; what flags stand for and --overfit changes goes before the overrides, which may say otherwise."""
+    arguments = parser.parse(argv)
+    count = arguments.overfit
+    if count is not None and count < 2:
+        raise UserError(f"command line: --overfit: found {count}, expected at least 2 images")
+
+    implied = [setting for flag, setting in FLAGS.items() if getattr(arguments, flag)]
+    if count:
+        implied += overfit
+    arguments.overrides = [*implied, *arguments.overrides]
+    return arguments
+
+
 def pretrain(argv: list[str] | None = None) -> None:
+    """The command mae-pretrain."""
     run_command(lambda: _pretrain(argv))
 
 
@@ -26,48 +58,57 @@ def _pretrain(argv: list[str] | None) -> None:
     parser = training_parser(
         "mae-pretrain", "Stage one: pretrain a masked autoencoder. An interrupted run continues where it stood."
     )
-    parser.add_argument("--dry-run", action="store_true", help="print what the run would cost here, and write nothing")
     arguments = parse_training(parser, argv, OVERFIT)
-    config = configure(arguments)
+    config = configure(arguments, MAEConfig)
     if arguments.overfit:
         config = change_config(config, {"run": f"{config.run.rstrip('/')}-overfit{arguments.overfit}"})
     from data.loader import open_data
     from mae.engine import distributed
-    from mae.engine.run import expect_checkpoint, training_device
+    from mae.engine.run import configure_torch, expect_checkpoint, training_device
     from mae.pretrain import check_model, pretrain
     from mae.weights import resolve
 
+    # what cannot work is said before hours of decoding
+    configure_torch(config)
     device = training_device(config)
-    check_model(resolve(config))
+    resolved = resolve(config)
+    check_model(resolved.model, resolved.pretrain, resolved.data.image_size)
     if arguments.dry_run:
         from mae.dry_run import dry_run
 
-        print(dry_run(resolve(config)))
+        print(dry_run(resolved))
         return
     if arguments.resume:
         expect_checkpoint(Path(expand(config.run, "run")))
-    data = open_data(config)  # before ranks meet: the first one here decodes, the others wait for its lock
-    data = data.overfit(arguments.overfit) if arguments.overfit else data
-    say = print if distributed.is_main() else lambda *_, **__: None
-    say(*data.manifest.notes, data.manifest.summary(), sep="\n")
-    with distributed.together(device):
+
+    # before ranks meet: the first one here decodes, the others wait for its lock
+    data = open_data(config.data)
+    if arguments.overfit:
+        data = data.overfit(arguments.overfit)
+    if distributed.is_main():
+        print(*data.manifest.notes, data.manifest.summary(), sep="\n")
+
+    with distributed.process_group(device):
         folder = pretrain(config, data)
-    say(f"pretrained: {folder / 'last.pt'}; watch: tensorboard --logdir {folder}")
-    say(f"next: mae-finetune --checkpoint {folder / 'last.pt'}")
+    if distributed.is_main():
+        print(f"pretrained: {folder / 'last.pt'}; watch: tensorboard --logdir {folder}")
+        print(f"next: mae-finetune --checkpoint {folder / 'last.pt'}")
 
 
 def reconstruct(argv: list[str] | None = None) -> None:
+    """The command mae-reconstruct."""
     run_command(lambda: _reconstruct(argv))
 
 
 def _reconstruct(argv: list[str] | None) -> None:
-    arguments = _reconstruct_parser().parse_args(argv)
+    arguments = _reconstruct_parser().parse(argv)
     from mae.engine.checkpoint import load_checkpoint
-    from mae.engine.run import device_of
+    from mae.engine.run import configure_torch, device_of
     from mae.reconstruct import View, reconstruct_files
 
     checkpoint = load_checkpoint(arguments.checkpoint, "mae")
     config = change_config(checkpoint.config, {"device": arguments.device})
+    configure_torch(config)
     view = View(
         mask_ratio=arguments.mask_ratio or config.pretrain.mask_ratio,
         seed=arguments.seed,
@@ -75,7 +116,7 @@ def _reconstruct(argv: list[str] | None) -> None:
         separate=arguments.separate,
         hidden_statistics=arguments.hidden_statistics,
     )
-    if reconstruct_files(checkpoint, arguments.images, arguments.out, view, device_of(config)):
+    if reconstruct_files(checkpoint, arguments.images, arguments.out, view, device_of(config.device)):
         raise SystemExit(2)  # each was named as it was met
 
 

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from mae.linear import Linear
 from mae.patches import sincos_positions
-from mae.transformer import Block, CrossBlock, init_weights, through, token
+from mae.transformer import Block, CrossBlock, init_weights, run_block, token
 
 
 class Decoder(nn.Module):
@@ -16,6 +16,7 @@ class Decoder(nn.Module):
     """
 
     reads_depths = False  # the encoder's last tokens are enough
+    positions: Tensor
 
     def __init__(
         self,
@@ -48,7 +49,7 @@ class Decoder(nn.Module):
         hidden = self.mask_token + self.positions[masked]  # b m e
         tokens = torch.cat([tokens[:, :1], visible, hidden], dim=1)  # b 1+n e
         for block in self.blocks:
-            tokens = through(block, self.recompute, tokens)
+            tokens = run_block(block, tokens, recompute=self.recompute)
         return self.predict(self.norm(tokens[:, -masked.shape[1] :]))  # b m p·p·c
 
 
@@ -61,6 +62,7 @@ class CrossDecoder(nn.Module):
     """
 
     reads_depths = True
+    positions: Tensor
 
     def __init__(
         self,
@@ -88,5 +90,5 @@ class CrossDecoder(nn.Module):
         tokens = self.mask_token + self.positions[masked]  # b m e
         sources = torch.einsum("j l, l b k d -> j b k d", self.depth_weights, depths)
         for block, source in zip(self.blocks, sources, strict=True):
-            tokens = through(block, self.recompute, tokens, source)
+            tokens = run_block(block, tokens, source, recompute=self.recompute)
         return self.predict(self.norm(tokens))  # b m p·p·c

@@ -13,23 +13,24 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from data.config import Root, UserError, expand
+from data.config import UserError, expand
 from data.files import ImageFiles
 from data.loader import Batch, Data
 from data.manifest import Manifest, open_manifest
-from data.preparation import describe_store
-from data.settings import Size, height_and_width
+from data.preparation import describe_store, stores_folder
+from data.settings import DataSettings, Size, height_and_width
 from data.store import ImageStore
 from mae.cost import step_flops, step_memory
-from mae.engine.loop import Stage
 from mae.engine.memory import keep_freed_memory
 from mae.engine.optim import autocast
 from mae.engine.run import training_device
+from mae.engine.stage import AnyStage
 from mae.engine.update import Update
 from mae.masking import random_masking
 from mae.model import MaskedAutoencoder, mae_from
 from mae.pretrain import pretrain_stage
-from mae.transformer import set_up
+from mae.settings import MAEConfig
+from mae.transformer import configure_blocks
 
 STEPS, SECONDS = 5, 60  # timed: so many steps, but no further one after so long
 CPU = torch.device("cpu")
@@ -54,7 +55,7 @@ class Cost:
         return self.weights + self.states + self.passing
 
 
-def dry_run(config: Root) -> str:
+def dry_run(config: MAEConfig) -> str:
     """The report of a resolved config. Nothing is prepared, no run begun, no weight changed."""
     device, cost = training_device(config), pretraining_cost(config)
     counted, memory = _counted(config, cost), _physical_memory()
@@ -62,20 +63,20 @@ def dry_run(config: Root) -> str:
         return "\n".join(
             [*counted, f"speed        not measured: the step needs more than this machine's {_gb(memory)}"]
         )
-    data, images = prepared_data(config)
+    data, images = prepared_data(config.data)
     return "\n".join([*counted, *_timed(config, cost, device, data, images)])
 
 
 # ---------------------------------------------------------------- counted
 
 
-def pretraining_cost(config: Root) -> Cost:
+def pretraining_cost(config: MAEConfig) -> Cost:
     """Counted from the model that the config describes, on tensors without values; `compile` is left out."""
     settings = config.pretrain
     with torch.device("meta"):
         model = _model(config)
         keep, masked = random_masking(torch.empty(1, model.patches), settings.mask_ratio)
-    part = max(settings.batch_size // settings.accumulate, 1)
+    part = max(settings.batch_size // settings.optimizer.accumulate, 1)
     weights, trained = (sum(t.nbytes for t in tensors) for tensors in (model.state_dict().values(), model.parameters()))
     predicted = masked.shape[1]
     if settings.predict_ratio is not None:
@@ -88,18 +89,18 @@ def pretraining_cost(config: Root) -> Cost:
         predicted=predicted,
         flops=step_flops(lambda: _step(config, 1)),
         weights=weights,
-        states=trained * (3 if settings.ema else 2),
+        states=trained * (3 if settings.optimizer.ema else 2),
         passing=step_memory(lambda: _step(config, part)) - weights,
     )
 
 
-def _model(config: Root) -> MaskedAutoencoder:
+def _model(config: MAEConfig) -> MaskedAutoencoder:
     model = mae_from(config.model, config.data.image_size)
-    set_up(model, compiled=False, recompute=config.activation_checkpointing)
+    configure_blocks(model, compiled=False, recompute=config.activation_checkpointing)
     return model
 
 
-def _step(config: Root, images: int) -> Callable[[], Tensor]:
+def _step(config: MAEConfig, images: int) -> Callable[[], Tensor]:
     """The loss of a training step; augmentation multiplies no matrices and keeps nothing."""
     model, settings = _model(config), config.pretrain
     pixels = torch.empty(images, config.model.in_channels, *height_and_width(config.data.image_size))
@@ -115,10 +116,10 @@ def _size(module: torch.nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def _counted(config: Root, cost: Cost) -> list[str]:
+def _counted(config: MAEConfig, cost: Cost) -> list[str]:
     settings = config.pretrain
     again = ", activations computed twice" if config.activation_checkpointing else ""
-    moments = "AdamW and the average of weights" if settings.ema else "AdamW"
+    moments = "AdamW and the average of weights" if settings.optimizer.ema else "AdamW"
     return [
         f"parameters   encoder {cost.encoder:,}, decoder {cost.decoder:,} ({config.model.decoder})",
         f"patches      {cost.patches} an image: {cost.kept} kept, {cost.predicted} predicted",
@@ -147,37 +148,37 @@ class _RandomImages:
         return (self.images[rows] for rows in batches)
 
 
-def random_data(config: Root, count: int) -> Data:
+def random_data(count: int, size: Size) -> Data:
     """Images of noise, every second of them abnormal, for training and for validation."""
     names = np.arange(count).astype(str)
     table = pd.DataFrame({"image_id": names, "patient_id": names, "study_id": names, "label": np.arange(count) % 2.0})
     table = pd.concat([table.assign(split=split) for split in ("train", "validate")], ignore_index=True)
-    return Data(Manifest(table, (), credentialed=False), _RandomImages(count, config.data.image_size))
+    return Data(Manifest(table, (), credentialed=False), _RandomImages(count, size))
 
 
-def prepared_data(config: Root) -> tuple[Data | None, int | None]:
+def prepared_data(settings: DataSettings) -> tuple[Data | None, int | None]:
     """The config's images where they are prepared or need not be, and how many serve training where that is known."""
     try:
-        roots = [Path(expand(one.root, "data.root")) for one in config.data.each_source().values()]
+        roots = [Path(expand(one.root, "data.root")) for one in settings.each_source().values()]
         if not all(root.exists() for root in roots):  # the phantom would be drawn
             return None, None
-        manifest = open_manifest(config)
-        files = ImageFiles(config, manifest) if config.data.store is False else None
+        manifest = open_manifest(settings)
+        files = ImageFiles(settings, manifest) if settings.store is False else None
     except UserError:
         return None, None
     if files:
         return Data(manifest, files), len(manifest.of_split("train"))
-    name = f"*-{describe_store(config, manifest.table)['fingerprint'][:12]}"
-    finished = sorted(Path(expand(config.data.store, "data.store")).glob(f"{name}/store.json"))
+    name = f"*-{describe_store(settings, manifest.table)['fingerprint'][:12]}"
+    finished = sorted(stores_folder(settings).glob(f"{name}/store.json"))
     if not finished:
         return None, len(manifest.of_split("train"))
     data = Data(manifest, ImageStore(finished[0].parent))
     return data, len(data.split("train"))
 
 
-def _timed(config: Root, cost: Cost, device: torch.device, data: Data | None, images: int | None) -> list[str]:
+def _timed(config: MAEConfig, cost: Cost, device: torch.device, data: Data | None, images: int | None) -> list[str]:
     keep_freed_memory()
-    stage = pretrain_stage(config, data or random_data(config, config.pretrain.batch_size), device)
+    stage = pretrain_stage(config, data or random_data(config.pretrain.batch_size, config.data.image_size), device)
     size = stage.batches.batch_size
     seconds = statistics.median(step_seconds(stage))
     source = "the config's images" if data else "random images, as the config's are not prepared"
@@ -195,7 +196,7 @@ def _timed(config: Root, cost: Cost, device: torch.device, data: Data | None, im
     ]
 
 
-def step_seconds(stage: Stage) -> list[float]:
+def step_seconds(stage: AnyStage) -> list[float]:
     """Time of real updates at learning rate 0; the first, which also compiles, is not counted."""
     update, taken, start = Update(stage), [], time.monotonic()
     stage.model.train()
@@ -208,7 +209,7 @@ def step_seconds(stage: Stage) -> list[float]:
     return taken
 
 
-def _endless(stage: Stage) -> Iterator[Batch]:
+def _endless(stage: AnyStage) -> Iterator[Batch]:
     for epoch in count():
         yield from stage.batches.epoch(epoch, 0)
 

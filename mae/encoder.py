@@ -1,7 +1,6 @@
 """The Vision Transformer encoder: what pretraining trains and classification imports."""
 
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from einops import repeat
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 from mae.linear import Linear
 from mae.masking import take
 from mae.patches import patchify, sincos_positions
-from mae.transformer import Block, drop_path, init_weights, through, token
+from mae.transformer import Block, drop_path, init_weights, run_block, token
 
 
 class Encoder(nn.Module):
@@ -20,6 +19,10 @@ class Encoder(nn.Module):
     `pixel_mean` and `pixel_std` (grey levels as a share of 255; one number, or one a channel) are
     buffers, applied by `standardize`. `eps` is the LayerNorms': 1e-6 in the paper's code.
     """
+
+    positions: Tensor
+    mean: Tensor
+    std: Tensor
 
     def __init__(
         self,
@@ -34,10 +37,15 @@ class Encoder(nn.Module):
         eps: float = 1e-6,
     ):
         super().__init__()
-        self.patch_size, self.in_channels, self.width = patch_size, in_channels, width
+        self.patch_size = patch_size
+        self.in_channels = in_channels
+        self.width = width
         self.grid = (image_size[0] // patch_size, image_size[1] // patch_size)
-        self.drop_path = 0.0  # rate of the last block while training; set by whoever trains
-        self.recompute = False  # activations in the backward pass, instead of keeping them; likewise
+
+        # how it computes while training; set by whoever trains
+        self.drop_path = 0.0  # rate of the last block
+        self.recompute = False  # activations in the backward pass, instead of keeping them
+
         self.embed = Linear(patch_size * patch_size * in_channels, width)
         self.class_token = token(width)
         self.blocks = nn.ModuleList(Block(width, heads, eps=eps) for _ in range(depth))
@@ -57,32 +65,52 @@ class Encoder(nn.Module):
         keep: (b k) indices of the patches to look at; None looks at all n of them.
         noise: (b 2·depth) uniform draws that decide stochastic depth while training with `drop_path` > 0.
         """
-        return deque(self.depths(images, keep, noise), maxlen=1).pop()  # the last; the others are let go
+        tokens = self.embed_kept(images, keep)  # b 1+k d
+        for block, drop in zip(self.blocks, self._drops(len(tokens), noise), strict=True):
+            tokens = run_block(block, tokens, drop, recompute=self.recompute)
+        return self.norm(tokens)
 
-    def depths(self, images: Tensor, keep: Tensor | None = None, noise: Tensor | None = None) -> Iterator[Tensor]:
-        """Tokens (b 1+k d) as embedded and after each block, the last normalised; arguments as in `forward`."""
-        size = tuple(side * self.patch_size for side in self.grid)
-        if tuple(images.shape[1:]) != (self.in_channels, *size):
-            raise ValueError(f"images: found (c h w) {tuple(images.shape[1:])}, expected {(self.in_channels, *size)}")
+    def depths(self, images: Tensor, keep: Tensor | None = None, noise: Tensor | None = None) -> list[Tensor]:
+        """Tokens (b 1+k d) as embedded and after each block, the last normalised; arguments as in `forward`.
+
+        The cross decoder reads them. `forward` is a loop of its own because this one keeps them all.
+        """
+        tokens = self.embed_kept(images, keep)  # b 1+k d
+        found = [tokens]
+        for block, drop in zip(self.blocks, self._drops(len(tokens), noise), strict=True):
+            tokens = run_block(block, tokens, drop, recompute=self.recompute)
+            found.append(tokens)
+        found[-1] = self.norm(tokens)
+        return found
+
+    def embed_kept(self, images: Tensor, keep: Tensor | None) -> Tensor:
+        """Standardised images (b c h w) → tokens (b 1+k d) of the kept patches, the class token first."""
+        height, width = (side * self.patch_size for side in self.grid)
+        expected = (self.in_channels, height, width)
+        if tuple(images.shape[1:]) != expected:
+            raise ValueError(f"images: found (c h w) {tuple(images.shape[1:])}, expected {expected}")
+
         patches = patchify(images, self.patch_size)  # b n p·p·c
-        if keep is None:
-            tokens = self.embed(patches) + self.positions  # b n d
-        else:
-            tokens = self.embed(take(patches, keep)) + self.positions[keep]  # b k d
-        tokens = torch.cat([repeat(self.class_token, "1 1 d -> b 1 d", b=len(tokens)), tokens], dim=1)  # b 1+k d
-        drops = self._drops(len(tokens), noise)
-        for depth, block in enumerate(self.blocks):
-            yield tokens
-            tokens = through(block, self.recompute, tokens, None if drops is None else drops[:, 2 * depth :][:, :2])
-        yield self.norm(tokens)
+        positions = self.positions  # n d
+        if keep is not None:
+            patches = take(patches, keep)  # b k p·p·c
+            positions = positions[keep]  # b k d
+        tokens = self.embed(patches) + positions  # b k d
+        class_tokens = repeat(self.class_token, "1 1 d -> b 1 d", b=len(tokens))
+        return torch.cat([class_tokens, tokens], dim=1)  # b 1+k d
 
-    def _drops(self, batch: int, noise: Tensor | None) -> Tensor | None:
+    def _drops(self, batch: int, noise: Tensor | None) -> list[Tensor | None]:
+        """Each block's scales (b 2) for stochastic depth; None outside of training or without it."""
+        depth = len(self.blocks)
         if not self.training or not self.drop_path:
-            return None
-        rates = torch.linspace(0, self.drop_path, len(self.blocks), device=self.positions.device)
+            return [None] * depth
+
+        # deeper blocks are dropped more often
+        rates = torch.linspace(0, self.drop_path, depth, device=self.positions.device)
         if noise is None:
-            noise = torch.rand(batch, 2 * len(self.blocks), device=self.positions.device)
-        return drop_path(noise, rates.repeat_interleave(2))  # b 2·depth
+            noise = torch.rand(batch, 2 * depth, device=self.positions.device)
+        scales = drop_path(noise, rates.repeat_interleave(2))  # b 2·depth
+        return list(scales.split(2, dim=1))
 
 
 def per_channel(value: float | Sequence[float], channels: int) -> Tensor:

@@ -1,5 +1,8 @@
 """A linear layer that uses the faster of torch's two matrix products on CPU."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
@@ -20,12 +23,22 @@ class Linear(nn.Linear):
         return F.linear(tokens, self.weight, self.bias)
 
 
+def onednn_product() -> Callable[..., Tensor] | None:
+    """The operator that torch.compile's CPU code calls. Private, so it is asked for: None where torch has none."""
+    if not torch.backends.mkldnn.is_available():
+        return None
+    return getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+
+
+ONEDNN = onednn_product()
+
+
 def _by_onednn(tokens: Tensor) -> bool:
     return (
         not torch.compiler.is_compiling()  # first: what follows would break the graph
+        and ONEDNN is not None
         and tokens.device.type == "cpu"
         and tokens.dtype == torch.float32
-        and torch.backends.mkldnn.is_available()
         and torch.backends.mkldnn.enabled
         and not torch.is_autocast_enabled("cpu")
     )
@@ -33,13 +46,13 @@ def _by_onednn(tokens: Tensor) -> bool:
 
 class _Product(Function):
     @staticmethod
-    def forward(ctx, tokens: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def forward(ctx: Any, tokens: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(tokens, weight)
         return _multiply(tokens, weight, bias)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         tokens, weight = ctx.saved_tensors
         wanted = ctx.needs_input_grad
         rows, inputs = gradient.flatten(0, -2), tokens.flatten(0, -2)  # m n, m k
@@ -52,4 +65,5 @@ class _Product(Function):
 
 def _multiply(tokens: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """tokens (… k) · weightᵀ (k n) + bias → (… n)."""
-    return torch.ops.mkldnn._linear_pointwise(tokens, weight, bias, "none", [], "")
+    assert ONEDNN is not None
+    return ONEDNN(tokens, weight, bias, "none", [], "")

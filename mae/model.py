@@ -1,7 +1,7 @@
 """MaskedAutoencoder: encoder, decoder and the loss (He et al. 2022, arXiv 2111.06377)."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,20 +17,25 @@ from mae.settings import ModelSettings
 # The paper's ViT-B, -L and -H (tables 8 and 9) with its decoder of 512 × 8; the smaller ones, which
 # the paper does not have, keep the proportion of decoder to encoder. Small patches are for small images:
 # 4 pixels for 28 to 48, 8 for 56 to 96.
-SIZES = ("patch_size", "width", "depth", "heads", "decoder_width", "decoder_depth", "decoder_heads")
+
+
+def _sizes(patch: int, encoder: tuple[int, int, int], decoder: tuple[int, int, int]) -> dict[str, int]:
+    """Sizes by the names they have in a config; of encoder and decoder: width, depth, heads."""
+    names = ("width", "depth", "heads")
+    sizes = {"patch_size": patch} | dict(zip(names, encoder, strict=True))
+    return sizes | {f"decoder_{name}": size for name, size in zip(names, decoder, strict=True)}
+
+
 PRESETS = {
-    name: dict(zip(SIZES, sizes, strict=True))
-    for name, sizes in {
-        "vit_tiny_patch4": (4, 192, 12, 3, 128, 4, 4),
-        "vit_small_patch4": (4, 384, 12, 6, 256, 8, 8),
-        "vit_tiny_patch8": (8, 192, 12, 3, 128, 4, 4),
-        "vit_small_patch8": (8, 384, 12, 6, 256, 8, 8),
-        "vit_tiny_patch16": (16, 192, 12, 3, 128, 4, 4),
-        "vit_small_patch16": (16, 384, 12, 6, 256, 8, 8),
-        "vit_base_patch16": (16, 768, 12, 12, 512, 8, 16),
-        "vit_large_patch16": (16, 1024, 24, 16, 512, 8, 16),
-        "vit_huge_patch14": (14, 1280, 32, 16, 512, 8, 16),
-    }.items()
+    "vit_tiny_patch4": _sizes(4, encoder=(192, 12, 3), decoder=(128, 4, 4)),
+    "vit_small_patch4": _sizes(4, encoder=(384, 12, 6), decoder=(256, 8, 8)),
+    "vit_tiny_patch8": _sizes(8, encoder=(192, 12, 3), decoder=(128, 4, 4)),
+    "vit_small_patch8": _sizes(8, encoder=(384, 12, 6), decoder=(256, 8, 8)),
+    "vit_tiny_patch16": _sizes(16, encoder=(192, 12, 3), decoder=(128, 4, 4)),
+    "vit_small_patch16": _sizes(16, encoder=(384, 12, 6), decoder=(256, 8, 8)),
+    "vit_base_patch16": _sizes(16, encoder=(768, 12, 12), decoder=(512, 8, 16)),
+    "vit_large_patch16": _sizes(16, encoder=(1024, 24, 16), decoder=(512, 8, 16)),
+    "vit_huge_patch14": _sizes(14, encoder=(1280, 32, 16), decoder=(512, 8, 16)),
 }
 
 
@@ -46,7 +51,9 @@ class Reconstruction(NamedTuple):
 class MaskedAutoencoder(nn.Module):
     def __init__(self, encoder: Encoder, decoder: Decoder | CrossDecoder, norm_pixel_loss: bool = True):
         super().__init__()
-        self.encoder, self.decoder, self.norm_pixel_loss = encoder, decoder, norm_pixel_loss
+        self.encoder = encoder
+        self.decoder = decoder
+        self.norm_pixel_loss = norm_pixel_loss
 
     @property
     def patches(self) -> int:
@@ -66,10 +73,12 @@ class MaskedAutoencoder(nn.Module):
             noise = torch.rand(len(images), self.patches, device=images.device)
         keep, masked = random_masking(noise, mask_ratio)
         mask = mask_of(masked, self.patches)  # b n
+
         if predict_ratio is not None:
             if not self.decoder.reads_depths:  # its mask tokens look at each other: leaving some out changes the rest
                 raise UserError("predict_ratio: found it with the decoder 'self', expected 'cross'")
             masked = masked[:, : max(int(self.patches * predict_ratio), 1)]
+
         pred = self.decoder(self._encode(images, keep), keep, masked)  # b m p·p·c
         target = take(patchify(images, self.encoder.patch_size), masked)  # b m p·p·c
         if self.norm_pixel_loss:
@@ -79,7 +88,7 @@ class MaskedAutoencoder(nn.Module):
 
     def _encode(self, images: Tensor, keep: Tensor) -> Tensor:
         if self.decoder.reads_depths:
-            return torch.stack(list(self.encoder.depths(images, keep)))  # l b 1+k d
+            return torch.stack(self.encoder.depths(images, keep))  # l b 1+k d
         return self.encoder(images, keep)  # b 1+k d
 
 
@@ -116,21 +125,28 @@ def build_mae(
     if norm_pixel_loss and size["patch_size"] ** 2 * in_channels == 1:
         raise UserError("model.patch_size: found 1, expected at least 2 with norm_pixel_loss (one value has no spread)")
     encoder = Encoder(
-        image_size,
-        size["patch_size"],
-        in_channels,
-        size["width"],
-        size["depth"],
-        size["heads"],
-        pixel_mean,
-        pixel_std,
-        norm_eps,
+        image_size=image_size,
+        patch_size=size["patch_size"],
+        in_channels=in_channels,
+        width=size["width"],
+        depth=size["depth"],
+        heads=size["heads"],
+        pixel_mean=pixel_mean,
+        pixel_std=pixel_std,
+        eps=norm_eps,
     )
-    pixels = size["patch_size"] ** 2 * in_channels
-    shape = (encoder.grid, size["width"], size["decoder_width"], size["decoder_depth"], size["decoder_heads"], pixels)
+    for_decoder: dict[str, Any] = {
+        "grid": encoder.grid,
+        "encoder_width": size["width"],
+        "width": size["decoder_width"],
+        "depth": size["decoder_depth"],
+        "heads": size["decoder_heads"],
+        "pixels": size["patch_size"] ** 2 * in_channels,
+        "eps": norm_eps,
+    }
     if decoder == "cross":
-        return MaskedAutoencoder(encoder, CrossDecoder(*shape, size["depth"], norm_eps), norm_pixel_loss)
-    return MaskedAutoencoder(encoder, Decoder(*shape, norm_eps), norm_pixel_loss)
+        return MaskedAutoencoder(encoder, CrossDecoder(**for_decoder, encoder_depth=size["depth"]), norm_pixel_loss)
+    return MaskedAutoencoder(encoder, Decoder(**for_decoder), norm_pixel_loss)
 
 
 def mae_from(settings: ModelSettings, image_size: Size) -> MaskedAutoencoder:

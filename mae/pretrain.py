@@ -12,39 +12,50 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from data.augment import DRAWS, augment
-from data.config import Root, UserError, expand
+from data.config import UserError, expand
 from data.draws import uniform
 from data.loader import Batch, Data, Loader, image_names, open_data
-from data.manifest import Manifest, digest, image_hashes
+from data.manifest import digest, image_hashes
+from data.settings import Size
 from mae.engine import distributed
 from mae.engine.checkpoint import Checkpoint, load_weights
-from mae.engine.loop import Stage, Validation, fit
+from mae.engine.loop import fit
 from mae.engine.optim import adamw, autocast, parameter_groups, seeded
-from mae.engine.run import check_run, is_finished, start_run, training_device
+from mae.engine.run import Resumable, check_run, configure_torch, is_finished, start_run, training_device
+from mae.engine.stage import Stage, Validation, schedule_of
 from mae.model import MaskedAutoencoder, check_sizes, mae_from
 from mae.probe import probe
 from mae.reconstruct import reconstruct
-from mae.transformer import set_up
+from mae.settings import MAEConfig, ModelSettings, PretrainSettings
+from mae.transformer import configure_blocks
 from mae.weights import starting_point
 
-SECTIONS = ("seed", "precision", "data", "model", "pretrain")  # what a pretraining depends on
+RESUMABLE = Resumable(
+    sections=("seed", "precision", "data", "model", "pretrain"),
+    free=frozenset({"data.store", "data.workers", "data.max_rejected", "pretrain.panel_images"}),
+    epochs="pretrain.epochs",
+)
 
 
-def pretrain(config: Root, data: Data | None = None) -> Path:
+def pretrain(config: MAEConfig, data: Data | None = None) -> Path:
     """Pretrain into `config.run`, continuing what stands there; returns the run folder.
 
     Raises UserError if the folder was made by another config, a split is empty or `model.init` does not fit.
     """
-    device, start = training_device(config), starting_point(config)
-    config = start.config if start else config
-    data = data or open_data(config)
+    configure_torch(config)
+    device = training_device(config)
+    start = starting_point(config)
+    if start:
+        config = start.config
+    data = data or open_data(config.data)
+
     folder = Path(expand(config.run, "run"))
     facts = {
         "store": data.store.fingerprint,
         "images": digest(_seen(data), "image_id", "split"),
         "init": start.meta["init"] if start else None,
     }
-    check_run(folder, config, SECTIONS, facts)
+    check_run(folder, config, RESUMABLE, facts)
     if not is_finished(folder, config.pretrain.epochs):
         stage = pretrain_stage(config, data, device, start)
         start_run(folder, config, facts)
@@ -52,10 +63,10 @@ def pretrain(config: Root, data: Data | None = None) -> Path:
     return folder
 
 
-def check_model(config: Root) -> None:
+def check_model(model: ModelSettings, pretrain: PretrainSettings, image_size: Size) -> None:
     """UserError where the model's settings do not fit together or the data, before anything is read or built."""
-    check_sizes(config.model, config.data.image_size)
-    if config.pretrain.predict_ratio is not None and config.model.decoder == "self":
+    check_sizes(model, image_size)
+    if pretrain.predict_ratio is not None and model.decoder == "self":
         raise UserError("pretrain.predict_ratio: found it with model.decoder = self, expected model.decoder=cross")
 
 
@@ -64,40 +75,53 @@ def _seen(data: Data) -> pd.DataFrame:
     return pd.concat([data.split("train"), data.split("validate")])
 
 
-def pretrain_stage(config: Root, data: Data, device: torch.device, start: Checkpoint | None = None) -> Stage:
+# ---------------------------------------------------------------- training
+
+
+def pretrain_stage(
+    config: MAEConfig, data: Data, device: torch.device, start: Checkpoint | None = None
+) -> Stage[MaskedAutoencoder]:
     """What the loop needs to pretrain, from `start` or from random weights: every training image, labelled or not."""
     settings = config.pretrain
+    optimizer = settings.optimizer
     with seeded(config.seed):  # all later draws come from data.draws
         model = mae_from(config.model, config.data.image_size)
     if start:
         load_weights(model, start)
-    set_up(model.to(device), config.compile, config.activation_checkpointing)
-    optimizer = settings.optimizer
-    scale = settings.batch_size / 256  # linear scaling rule (Goyal et al. 2017), as in the paper
+    configure_blocks(model.to(device), config.compile, config.activation_checkpointing)
+
     train = data.split("train")
     held_out = Loader(data, data.split("validate"), settings.batch_size, share=distributed.shard())
+
+    def step(model: MaskedAutoencoder, batch: Batch, epoch: int) -> Tensor:
+        return pretrain_step(model, batch, epoch, settings, config.seed)
+
+    def validate_and_probe(model: MaskedAutoencoder, epoch: int) -> Validation:
+        def probe_scores() -> dict[str, float]:
+            return run_probe(model, data, settings.batch_size, device, config.precision)
+
+        validation = validate(model, held_out, settings.mask_ratio, device, config.precision)
+        return with_probe(settings, validation, epoch, probe_scores)
+
+    def show(model: MaskedAutoencoder, validation: Validation, board: SummaryWriter, step: int) -> None:
+        if settings.panel_images and data.manifest.may_show(config.report.images):
+            show_panel(model, held_out, settings, board, step, device)
+
     return Stage(
         kind="mae",
         config=config,
         device=device,
         model=model,
         optimizer=adamw(parameter_groups(model.named_parameters(), optimizer.weight_decay), optimizer.betas),
+        settings=optimizer,
+        schedule=schedule_of(optimizer, optimizer.base_lr, settings.batch_size, settings.epochs),
         batches=Loader(data, train, settings.batch_size, config.seed, distributed.shard()),
-        step=lambda model, batch, epoch: pretrain_step(config, model, batch, epoch),
-        validate=lambda model, epoch: with_probe(
-            config, validate(config, model, held_out, device), epoch, lambda: run_probe(config, data, model, device)
-        ),
-        epochs=settings.epochs,
-        warmup_epochs=optimizer.warmup_epochs,
-        peak_lr=optimizer.base_lr * scale,
-        min_lr=optimizer.min_lr * scale,
-        clip_grad=optimizer.clip_grad,
+        step=step,
+        validate=validate_and_probe,
         validate_every=settings.validate_every,
-        accumulate=settings.accumulate,
-        ema=settings.ema,
         name_images=lambda batch: image_names(train, batch),
         meta=_meta(data, start),
-        show=lambda model, _, board, step: show_panel(config, model, held_out, data.manifest, board, step, device),
+        show=show,
         hyperparameters=hyperparameters(config),
     )
 
@@ -111,7 +135,7 @@ def _meta(data: Data, start: Checkpoint | None) -> dict[str, Any]:
     return {"seen": torch.cat([seen, earlier]), "license": start.meta["license"]}
 
 
-def hyperparameters(config: Root) -> dict[str, float | str]:
+def hyperparameters(config: MAEConfig) -> dict[str, float | str]:
     """What tells pretrainings apart in TensorBoard's HParams tab."""
     model, settings = config.model, config.pretrain
     return {
@@ -132,71 +156,77 @@ def hyperparameters(config: Root) -> dict[str, float | str]:
     }
 
 
-def pretrain_step(config: Root, model: MaskedAutoencoder, batch: Batch, epoch: int) -> Tensor:
+def pretrain_step(model: MaskedAutoencoder, batch: Batch, epoch: int, settings: PretrainSettings, seed: int) -> Tensor:
     """The loss of a training batch; crops and masks depend on (seed, epoch, image)."""
-    draws = uniform(config.seed, "augment", epoch, batch.numbers, DRAWS)
-    images = model.encoder.standardize(augment(batch.images, config.pretrain.augment, draws))
-    noise = uniform(config.seed, "mask", epoch, batch.numbers, model.patches)
-    return model(images, config.pretrain.mask_ratio, noise, config.pretrain.predict_ratio).loss
+    draws = uniform(seed, "augment", epoch, batch.numbers, DRAWS)
+    images = model.encoder.standardize(augment(batch.images, settings.augment, draws))
+    noise = uniform(seed, "mask", epoch, batch.numbers, model.patches)
+    return model(images, settings.mask_ratio, noise, settings.predict_ratio).loss
 
 
-def validate(config: Root, model: MaskedAutoencoder, held_out: Loader, device: torch.device) -> Validation:
+# ---------------------------------------------------------------- validation
+
+
+def validate(
+    model: MaskedAutoencoder, held_out: Loader, mask_ratio: float, device: torch.device, precision: str
+) -> Validation:
     """Reconstruction loss on the validation images, under the same masks every time."""
-    total, count = torch.zeros((), device=device), torch.zeros((), device=device)
+    total = torch.zeros((), device=device)
+    count = torch.zeros((), device=device)
     for batch in held_out.epoch():
         batch = batch.to(device)
         noise = uniform(0, "validate", 0, batch.numbers, model.patches)
-        with autocast(device, config.precision):
-            loss = model(model.encoder.standardize(batch.images), config.pretrain.mask_ratio, noise).loss
+        with autocast(device, precision):
+            loss = model(model.encoder.standardize(batch.images), mask_ratio, noise).loss
         total += loss * len(noise)
         count += len(noise)
-    loss = (distributed.add(total) / distributed.add(count)).item()
-    return Validation({"validate/loss": loss}, -loss, {"validate_loss": loss})
+
+    mean = (distributed.all_reduce_sum(total) / distributed.all_reduce_sum(count)).item()
+    return Validation({"validate/loss": mean}, score=-mean, meta={"validate_loss": mean})
 
 
 def with_probe(
-    config: Root, validation: Validation, epoch: int, scores_of: Callable[[], dict[str, float]]
+    settings: PretrainSettings, validation: Validation, epoch: int, probe_scores: Callable[[], dict[str, float]]
 ) -> Validation:
     """The validation with the probe's scores, in epochs that have one; `pretrain.select` says which picks best.pt."""
-    settings = config.pretrain
-    due = settings.probe_every and (epoch % settings.probe_every == 0 or epoch == settings.epochs)
-    scores = scores_of() if due else {}
-    by_probe = settings.select == "probe"
-    score = scores.get("probe/logistic_auc", -math.inf) if by_probe else validation.score
+    every = settings.probe_every
+    due = every is not None and (epoch % every == 0 or epoch == settings.epochs)
+    scores = probe_scores() if due else {}
+    score = validation.score
+    if settings.select == "probe":
+        score = scores.get("probe/logistic_auc", -math.inf)
     return Validation(validation.metrics | scores, score, validation.meta | {"probe": scores})
 
 
-def run_probe(config: Root, data: Data, model: MaskedAutoencoder, device: torch.device) -> dict[str, float]:
+def run_probe(
+    model: MaskedAutoencoder, data: Data, batch_size: int, device: torch.device, precision: str
+) -> dict[str, float]:
     """Probe scores of the encoder: labelled training images → validation images."""
-    tables = (table[table["label"].notna()] for table in (data.split("train"), data.split("validate")))
-    loaders = [Loader(data, table, config.pretrain.batch_size, share=distributed.shard()) for table in tables]
-    return probe(model.encoder, *loaders, device, config.precision)
+    loaders = []
+    for split in ("train", "validate"):
+        table = data.split(split)
+        labelled = table[table["label"].notna()]
+        loaders.append(Loader(data, labelled, batch_size, share=distributed.shard()))
+    train, held_out = loaders
+    return probe(model.encoder, train, held_out, device, precision)
 
 
 def show_panel(
-    config: Root,
     model: MaskedAutoencoder,
     held_out: Loader,
-    manifest: Manifest,
+    settings: PretrainSettings,
     board: SummaryWriter,
     step: int,
     device: torch.device,
 ) -> None:
-    """TensorBoard's reconstruction panel of the first validation images, where images may be shown."""
-    count = config.pretrain.panel_images
-    if not count or not may_show_images(config, manifest):
-        return
-    images = next(held_out.epoch()).to(device)
-    board.add_image("reconstruction", panel(config, model, Batch(*(part[:count] for part in images))), step)
+    """TensorBoard's reconstruction panel of the first validation images."""
+    batch = next(held_out.epoch()).to(device)
+    first = Batch(*(part[: settings.panel_images] for part in batch))
+    board.add_image("reconstruction", panel(model, first, settings.mask_ratio), step)
 
 
-def panel(config: Root, model: MaskedAutoencoder, batch: Batch) -> Tensor:
+def panel(model: MaskedAutoencoder, batch: Batch, mask_ratio: float) -> Tensor:
     """Original | masked | reconstruction | mix, an image a row: grey levels in 0..1 (1 h w)."""
     noise = uniform(0, "validate", 0, batch.numbers, model.patches)
-    pictures = reconstruct(model, batch.images, config.pretrain.mask_ratio, noise)
+    pictures = reconstruct(model, batch.images, mask_ratio, noise)
     return rearrange(list(pictures), "four b 1 h w -> 1 (b h) (four w)")
-
-
-def may_show_images(config: Root, manifest: Manifest) -> bool:
-    """Radiographs of credentialed sources are not shown unless the config says so."""
-    return config.report.images if config.report.images is not None else not manifest.credentialed

@@ -41,7 +41,7 @@ def _features_and_targets(
         with autocast(device, precision):
             pooled.append(encoder(images)[:, 1:].mean(1).float().cpu())  # b d
         targets.append(batch.labels)
-    features, labels = (distributed.interleave(torch.cat(part)) for part in (pooled, targets))
+    features, labels = (distributed.all_gather_rows(torch.cat(part)) for part in (pooled, targets))
     known = ~labels.isnan()
     return features[known], labels[known].numpy().astype(np.int64)
 

@@ -15,18 +15,19 @@ from torch import Tensor
 
 from data.config import UserError
 from data.draws import uniform
-from data.images import UnreadableImage, read_fitted
+from data.images import read_fitted
 from data.manifest import is_credentialed
+from data.refusal import UnreadableImage
 from data.settings import DataSettings
 from data.sources import images as folders
+from mae.contact_sheet import save_picture, sheet
+from mae.denormalize import applied, continue_borders, statistics
 from mae.encoder import Encoder
 from mae.engine.checkpoint import Checkpoint, load_weights
 from mae.engine.optim import seeded
-from mae.levels import applied, continue_borders, statistics
 from mae.masking import put, random_masking, take
 from mae.model import MaskedAutoencoder, mae_from
 from mae.patches import patchify, unpatchify
-from mae.sheet import save_picture, sheet
 
 CONTINUED = (
     "A norm-pixel model predicts each hidden patch up to brightness and contrast; these are chosen so that it "

@@ -1,11 +1,11 @@
 """Settings of the MAE room: the model's sizes and stage one."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from data.config import Settings, either
-from data.settings import AugmentSettings
+from data.settings import AugmentSettings, DataConfig
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Deviation = Annotated[float, Field(gt=0, le=1)]
@@ -64,14 +64,33 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimizerSettings(Settings):
-    """AdamW with linear warm-up and cosine decay (Loshchilov & Hutter 2019; MAE paper, appendix A)."""
+    """AdamW with linear warm-up and cosine decay (Loshchilov & Hutter 2019), the same for both stages.
 
-    base_lr: float = Field(1.5e-4, gt=0, description="learning rate at batch 256; used: base_lr * batch_size / 256")
+    Each stage has its own defaults; what they leave null, the stage fills in.
+    """
+
+    base_lr: float | None = Field(
+        None, gt=0, description="learning rate at batch 256; used: base_lr * batch_size / 256; null: the stage's own"
+    )
     min_lr: float = Field(0.0, ge=0, description="learning rate at the end of the cosine, at batch 256")
     warmup_epochs: float | None = Field(None, ge=0, description="epochs of linear warm-up; null: a tenth of them")
-    weight_decay: float = Field(0.05, ge=0, description="decoupled decay, not on biases, norms and tokens")
+    weight_decay: float | None = Field(None, ge=0, description="decoupled decay, not on biases, norms and tokens")
     betas: tuple[Beta, Beta] = Field((0.9, 0.95), description="AdamW's momentum coefficients")
     clip_grad: float | None = Field(None, gt=0, description="largest gradient norm; null does not clip")
+    accumulate: int = Field(1, ge=1, description="parts each batch is worked through in, for memory's sake")
+    ema: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="decay of an exponential moving average of the weights, which is then what is kept",
+    )
+
+
+class PretrainOptimizerSettings(OptimizerSettings):
+    """The defaults of the MAE paper, appendix A."""
+
+    base_lr: float = Field(1.5e-4, gt=0, description="learning rate at batch 256; used: base_lr * batch_size / 256")
+    weight_decay: float = Field(0.05, ge=0, description="decoupled decay, not on biases, norms and tokens")
 
 
 class PretrainAugmentSettings(AugmentSettings):
@@ -112,16 +131,9 @@ class PretrainSettings(Settings):
         le=1,
         description="share of the patches predicted in training, of the masked ones (decoder cross); null: all masked",
     )
-    optimizer: OptimizerSettings = Field(default_factory=OptimizerSettings)
+    optimizer: PretrainOptimizerSettings = Field(default_factory=PretrainOptimizerSettings)
     augment: PretrainAugmentSettings = Field(default_factory=PretrainAugmentSettings)
     validate_every: int = Field(1, ge=1, description="epochs between held-out reconstruction losses")
-    accumulate: int = Field(1, ge=1, description="parts each batch is worked through in, for memory's sake")
-    ema: float | None = Field(
-        None,
-        gt=0,
-        lt=1,
-        description="decay of an exponential moving average of the weights, which is then what is kept",
-    )
     probe_every: int | None = Field(
         None, ge=1, description="epochs between probes of the features on labelled images (kNN, logistic); null: none"
     )
@@ -131,14 +143,45 @@ class PretrainSettings(Settings):
     panel_images: int = Field(6, ge=0, description="validation images in TensorBoard's reconstruction panel")
 
     @model_validator(mode="after")
-    def _warm_up_ends(self) -> "PretrainSettings":
-        check_warmup("optimizer.warmup_epochs", self.optimizer.warmup_epochs, self.epochs)
+    def _settings_agree(self) -> "PretrainSettings":
+        check_warmup(self.optimizer, self.epochs)
         if self.select == "probe" and self.probe_every is None:
             raise ValueError("select: found probe without probe_every, expected a number of epochs there")
         return self
 
 
-def check_warmup(name: str, warmup: float | None, epochs: int) -> None:
+def check_warmup(optimizer: OptimizerSettings, epochs: int) -> None:
     """ValueError for a warm-up that would never reach the peak learning rate."""
+    warmup = optimizer.warmup_epochs
     if warmup is not None and warmup >= epochs:
-        raise ValueError(f"{name}: found {warmup:g}, expected fewer than the {epochs} epochs")
+        raise ValueError(f"optimizer.warmup_epochs: found {warmup:g}, expected fewer than the {epochs} epochs")
+
+
+class MAEConfig(DataConfig):
+    """What this room reads of a config, and how both stages compute."""
+
+    RENAMED: ClassVar = {
+        "pretrain.accumulate": "pretrain.optimizer.accumulate",
+        "pretrain.ema": "pretrain.optimizer.ema",
+    }
+
+    run: str = Field("runs/default", description="folder this run writes to")
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of weights, order, masks, augmentation (not of splits)")
+    device: str = Field("auto", description="auto (CUDA where there is one), cpu, cuda or cuda:N")
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = Field(
+        "fp32",
+        description="fp32; tf32: matrix products on CUDA; bf16: autocast; fp16: autocast with loss scaling, for older "
+        "GPUs (weights, loss and norms stay fp32)",
+    )
+    compile: bool = Field(
+        False, description="train with torch.compile: a ViT's blocks, a ResNet whole; on a CPU takes a C++ compiler"
+    )
+    activation_checkpointing: bool = Field(
+        False,
+        description="compute a ViT's activations again in the backward pass: less memory, about a third more time; "
+        "a ResNet keeps its own",
+    )
+    threads: int = Field(0, ge=0, description="CPU threads torch computes with; 0 leaves the choice to torch")
+    model: ModelSettings = Field(default_factory=ModelSettings)
+    pretrain: PretrainSettings = Field(default_factory=PretrainSettings)
+    engine: EngineSettings = Field(default_factory=EngineSettings)

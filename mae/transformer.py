@@ -61,9 +61,10 @@ class Block(nn.Module):
 
     def forward(self, tokens: Tensor, drop: Tensor | None = None) -> Tensor:
         """`drop` (b 2) scales each image's two residual branches; see `drop_path`."""
-        attended, computed = (None, None) if drop is None else drop[:, :, None, None].unbind(1)  # b 1 1
-        tokens = tokens + _scale(self.attention(self.norm1(tokens)), attended)
-        return tokens + _scale(self.mlp(self.norm2(tokens)), computed)
+        attended = self.attention(self.norm1(tokens))
+        tokens = tokens + _scaled(attended, drop, branch=0)
+        computed = self.mlp(self.norm2(tokens))
+        return tokens + _scaled(computed, drop, branch=1)
 
 
 class CrossBlock(nn.Module):
@@ -82,14 +83,14 @@ class CrossBlock(nn.Module):
         return tokens + self.mlp(self.norm2(tokens))
 
 
-def through(block: nn.Module, recompute: bool, *inputs: Tensor | None) -> Tensor:
+def run_block(block: nn.Module, *inputs: Tensor | None, recompute: bool) -> Tensor:
     """`block(*inputs)`; recompute: keep no activations for the backward pass, make them again (Chen et al. 2016)."""
     if recompute and torch.is_grad_enabled():
         return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)  # blocks draw nothing
     return block(*inputs)
 
 
-def set_up(model: nn.Module, compiled: bool, recompute: bool) -> None:
+def configure_blocks(model: nn.Module, compiled: bool, recompute: bool) -> None:
     """How the blocks compute, not what: parameters keep their names, so checkpoints fit with and without.
 
     A model without such blocks, as a ResNet, is compiled whole and keeps its activations: its batch statistics
@@ -105,8 +106,11 @@ def set_up(model: nn.Module, compiled: bool, recompute: bool) -> None:
             module.compile()
 
 
-def _scale(branch: Tensor, scale: Tensor | None) -> Tensor:
-    return branch if scale is None else branch * scale.to(branch.dtype)
+def _scaled(tokens: Tensor, drop: Tensor | None, branch: int) -> Tensor:
+    """What a residual branch adds, scaled by each image's number for this branch."""
+    if drop is None:
+        return tokens
+    return tokens * drop[:, branch, None, None].to(tokens.dtype)  # b 1 1
 
 
 def drop_path(noise: Tensor, rates: Tensor) -> Tensor:

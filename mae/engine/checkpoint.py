@@ -1,6 +1,5 @@
 """Checkpoints: weights together with their config, written so that a kill never leaves half of one."""
 
-import os
 import pickle
 import sys
 import zipfile
@@ -11,7 +10,9 @@ from typing import Any
 
 import torch
 
-from data.config import Root, UserError, make_config
+from data.config import UserError, make_config, with_new_names
+from data.writing import flush_to_disk, replacing
+from mae.settings import MAEConfig
 
 FORMAT = "mae-cxr 1"
 
@@ -30,9 +31,11 @@ class Checkpoint:
     place: str = "checkpoint"
 
     @cached_property
-    def config(self) -> Root:
-        """The config the weights were made with."""
-        return make_config(self.settings, self.place)
+    def config(self) -> MAEConfig:
+        """The config the weights were made with, settings of earlier versions under their names of today."""
+        config = make_config(with_new_names(self.settings), self.place)
+        assert isinstance(config, MAEConfig)
+        return config
 
 
 class NotSaved(Exception):
@@ -44,18 +47,15 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path, previous: Path | None = 
 
     Raises NotSaved where the disk does not take it.
     """
-    temporary = path.with_suffix(".tmp")
     try:
-        with temporary.open("wb") as file:
-            torch.save({"format": FORMAT, **_shallow(checkpoint)}, file)
-            file.flush()
-            os.fsync(file.fileno())
+        with replacing(path) as temporary:
+            with temporary.open("wb") as file:
+                torch.save({"format": FORMAT, **_shallow(checkpoint)}, file)
+                flush_to_disk(file)
+            if previous and path.exists():
+                path.replace(previous)
     except (OSError, RuntimeError) as error:  # the latter: what torch makes of a short write
-        temporary.unlink(missing_ok=True)
         raise NotSaved(f"{path}: not written ({str(error).splitlines()[0]})") from None
-    if previous and path.exists():
-        path.replace(previous)
-    temporary.replace(path)
 
 
 def latest_checkpoint(folder: Path, kind: str | None = None) -> Checkpoint | None:
@@ -68,13 +68,6 @@ def latest_checkpoint(folder: Path, kind: str | None = None) -> Checkpoint | Non
     except UserError as error:
         print(f"warning: {error}; going on from {previous}", file=sys.stderr)
         return load_checkpoint(previous, kind)
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a small file whole or not at all: a kill must not leave half of what tells runs apart."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
 
 
 def _shallow(checkpoint: Checkpoint) -> dict[str, Any]:

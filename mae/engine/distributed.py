@@ -9,11 +9,13 @@ from datetime import timedelta
 from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+import torch.distributed as dist
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from data.config import UserError
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 def launched() -> bool:
@@ -22,11 +24,11 @@ def launched() -> bool:
 
 
 def rank() -> int:
-    return distributed.get_rank() if distributed.is_initialized() else 0
+    return dist.get_rank() if dist.is_initialized() else 0
 
 
-def ranks() -> int:
-    return distributed.get_world_size() if distributed.is_initialized() else 1
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def local_rank() -> int:
@@ -40,12 +42,12 @@ def is_main() -> bool:
 
 
 @contextmanager
-def together(device: torch.device, minutes: float = 30) -> Iterator[None]:
+def process_group(device: torch.device, minutes: float = 30) -> Iterator[None]:
     """Meet the other ranks, if there are any; gloo on CPU, NCCL on CUDA.
 
     Raises UserError where a rank was lost: what it had to say stands in its own output.
     """
-    if not launched() or distributed.is_initialized():
+    if not launched() or dist.is_initialized():
         yield
         return
     if device.type == "cuda":
@@ -53,26 +55,26 @@ def together(device: torch.device, minutes: float = 30) -> Iterator[None]:
     # Its functions' defaults keep the group there is at import, and with it gloo's threads: one that still lets go
     # of a tensor when the interpreter ends aborts the process. DDP imports it later.
     importlib.import_module("torch.distributed.nn.functional")
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=minutes))
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=minutes))
     here = rank()
     try:
         yield
     except RuntimeError as error:
-        if not isinstance(error, distributed.DistError) and "gloo" not in str(error).lower():
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error).lower():
             raise
         raise UserError(f"rank {here}: lost another rank ({str(error).splitlines()[0]}); see its output") from None
     finally:
-        distributed.destroy_process_group()
+        dist.destroy_process_group()
 
 
-def replicate(model: nn.Module, device: torch.device) -> nn.Module:
+def data_parallel(model: nn.Module, device: torch.device) -> nn.Module:
     """The model to train with: itself, or among several ranks one that averages gradients over them."""
-    if ranks() == 1:
+    if world_size() == 1:
         return model
-    if any(isinstance(module, _BatchNorm) for module in model.modules()):
+    if any(isinstance(module, BATCH_NORMS) for module in model.modules()):
         if device.type != "cuda":
             raise UserError(
-                f"device: found {ranks()} ranks on cpu and a model with batch normalisation, expected cuda, "
+                f"device: found {world_size()} ranks on cpu and a model with batch normalisation, expected cuda, "
                 "or one process: batch statistics of ranks are shared on CUDA only"
             )
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
@@ -94,47 +96,47 @@ class Replica(DistributedDataParallel):
 
 
 def shard() -> tuple[int, int]:
-    """Which images are this rank's: every `ranks()`-th, from number `rank()` on."""
-    return rank(), ranks()
+    """Which images are this rank's: every `world_size()`-th, from number `rank()` on."""
+    return rank(), world_size()
 
 
-def add(value: Tensor) -> Tensor:
+def all_reduce_sum(value: Tensor) -> Tensor:
     """The sum over the ranks, on each of them."""
-    if ranks() > 1:
+    if world_size() > 1:
         value = value.clone()
-        distributed.all_reduce(value)
+        dist.all_reduce(value)
     return value
 
 
-def mean(value: Tensor) -> Tensor:
+def all_reduce_mean(value: Tensor) -> Tensor:
     """The mean over the ranks, on each of them."""
-    return add(value) / ranks() if ranks() > 1 else value
+    return all_reduce_sum(value) / world_size() if world_size() > 1 else value
 
 
-def anyone(said: bool, device: torch.device) -> bool:
+def any_rank(said: bool, device: torch.device) -> bool:
     """Whether any rank says so, on each of them."""
-    return bool(add(torch.tensor(float(said), device=device)) > 0) if ranks() > 1 else said
+    return bool(all_reduce_sum(torch.tensor(float(said), device=device)) > 0) if world_size() > 1 else said
 
 
-def gather(part: Any) -> list[Any]:
+def all_gather_objects(part: Any) -> list[Any]:
     """What each rank brings, in the order of ranks, on each of them."""
     parts = [part]
-    if ranks() > 1:
-        parts = [None] * ranks()
-        distributed.all_gather_object(parts, part)
+    if world_size() > 1:
+        parts = [None] * world_size()
+        dist.all_gather_object(parts, part)
     return parts
 
 
-def interleave(part: Tensor) -> Tensor:
-    """Each rank's every-`ranks()`-th row, on CPU → all rows in order, on each of them."""
-    parts = gather(part)
+def all_gather_rows(part: Tensor) -> Tensor:
+    """Each rank's every-`world_size()`-th row, on CPU → all rows in order, on each of them."""
+    parts = all_gather_objects(part)
     whole = part.new_empty(sum(len(each) for each in parts), *part.shape[1:])
     for number, each in enumerate(parts):
         whole[number :: len(parts)] = each
     return whole
 
 
-def wait() -> None:
+def barrier() -> None:
     """Until every rank is here."""
-    if ranks() > 1:
-        distributed.barrier()
+    if world_size() > 1:
+        dist.barrier()

@@ -5,74 +5,25 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
 
-from data.config import Root, UserError
+from data.config import UserError
 from mae.engine import distributed
-from mae.engine.checkpoint import (
-    Checkpoint,
-    NotSaved,
-    check_weights,
-    latest_checkpoint,
-    save_checkpoint,
-)
-from mae.engine.describe import describe_run, end_session, write_hyperparameters
+from mae.engine.checkpoint import Checkpoint, NotSaved, check_weights, latest_checkpoint, save_checkpoint
+from mae.engine.hparams import describe_run, end_session, write_hyperparameters
 from mae.engine.memory import keep_freed_memory
-from mae.engine.optim import set_learning_rate, warmup_cosine
+from mae.engine.optim import set_learning_rate
 from mae.engine.signals import Stopped, listening
+from mae.engine.stage import AnyStage, Batch
 from mae.engine.tracker import Progress, Tracker
 from mae.engine.update import Update
 
-
-class Batches(Protocol):
-    batch_size: int
-
-    def __len__(self) -> int: ...
-    def epoch(self, epoch: int, start: int): ...
-
-
-class Validation(NamedTuple):
-    metrics: dict[str, float]
-    score: float  # the higher, the better: picks best.pt
-    meta: dict[str, Any]  # what the checkpoint should know of it, such as a threshold
-    details: Any = None  # what the stage's own `show` draws
-
-
-@dataclass(frozen=True)
-class Stage:
-    """What a stage gives the loop."""
-
-    kind: str  # of its checkpoints
-    config: Root
-    device: torch.device
-    model: nn.Module  # on the device
-    optimizer: torch.optim.Optimizer
-    batches: Batches
-    step: Callable[[nn.Module, Any, int], Tensor]  # (model, batch, epoch) → loss
-    validate: Callable[[nn.Module, int], Validation]  # (model, epochs done)
-    epochs: int
-    warmup_epochs: float | None  # None: a tenth of the epochs
-    peak_lr: float
-    min_lr: float
-    clip_grad: float | None = None
-    accumulate: int = 1  # parts each batch is worked through in
-    ema: float | None = None  # decay of the average of weights that is validated and kept
-    validate_every: int = 1
-    meta: dict[str, Any] = field(default_factory=dict)
-    name_images: Callable[[Any], list[str]] = lambda batch: []  # ids of a batch's images
-    show: Callable[[nn.Module, Validation, SummaryWriter, int], None] = lambda *_: None  # (…, board, step): pictures
-    hyperparameters: dict[str, float | str] = field(default_factory=dict)  # what tells its runs apart
-
-    def learning_rate(self, step: int) -> float:
-        n = len(self.batches)
-        warmup = self.epochs / 10 if self.warmup_epochs is None else self.warmup_epochs
-        return warmup_cosine(step, warmup * n, self.epochs * n, self.peak_lr, self.min_lr)
+Seen = TypeVar("Seen")
 
 
 @dataclass
@@ -88,8 +39,14 @@ class Position:
     skipped_in_a_row: int = 0
     best: float = -math.inf
 
+    def begin_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+        self.batch = 0
+        self.loss_sum = 0.0
+        self.loss_count = 0
 
-def fit(stage: Stage, folder: Path) -> None:
+
+def fit(stage: AnyStage, folder: Path) -> None:
     """Train until `stage.epochs`, continuing from the folder's last.pt where there is one.
 
     Random draws are functions of (seed, epoch, image), so weights, optimizer and `Position` are the whole
@@ -110,33 +67,42 @@ def fit(stage: Stage, folder: Path) -> None:
         run.close()
 
 
-def _check_batch(stage: Stage) -> None:
-    parts = distributed.ranks() * stage.accumulate
-    if stage.batches.batch_size % parts:
+def _check_batch(stage: AnyStage) -> None:
+    """UserError where the batch cannot be divided among the ranks and the parts it is worked through in."""
+    size, accumulate, ranks = stage.batches.batch_size, stage.settings.accumulate, distributed.world_size()
+    if size % (ranks * accumulate):
         raise UserError(
-            f"batch_size: found {stage.batches.batch_size} (or that few training images), expected a multiple of "
-            f"{parts}: {distributed.ranks()} ranks times accumulate={stage.accumulate}"
+            f"batch_size: found {size} (or that few training images), expected a multiple of {ranks * accumulate}: "
+            f"{ranks} ranks times accumulate={accumulate}"
         )
 
 
 class _Run:
     """A stage on its way through a run folder."""
 
-    def __init__(self, stage: Stage, folder: Path):
-        self.stage, self.folder, self.settings = stage, folder, stage.config.engine
+    def __init__(self, stage: AnyStage, folder: Path):
+        self.stage = stage
+        self.folder = folder
+        self.settings = stage.config.engine
         self.update = Update(stage)
         self.position = self._resume()
-        if distributed.is_main():
-            write_hyperparameters(folder, stage.hyperparameters)
-        self.tracker = Tracker(folder, self.position.step, distributed.is_main())
-        if self.tracker.board is not None:
-            describe_run(self.tracker.board, stage.config, self.position.step)
-        size, total = stage.batches.batch_size, stage.epochs * len(stage.batches)
-        self.progress = Progress(folder.name, total * size, self.position.step * size, distributed.is_main())
-        self.pending: list[tuple[Tensor, Any]] = []  # updates nobody has looked at yet, with their batches
+        self.pending: list[tuple[Tensor, Batch]] = []  # updates nobody has looked at yet, with their batches
         self.watch = _Watch()
 
+        # one rank writes for all
+        writes = distributed.is_main()
+        if writes:
+            write_hyperparameters(folder, stage.hyperparameters)
+        self.tracker = Tracker(folder, self.position.step, enabled=writes)
+        if self.tracker.board is not None:
+            describe_run(self.tracker.board, stage.config, self.position.step)
+
+        size = stage.batches.batch_size
+        total = stage.epochs * len(stage.batches)
+        self.progress = Progress(folder.name, images=total * size, done=self.position.step * size, enabled=writes)
+
     def train_epoch(self, signals: list[str]) -> None:
+        """Train from where the epoch stands to its end, saving and stopping in between where it is time to."""
         stage, position = self.stage, self.position
         stage.model.train()
         self.watch = _Watch()
@@ -146,67 +112,89 @@ class _Run:
             position.step += 1
             position.batch += 1
             self.progress.advance(stage.batches.batch_size)
+
+            # several ranks must look at the same steps, so a signal to one of them waits for the next look
             ended = position.batch == len(stage.batches)
-            due = bool(self.settings.save_steps) and position.step % self.settings.save_steps == 0
-            alone = distributed.ranks() == 1
-            if ended or due or len(self.pending) == self.settings.log_every or (signals and alone):
-                self._look()
-                if not ended and (due or self.watch.since_saved() > 60 * self.settings.save_minutes):
-                    self._save_last()
-                if not ended:
-                    self.stop_if(signals)
+            save_due = bool(self.settings.save_steps) and position.step % self.settings.save_steps == 0
+            stop_due = bool(signals) and distributed.world_size() == 1
+            if not (ended or save_due or stop_due or len(self.pending) == self.settings.log_every):
+                continue
+
+            self._look()
+            if ended:  # whoever called us saves and stops
+                continue
+            if save_due or self.watch.since_saved() > 60 * self.settings.save_minutes:
+                self._save_last()
+            self.stop_if(signals)
 
     def _look(self) -> None:
         """Log the pending updates: the only point that waits for the device."""
-        stage, position, count = self.stage, self.position, len(self.pending)
-        losses, norms, bad = torch.stack([numbers for numbers, _ in self.pending]).cpu().double().unbind(1)  # each k
+        stage, position = self.stage, self.position
+        numbers = torch.stack([numbers for numbers, _ in self.pending]).cpu().double()  # k 3
+        losses, norms, bad = numbers.unbind(1)  # each k
         good = bad == 0
-        logs = {"train/loss": losses[good].mean().item(), "train/gradient_norm": norms[good].mean().item()}
+        logs: dict[str, float] = {}
         if bad.any():
-            logs = self._report_skipped(bad.tolist()) | (logs if good.any() else {})
+            logs["train/skipped_updates"] = self._report_skipped(bad.tolist())
+        if good.any():
+            logs["train/loss"] = losses[good].mean().item()
+            logs["train/gradient_norm"] = norms[good].mean().item()
         position.loss_sum += losses[good].sum().item()
         position.loss_count += int(good.sum())
+
         logs["train/learning_rate"] = stage.learning_rate(position.step - 1)
-        logs |= self.watch.look(count * stage.batches.batch_size, stage.device)
+        logs |= self.watch.look(len(self.pending) * stage.batches.batch_size, stage.device)
         self.tracker.scalars(position.step, logs)
         self.progress.show(epoch=position.epoch + 1, loss=f"{logs.get('train/loss', math.nan):.4f}")
         if self.settings.verbose:
             self.progress.line(f"{self.folder.name}: step {position.step} {_numbers(logs)}")
         self.pending = []
 
-    def _report_skipped(self, bad: list[float]) -> dict[str, float]:
-        """Count the skipped updates among the pending ones and name their images; UserError after too many in a row."""
-        position, first = self.position, self.position.step - len(bad) + 1
-        for number, (skipped, (_, batch)) in enumerate(zip(bad, self.pending, strict=True)):
-            position.skipped_in_a_row = position.skipped_in_a_row + 1 if skipped else 0
+    def _report_skipped(self, bad: list[float]) -> float:
+        """Name the images of skipped updates among the pending ones; returns how many were skipped so far.
+
+        Raises UserError after too many in a row.
+        """
+        position = self.position
+        first = position.step - len(bad) + 1
+        for step, (skipped, (_, batch)) in enumerate(zip(bad, self.pending, strict=True), start=first):
             if not skipped:
+                position.skipped_in_a_row = 0
                 continue
             position.skipped += 1
-            names = [name for part in distributed.gather(self.stage.name_images(batch)) for name in part]
-            shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-            self.tracker.note(first + number, skipped_images=names)
-            what = f"loss or gradient is not finite at step {first + number} (images {shown})"
+            position.skipped_in_a_row += 1
+
+            # every rank had a share of the batch
+            shares = distributed.all_gather_objects(self.stage.name_images(batch))
+            names = [name for share in shares for name in share]
+            self.tracker.note(step, skipped_images=names)
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            what = f"loss or gradient is not finite at step {step} (images {', '.join(names[:5])}{more})"
             if position.skipped_in_a_row >= self.settings.skip_limit:
                 raise UserError(
                     f"{self.folder}: {what}, {position.skipped_in_a_row} updates in a row; the last good checkpoint "
                     "there, last.pt, is kept; start another run (run=…) with lower base_lr, clip_grad or precision=fp32"
                 )
             self.progress.say(f"warning: {self.folder.name}: {what}: update skipped")
-        return {"train/skipped_updates": float(position.skipped)}
+        return float(position.skipped)
 
     def end_epoch(self) -> None:
+        """Validate, show and save where this epoch's end is one at which that is done."""
         stage, position = self.stage, self.position
         train_loss = position.loss_sum / max(position.loss_count, 1)
-        position.epoch, position.batch, position.loss_sum, position.loss_count = position.epoch + 1, 0, 0.0, 0
+        position.begin_epoch(position.epoch + 1)
         if position.epoch % stage.validate_every and position.epoch < stage.epochs:
             self._save_last()
             return
+
         model = self.update.kept
         validation = evaluating(model, lambda model: stage.validate(model, position.epoch))
         logs = {"epoch": position.epoch, "epoch/train_loss": train_loss, **validation.metrics}
         self.tracker.scalars(position.step, logs)
-        if self.tracker.board is not None:
-            evaluating(model, lambda model: stage.show(model, validation, self.tracker.board, position.step))
+        board = self.tracker.board
+        if board is not None:
+            evaluating(model, lambda model: stage.show(model, validation, board, position.step))
+
         if validation.score > position.best:
             position.best = validation.score
             self.tracker.best(position.step, validation.metrics)
@@ -218,9 +206,12 @@ class _Run:
     def stop_if(self, signals: list[str]) -> None:
         """End the run after a signal to any rank, its checkpoint written."""
         position = self.position
-        if position.epoch == self.stage.epochs or not distributed.anyone(bool(signals), self.stage.device):
+        if position.epoch == self.stage.epochs:
             return
-        if position.batch:
+        if not distributed.any_rank(bool(signals), self.stage.device):
+            return
+
+        if position.batch:  # at an epoch's end it is written already
             self._save_last()
         raise Stopped(self.folder, signals[0] if signals else "another rank's signal", position.step)
 
@@ -228,8 +219,9 @@ class _Run:
         """All ranks meet at the end; the checkpoint before the last is not needed any more."""
         if distributed.is_main():
             (self.folder / "previous.pt").unlink(missing_ok=True)
+        if self.tracker.board is not None:
             end_session(self.tracker.board)
-        distributed.wait()
+        distributed.barrier()
 
     def close(self) -> None:
         self.progress.close()
@@ -242,6 +234,7 @@ class _Run:
     def _save(
         self, name: str, meta: dict[str, Any] | None = None, optimizer: bool = True, previous: Path | None = None
     ) -> None:
+        """Write a checkpoint; where the disk does not take it, say so and go on."""
         if not distributed.is_main():
             return
         stage = self.stage
@@ -263,8 +256,10 @@ class _Run:
         checkpoint = latest_checkpoint(self.folder, self.stage.kind)
         if checkpoint is None:
             return Position()
+
         check_weights(self.update.kept, checkpoint)
         self.update.load_state_dict(checkpoint.weights, checkpoint.state)
+        assert checkpoint.optimizer is not None  # last.pt and previous.pt have one
         self.stage.optimizer.load_state_dict(checkpoint.optimizer)
         return Position(**checkpoint.progress)
 
@@ -272,11 +267,11 @@ class _Run:
 class _Watch:
     """Where the time goes between two looks at the device."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.since = self.last_saved = time.monotonic()
         self.waited = 0.0  # for data, seconds
 
-    def waiting(self, batches: Iterable[Any]) -> Iterator[Any]:
+    def waiting(self, batches: Iterable[Seen]) -> Iterator[Seen]:
         """The batches, and how long each let us wait."""
         iterator = iter(batches)
         while True:
@@ -290,8 +285,10 @@ class _Watch:
     def look(self, images: int, device: torch.device) -> dict[str, float]:
         """Images per second, share of time waiting for data and peak memory since the last look."""
         now = time.monotonic()
-        elapsed, self.since = now - self.since, now
-        waited, self.waited = self.waited, 0.0
+        elapsed = now - self.since
+        waited = self.waited
+        self.since = now
+        self.waited = 0.0
         return {
             "train/images_per_second": images / elapsed,
             "train/data_wait_share": waited / elapsed,
@@ -317,7 +314,7 @@ def _numbers(metrics: dict[str, float]) -> str:
     return " ".join(f"{name} {value:.4g}" for name, value in metrics.items())
 
 
-def evaluating(model: nn.Module, look: Callable[[nn.Module], Any]) -> Any:
+def evaluating(model: nn.Module, look: Callable[[nn.Module], Seen]) -> Seen:
     """`look(model)` in evaluation mode and without gradients; the modes are left as found."""
     modes = {module: module.training for module in model.modules()}
     try:

@@ -4,9 +4,12 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import groupby
+from typing import Any
 
 import torch
 from torch import nn
+
+Group = dict[str, Any]  # of parameters, as torch.optim takes it
 
 
 @contextmanager
@@ -27,7 +30,7 @@ def parameter_groups(
     parameters: Iterable[tuple[str, nn.Parameter]],
     weight_decay: float,
     lr_scale: Callable[[str], float] = lambda name: 1.0,
-) -> list[dict]:
+) -> list[Group]:
     """Group named parameters by decay and learning-rate scale.
 
     Biases, norms and tokens are not decayed, as in the paper's code; `lr_scale` gives each
@@ -45,8 +48,12 @@ def parameter_groups(
     ]
 
 
-def adamw(groups: list[dict], betas: tuple[float, float]) -> torch.optim.AdamW:
-    return torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True)
+def adamw(groups: list[Group], betas: tuple[float, float]) -> torch.optim.AdamW:
+    """AdamW in one fused pass over all parameters, where this torch has one for their device."""
+    try:
+        return torch.optim.AdamW([{**group} for group in groups], lr=0.0, betas=betas, fused=True)
+    except RuntimeError:
+        return torch.optim.AdamW([{**group} for group in groups], lr=0.0, betas=betas)
 
 
 def warmup_cosine(step: int, warmup: float, total: int, peak: float, floor: float = 0.0) -> float:

@@ -1,12 +1,12 @@
 """A run folder: which config made it, on what, and whether it may be continued."""
 
-import json
 import os
 import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -15,38 +15,52 @@ from typing import Any
 import torch
 import yaml
 
-from data.config import Root, UserError, print_config
+from data.config import UserError, print_config, with_new_names
+from data.writing import read_json, read_text, write_json, write_text
 from mae.engine import distributed
-from mae.engine.checkpoint import latest_checkpoint, replace_text
+from mae.engine.checkpoint import latest_checkpoint
+from mae.settings import MAEConfig
 
-# what a run may be continued with, besides the sections another command reads
-FREE = {"data.store", "data.workers", "data.max_rejected", "pretrain.panel_images", "finetune.run"}
-FREE |= {"pretrain.epochs", "finetune.epochs"}
+
+@dataclass(frozen=True)
+class Resumable:
+    """Which settings a stage's runs depend on, and which of these may change when a run is continued."""
+
+    sections: tuple[str, ...]  # that the stage reads; what another command reads may always change
+    free: frozenset[str]  # dotted keys that change nothing of what is learned
+    epochs: str  # the dotted key that may grow: more epochs continue a run, fewer never do
+
+    def may_change(self, key: str, before: Any, after: Any) -> bool:
+        return key in self.free or (key == self.epochs and before < after)
 
 
 def check_run(
     folder: Path,
-    config: Root,
-    sections: Iterable[str],
+    config: MAEConfig,
+    resumable: Resumable,
     facts: Mapping[str, Any] | None = None,
-    fixed: Collection[str] = (),
+    same_epochs: bool = False,
 ) -> None:
     """Raise UserError if the folder holds a run of another config, naming the first difference.
 
-    sections: the parts of the config that the stage reads, and so must not have changed.
     facts: what else must not have changed (data fingerprint, initial checkpoint); None leaves them out.
-    fixed: settings that may otherwise change, but not here. More epochs continue a run; fewer never do.
+    same_epochs: not even more epochs continue the run.
     """
     if not (folder / "config.yaml").exists():
         return
-    made, plain = _made_with(folder / "config.yaml"), config.model_dump(mode="json")
-    then, now = (flat({name: part.get(name) for name in sections}) for part in (made, plain))
+
+    made = _made_with(folder / "config.yaml")
+    wanted = config.model_dump(mode="json")
+    then = flat({name: made.get(name) for name in resumable.sections})
+    now = flat({name: wanted.get(name) for name in resumable.sections})
     if facts is not None:
-        then, now = then | _facts(folder), now | dict(facts)
+        then |= _facts(folder)
+        now |= facts
+
     for key in sorted(then.keys() | now.keys()):
         before, after = then.get(key), now.get(key)
-        free = key in FREE and key not in fixed and not (key.endswith(".epochs") and before > after)
-        if before != after and not free:
+        fixed = same_epochs and key == resumable.epochs
+        if before != after and (fixed or not resumable.may_change(key, before, after)):
             raise UserError(
                 f"{folder}: found a run made with {key} = {before}, expected {after}; "
                 "choose another folder (run=…, in stage two finetune.run=…), or remove this one"
@@ -55,12 +69,12 @@ def check_run(
 
 def _made_with(path: Path) -> dict[str, Any]:
     try:
-        made = yaml.safe_load(path.read_text())
+        made = yaml.safe_load(read_text(path))
     except (yaml.YAMLError, UnicodeDecodeError):
         made = None
     if not isinstance(made, dict):
         raise UserError(f"{path}: found no settings, expected those of the run; remove the folder")
-    return made
+    return with_new_names(made)
 
 
 def is_finished(folder: Path, epochs: int) -> bool:
@@ -75,21 +89,20 @@ def expect_checkpoint(folder: Path) -> None:
         raise UserError(f"{folder}: found no last.pt, expected one with --resume; leave --resume out for a new run")
 
 
-def start_run(folder: Path, config: Root, facts: Mapping[str, Any]) -> None:
+def start_run(folder: Path, config: MAEConfig, facts: Mapping[str, Any]) -> None:
     """Write config.yaml, and environment.json with an entry for every start (first and resumed)."""
     if not distributed.is_main():
         return
     folder.mkdir(parents=True, exist_ok=True)
-    starts = json.loads((folder / "environment.json").read_text())["starts"] if _facts(folder) else []
-    here = environment() | {"device": str(device_of(config)), "seed": config.seed}
-    record = {"facts": dict(facts), "starts": [*starts, here]}
-    replace_text(folder / "environment.json", json.dumps(record, indent=1))
-    replace_text(folder / "config.yaml", print_config(config) + "\n")
+    starts = read_json(folder / "environment.json")["starts"] if _facts(folder) else []
+    here = environment() | {"device": str(device_of(config.device)), "seed": config.seed}
+    write_json(folder / "environment.json", {"facts": dict(facts), "starts": [*starts, here]})
+    write_text(folder / "config.yaml", print_config(config) + "\n")
 
 
 def _facts(folder: Path) -> dict[str, Any]:
     path = folder / "environment.json"
-    return json.loads(path.read_text())["facts"] if path.exists() else {}
+    return read_json(path)["facts"] if path.exists() else {}
 
 
 def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
@@ -108,7 +121,7 @@ def environment() -> dict[str, Any]:
         "packages": {name: _version(name) for name in packages},
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "threads": torch.get_num_threads(),
-        "ranks": distributed.ranks(),
+        "ranks": distributed.world_size(),
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "cuda_version": torch.version.cuda,
         "deterministic": torch.are_deterministic_algorithms_enabled(),
@@ -136,9 +149,12 @@ def commit() -> str | None:
         return None
 
 
-def training_device(config: Root) -> torch.device:
-    """`device_of`, and UserError where `compile` lacks its compiler: before hours of decoding."""
-    device = device_of(config)
+def training_device(config: MAEConfig) -> torch.device:
+    """The device a training asks for; UserError where it is not there, or `compile` lacks its compiler.
+
+    It is asked before anything is decoded, which may take hours.
+    """
+    device = device_of(config.device)
     if config.compile and device.type == "cpu":
         compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")  # torch's own choice
         if shutil.which(compiler) is None:
@@ -149,23 +165,27 @@ def training_device(config: Root) -> torch.device:
     return device
 
 
-def device_of(config: Root) -> torch.device:
-    """The device a config asks for; also sets what torch keeps for the whole process: threads, tf32, determinism."""
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    if config.engine.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
-        torch.use_deterministic_algorithms(True)
-    name = config.device
+def device_of(name: str) -> torch.device:
+    """The device that a config's `device` names; among several ranks each has a GPU of its own."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and distributed.launched():
         name = f"cuda:{distributed.local_rank()}"
-    if name.startswith("cuda") and config.precision == "tf32":
-        torch.set_float32_matmul_precision("high")
+
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError):
         raise UserError(f"device: found {name!r}, which is not available; expected auto, cpu or cuda") from None
     return device
+
+
+def configure_torch(config: MAEConfig) -> None:
+    """Set what torch keeps for the whole process: threads, determinism, precision of float32 products on CUDA."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    if config.engine.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
+        torch.use_deterministic_algorithms(True)
+    if config.precision == "tf32" and torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high")

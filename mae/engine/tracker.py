@@ -8,7 +8,7 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from mae.engine.checkpoint import replace_text
+from data.writing import read_text, write_text
 
 
 class Tracker:
@@ -18,8 +18,10 @@ class Tracker:
     """
 
     def __init__(self, folder: Path, step: int, enabled: bool = True):
-        self.path, self.enabled, self.complained = folder / "metrics.jsonl", enabled, False
-        self.board = None
+        self.path = folder / "metrics.jsonl"
+        self.enabled = enabled
+        self.complained = False
+        self.board: SummaryWriter | None = None
         if enabled:
             self._drop_after(step)
             self.board = SummaryWriter(folder, purge_step=step + 1)  # also where none was saved before the kill
@@ -27,25 +29,28 @@ class Tracker:
     def _drop_after(self, step: int) -> None:
         if not self.path.exists():
             return
-        kept = [line for line in self.path.read_text().splitlines() if _step(line) <= step]
-        replace_text(self.path, "".join(f"{line}\n" for line in kept))
+        kept = [line for line in read_text(self.path).splitlines() if _step(line) <= step]
+        write_text(self.path, "".join(f"{line}\n" for line in kept))
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
+        """A row of metrics.jsonl, and a point of each curve on the board."""
         self.note(step, **values)
-        for name, value in values.items() if self.board else ():
-            self.board.add_scalar(name, value, step)
+        if self.board is not None:
+            for name, value in values.items():
+                self.board.add_scalar(name, value, step)
 
     def best(self, step: int, metrics: dict[str, float]) -> None:
         """The metrics of best.pt, on the board alone: in the HParams tab they stand beside the last ones."""
-        for name, value in metrics.items() if self.board else ():
-            self.board.add_scalar(f"best/{name}", value, step)
+        if self.board is not None:
+            for name, value in metrics.items():
+                self.board.add_scalar(f"best/{name}", value, step)
 
     def note(self, step: int, **values: Any) -> None:
         """A row of metrics.jsonl alone."""
         if not self.enabled:
             return
         try:
-            with self.path.open("a") as file:
+            with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, **values}) + "\n")
         except OSError as error:  # a full disk must not end a run that goes well
             if not self.complained:
@@ -53,7 +58,7 @@ class Tracker:
             self.complained = True
 
     def close(self) -> None:
-        if self.board:
+        if self.board is not None:
             self.board.close()
 
 
@@ -67,7 +72,7 @@ def _step(line: str) -> float:
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The rows of a run's metrics.jsonl, oldest first; [] where there is none."""
     path = folder / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [json.loads(line) for line in read_text(path).splitlines()] if path.exists() else []
 
 
 class Progress:

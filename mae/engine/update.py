@@ -5,40 +5,44 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mae.engine import distributed
 from mae.engine.optim import autocast
+from mae.engine.stage import AnyStage, Batch
 
 
 class Update:
     """update(batch, epoch) → (3): loss, gradient norm, and 1 where the update was skipped.
 
     A loss or gradient that is not finite leaves weights, optimizer and batch statistics as they were. Nothing
-    here waits for the device: fused optimizers read on it whether to step.
+    here waits for the device where the optimizer is fused: such a one reads on it whether to step.
     """
 
-    def __init__(self, stage: Any):
+    def __init__(self, stage: AnyStage):
         self.stage = stage
-        self.model = distributed.replicate(stage.model, stage.device)
+        self.model = distributed.data_parallel(stage.model, stage.device)
         self.scaler = torch.amp.GradScaler(stage.device.type, enabled=stage.config.precision == "fp16")
-        self.average = None
-        if stage.ema:
-            self.average = AveragedModel(stage.model, multi_avg_fn=get_ema_multi_avg_fn(stage.ema))
-        self.parameters = [p for group in stage.optimizer.param_groups for p in group["params"]]
-        norms = [module for module in stage.model.modules() if isinstance(module, _BatchNorm)]
-        self.statistics = [s for norm in norms for s in (norm.running_mean, norm.running_var) if s is not None]
 
-    def __call__(self, batch: Any, epoch: int) -> Tensor:
+        self.average: AveragedModel | None = None
+        if stage.settings.ema:
+            self.average = AveragedModel(stage.model, multi_avg_fn=get_ema_multi_avg_fn(stage.settings.ema))
+
+        self.parameters = [p for group in stage.optimizer.param_groups for p in group["params"]]
+        self.statistics = batch_statistics(stage.model)
+
+    def __call__(self, batch: Batch, epoch: int) -> Tensor:
         optimizer = self.stage.optimizer
         optimizer.zero_grad(set_to_none=True)
         before = [statistic.clone() for statistic in self.statistics]
-        loss = distributed.mean(self._backward(batch, epoch))
+        loss = distributed.all_reduce_mean(self._backward(batch, epoch))
+
+        # the norm is wanted in any case; without clipping no gradient is read and written again, to multiply it by 1
         self.scaler.unscale_(optimizer)
         norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        if self.stage.clip_grad:  # without it, all gradients would be read and written again, to multiply them by 1
-            nn.utils.clip_grads_with_norm_(self.parameters, self.stage.clip_grad, norm)
+        if self.stage.settings.clip_grad:
+            nn.utils.clip_grads_with_norm_(self.parameters, self.stage.settings.clip_grad, norm)
+
         bad = ~(loss + norm).isfinite()
         self._step(bad)
         for statistic, old in zip(self.statistics, before, strict=True):
@@ -47,12 +51,15 @@ class Update:
             self.average.update_parameters(self.stage.model)
         return torch.stack([loss, norm, bad.to(loss.dtype)])
 
-    def _backward(self, batch: Any, epoch: int) -> Tensor:
+    def _backward(self, batch: Batch, epoch: int) -> Tensor:
         """Gradients of the batch's mean loss, part by part; returns that loss."""
-        stage, total = self.stage, 0.0
-        parts = [batch] if stage.accumulate == 1 else batch.parts(stage.accumulate)
+        stage = self.stage
+        count = stage.settings.accumulate
+        parts = [batch] if count == 1 else batch.parts(count)
+        total = torch.zeros((), device=stage.device)
         for number, part in enumerate(parts, start=1):
-            alone = distributed.ranks() > 1 and number < len(parts)  # ranks meet once a batch
+            # ranks average their gradients once a batch, with its last part
+            alone = isinstance(self.model, distributed.Replica) and number < len(parts)
             with self.model.no_sync() if alone else nullcontext():
                 with autocast(stage.device, stage.config.precision):
                     loss = stage.step(self.model, part, epoch) / len(parts)
@@ -61,11 +68,18 @@ class Update:
         return total
 
     def _step(self, bad: Tensor) -> None:
+        """Step unless the update is bad."""
         optimizer = self.stage.optimizer
-        if not self.scaler.is_enabled():
-            optimizer.grad_scale, optimizer.found_inf = None, bad.float()  # as GradScaler tells a fused optimizer
-        self.scaler.step(optimizer)
-        self.scaler.update()
+        if self.scaler.is_enabled():
+            self.scaler.step(optimizer)
+            self.scaler.update()
+        elif skips_on_device(optimizer):
+            # what GradScaler tells a fused optimizer, which then looks for itself
+            optimizer.grad_scale = None
+            optimizer.found_inf = bad.float()
+            optimizer.step()
+        elif not bad.item():  # waits for the device
+            optimizer.step()
 
     @property
     def kept(self) -> nn.Module:
@@ -74,9 +88,12 @@ class Update:
 
     def state_dict(self) -> dict[str, Any]:
         """What resuming needs besides the kept weights and the optimizer."""
-        state: dict[str, Any] = {"scaler": self.scaler.state_dict()} if self.scaler.is_enabled() else {}
+        state: dict[str, Any] = {}
+        if self.scaler.is_enabled():
+            state["scaler"] = self.scaler.state_dict()
         if self.average is not None:
-            state |= {"weights": self.stage.model.state_dict(), "averaged": self.average.n_averaged}
+            state["weights"] = self.stage.model.state_dict()
+            state["averaged"] = self.average.n_averaged
         return state
 
     def load_state_dict(self, kept: dict[str, Tensor], state: dict[str, Any]) -> None:
@@ -87,3 +104,17 @@ class Update:
             self.average.n_averaged.copy_(state["averaged"])
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
+
+
+def skips_on_device(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the optimizer is a fused one that takes `found_inf`, which torch promises to GradScaler alone."""
+    return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
+
+
+def batch_statistics(model: nn.Module) -> list[Tensor]:
+    """Running means and variances of the model's batch normalisations."""
+    found = []
+    for module in model.modules():
+        if isinstance(module, distributed.BATCH_NORMS):
+            found += [statistic for statistic in (module.running_mean, module.running_var) if statistic is not None]
+    return found

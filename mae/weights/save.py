@@ -1,6 +1,5 @@
 """Our models as folders that Hugging Face's transformers loads; transformers itself is not needed."""
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,9 +7,9 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
+from data.writing import replacing, write_json, write_text
 from mae.decoder import Decoder
 from mae.encoder import Encoder
-from mae.engine.checkpoint import replace_text
 from mae.model import MaskedAutoencoder
 from mae.weights.layouts import to_huggingface
 
@@ -110,16 +109,15 @@ def write_folder(
     """config.json, model.safetensors, preprocessor_config.json and README.md; `weights` by transformers' names."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / "model.tmp"
-    save_file(dict(weights), temporary, {"format": "pt"})
-    temporary.replace(folder / "model.safetensors")
+    with replacing(folder / "model.safetensors") as temporary:
+        save_file(dict(weights), temporary, {"format": "pt"})
     settings = {**config, "torch_dtype": "float32", **({"license": license} if license else {})}
-    replace_text(folder / "config.json", json.dumps(settings, indent=2) + "\n")
-    replace_text(folder / "preprocessor_config.json", json.dumps(_preprocessing(encoder), indent=2) + "\n")
+    write_json(folder / "config.json", settings, indent=2)
+    write_json(folder / "preprocessor_config.json", _preprocessing(encoder), indent=2)
     architecture, spoken = config["architectures"][0], license or "not stated"
     front = f"license: {license.lower()}\n" if license else ""
     readme = README.format(front=front, architecture=architecture, license=spoken)
-    replace_text(folder / "README.md", readme)
+    write_text(folder / "README.md", readme)
     say(f"{folder}: {len(weights)} tensors written, for {architecture}; licence {spoken}")
 
 

@@ -1,22 +1,23 @@
 """`model.init`: weights of any kind → the config with their sizes, and the checkpoint a run begins from."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
-from data.config import Root, UserError, change_config, expand
+from data.config import UserError, change_config, expand
 from mae.engine.checkpoint import FORMAT, Checkpoint, load_checkpoint
 from mae.engine.distributed import is_main
 from mae.engine.optim import seeded
 from mae.model import PRESETS
-from mae.settings import ModelSettings
+from mae.settings import MAEConfig, ModelSettings
 from mae.weights.files import digest, existing, is_safetensors, read_facebook, read_json, read_weights
 from mae.weights.huggingface import huggingface_source
 from mae.weights.load import Say, checked, convert, model_arguments
 from mae.weights.source import Source, Target, own_source
 from mae.weights.timm import facebook_source, timm_source
 
+Kind = TypeVar("Kind", bound=MAEConfig)
 GEOMETRY = ("patch_size", "width", "depth", "heads", "pixel_mean", "pixel_std", "norm_eps")  # the file decides
 
 
@@ -26,7 +27,7 @@ def _say_once(text: str) -> None:
         print(text)
 
 
-def starting_point(config: Root, say: Say = _say_once) -> Checkpoint | None:
+def starting_point(config: MAEConfig, say: Say = _say_once) -> Checkpoint | None:
     """What `model.init` names, as a checkpoint of a model of the config; None where it names nothing.
 
     What the file lacks is drawn by the config's seed. `meta` has the licence and a digest of the file's weights.
@@ -41,12 +42,12 @@ def starting_point(config: Root, say: Say = _say_once) -> Checkpoint | None:
     return Checkpoint("mae", settings.model_dump(mode="json"), model.state_dict(), facts, place=source.place)
 
 
-def resolve(config: Root) -> Root:
+def resolve(config: Kind) -> Kind:
     """The config with the sizes of the weights that `model.init` names; UserError where it asks for others."""
     return config if config.model.init is None else _resolved(config, *_source_of(config))
 
 
-def _source_of(config: Root) -> tuple[Source, Target]:
+def _source_of(config: MAEConfig) -> tuple[Source, Target]:
     model = config.model
     target = Target(
         image_size=config.data.image_size,
@@ -81,7 +82,7 @@ def open_source(path: str | Path, target: Target) -> Source:
     return timm_source(path, target)
 
 
-def _resolved(config: Root, source: Source, target: Target) -> Root:
+def _resolved(config: Kind, source: Source, target: Target) -> Kind:
     """The config with what `build_mae` will be given; UserError naming a setting that says otherwise."""
     arguments = model_arguments(source, target)
     model = config.model

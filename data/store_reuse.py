@@ -4,23 +4,21 @@ A store under construction says in `plan.json` what it will hold, so that a late
 """
 
 import csv
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from data.store import StoreWriter
+from data.store import StoreWriter
+from data.writing import read_json, write_json
 
 ALIKE = ("source", "root", "archive", "image_size", "resize", "tone", "reader_version")  # of a description
 BLOCK = 512  # rows copied at a time
 PLAN = "plan.json"
 
 
-def take_over(writer: "StoreWriter", description: dict) -> Iterator[tuple[Path, int]]:
+def take_over(writer: StoreWriter, description: dict) -> Iterator[tuple[Path, int]]:
     """Copy what other stores beside this one hold of its images; yields folder and count, where there are any.
 
     A file must still have the size it had. Rejected files are not taken over: they may have been mended; nor is
@@ -37,25 +35,23 @@ def forget_plan(folder: Path) -> None:
     (folder / PLAN).unlink(missing_ok=True)
 
 
-def _plan(writer: "StoreWriter", description: dict) -> None:
-    temporary = writer.folder / "plan.tmp"
-    temporary.write_text(json.dumps({**description, "image_ids": list(writer.image_ids)}))
-    temporary.replace(writer.folder / PLAN)
+def _plan(writer: StoreWriter, description: dict) -> None:
+    write_json(writer.folder / PLAN, {**description, "image_ids": list(writer.image_ids)}, indent=None)
 
 
 def _is_alike(folder: Path, description: dict) -> bool:
-    other = _read_json(folder / "store.json") or _read_json(folder / PLAN) or {}
+    other = _json_or_none(folder / "store.json") or _json_or_none(folder / PLAN) or {}
     return all(key in other and other[key] == description[key] for key in ALIKE)
 
 
-def _read_json(path: Path) -> dict | None:
+def _json_or_none(path: Path) -> dict | None:
     try:
-        return json.loads(path.read_text())
+        return read_json(path)
     except (OSError, ValueError):
         return None
 
 
-def _copy(writer: "StoreWriter", folder: Path) -> int:
+def _copy(writer: StoreWriter, folder: Path) -> int:
     try:
         held, source = _held(folder)
     except (OSError, ValueError, KeyError):  # incomplete, being finished just now, or older than digests
@@ -75,11 +71,11 @@ def _copy(writer: "StoreWriter", folder: Path) -> int:
 def _held(folder: Path) -> tuple[dict[str, tuple[int, int, str]], np.ndarray]:
     """image_id → row, bytes and digest of the file, and the images, of a store finished or not."""
     if (folder / "store.json").is_file():
-        with (folder / "index.csv").open(newline="") as file:
+        with (folder / "index.csv").open(newline="", encoding="utf-8") as file:
             lines = csv.DictReader(file)
             held = {line["image_id"]: (int(line["row"]), int(line["bytes"]), line["digest"]) for line in lines}
         return held, np.load(folder / "images.npy", mmap_mode="r")
-    ids = json.loads((folder / PLAN).read_text())["image_ids"]
+    ids = read_json(folder / PLAN)["image_ids"]
     arrays = (np.load(folder / name, mmap_mode="r") for name in ("state.npy", "bytes.npy", "digests.npy"))
     state, sizes, digests = arrays
     held = {ids[row]: (row, int(sizes[row]), digests[row].decode()) for row in np.flatnonzero(state == 1).tolist()}

@@ -3,15 +3,12 @@
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from tensorboard.compat.proto.event_pb2 import Event
-from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
 
-from data.config import Root, print_config
+from data.config import Settings, print_config
+from data.writing import writing
 from mae.engine.run import environment
 
 # its own file, because a name that stays is replaced at each start; it sorts before the curves' files, since
@@ -19,7 +16,7 @@ from mae.engine.run import environment
 HYPERPARAMETERS = "events.out.tfevents.0000000000.hyperparameters"
 
 
-def describe_run(board: SummaryWriter, config: Root, step: int) -> None:
+def describe_run(board: SummaryWriter, config: Settings, step: int) -> None:
     """Config and environment in the Text tab, at the first step they hold for."""
     board.add_text("config", _fenced(print_config(config)), step + 1)
     board.add_text("environment", _fenced(json.dumps(environment(), indent=1)), step + 1)
@@ -35,19 +32,44 @@ def write_hyperparameters(folder: Path, values: dict[str, float | str]) -> None:
     No list of metrics goes with it, so that the tab shows those of all runs below a --logdir, whatever their stage.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / HYPERPARAMETERS).open("wb") as file:
+    session = _session(values)
+    if session is None:
+        # the public way: another file at each start, of which TensorBoard shows the first
+        with SummaryWriter(folder) as board:
+            board.add_hparams(values, {}, run_name=".")
+        return
+
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    with writing(folder / HYPERPARAMETERS) as file:
         records = RecordWriter(file)
-        for content in ({"file_version": "brain.Event:2"}, {"summary": _session(values)[0]}):
+        for content in ({"file_version": "brain.Event:2"}, {"summary": session.start}):
             records.write(Event(wall_time=time.time(), **content).SerializeToString())
         records.flush()
 
 
 def end_session(board: SummaryWriter) -> None:
     """Let the HParams tab show the run as finished."""
-    board.file_writer.add_summary(_session({})[1])
+    session = _session({})
+    if session is not None:
+        board.file_writer.add_summary(session.end)
 
 
-def _session(values: dict[str, Any]) -> tuple[Summary, Summary]:
-    """Start and end of what the HParams tab calls a session."""
+class _Session(NamedTuple):
+    """Start and end of what the HParams tab calls a session, as TensorBoard's own messages."""
+
+    start: Any
+    end: Any
+
+
+def _session(values: dict[str, Any]) -> _Session | None:
+    """None where TensorBoard or torch no longer has these parts of theirs, which nobody promises."""
+    try:
+        import tensorboard.compat.proto.event_pb2
+        import tensorboard.summary.writer.record_writer  # noqa: F401 (both are asked for here, and used above)
+        from torch.utils.tensorboard.summary import hparams
+    except ImportError:
+        return None
     _, start, end = hparams(values, {})
-    return start, end
+    return _Session(start, end)

@@ -9,6 +9,8 @@ from einops import repeat
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
+from data.writing import writing
+
 SHOWN = 256  # smaller pictures are enlarged to about this many pixels
 WHITE, BLACK = 255, 0
 
@@ -86,8 +88,7 @@ def _stack(strips: Sequence[Image.Image]) -> Image.Image:
 
 def save_picture(image: Image.Image, path: Path, notes: Sequence[str]) -> None:
     """Write a PNG whole or not at all, with the notes inside the file."""
-    inside, temporary = PngInfo(), path.with_name(path.name + ".tmp")
+    inside = PngInfo()
     inside.add_text("Description", " ".join(notes))
-    with temporary.open("wb") as file:
+    with writing(path) as file:
         image.save(file, "png", pnginfo=inside)
-    temporary.replace(path)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from data.config import UserError
+from data.writing import writing
 
 THREADS = 16  # a network file system answers many questions at once
 CHUNK = 2048  # files a thread looks for at a time
@@ -37,10 +38,8 @@ class Look:
             return
         path = _place(folder, self.key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        with temporary.open("wb") as file:
+        with writing(path, shared=True) as file:
             np.save(file, self.there)
-        temporary.replace(path)
 
 
 def look_for(paths: Sequence[str], root: Path, memory: Path | None) -> Look:

@@ -1,37 +1,30 @@
 """Results as text: the table's columns, its rows, and what a comparison says."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from classify.comparison import Comparison, Line, describe, name_of
+from classify.evaluate import Evaluation
 from classify.metrics import HEADLINE, Interval
-from data.config import Root
 from data.labels import words
-
-if TYPE_CHECKING:
-    from classify.compare import Comparison, Line
 
 COLUMNS = ("Model", "Augmentation", "% Masking", "Accuracy", "Precision", "F1", "Recall", "AUC")
 METRICS = dict(zip(COLUMNS[3:], ("accuracy", "precision", "f1", "recall", "auc"), strict=True))
 assert set(METRICS.values()) == set(HEADLINE)
 
 
-def describe(config: Root, pretrained: bool) -> dict[str, str]:
-    """The table's first columns for a classifier: augmentation is stage two's, masking stage one's."""
-    settings = config.finetune
-    names = {"vit": "ViT", "resnet18": "ResNet-18", "resnet50": "ResNet-50"}
-    model = ("MAE" if pretrained else names[settings.model]) + (", linear probe" if settings.mode == "linear" else "")
-    return {
-        "Model": model,
-        "Augmentation": "yes" if settings.augment.enabled else "no",
-        "% Masking": f"{100 * config.pretrain.mask_ratio:g}" if pretrained else "–",
-    }
-
-
 def table_row(described: dict[str, str], intervals: dict[str, Interval]) -> dict[str, str]:
     """A row of the table: `.755 [.735, .774]` for every metric."""
     return described | {column: show(intervals[name]) for column, name in METRICS.items()}
+
+
+def evaluation_row(evaluation: Evaluation) -> dict[str, str]:
+    """The table row of one run."""
+    summary = evaluation.summary
+    intervals = {name: Interval(summary["metrics"][name], tuple(summary["intervals"][name])) for name in HEADLINE}
+    return table_row(describe(evaluation.config, bool(summary["meta"]["pretrained_from"])), intervals)
 
 
 def show(interval: Interval, signed: bool = False) -> str:
@@ -55,7 +48,7 @@ def markdown(rows: list[dict[str, str]]) -> str:
 # ---------------------------------------------------------------- comparison
 
 
-def comparison_text(comparison: "Comparison") -> str:
+def comparison_text(comparison: Comparison) -> str:
     """comparison.md: a table per label budget, what its numbers are, and the tests against the baseline."""
     parts = [f"# {comparison.config.run}: {task(comparison.config.data.target)}"]
     for labelled in comparison.config.compare.labelled:
@@ -77,7 +70,7 @@ def task(target: str | None) -> str:
     return f"{negative} against {positive}" if target is None else f"{target}: {positive} against {negative}"
 
 
-def caption(comparison: "Comparison", line: "Line") -> str:
+def caption(comparison: Comparison, line: Line) -> str:
     """What the table's numbers are, in a sentence or two."""
     config, summary, seeds = comparison.config, line.evaluations[0].summary, len(comparison.config.compare.seeds)
     seen = max(e.summary["pretrained_on"] for each in comparison.lines for e in each.evaluations)
@@ -103,7 +96,7 @@ def cases(summary: dict[str, Any]) -> str:
     return f"n = {summary['n']:,} {units} {whom}{seen}"
 
 
-def difference_rows(comparison: "Comparison", labelled: int | None) -> Iterator[dict[str, str]]:
+def difference_rows(comparison: Comparison, labelled: int | None) -> Iterator[dict[str, str]]:
     """Rows of a label budget's table of differences: every line but the baseline."""
     baseline = comparison.baseline(labelled)
     for number in comparison.numbers(labelled):
@@ -125,14 +118,7 @@ def _p(value: float) -> str:
     return f"{value:.3f}".removeprefix("0") if value >= 0.001 else "< .001"
 
 
-def name_of(line: "Line") -> str:
-    """A line's name where the other columns are not shown."""
-    described = line.described
-    masking = f" {described['% Masking']} %" if described["% Masking"] != "–" else ""
-    return described["Model"] + masking + (", not augmented" if described["Augmentation"] == "no" else "")
-
-
-def verdict(comparison: "Comparison", labelled: int | None) -> str:
+def verdict(comparison: Comparison, labelled: int | None) -> str:
     """Who wins on AUC, said plainly: better or worse only where the paired interval excludes no difference."""
     numbers, baseline = comparison.numbers(labelled), comparison.baseline(labelled)
     best = max((comparison.lines[i] for i in numbers), key=lambda line: line.intervals["auc"].estimate)

@@ -17,35 +17,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_curve
 
-from classify.compare import Line
+from classify.comparison import Line
 from classify.metrics import reliability_curve
+from classify.style import BAND, COLOURS, GREY, INK, MARKERS, STYLE
 
-# Okabe and Ito's colours, told apart under every common colour blindness; their yellow is too pale for white
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E69F00")
-MARKERS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼"}  # matplotlib's, and the legend's
-INK, GREY, PALE, BAND = "#1c2126", "#59626b", "#e6e9ec", "#f1f3f5"
 PIXELS_PER_INCH = 100  # how large an inch of figure is shown, at most
 FPR = np.linspace(0, 1, 201)  # where ROC curves of several seeds are averaged
-STYLE = {
-    "svg.fonttype": "none",  # text stays text: it can be searched, and takes the page's font
-    "text.parse_math": False,  # a $ in a name is a $
-    "font.family": "DejaVu Sans",  # ships with matplotlib, so the layout is the same everywhere
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": GREY,
-    "axes.labelcolor": INK,
-    "axes.titlesize": 9,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": PALE,
-    "xtick.color": GREY,
-    "ytick.color": GREY,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "legend.frameon": False,
-    "legend.fontsize": 8,
-}
 
 
 @dataclass(frozen=True)

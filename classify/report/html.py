@@ -13,9 +13,10 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from classify.compare import Comparison, Line
+from classify.comparison import Comparison, Line, name_of
 from classify.evaluate import Evaluation
-from classify.figures import (
+from classify.metrics import expected_calibration_error
+from classify.report.figures import (
     Row,
     auc_limits,
     forest,
@@ -25,24 +26,24 @@ from classify.figures import (
     svg,
     training_curves,
 )
-from classify.metrics import expected_calibration_error
-from classify.tables import METRICS, caption, cases, difference_rows, name_of, table_row, task, verdict
-from data.config import Root, print_config
+from classify.report.tables import METRICS, caption, cases, difference_rows, table_row, task, verdict
+from classify.settings import ClassifyConfig
+from data.config import print_config
 from data.labels import words
 from data.loader import Data, Loader, open_data
-from data.settings import height_and_width
+from data.settings import DataSettings, height_and_width
 from mae.engine.checkpoint import load_checkpoint
 from mae.engine.run import commit, flat
 from mae.engine.tracker import read_metrics
-from mae.pretrain import may_show_images, panel
+from mae.pretrain import panel
 from mae.reconstruct import CAPTION, model_of
 
 PANEL_IMAGES = 4  # validation images reconstructed by each stage-one run
 SMALL = 96  # up to this side, in pixels, a panel is kept without loss
 
 
-def write_report(comparison: Comparison, path: Path) -> None:
-    """Write the comparison as one HTML file; the same comparison gives the same bytes."""
+def report_html(comparison: Comparison) -> str:
+    """The comparison as one HTML page; the same comparison gives the same bytes."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -51,7 +52,7 @@ def write_report(comparison: Comparison, path: Path) -> None:
         lstrip_blocks=True,
     )
     budgets, target = budgets_of(comparison), comparison.config.data.target
-    html = environment.get_template("report.html").render(
+    return environment.get_template("report.html").render(
         config=comparison.config,
         task=task(target),
         words=words(target),
@@ -67,7 +68,6 @@ def write_report(comparison: Comparison, path: Path) -> None:
         notes=[*comparison.data.manifest.notes, comparison.data.manifest.summary()],
         resolved=print_config(comparison.config),
     )
-    path.write_text(html, encoding="utf-8")
 
 
 # ---------------------------------------------------------------- what was compared
@@ -84,7 +84,7 @@ def notices(comparison: Comparison) -> Iterator[str]:
             "compare.split=test opens the test split."
         )
     if manifest.credentialed:
-        shown = " It shows radiographs." if may_show_images(config, manifest) else ""
+        shown = " It shows radiographs." if manifest.may_show(config.report.images) else ""
         yield f"Made from credentialed data: check the data use agreement before sharing any of it.{shown}"
 
 
@@ -267,7 +267,7 @@ def run_row(comparison: Comparison, row: Row, evaluation: Evaluation) -> dict[st
     }
 
 
-def own_settings(config: Root, changed: Root) -> Iterator[str]:
+def own_settings(config: ClassifyConfig, changed: ClassifyConfig) -> Iterator[str]:
     """`key=value` for what differs from the comparison's config and is not a column of the table already."""
     said = {"finetune.run", "finetune.sample", "finetune.augment.enabled", "data.store", "data.workers"}
     for section in ("data", "model", "pretrain", "finetune"):
@@ -280,7 +280,7 @@ def own_settings(config: Root, changed: Root) -> Iterator[str]:
 
 def panels(comparison: Comparison) -> list[dict[str, Any]] | None:
     """Each stage-one run's reconstructions of validation images; None where radiographs may not be shown."""
-    if not may_show_images(comparison.config, comparison.data.manifest):
+    if not comparison.data.manifest.may_show(comparison.config.report.images):
         return None
     return [_panel(comparison, name, folder) for name, folder in comparison.pretrainings.items()]
 
@@ -288,11 +288,11 @@ def panels(comparison: Comparison) -> list[dict[str, Any]] | None:
 def _panel(comparison: Comparison, name: str, folder: Path) -> dict[str, Any]:
     checkpoint = load_checkpoint(folder / "best.pt", kind="mae")
     config = checkpoint.config
-    data = _data_of(comparison, config)
+    data = _data_of(comparison, config.data)
     table = data.split("validate")
     spread = np.linspace(0, len(table) - 1, min(PANEL_IMAGES, len(table))).round().astype(int)
     batch = next(Loader(data, table.iloc[spread], len(spread)).epoch())
-    grey = (panel(config, model_of(checkpoint), batch)[0] * 255).round().byte().numpy()  # h w
+    grey = (panel(model_of(checkpoint), batch, config.pretrain.mask_ratio)[0] * 255).round().byte().numpy()  # h w
     height, width = height_and_width(config.data.image_size)
     small = max(height, width) <= SMALL
     return {"name": name, "source": _data_uri(grey, small), "width": 4 * width * max(1, round(150 / width))} | {
@@ -302,11 +302,11 @@ def _panel(comparison: Comparison, name: str, folder: Path) -> dict[str, Any]:
     }
 
 
-def _data_of(comparison: Comparison, config: Root) -> Data:
+def _data_of(comparison: Comparison, settings: DataSettings) -> Data:
     """The data a pretraining saw: the comparison's own, unless a pretraining changes `data`."""
     here = comparison.config.data
-    settings = config.data.model_copy(update={"store": here.store, "workers": here.workers})
-    return comparison.data if settings == here else open_data(config.model_copy(update={"data": settings}))
+    settings = settings.model_copy(update={"store": here.store, "workers": here.workers})
+    return comparison.data if settings == here else open_data(settings)
 
 
 def _data_uri(grey: np.ndarray, small: bool) -> str:

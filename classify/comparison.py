@@ -1,0 +1,110 @@
+"""What a grid found, as data: lines with their intervals, and their differences from a baseline."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from classify.evaluate import Evaluation
+from classify.metrics import BootstrapDifference, Interval, bootstrap_differences, bootstrap_intervals
+from classify.settings import ClassifyConfig
+from data.loader import Data
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of the table: the evaluations of its seeds, taken together."""
+
+    described: dict[str, str]
+    labelled: int | None
+    evaluations: tuple[Evaluation, ...]
+
+    @property
+    def labels(self) -> np.ndarray:
+        return self.evaluations[0].predictions["label"].to_numpy()  # n
+
+    @property
+    def patients(self) -> np.ndarray:
+        return self.evaluations[0].predictions["patient_id"].to_numpy()  # n
+
+    @property
+    def scores(self) -> np.ndarray:
+        return np.stack([e.predictions["score"].to_numpy() for e in self.evaluations])  # s n
+
+    @property
+    def thresholds(self) -> np.ndarray:
+        return np.array([e.threshold for e in self.evaluations])  # s
+
+    @cached_property
+    def intervals(self) -> dict[str, Interval]:
+        """The table's metrics, mean over seeds, with intervals over patients and seeds."""
+        settings = self.evaluations[0].config.evaluate
+        return bootstrap_intervals(
+            self.labels,
+            self.scores,
+            threshold=self.thresholds,
+            groups=self.patients,
+            replicates=settings.replicates,
+            level=settings.level,
+        )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All lines of a grid, over its label budgets."""
+
+    config: ClassifyConfig
+    data: Data
+    lines: tuple[Line, ...]
+    pretrainings: dict[str, Path]  # folder name → run folder
+
+    def numbers(self, labelled: int | None) -> list[int]:
+        """Numbers of the lines of a label budget: the rows of its table."""
+        return [i for i, line in enumerate(self.lines) if line.labelled == labelled]
+
+    def baseline(self, labelled: int | None) -> int:
+        """Number of the line that the others of its label budget are tested against."""
+        numbers = self.numbers(labelled)
+        named = [i for i in numbers if self.lines[i].described["Model"] == self.config.compare.baseline]
+        return named[0] if named else numbers[-1]
+
+    @cached_property
+    def differences(self) -> dict[int, dict[str, BootstrapDifference]]:
+        """Line number → line minus baseline, for all lines but the baselines."""
+        pairs = ((i, self.baseline(line.labelled)) for i, line in enumerate(self.lines))
+        return {i: _difference(self.lines[i], self.lines[base]) for i, base in pairs if i != base}
+
+
+def _difference(line: Line, baseline: Line) -> dict[str, BootstrapDifference]:
+    """AUC and accuracy of a line minus the baseline's, on the same resamples of patients."""
+    settings = line.evaluations[0].config.evaluate
+    return bootstrap_differences(
+        line.labels,
+        line.scores,
+        baseline.scores,
+        metrics=("auc", "accuracy"),
+        thresholds=(line.thresholds, baseline.thresholds),
+        groups=line.patients,
+        replicates=settings.replicates,
+        level=settings.level,
+    )
+
+
+def describe(config: ClassifyConfig, pretrained: bool) -> dict[str, str]:
+    """The table's first columns for a classifier: augmentation is stage two's, masking stage one's."""
+    settings = config.finetune
+    names = {"vit": "ViT", "resnet18": "ResNet-18", "resnet50": "ResNet-50"}
+    model = ("MAE" if pretrained else names[settings.model]) + (", linear probe" if settings.mode == "linear" else "")
+    return {
+        "Model": model,
+        "Augmentation": "yes" if settings.augment.enabled else "no",
+        "% Masking": f"{100 * config.pretrain.mask_ratio:g}" if pretrained else "–",
+    }
+
+
+def name_of(line: Line) -> str:
+    """A line's name where the other columns are not shown."""
+    described = line.described
+    masking = f" {described['% Masking']} %" if described["% Masking"] != "–" else ""
+    return described["Model"] + masking + (", not augmented" if described["Augmentation"] == "no" else "")

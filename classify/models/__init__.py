@@ -1,0 +1,1 @@
+"""The networks that are compared: a classifier on a ViT encoder, and ResNets."""

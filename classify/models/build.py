@@ -1,0 +1,37 @@
+"""A config → the network it describes."""
+
+from classify.models.classifier import Classifier, build_classifier
+from classify.models.resnet import ResNet, build_resnet
+from classify.settings import ClassifyConfig, FinetuneSettings
+from data.settings import Size, height_and_width
+from mae.engine.checkpoint import Checkpoint, load_weights
+from mae.model import mae_from
+
+Model = Classifier | ResNet
+
+
+def build_model(config: ClassifyConfig, pretrained: Checkpoint | None = None) -> Model:
+    """The classifier a config describes, with the pretraining's encoder where one is given."""
+    settings, model = config.finetune, config.model
+    if settings.model != "vit":
+        return build_resnet(
+            settings.model,
+            in_channels=model.in_channels,
+            stem=stem_of(settings, config.data.image_size),
+            pixel_mean=model.pixel_mean,
+            pixel_std=model.pixel_std,
+        )
+
+    mae = mae_from(model, config.data.image_size)
+    if pretrained:
+        load_weights(mae, pretrained)
+    return build_classifier(
+        mae.encoder, pool=settings.pool, probe=settings.mode == "linear", drop_path=settings.drop_path
+    )
+
+
+def stem_of(settings: FinetuneSettings, size: Size) -> str:
+    """A ResNet's first layers: the ImageNet stem would leave one pixel of an image up to 32."""
+    if settings.stem != "auto":
+        return settings.stem
+    return "small" if min(height_and_width(size)) <= 32 else "imagenet"

@@ -1,0 +1,52 @@
+"""A comparison's files: comparison.csv, .md and .json, and report.html."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from classify.comparison import Comparison
+from classify.report.html import report_html
+from classify.report.tables import comparison_text
+from data.writing import write_json, write_text
+from mae.engine.run import commit
+
+
+def write_comparison(comparison: Comparison, folder: Path) -> None:
+    """Write everything there is to read of a comparison into `folder`; the same comparison gives the same bytes."""
+    table = comparison_table(comparison)
+    write_text(folder / "comparison.csv", table.to_csv(index=False))
+    write_text(folder / "comparison.md", comparison_text(comparison) + "\n")
+    write_json(folder / "comparison.json", as_json(comparison))
+    write_text(folder / "report.html", report_html(comparison))
+
+
+def comparison_table(comparison: Comparison) -> pd.DataFrame:
+    """A row per line: what it is, how many cases, and each metric with its interval."""
+    rows = []
+    for line in comparison.lines:
+        row = line.described | {"labelled images": line.evaluations[0].summary["meta"]["train_images"]}
+        summary = line.evaluations[0].summary
+        row |= {"n": summary["n"], "patients": summary["patients"], "seeds": len(line.evaluations)}
+        for name, interval in line.intervals.items():
+            row |= {name: interval.estimate, f"{name} low": interval.interval[0], f"{name} high": interval.interval[1]}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def as_json(comparison: Comparison) -> dict[str, Any]:
+    """Everything the tables show and what made it, for scripts."""
+    return {
+        "config": comparison.config.model_dump(mode="json"),
+        "commit": commit(),
+        "data": {"manifest": comparison.data.manifest.fingerprint(), "store": comparison.data.store.fingerprint},
+        "rows": [
+            line.described
+            | {"labelled": line.labelled, "n": len(line.labels)}
+            | {"intervals": {name: asdict(interval) for name, interval in line.intervals.items()}}
+            | {"seeds": [{k: e.summary[k] for k in ("seed", "metrics", "commit", "origin")} for e in line.evaluations]}
+            | {"minus_baseline": {k: asdict(v) for k, v in comparison.differences.get(number, {}).items()}}
+            for number, line in enumerate(comparison.lines)
+        ],
+    }

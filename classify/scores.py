@@ -1,0 +1,41 @@
+"""Model × images → logits; images → studies."""
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from classify.cases import Unit, labelled_rows
+from classify.models.build import Model
+from data.loader import Loader
+from mae.engine.optim import autocast
+
+
+def predict_logits(model: Model, loader: Loader, device: torch.device, precision: str) -> Tensor:
+    """Logits and labels (n 2) on the CPU of the loader's images in order; the model is in evaluation mode already.
+
+    A label is NaN where the image could not be read.
+    """
+    parts = [torch.empty(0, 2)]
+    with autocast(device, precision):
+        for batch in loader.epoch():
+            logits = model(model.standardize(batch.to(device).images)).float().cpu()  # b
+            parts.append(torch.stack([logits, batch.labels], dim=1))
+    return torch.cat(parts)
+
+
+def readable(table: pd.DataFrame, predicted: Tensor, target: str | None) -> tuple[pd.DataFrame, Tensor]:
+    """The table's rows whose images could be read, and their logits (n), of what `predict_logits` says of all."""
+    there = ~predicted[:, 1].isnan()
+    split = table["split"].iloc[0]
+    return labelled_rows(table[there.numpy()], split, target), predicted[there, 0]
+
+
+def in_units(table: pd.DataFrame, scores: np.ndarray, unit: Unit) -> pd.DataFrame:
+    """Scores (n) of the table's images: a row per image, or per study with the mean of its images' scores."""
+    columns = ["image_id", "patient_id", "study_id", "label"]
+    scored = table[columns].assign(score=scores)
+    if unit == "image":
+        return scored
+    means = {"image_id": "first", "patient_id": "first", "label": "first", "score": "mean"}
+    return scored.groupby("study_id", as_index=False, sort=False).agg(means)[[*columns, "score"]]

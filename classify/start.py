@@ -1,0 +1,104 @@
+"""What a fine-tuning begins from, and whether config and checkpoint fit: the twin of `mae/weights/start.py`."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from classify.settings import ClassifyConfig
+from data.config import UserError, change_config, expand
+from data.settings import DataSettings
+from mae.engine.checkpoint import Checkpoint, load_checkpoint
+from mae.model import check_sizes
+from mae.weights import resolve, starting_point
+
+PREPROCESSING = ("image_size", "resize", "tone")  # of the data section: travels with the weights
+
+
+def config_of(checkpoint: Checkpoint) -> ClassifyConfig:
+    """The whole config a checkpoint was made with, the sections of this room included."""
+    config = checkpoint.config
+    assert isinstance(config, ClassifyConfig)
+    return config
+
+
+def beginning(config: ClassifyConfig, checkpoint: str | Path | None) -> tuple[ClassifyConfig, Checkpoint | None]:
+    """What a fine-tuning begins from, and the config with its sizes: the checkpoint, else what `model.init` names."""
+    if checkpoint:
+        return config, load_checkpoint(checkpoint, kind="mae")
+    start = starting_point(config) if config.finetune.model == "vit" else None
+    if start is None:
+        return config, None
+    return config_of(start), start
+
+
+def resolved(config: ClassifyConfig) -> ClassifyConfig:
+    """The config with the sizes that `model.init` brings, where a ViT is to begin from it."""
+    return resolve(config) if config.finetune.model == "vit" else config
+
+
+def config_for(checkpoint: Checkpoint, config: ClassifyConfig | None, overrides: Mapping[str, Any]) -> ClassifyConfig:
+    """The config of a fine-tuning: the checkpoint's, or the given one with the checkpoint's stage one."""
+    made = config_of(checkpoint)
+    wanted = config or change_config(made, overrides)
+    if config is None and wanted.pretrain != made.pretrain:
+        raise UserError(f"command line: found pretrain settings changed, expected those of {checkpoint.place}")
+
+    for name in wanted.model.model_fields_set:
+        then, now = getattr(made.model, name), getattr(wanted.model, name)
+        if then != now:
+            raise UserError(
+                f"{checkpoint.place}: found model.{name} = {then}, expected {now} by the config; "
+                f"leave model.{name} out, or pretrain that size"
+            )
+    return wanted.model_copy(update={"model": made.model, "pretrain": made.pretrain})
+
+
+def run_folder(config: ClassifyConfig, checkpoint: str | Path | None) -> Path:
+    """Where a fine-tuning writes."""
+    return Path(expand(config.finetune.run or _default_folder(config, checkpoint), "finetune.run"))
+
+
+def _default_folder(config: ClassifyConfig, checkpoint: str | Path | None) -> str:
+    """`<pretraining's folder>-<mode>`, or `<run>-<model>` (and `-linear`) without a checkpoint."""
+    mode = config.finetune.mode
+    if checkpoint:
+        folder = Path(checkpoint).parent
+        return f"{folder if folder.name not in ('', '..') else folder.resolve()}-{mode}"
+    return f"{config.run}-{config.finetune.model}" + ("-linear" if mode == "linear" else "")
+
+
+def check_fit(config: ClassifyConfig, pretrained: Checkpoint | None) -> None:
+    """UserError if config and checkpoint do not fit together, before any data is read."""
+    settings = config.finetune
+    if pretrained and settings.model != "vit":
+        raise UserError(f"finetune.model: found {settings.model}, expected vit with a --checkpoint")
+    if settings.mode == "linear" and settings.model != "vit":
+        raise UserError(f"finetune.mode: found linear, expected full for {settings.model} from random weights")
+    if settings.batch_size == 1 and (settings.mode == "linear" or settings.model != "vit"):
+        raise UserError("finetune.batch_size: found 1, expected at least 2 for batch normalisation")
+
+    if pretrained:
+        check_preprocessing(pretrained, config.data)
+    if settings.model == "vit":
+        check_sizes(config.model, config.data.image_size)
+
+
+def check_preprocessing(checkpoint: Checkpoint, settings: DataSettings) -> None:
+    """UserError unless images are read as the checkpoint's were: preprocessing travels with the weights."""
+    then = checkpoint.config.data.model_dump(mode="json")
+    now = settings.model_dump(mode="json")
+    for name in PREPROCESSING:
+        if then[name] != now[name]:
+            raise UserError(
+                f"{checkpoint.place}: found data.{name} = {then[name]}, expected {now[name]} by the config; "
+                f"give data.{name}={str(then[name]).replace(' ', '')}"
+            )
+
+
+def file_digest(path: str | Path | None) -> str | None:
+    """What a checkpoint file holds, in 16 hexadecimal digits."""
+    if path is None:
+        return None
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]

@@ -1,0 +1,103 @@
+"""Command lines: what all commands share, and mae-prepare. Parsed before anything heavy is imported."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from data.config import Config, Settings, UserError, load_config, make_config, parse_overrides, print_config
+from data.settings import DataConfig
+
+
+def prepare(argv: list[str] | None = None) -> None:
+    """The command mae-prepare."""
+    run_command(lambda: _prepare(argv))
+
+
+def _prepare(argv: list[str] | None) -> None:
+    parser = command_parser("mae-prepare", "Decode a data set once, into a memory-mapped store.")
+    config = configure(parser.parse(argv), DataConfig)
+    from data.audit import audit_lines, audited
+    from data.manifest import open_manifest
+    from data.preparation import prepare
+
+    manifest = open_manifest(config.data, look_again=True)
+    print(*manifest.notes, manifest.breakdown(), sep="\n")
+    if config.data.store is False:
+        print("data.store is false: nothing is decoded now; training reads the files themselves")
+        return
+
+    store = prepare(config.data, manifest)
+    named = manifest.may_show(config.report.images)
+    print(*audit_lines(audited(manifest, store), store, named), sep="\n")
+    size = "x".join(map(str, store.images.shape[1:]))
+    print(f"store: {store.folder} ({len(store)} images of {size})")
+
+
+# ---------------------------------------------------------------- what all commands share
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with errors like everyone's."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"command line: {message}; see {self.prog} --help")
+
+    def parse(self, argv: list[str] | None) -> argparse.Namespace:
+        """Parse, with key=value before, between or after options."""
+        return self.parse_intermixed_args(argv)
+
+
+def command_parser(prog: str, about: str) -> Parser:
+    """A parser with --config, --print-config and key=value overrides."""
+    parser = Parser(prog, description=about, allow_abbrev=False)
+    parser.add_argument("--config", metavar="FILE", help="a YAML file, or the name of a shipped config")
+    parser.add_argument("--print-config", action="store_true", help="print every setting and its meaning, and stop")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that override the config's")
+    return parser
+
+
+def configure(arguments: argparse.Namespace, kind: type[Config]) -> Config:
+    """The config that a parsed command line asks for, as the room of the command sees it.
+
+    All sections are read and checked, those of later rooms too. --print-config prints it and stops.
+    """
+    if arguments.config:
+        config = load_config(arguments.config, arguments.overrides)
+    elif arguments.print_config:
+        overrides = parse_overrides(arguments.overrides)
+        config = make_config({}, "command line", {"data.source": "phantom", **overrides})
+    else:
+        wanted = "--config or --checkpoint" if hasattr(arguments, "checkpoint") else "--config"
+        raise UserError(f"command line: {wanted} is missing; a config is a YAML file or a shipped one such as demo")
+
+    if arguments.print_config:
+        print_and_stop(config)
+    assert isinstance(config, kind)
+    return config
+
+
+def print_and_stop(config: Settings) -> NoReturn:
+    print(print_config(config))
+    raise SystemExit(0)
+
+
+def run_command(command: Callable[[], None]) -> NoReturn:
+    """Run a command; a user's mistake becomes one line on stderr and exit code 2."""
+    try:
+        command()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; the last checkpoint is kept, the same command continues from it", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # `mae-pretrain --print-config | head`
+        sys.stderr.close()
+        sys.exit(1)
+    except OSError as error:  # no permission, a file where a folder is wanted
+        if error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror or error}", file=sys.stderr)
+        sys.exit(2)
+    sys.exit(0)

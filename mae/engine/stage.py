@@ -1,0 +1,101 @@
+"""What a stage gives the loop: model, step and validation, typed. The loop knows no task beyond this."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+
+from mae.engine.optim import warmup_cosine
+from mae.settings import MAEConfig, OptimizerSettings
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+class Batch(Protocol):
+    """Some images of a training step, with whatever the stage's own step reads of them."""
+
+    def to(self, device: torch.device) -> Self: ...
+
+    def parts(self, count: int) -> list[Self]:
+        """The batch in `count` equal parts."""
+        ...
+
+
+class Batches(Protocol):
+    """The batches of every epoch, in an order that can start anywhere."""
+
+    batch_size: int
+
+    def __len__(self) -> int: ...
+
+    def epoch(self, epoch: int, start: int) -> Iterator[Any]: ...
+
+
+class Validation(NamedTuple):
+    metrics: dict[str, float]
+    score: float  # the higher, the better: picks best.pt
+    meta: dict[str, Any]  # what the checkpoint should know of it, such as a threshold
+    details: Any = None  # what the stage's own `show` draws
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Learning rates over a run, at the batch size that is used."""
+
+    epochs: int
+    warmup_epochs: float | None  # None: a tenth of the epochs
+    peak: float
+    floor: float
+
+    def at(self, step: int, steps_per_epoch: int) -> float:
+        """The learning rate of a step, counted over the whole run."""
+        warmup = self.epochs / 10 if self.warmup_epochs is None else self.warmup_epochs
+        return warmup_cosine(step, warmup * steps_per_epoch, self.epochs * steps_per_epoch, self.peak, self.floor)
+
+
+def schedule_of(settings: OptimizerSettings, base_lr: float, batch_size: int, epochs: int) -> Schedule:
+    """Rates are given for a batch of 256 and scale with the batch (Goyal et al. 2017), as in the MAE paper."""
+    scale = batch_size / 256
+    return Schedule(epochs, settings.warmup_epochs, peak=base_lr * scale, floor=settings.min_lr * scale)
+
+
+def _shows_nothing(model: nn.Module, validation: Validation, board: SummaryWriter, step: int) -> None:
+    pass
+
+
+def _names_nobody(batch: Any) -> list[str]:
+    return []
+
+
+@dataclass(frozen=True)
+class Stage(Generic[Network]):
+    """One training, of a pretraining's or a fine-tuning's network."""
+
+    kind: str  # of its checkpoints
+    config: MAEConfig
+    device: torch.device
+    model: Network  # on the device
+    optimizer: torch.optim.Optimizer
+    settings: OptimizerSettings  # its clipping, accumulation and averaging
+    schedule: Schedule
+    batches: Batches
+    step: Callable[[Network, Any, int], Tensor]  # (model, batch, epoch) → loss
+    validate: Callable[[Network, int], Validation]  # (model, epochs done)
+    validate_every: int = 1
+    meta: dict[str, Any] = field(default_factory=dict)
+    name_images: Callable[[Any], list[str]] = _names_nobody  # ids of a batch's images
+    show: Callable[[Network, Validation, SummaryWriter, int], None] = _shows_nothing  # pictures for the board
+    hyperparameters: dict[str, float | str] = field(default_factory=dict)  # what tells its runs apart
+
+    @property
+    def epochs(self) -> int:
+        return self.schedule.epochs
+
+    def learning_rate(self, step: int) -> float:
+        return self.schedule.at(step, len(self.batches))
+
+
+AnyStage = Stage[Any]  # the loop treats all networks alike
