@@ -4,6 +4,4 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; child processes inherit it
 
-from tiny_world import world
-
-__all__ = ["world"]
+pytest_plugins = ["tiny_world", "stage_runs"]  # fixtures that tests of several folders share

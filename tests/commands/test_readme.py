@@ -1,0 +1,105 @@
+"""Every command of the README runs: `mae-…` here in small, `make …` by CI, `tensorboard` here for real."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from checkout import ROOT
+
+import classify.cli
+import data.preparation
+import mae.cli
+from data.phantom import write_tree
+
+MAINS = {
+    "mae-prepare": data.preparation.main,
+    "mae-pretrain": mae.cli.pretrain,
+    "mae-reconstruct": mae.cli.reconstruct,
+    "mae-finetune": classify.cli.finetune,
+    "mae-evaluate": classify.cli.evaluate,
+    "mae-compare": classify.cli.compare,
+    "mae-export": classify.cli.export,
+}
+SMALL = [
+    *("precision=fp32", "data.image_size=32", "data.phantom.images=60", "model.preset=vit_tiny_patch16"),
+    *("model.patch_size=16", "model.width=24", "model.depth=1", "model.heads=3", "model.decoder_width=16"),
+    *("model.decoder_depth=1", "model.decoder_heads=2", "pretrain.epochs=1", "pretrain.batch_size=16"),
+    *("finetune.epochs=1", "finetune.batch_size=16", "evaluate.replicates=100"),
+]
+
+PLACES = {"MIMIC_CXR_ROOT": "mimic", "VIT_MAE_BASE": "runs/demo-hf"}  # what stands for what nobody may ship
+
+
+def commands() -> list[list[str]]:
+    """The words of every command in the README's bash blocks, in order."""
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    return [shlex.split(line, comments=True) for block in blocks for line in block.splitlines() if line.strip()]
+
+
+def test_readme_names_only_commands_that_something_runs():
+    known = {*MAINS, "make", "export", ".", ".venv/bin/tensorboard"}
+    assert {words[0] for words in commands()} == known
+
+
+@pytest.mark.parametrize("page", [Path("README.md"), *(p.relative_to(ROOT) for p in ROOT.glob("docs/*.md"))])
+def test_links_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)#]+)", (ROOT / page).read_text())
+    here = [link for link in links if "://" not in link]
+    assert not [link for link in here if not (ROOT / page.parent / link).exists()]
+
+
+def test_readme_make_targets_exist_and_ci_runs_the_main_ones():
+    named = {words[1] for words in commands() if words[0] == "make"}
+    makefile, ci = (ROOT / "Makefile").read_text(), (ROOT / ".ci/run").read_text()
+    assert named <= set(re.findall(r"^(\w+):", makefile, re.M))
+    assert {"demo", "test", "lint"} <= set(re.findall(r"^make (\w+)", ci, re.M))
+
+
+def test_readme_commands_run_in_order(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_tree(tmp_path / "mimic", 120)
+    ran = []
+    for name, *words in commands():
+        if name == "export":
+            variable = words[0].partition("=")[0]
+            monkeypatch.setenv(variable, str(tmp_path / PLACES[variable]))
+        if name in MAINS:
+            small = {"mae-evaluate": SMALL[-1:], "mae-export": [], "mae-reconstruct": []}.get(name, SMALL)
+            grid = ["compare.labelled=[24]", "compare.seeds=[0]"] if "compare_mimic" in words else []
+            with pytest.raises(SystemExit) as end:
+                MAINS[name]([*words, *small, *grid])
+            assert end.value.code == 0, f"{name} {words}: {capsys.readouterr().err}"
+            ran.append(name)
+    assert set(ran) == set(MAINS)
+    assert (tmp_path / "runs/demo/report.html").exists()
+    assert (tmp_path / "runs/compare_mimic/comparison.md").exists()
+
+
+def test_readme_tensorboard_line_serves_a_run(tmp_path):
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(tmp_path / "run") as board:
+        board.add_scalar("train/loss", 1.0, 1)
+    command = [Path(sys.executable).with_name("tensorboard"), "--logdir", tmp_path, "--port", "0", "--load_fast=false"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=dict(os.environ)) as server:
+        try:
+            address = next(found[0] for line in server.stderr if (found := re.findall(r"http://localhost:\d+/", line)))
+            runs = _get_until(address + "data/runs", '["run"]')
+        finally:
+            server.terminate()
+    assert runs == '["run"]'
+
+
+def _get_until(address: str, wanted: str, seconds: float = 60) -> str:
+    end = time.monotonic() + seconds
+    while True:
+        text = urllib.request.urlopen(address).read().decode().strip()
+        if text == wanted or time.monotonic() > end:
+            return text
+        time.sleep(0.2)

@@ -1,0 +1,206 @@
+"""Whatever lies in a file, the reader reads it or refuses it in one line: it never crashes, hangs or swallows memory.
+
+The files are read by a child process of limited memory and time, so that a crash or a hang is a failure and no wait.
+"""
+
+import os
+import random
+import struct
+import zlib
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from limited_reader import outcomes
+from PIL import Image, features
+from pydicom.encaps import encapsulate
+from pydicom.uid import ImplicitVRLittleEndian, JPEG2000Lossless, JPEGBaseline8Bit, RLELossless
+from radiograph_files import dicom, lut, picture, save, scene
+
+TRIALS = 40  # damaged copies of each kind of file
+
+
+# damaged at random
+def whole_files(folder: Path) -> dict[str, bytes]:
+    """One intact file of each kind."""
+    grey, twelve = scene(250).astype(np.uint8), scene(4000).astype(np.uint16)
+    window = {"WindowCenter": 2000, "WindowWidth": 3000}
+    colour = Image.fromarray(grey).convert("RGB")
+    curve = np.arange(4096, dtype=np.uint16)
+    files = [
+        picture(grey, folder / "grey.jpg"),
+        picture(colour, folder / "progressive.jpg", progressive=True),
+        picture(grey, folder / "8.png"),
+        picture(twelve, folder / "16.png"),
+        picture(colour.convert("P"), folder / "palette.png"),
+        save(dicom(twelve, **window, PixelPaddingValue=0), folder / "explicit.dcm"),
+        save(dicom(twelve, syntax=ImplicitVRLittleEndian, VOILUTSequence=lut(curve, 0, 12)), folder / "implicit.dcm"),
+        save(dicom(twelve, **window, syntax=RLELossless), folder / "rle.dcm"),
+        save(dicom(np.asarray(colour), bits=8, photometric="RGB"), folder / "colour.dcm"),
+        save(encapsulated(folder / "grey.jpg", JPEGBaseline8Bit), folder / "jpeg.dcm"),
+    ]
+    if features.check("jpg_2000"):
+        picture(grey, folder / "grey.j2k")
+        files.append(save(encapsulated(folder / "grey.j2k", JPEG2000Lossless), folder / "j2k.dcm"))
+    return {path.name: path.read_bytes() for path in files}
+
+
+def encapsulated(stream: Path, syntax: str):
+    image = dicom(scene(250).astype(np.uint8), bits=8)
+    image.file_meta.TransferSyntaxUID = syntax
+    image.PixelData = encapsulate([stream.read_bytes()])
+    image["PixelData"].VR = "OB"
+    return image
+
+
+def damaged(whole: bytes, rng: random.Random) -> bytes:
+    """A copy with one to three kinds of damage; half of it near the start, where the headers are."""
+    data = bytearray(whole)
+    for _ in range(rng.randint(1, 3)):
+        reach = len(data) if rng.random() < 0.5 else min(len(data), 1500)
+        at = rng.randrange(reach) if reach else 0
+        kind = rng.choice(("cut", "flip", "bytes", "zeros", "remove", "repeat", "insert"))
+        if kind == "cut":
+            del data[at:]
+        elif kind == "flip" and data:
+            data[at] ^= 1 << rng.randrange(8)
+        elif kind == "bytes":
+            for place in rng.sample(range(reach), min(reach, 12)):
+                data[place] = rng.choice((0, 255, rng.randrange(256)))
+        elif kind == "zeros":
+            data[at : at + 40] = bytes(len(data[at : at + 40]))
+        elif kind == "remove":
+            del data[at : at + rng.randint(1, 60)]
+        elif kind == "repeat":
+            data[at:at] = data[at : at + rng.randint(1, 3000)]
+        else:
+            data[at:at] = rng.randbytes(rng.randint(1, 60))
+    return bytes(data)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_damaged_files_are_read_or_refused(tmp_path, seed):
+    intact, folder = tmp_path / "intact", tmp_path / "damaged"
+    intact.mkdir()
+    folder.mkdir()
+    rng = random.Random(seed)
+    for name, whole in whole_files(intact).items():
+        for trial in range(TRIALS // 2):
+            (folder / f"{name}.{trial}").write_bytes(damaged(whole, rng))
+    refused = [reason for reason in outcomes(folder).values() if reason]
+    assert len(refused) > 50  # the damage is real
+
+
+def test_garbage_with_the_first_bytes_of_a_kind_is_refused(tmp_path):
+    rng = random.Random(0)
+    starts = {
+        "jpeg": b"\xff\xd8\xff\xe0",
+        "png": b"\x89PNG\r\n\x1a\n",
+        "dicom": bytes(128) + b"DICM",
+        "bare": b"\x08\x00\x05\x00",
+        "none": b"",
+    }
+    for name, start in starts.items():
+        for size in (0, 1, 7, 500, 50_000):
+            (tmp_path / f"{name}{size}").write_bytes(start + rng.randbytes(size))
+    assert all(outcomes(tmp_path).values())
+
+
+def test_a_file_is_what_its_bytes_say_and_not_its_name(tmp_path):
+    intact, folder = tmp_path / "intact", tmp_path / "renamed"
+    intact.mkdir()
+    folder.mkdir()
+    for name, whole in whole_files(intact).items():
+        for ending in (".dcm", ".jpg", ".png", ".txt", ""):
+            (folder / f"{name.replace('.', '_')}{ending}").write_bytes(whole)
+    assert not any(outcomes(folder).values())
+
+
+# made to hurt
+def huge(folder: Path) -> None:
+    """Files of a few bytes that declare billions of pixels, text or scans."""
+    side = 60_000
+    small = Image.fromarray(scene(250).astype(np.uint8))
+    for kind, marker, at, width in (("JPEG", b"\xff\xc0", 5, 2), ("PNG", b"IHDR", 4, 4)):
+        stream = BytesIO()
+        small.save(stream, kind)
+        data = bytearray(stream.getvalue())
+        place = data.index(marker) + at
+        data[place : place + 2 * width] = side.to_bytes(width, "big") * 2
+        if kind == "PNG":
+            data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+        (folder / f"pixels.{kind}").write_bytes(data)
+    save(dicom(scene(4000).astype(np.uint16), Rows=side, Columns=side), folder / "pixels.dcm")
+    progressive = picture(small, folder / "scans", format="JPEG", progressive=True).read_bytes()
+    last = progressive[progressive.rindex(b"\xff\xda") : -2]
+    (folder / "scans").write_bytes(progressive[:-2] + last * 1000 + progressive[-2:])
+
+
+def test_huge_declarations_are_refused_before_anything_is_allocated(tmp_path):
+    huge(tmp_path)
+    found = outcomes(tmp_path)
+    assert "scans, expected at most 200" in found.pop("scans")
+    assert all("60000 x 60000 pixels declared" in r or "too many pixels declared" in r for r in found.values()), found
+
+
+def test_small_files_that_inflate_to_gigabytes_do_no_harm(tmp_path):
+    chunk = b"zTXt" + b"k\0\0" + zlib.compress(bytes(2**26))
+    stream = BytesIO()
+    Image.fromarray(scene(250).astype(np.uint8)).save(stream, "PNG")
+    png = stream.getvalue()
+    text = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    (tmp_path / "text.png").write_bytes(png[:33] + text + png[33:])
+    pixels = b"IDAT" + zlib.compress(bytes(2**26))
+    data = struct.pack(">I", len(pixels) - 4) + pixels + struct.pack(">I", zlib.crc32(pixels))
+    (tmp_path / "pixels.png").write_bytes(png[:33] + data + png[-12:])
+    image = dicom(scene(4000).astype(np.uint16))
+    save(image, tmp_path / "deflated.dcm")
+    deflater = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    megabyte = deflater.compress(bytes(2**20)) + deflater.flush(zlib.Z_FULL_FLUSH)
+    bomb = megabyte * 4096 + deflater.flush()
+    plain = (tmp_path / "deflated.dcm").read_bytes().replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.1.99")
+    (tmp_path / "deflated.dcm").write_bytes(plain.replace(b"UI\x14\x00", b"UI\x16\x00") + bomb)
+    assert "deflated" in outcomes(tmp_path)["deflated.dcm"]
+
+
+def test_a_stream_larger_than_its_dicom_says_is_refused(tmp_path):
+    if not features.check("jpg_2000"):
+        pytest.skip("this Pillow decodes no JPEG 2000")
+    stream = picture(scene(250).astype(np.uint8), tmp_path / "a.j2k").read_bytes()
+    for side in (300, 60_000):
+        data, place = bytearray(stream), stream.index(b"\xff\x51") + 6
+        data[place : place + 8] = struct.pack(">II", side, side)
+        (tmp_path / "a.j2k").write_bytes(data)
+        save(encapsulated(tmp_path / "a.j2k", JPEG2000Lossless), tmp_path / f"{side}.dcm")
+    (tmp_path / "a.j2k").unlink()
+    assert all("cannot be decoded" in str(reason) for reason in outcomes(tmp_path).values())
+
+
+def test_what_is_no_file_is_refused(tmp_path):
+    (tmp_path / "zero.jpg").touch()
+    (tmp_path / "loop.jpg").symlink_to(tmp_path / "loop.jpg")
+    (tmp_path / "there.png").symlink_to(tmp_path / "back.png")
+    (tmp_path / "back.png").symlink_to(tmp_path / "there.png")
+    (tmp_path / "nowhere.dcm").symlink_to(tmp_path / "missing.dcm")
+    (tmp_path / "device.dcm").symlink_to("/dev/zero")
+    (tmp_path / "folder.dcm").mkdir()
+    os.mkfifo(tmp_path / "pipe.dcm")
+    found = outcomes(tmp_path)
+    reasons = {
+        "zero.jpg": "an empty file",
+        "loop.jpg": "symbolic links",
+        "there.png": "symbolic links",
+        "back.png": "symbolic links",
+        "nowhere.dcm": "no such file",
+        "device.dcm": "no regular file",
+        "folder.dcm": "a folder",
+        "pipe.dcm": "no regular file",
+    }
+    assert all(reasons[name] in found[name] for name in found), found
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_one_may_not_read_is_refused(tmp_path):
+    picture(scene(250).astype(np.uint8), tmp_path / "a.png").chmod(0)
+    assert "permission denied" in outcomes(tmp_path)["a.png"]

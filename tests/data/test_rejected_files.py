@@ -1,0 +1,84 @@
+"""Laws of files that cannot be read: they are listed, the rest goes on, and too many stop."""
+
+import pandas as pd
+import pytest
+from interrupted_reading import spoil, stop_at
+from tiny_world import tiny_config, write_table
+
+from data.config import UserError
+from data.loader import open_data
+from data.preparation import prepare
+from data.store import StoreWriter
+
+
+def test_unreadable_files_are_rejected_and_the_rest_goes_on(tmp_path, capsys):
+    config = tiny_config(tmp_path)
+    bad = spoil(tmp_path / "images", 7)
+    opened = open_data(config)
+    store = opened.store
+    assert len(store) == 53
+    assert (store.rows(bad) == -1).all()
+    rejected = pd.read_csv(store.folder / "rejected.csv")
+    assert rejected["image_id"].tolist() == bad
+    assert rejected["path"].tolist() == [str(tmp_path / "images" / image_id) for image_id in bad]
+    assert rejected["reason"].str.contains("found").all()
+    assert not rejected["reason"].str.contains("\n").any()
+    assert f"7 unreadable files are listed in {store.folder / 'rejected.csv'}" in capsys.readouterr().err
+    splits = [opened.split(name) for name in ("train", "validate", "test")]
+    assert sum(map(len, splits)) == 53
+    assert not set(bad) & set(pd.concat(splits)["image_id"])
+
+
+def test_a_rejected_file_is_listed_once_though_prepare_was_interrupted(tmp_path, monkeypatch):
+    config = tiny_config(tmp_path)
+    spoil(tmp_path / "images", 3)
+    with monkeypatch.context() as patch:
+        note = StoreWriter.note
+
+        def killed(self, row, *rest):
+            if row == 2:  # its reason is written, that it is done is not
+                monkeypatch.setattr(self, "state", self.state.copy())
+                note(self, row, *rest)
+                raise KeyboardInterrupt
+            note(self, row, *rest)
+
+        patch.setattr(StoreWriter, "note", killed)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(config)
+    assert len(pd.read_csv(prepare(config).folder / "rejected.csv")) == 3
+
+
+@pytest.mark.parametrize(("images", "bad", "stops"), [(60, 10, False), (60, 11, True), (1210, 12, False)])
+def test_more_than_ten_files_and_one_percent_stop(images, bad, stops, tmp_path, monkeypatch):
+    write_table(tmp_path / "images", images)
+    config = tiny_config(tmp_path)
+    spoil(tmp_path / "images", bad)
+    if not stops:
+        assert len(prepare(config)) == images - bad
+        return
+    with pytest.raises(UserError) as caught:
+        prepare(config)
+    assert f"found {bad} unreadable of {images} files, expected at most 10" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.glob("stores/*/store.json"))
+    paths = stop_at(monkeypatch, 0)
+    with pytest.raises(UserError):  # again, at once
+        prepare(config)
+    assert not paths
+
+
+@pytest.mark.parametrize(("limit", "stops"), [(12, False), (11, True), (0.2, False), (0.19, True), (0, True)])
+def test_how_many_files_may_be_unreadable_can_be_set(limit, stops, tmp_path, capsys):
+    write_table(tmp_path / "images", 60)
+    spoil(tmp_path / "images", 12)
+    if not stops:
+        assert len(prepare(tiny_config(tmp_path, data__max_rejected=limit))) == 48
+        return
+    with pytest.raises(UserError, match=r"found 12 unreadable of 60 files.*go on without them: data.max_rejected=12$"):
+        prepare(tiny_config(tmp_path, data__max_rejected=limit))
+    assert len(prepare(tiny_config(tmp_path, data__max_rejected=12))) == 48  # as it says; nothing is decoded again
+
+
+def test_a_limit_of_rejected_files_is_a_count_or_a_share(tmp_path):
+    with pytest.raises(UserError, match=r"data.max_rejected.*a count of files, a share below 1, or null"):
+        tiny_config(tmp_path, data__max_rejected=1.5)

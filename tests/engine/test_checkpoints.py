@@ -1,0 +1,120 @@
+"""Laws of checkpoints: they read back as written, are never torn, and bring no code."""
+
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from code_carrier import Code
+from stage_runs import Stop, assert_same
+from tiny_world import tiny_config
+from torch import nn
+
+import mae.engine.checkpoint
+from classify.finetune import finetune
+from data.config import UserError
+from mae import build_mae, load_checkpoint
+from mae.engine.checkpoint import FORMAT, Checkpoint, load_weights, save_checkpoint
+from mae.engine.run import is_finished
+
+# ---------------------------------------------------------------- checkpoints
+
+
+def checkpoint_of(number: float, kind: str = "mae") -> Checkpoint:
+    return Checkpoint(kind, {"seed": 0}, {"weight": torch.full((2, 3), number)}, {"n": number}, None, {"epoch": 1})
+
+
+def refusal(path: Path, kind: str | None = None) -> str:
+    with pytest.raises(UserError) as caught:
+        load_checkpoint(path, kind)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_checkpoint_reads_back_as_written(tmp_path):
+    save_checkpoint(checkpoint_of(5), tmp_path / "last.pt")
+    found = load_checkpoint(tmp_path / "last.pt", "mae")
+    assert_same(found.weights, checkpoint_of(5).weights)
+    assert (found.kind, found.settings, found.meta, found.progress) == ("mae", {"seed": 0}, {"n": 5}, {"epoch": 1})
+    assert found.place == str(tmp_path / "last.pt")
+    assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
+
+
+@pytest.mark.parametrize("moment", ["write", "fsync", "replace"])
+def test_a_crash_while_writing_leaves_the_old_checkpoint(moment, tmp_path, monkeypatch):
+    path = tmp_path / "last.pt"
+    save_checkpoint(checkpoint_of(1), path)
+
+    def torn(content, file):
+        file.write(b"PK\x03\x04 half of a checkpoint")
+        raise Stop
+
+    def crash(*arguments):
+        raise Stop
+
+    where = {"write": (mae.engine.checkpoint.torch, "save", torn), "fsync": (os, "fsync", crash)}
+    with monkeypatch.context() as patch:
+        patch.setattr(*where.get(moment, (Path, "replace", crash)))
+        with pytest.raises(Stop):
+            save_checkpoint(checkpoint_of(2), path)
+    assert load_checkpoint(path).meta == {"n": 1}
+    save_checkpoint(checkpoint_of(3), path)
+    assert load_checkpoint(path).meta == {"n": 3}
+
+
+def test_a_checkpoint_that_brings_code_is_refused_and_not_run(tmp_path):
+    torch.save({"format": FORMAT, "kind": "mae", "meta": Code(tmp_path / "ran")}, tmp_path / "a.pt")
+    (tmp_path / "b.pt").write_bytes(pickle.dumps(Code(tmp_path / "ran")))
+    torch.save(nn.Linear(2, 3), tmp_path / "c.pt")
+    for name in "abc":
+        assert "found an unreadable or foreign file, expected a checkpoint" in refusal(tmp_path / f"{name}.pt")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_foreign_and_broken_files_are_refused_in_one_line(tmp_path):
+    path = tmp_path / "x.pt"
+    save_checkpoint(checkpoint_of(5), path)
+    whole = path.read_bytes()
+    for content in (b"", b"text", bytes(range(256)), pickle.dumps({"a": 1}), whole[:20], whole[: len(whole) // 2]):
+        path.write_bytes(content)
+        assert "unreadable or foreign" in refusal(path)
+    for foreign in ({"model": {"weight": torch.ones(2)}}, [1, 2], {"format": "mae-cxr 999"}):
+        torch.save(foreign, path)
+        assert f"found a torch file of another program, expected a checkpoint ({FORMAT})" in refusal(path)
+    assert "found no such file" in refusal(tmp_path / "absent.pt")
+    assert "found a folder" in refusal(tmp_path)
+
+
+def test_another_kind_of_checkpoint_is_refused(tmp_path, place, opened):
+    save_checkpoint(checkpoint_of(5, "classifier"), tmp_path / "last.pt")
+    assert "found a checkpoint of kind classifier, expected mae" in refusal(tmp_path / "last.pt", "mae")
+    with pytest.raises(UserError, match="expected mae"):
+        finetune(tiny_config(place), tmp_path / "last.pt", opened)
+
+
+def test_weights_of_another_size_are_refused_and_nothing_is_loaded(pretrained):
+    model = build_mae("vit_tiny_patch16", 12, patch_size=4, width=16, depth=2, heads=2, decoder_depth=1)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(UserError) as caught:
+        load_weights(model, load_checkpoint(pretrained))
+    assert "decoder.blocks.0.attention.out.bias: found (8,), expected (128,)" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert_same(dict(model.state_dict()), before)
+
+
+def test_a_checkpoint_brings_its_config(pretrained):
+    config = load_checkpoint(pretrained).config
+    assert config.model.width == 12
+    assert config.data.image_size == 12
+
+
+# ---------------------------------------------------------------- run folders
+
+
+def test_is_finished_reads_the_checkpoint(tmp_path):
+    assert not is_finished(tmp_path, 1)
+    save_checkpoint(checkpoint_of(0), tmp_path / "last.pt")
+    assert is_finished(tmp_path, 1)
+    assert not is_finished(tmp_path, 2)

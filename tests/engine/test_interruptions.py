@@ -1,0 +1,147 @@
+"""Real processes, killed and told to stop at random steps: what they end with equals an uninterrupted run."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from checkout import in_checkout
+from stage_runs import assert_same
+from tiny_world import FOUR_EPOCHS, SETTINGS, places, write_config, write_table
+
+from data.config import UserError
+from mae import load_checkpoint
+from mae.engine.checkpoint import Checkpoint, NotSaved, latest_checkpoint, save_checkpoint
+from mae.engine.signals import TRY_AGAIN, Stopped, listening
+from mae.engine.tracker import read_metrics
+
+STEPS = {"pretrain": 6 * 8, "finetune": 6 * 5}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("interruptions")
+    write_table(folder / "images")
+    settings = SETTINGS | FOUR_EPOCHS | places(folder, "mae")
+    settings |= {"pretrain.epochs": 6, "finetune.epochs": 6, "finetune.drop_path": 0.5}
+    settings |= {"engine.log_every": 1, "engine.save_steps": 2, "pretrain.ema": 0.9}
+    write_config(folder / "config.yaml", settings)
+    return folder
+
+
+def start(world: Path, stage: str, run: Path) -> subprocess.Popen:
+    """The command of a stage, as a process."""
+    room = {"pretrain": "mae.cli", "finetune": "classify.cli"}[stage]
+    key = {"pretrain": "run", "finetune": "finetune.run"}[stage]
+    code = f"from {room} import {stage}; {stage}()"
+    command = [sys.executable, "-c", code, "--config", str(world / "config.yaml"), f"{key}={run}"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=in_checkout())
+
+
+def finish(process: subprocess.Popen) -> tuple[int, str]:
+    _, errors = process.communicate(timeout=240)
+    return process.returncode, errors
+
+
+def interrupt(world: Path, stage: str, run: Path, step: int, number: signal.Signals) -> tuple[int, str]:
+    """Run until a step is logged, then send the signal; returns exit code and stderr."""
+    process = start(world, stage, run)
+    while process.poll() is None and last_step(run) < step:
+        time.sleep(0.002)
+    process.send_signal(number)
+    return finish(process)
+
+
+def tear(run: Path, rng: random.Random) -> None:
+    """Cut last.pt at random; what is then gone on from is at most an interval of checkpoints older."""
+    stood, content = load_checkpoint(run / "last.pt").progress["step"], (run / "last.pt").read_bytes()
+    (run / "last.pt").write_bytes(content[: rng.randrange(len(content))])
+    assert stood - 2 <= latest_checkpoint(run).progress["step"] < stood
+
+
+def last_step(run: Path) -> int:
+    try:
+        return max((row["step"] for row in read_metrics(run)), default=0)
+    except ValueError:  # half a line
+        return 0
+
+
+def assert_same_end(one: Path, two: Path) -> None:
+    for name in ("last.pt", "best.pt"):
+        a, b = load_checkpoint(one / name), load_checkpoint(two / name)
+        for part in ("weights", "optimizer", "state"):
+            assert_same(getattr(a, part), getattr(b, part), f"{name} {part}")
+    rows = [[row for row in read_metrics(run) if "train/loss" in row] for run in (one, two)]
+    assert [row["step"] for row in rows[0]] == [row["step"] for row in rows[1]]
+    assert [row["train/loss"] for row in rows[0]] == [row["train/loss"] for row in rows[1]]
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_five_kills_a_torn_file_and_a_signal_equal_no_interruption(world, stage, capsys):
+    whole, parts = world / f"{stage}-whole", world / f"{stage}-parts"
+    code, errors = finish(start(world, stage, whole))
+    assert code == 0, errors
+    rng = random.Random(stage)
+    moments = sorted(rng.sample(range(5, STEPS[stage] - 6), 6))
+    for number, step in enumerate(moments[:5]):
+        code, errors = interrupt(world, stage, parts, step, signal.SIGKILL)
+        assert code == -signal.SIGKILL, errors
+        if number % 2 == 0:
+            tear(parts, rng)
+            assert "going on from" in capsys.readouterr().err
+    code, errors = interrupt(world, stage, parts, moments[5], signal.SIGTERM)
+    assert code == TRY_AGAIN, errors
+    assert "stopped by SIGTERM at step" in errors
+    assert "Traceback" not in errors
+    stopped = load_checkpoint(parts / "last.pt").progress["step"]
+    assert f"at step {stopped}, which is saved" in errors
+    code, errors = finish(start(world, stage, parts))
+    assert code == 0, errors
+    assert_same_end(whole, parts)
+    assert not (parts / "previous.pt").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_noted_and_handlers_are_put_back(number):
+    before = signal.getsignal(number)
+    with listening() as received:
+        os.kill(os.getpid(), number)
+        assert received == [number.name]
+        assert signal.getsignal(number) == before  # the second acts as it always did
+    assert signal.getsignal(number) == before
+
+
+def test_stopping_says_where_and_exits_with_a_code_of_its_own(tmp_path, capsys):
+    with pytest.raises(SystemExit) as caught, listening():
+        raise Stopped(tmp_path, "SIGTERM", 7)
+    assert caught.value.code == TRY_AGAIN == 75
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+# ---------------------------------------------------------------- torn files, full disks
+
+
+def test_a_torn_checkpoint_without_another_is_an_error_not_a_new_start(tmp_path):
+    (tmp_path / "last.pt").write_bytes(b"half of")
+    with pytest.raises(UserError, match="unreadable"):
+        latest_checkpoint(tmp_path)
+
+
+def test_a_full_disk_keeps_what_was_there(monkeypatch, tmp_path):
+    checkpoint = Checkpoint("mae", {"seed": 0}, {"weight": torch.ones(2, 3)})
+    save_checkpoint(checkpoint, tmp_path / "last.pt")
+    before = (tmp_path / "last.pt").read_bytes()
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("torch.save", full)
+    with pytest.raises(NotSaved, match="No space left on device"):
+        save_checkpoint(checkpoint, tmp_path / "last.pt", tmp_path / "previous.pt")
+    assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
+    assert (tmp_path / "last.pt").read_bytes() == before

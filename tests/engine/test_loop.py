@@ -1,0 +1,118 @@
+"""Laws of the loop, with a stage of four numbers: what is kept, validated, logged and skipped."""
+
+import math
+
+import pytest
+import torch
+from stage_runs import Stop
+from tiny_world import tiny_config
+from toy_stage import Toy, spoiling, toy_stage
+
+from data.config import UserError
+from mae import load_checkpoint
+from mae.engine.loop import evaluating, fit
+from mae.engine.tracker import read_metrics
+
+
+def test_best_follows_validation(config, tmp_path):
+    fit(toy_stage(config, [0.2, 0.7, 0.4, 0.7]), tmp_path)
+    best, last = load_checkpoint(tmp_path / "best.pt"), load_checkpoint(tmp_path / "last.pt")
+    assert (best.progress["epoch"], best.progress["best"], best.meta["of"]) == (2, 0.7, 0.7)  # the first of equals
+    assert (last.progress["epoch"], last.progress["best"], last.meta["of"]) == (4, 0.7, 0.7)
+    assert best.optimizer is None
+
+
+def test_the_last_epoch_is_always_validated(config, tmp_path):
+    fit(toy_stage(config, [0.1, 0.2], epochs=5, validate_every=3), tmp_path)
+    assert [row["epoch"] for row in read_metrics(tmp_path) if "epoch" in row] == [3, 5]
+
+
+def test_modules_are_in_training_mode_after_the_first_validation(config, tmp_path):
+    modes = []
+
+    def step(model, batch, epoch):
+        modes.append((epoch, model.training, model.norm.training))
+        return model(batch.x).square().mean()
+
+    stage = toy_stage(config, step=step)
+    stage.model.eval()
+    fit(stage, tmp_path)
+    assert {mode[1:] for mode in modes} == {(True, True)}
+    assert {mode[0] for mode in modes} == {0, 1, 2, 3}
+    assert stage.model.norm.num_batches_tracked == 20
+
+
+def test_evaluation_restores_each_modules_mode():
+    model = Toy()
+    model.head.eval()
+    before = [module.training for module in model.modules()]
+
+    def look(model):
+        assert not any(module.training for module in model.modules())
+        assert not torch.is_grad_enabled()
+        return 7
+
+    assert evaluating(model, look) == 7
+    assert [module.training for module in model.modules()] == before
+    with pytest.raises(Stop):
+        evaluating(model, lambda model: (_ for _ in ()).throw(Stop))
+    assert [module.training for module in model.modules()] == before
+    assert torch.is_grad_enabled()
+
+
+def test_metrics_show_the_mean_loss_of_an_epoch(place, tmp_path):
+    config = tiny_config(place, engine__log_every=2)
+    losses = []
+
+    def step(model, batch, epoch):
+        losses.append(loss := model(batch.x).square().mean())
+        return loss
+
+    fit(toy_stage(config, step=step), tmp_path)
+    rows = read_metrics(tmp_path)
+    assert [row["step"] for row in rows if "train/loss" in row][:3] == [2, 4, 5]
+    for epoch, row in enumerate(row for row in rows if "epoch" in row):
+        mean = sum(loss.item() for loss in losses[5 * epoch : 5 * epoch + 5]) / 5
+        assert row["epoch/train_loss"] == pytest.approx(mean, rel=1e-6)
+
+
+@pytest.mark.parametrize("spoil", ["loss", "gradient"])
+def test_updates_that_are_never_finite_stop_and_keep_the_checkpoint(spoil, place, tmp_path):
+    config = tiny_config(place, engine__skip_limit=3)
+    with pytest.raises(UserError) as caught:
+        fit(toy_stage(config, step=spoiling(spoil, range(11, 99))), tmp_path)
+    assert "loss or gradient is not finite at step 13" in str(caught.value)
+    assert "3 updates in a row" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    kept = load_checkpoint(tmp_path / "last.pt")
+    assert kept.progress["epoch"] == 2
+    assert all(tensor.isfinite().all() for tensor in kept.weights.values())
+
+
+@pytest.mark.parametrize("spoil", ["loss", "gradient"])
+def test_an_update_that_is_not_finite_is_skipped_named_and_leaves_no_trace(spoil, config, tmp_path, capsys):
+    stage = toy_stage(config, epochs=1, step=spoiling(spoil, {3}), name_images=lambda batch: ["bad-one"])
+    fit(stage, tmp_path)
+    assert "not finite at step 3 (images bad-one): update skipped" in capsys.readouterr().err
+    rows = read_metrics(tmp_path)
+    assert [row["skipped_images"] for row in rows if "skipped_images" in row] == [["bad-one"]]
+    assert rows[-1]["epoch"] == 1
+    assert math.isfinite(rows[-1]["epoch/train_loss"])
+    assert all(tensor.isfinite().all() for tensor in stage.model.state_dict().values())
+    assert load_checkpoint(tmp_path / "last.pt").progress["skipped"] == 1
+    assert {state["step"].item() for state in stage.optimizer.state.values()} == {4.0}
+
+
+@pytest.mark.parametrize("limit", [None, 0.01])
+def test_gradients_are_clipped_where_asked(limit, config, tmp_path, monkeypatch):
+    norms, step = [], torch.optim.AdamW.step
+
+    def watched(optimizer, *rest):
+        grads = [p.grad for group in optimizer.param_groups for p in group["params"]]
+        norms.append(torch.cat([grad.flatten() for grad in grads]).norm().item())
+        return step(optimizer, *rest)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", watched)
+    fit(toy_stage(config, clip_grad=limit, epochs=1), tmp_path)
+    assert all(norm <= 0.01001 for norm in norms) if limit else max(norms) > 0.05
+    assert read_metrics(tmp_path)[0]["train/gradient_norm"] > 0.05  # before clipping

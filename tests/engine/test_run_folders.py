@@ -1,0 +1,74 @@
+"""Laws of run folders: a run goes on only as it was begun, and each start is recorded."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from tiny_world import tiny_config
+
+from data.config import Root, UserError
+from mae.engine.run import check_run, device_of, start_run
+from mae.pretrain import pretrain
+
+
+def refused_run(folder: Path, config: Root, facts: dict) -> str:
+    with pytest.raises(UserError) as caught:
+        check_run(folder, config, ("seed", "precision", "data", "model", "pretrain"), facts)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_run_of_another_config_is_refused_by_the_settings_name(place, tmp_path):
+    facts = {"store": "abc"}
+    start_run(tmp_path, tiny_config(place), facts)
+    for key, then, now in (
+        ("seed", 0, 3),
+        ("precision", "fp32", "bf16"),
+        ("model.width", 12, 24),
+        ("pretrain.mask_ratio", 0.75, 0.5),
+        ("pretrain.optimizer.base_lr", 0.05, 0.1),
+        ("pretrain.augment.flip", 0.0, 0.5),
+        ("data.uncertain", "unknown", "positive"),
+    ):
+        message = refused_run(tmp_path, tiny_config(place, **{key: now}), facts)
+        assert f"{tmp_path}: found a run made with {key} = {then}, expected {now}; choose another" in message
+    assert "store = abc, expected def" in refused_run(tmp_path, tiny_config(place), {"store": "def"})
+
+
+def test_what_does_not_change_the_result_may_change(place, tmp_path):
+    facts, sections = {"store": "abc"}, ("seed", "precision", "data", "model", "pretrain")
+    check_run(tmp_path, tiny_config(place), sections, facts)  # an empty folder
+    start_run(tmp_path, tiny_config(place), facts)
+    check_run(tmp_path, tiny_config(place), sections, facts)
+    free = ("pretrain__epochs", 9), ("engine__save_minutes", 1.0), ("data__store", "x"), ("data__workers", 2)
+    for key, value in (*free, ("finetune__epochs", 9), ("finetune__mode", "linear"), ("run", "elsewhere")):
+        check_run(tmp_path, tiny_config(place, **{key: value}), sections, facts)
+
+
+def test_commands_refuse_a_run_of_another_config(place, opened, tmp_path):
+    changed = {"run": str(tmp_path / "run"), "pretrain__epochs": 1}
+    pretrain(tiny_config(place, **changed), opened)
+    before = (tmp_path / "run/last.pt").read_bytes()
+    with pytest.raises(UserError, match=r"pretrain.mask_ratio = 0.75, expected 0.5"):
+        pretrain(tiny_config(place, **changed, pretrain__mask_ratio=0.5), opened)
+    assert (tmp_path / "run/last.pt").read_bytes() == before
+
+
+def test_a_run_folder_records_each_start(place, tmp_path):
+    for _ in range(2):
+        start_run(tmp_path, tiny_config(place), {"store": "abc"})
+    record = json.loads((tmp_path / "environment.json").read_text())
+    assert record["facts"] == {"store": "abc"}
+    assert len(record["starts"]) == 2
+    assert record["starts"][0]["packages"]["torch"].startswith(torch.__version__.split("+")[0])
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["model"]["width"] == 12
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "environment.json"]
+
+
+@pytest.mark.parametrize("name", ["cuda:99", "gpu", "cpu:x"])
+def test_a_device_that_is_not_there_is_one_line(name, place):
+    with pytest.raises(UserError, match=f"device: found '{name}', which is not available") as caught:
+        device_of(tiny_config(place, device=name))
+    assert "\n" not in str(caught.value)

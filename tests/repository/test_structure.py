@@ -1,0 +1,200 @@
+import ast
+import os
+import subprocess
+import sys
+import zipfile
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from checkout import ROOT
+
+ROOMS = ("data", "mae", "classify")
+COMMANDS_OF_MAE = {"mae/pretrain.py", "mae/probe.py", "mae/dry_run.py", "mae/reconstruct.py", "mae/cli.py"}
+USED_BY_ALL = {"data.config", "data.settings"}
+PUBLIC = {
+    "data": ["load_config", "read_image", "open_manifest", "ImageStore", "prepare"],
+    "mae": ["build_mae", "load_checkpoint", "MaskedAutoencoder", "Encoder", "Decoder"],
+    "classify": ["build_classifier", "build_resnet", "metrics"],
+    "classify.metrics": [
+        "binary_metrics",
+        "bootstrap_interval",
+        "delong_test",
+        "mcnemar_test",
+        "expected_calibration_error",
+    ],
+}
+PRESETS = ("vit_tiny_patch16", "vit_small_patch16", "vit_base_patch16", "vit_large_patch16", "vit_huge_patch14")
+
+
+def imports(path: Path) -> set[str]:
+    """Modules of our rooms that a file imports anywhere, `from x import y` as x (and x.y where that is a module)."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: relative import"
+            found |= {node.module} | {f"{node.module}.{name.name}" for name in node.names}
+    return {name for name in found if name.split(".")[0] in ROOMS and _is_module(name)}
+
+
+def _is_module(name: str) -> bool:
+    path = ROOT / name.replace(".", "/")
+    return path.is_dir() or path.with_suffix(".py").is_file()
+
+
+def files(room: str) -> list[Path]:
+    return sorted((ROOT / room).rglob("*.py"))
+
+
+def rooms_imported(room: str) -> set[str]:
+    return {name.split(".")[0] for path in files(room) for name in imports(path)}
+
+
+# ---------------------------------------------------------------- directions
+
+
+def test_the_imports_are_found():
+    assert "data.loader" in imports(ROOT / "mae/pretrain.py")
+    assert "mae.pretrain" in imports(ROOT / "classify/compare.py")
+
+
+def test_data_knows_nothing_of_models():
+    assert rooms_imported("data") <= {"data"}
+
+
+def test_mae_knows_nothing_of_diagnoses():
+    assert rooms_imported("mae") <= {"data", "mae"}
+
+
+def test_inside_mae_only_commands_open_data():
+    for path in files("mae"):
+        name = path.relative_to(ROOT).as_posix()
+        used = {module for module in imports(path) if module.startswith("data.")} - USED_BY_ALL
+        assert not used or name in COMMANDS_OF_MAE, f"{name} imports {used}"
+
+
+def test_the_engine_knows_no_stage():
+    for path in files("mae/engine"):
+        used = {name for name in imports(path) if not name.startswith(("mae.engine", "data.config"))}
+        assert used <= {"mae", "data"}, f"{path.name} imports {used}"
+
+
+def test_settings_and_config_are_light():
+    light = {"argparse", "difflib", "json", "os", "pkgutil", "re", "sys", "collections", "functools", "pathlib"}
+    light |= {"typing", "yaml", "pydantic", "pydantic_core", "data", "mae", "classify"}
+    for name in ("data/config.py", "data/settings.py", "mae/settings.py", "classify/settings.py"):
+        tree = ast.parse((ROOT / name).read_text())
+        for node in ast.walk(tree):
+            modules = [node.module] if isinstance(node, ast.ImportFrom) else []
+            modules += [part.name for part in node.names] if isinstance(node, ast.Import) else []
+            assert {module.split(".")[0] for module in modules} <= light, name
+
+
+# ---------------------------------------------------------------- public names
+
+
+def test_packages_load_without_torch():
+    code = "import sys, mae, data, classify; print([m for m in ('torch', 'numpy', 'pandas') if m in sys.modules])"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert answer.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(("module", "name"), [(module, name) for module, names in PUBLIC.items() for name in names])
+def test_public_names_resolve(module, name):
+    assert getattr(import_module(module), name) is not None
+
+
+def test_prepare_stays_a_function_whoever_was_imported_first():
+    code = "import data.preparation; import data; from data import prepare; print(callable(prepare))"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert answer.stdout.strip() == "True"
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_unknown_names_are_attribute_errors(room):
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = import_module(room).no_such_name
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_build(preset):
+    import torch
+
+    from mae import build_mae
+
+    patch = 14 if "14" in preset else 16
+    with torch.device("meta"):
+        model = build_mae(preset, image_size=4 * patch, in_channels=3, depth=1)
+    assert model.encoder.grid == (4, 4)
+
+
+# ---------------------------------------------------------------- the wheel
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built wheel; the sources are copied, so that the checkout stays clean."""
+    folder = tmp_path_factory.mktemp("wheel")
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    names = listed.stdout.splitlines() or [str(path.relative_to(ROOT)) for path in ROOT.rglob("*") if path.is_file()]
+    for name in names:
+        if name.startswith((*ROOMS, "configs/", "setup.cfg", "pyproject.toml", "README", "LICENSE")):
+            (folder / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / "source" / name).write_bytes((ROOT / name).read_bytes())
+    command = ["-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(folder / "source")]
+    built = subprocess.run([sys.executable, *command], capture_output=True, text=True)
+    assert built.returncode == 0, built.stdout + built.stderr
+    return next(folder.glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("installed")
+    with zipfile.ZipFile(wheel) as archive:  # what pip does with a wheel of pure Python
+        archive.extractall(target)
+    return target
+
+
+def from_wheel(installed: Path, folder: Path, code: str) -> str:
+    environment = os.environ | {"PYTHONPATH": str(installed)}
+    answer = subprocess.run(
+        [sys.executable, "-P", "-c", code], capture_output=True, text=True, cwd=folder, env=environment
+    )
+    assert answer.returncode == 0, answer.stderr
+    return answer.stdout.strip()
+
+
+def test_wheel_holds_every_module_config_and_template(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    for room in ROOMS:
+        assert {path.relative_to(ROOT).as_posix() for path in files(room)} <= names
+    assert {f"mae/configs/{path.name}" for path in (ROOT / "configs").glob("*.yaml")} <= names
+    assert {f"classify/{path.name}" for path in (ROOT / "classify").glob("*.html")} <= names
+    assert not [name for name in names if name.startswith(("tests/", "docs/", "benchmarks/"))]
+
+
+def test_wheel_finds_configs_by_name_from_anywhere(installed, tmp_path):
+    code = "from mae.cli import pretrain; pretrain(['--config', 'demo', '--print-config'])"
+    assert from_wheel(installed, tmp_path, code).startswith("run: runs/demo")
+    code = "import data.config; print(data.config.find_config('demo'))"
+    assert Path(from_wheel(installed, tmp_path, code)) == installed / "mae/configs/demo.yaml"
+
+
+def test_wheel_finds_the_report_template_from_anywhere(installed, tmp_path):
+    code = (
+        "import classify; from pathlib import Path; from jinja2 import Environment, FileSystemLoader;"
+        "folder = Path(classify.__file__).parent;"
+        "print(folder); Environment(loader=FileSystemLoader(folder)).get_template('report.html')"
+    )
+    assert Path(from_wheel(installed, tmp_path, code)) == installed / "classify"
+
+
+def test_wheel_names_the_commands(installed):
+    [entry_points] = installed.glob("*.dist-info/entry_points.txt")
+    for command in ("mae-prepare", "mae-pretrain", "mae-reconstruct", "mae-finetune", "mae-evaluate", "mae-compare"):
+        assert f"{command} = " in entry_points.read_text()

@@ -1,0 +1,145 @@
+"""Laws of Hugging Face's layout: there and back is the same, and transformers reads what we write."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from foreign_weights import WIDTH, folder_of, grey, quiet, random, same, tiny
+from safetensors.torch import load_file, save_file
+from tiny_world import MODEL, call, succeed, tiny_config
+
+from classify.classifier import build_classifier
+from classify.cli import export as mae_export
+from classify.export import linear_head
+from classify.finetune import build_model
+from mae import load_checkpoint
+from mae.engine.checkpoint import Checkpoint, load_weights, save_checkpoint
+from mae.model import mae_from
+from mae.weights import load_huggingface, save_huggingface
+
+# ---------------------------------------------------------------- there and back
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_ours_there_and_back_is_the_same_bit_for_bit(channels, tmp_path):
+    model = tiny(channels, norm_eps=1e-7, pixel_mean=0.4, pixel_std=0.3, norm_pixel_loss=False)
+    back = load_huggingface(folder_of(model, tmp_path), say=quiet)
+    assert same(model, back)
+    assert back.encoder.norm.eps == back.decoder.blocks[0].norm2.eps == 1e-7
+    assert not back.norm_pixel_loss
+    assert [block.attention.heads for block in (*back.encoder.blocks, *back.decoder.blocks)] == [3, 3, 2]
+
+
+def test_theirs_there_and_back_is_the_same_bit_for_bit(tmp_path):
+    folder_of(tiny(), tmp_path / "there", "apache-2.0")
+    folder_of(load_huggingface(tmp_path / "there", say=quiet), tmp_path / "back")
+    there, back = (load_file(tmp_path / name / "model.safetensors") for name in ("there", "back"))
+    assert there.keys() == back.keys()
+    assert all(torch.equal(there[name], back[name]) for name in there)
+    for name in ("config.json", "preprocessor_config.json", "README.md"):
+        assert (tmp_path / "there" / name).read_text() == (tmp_path / "back" / name).read_text()
+
+
+def test_bin_and_shards_are_read_as_one_safetensors_file_is(tmp_path):
+    folder = folder_of(tiny(), tmp_path / "whole")
+    tensors = load_file(folder / "model.safetensors")
+    for name in ("bin", "shards"):
+        shutil.copytree(folder, tmp_path / name)
+        (tmp_path / name / "model.safetensors").unlink()
+    torch.save(tensors, tmp_path / "bin/pytorch_model.bin")
+    places = {name: f"model-{number % 2}.safetensors" for number, name in enumerate(tensors)}
+    for shard in set(places.values()):
+        save_file({name: tensors[name] for name in tensors if places[name] == shard}, tmp_path / "shards" / shard)
+    (tmp_path / "shards/model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    whole = load_huggingface(folder, say=quiet)
+    assert same(whole, load_huggingface(tmp_path / "bin", say=quiet))
+    assert same(whole, load_huggingface(tmp_path / "shards", say=quiet))
+    assert same(whole, load_huggingface(tensors, quiet, heads=3, decoder_heads=2, pixel_mean=0.5, pixel_std=0.25))
+
+
+def test_a_cross_decoder_is_left_out_and_said(tmp_path):
+    said = []
+    save_huggingface(tiny(decoder="cross"), tmp_path, say=said.append)
+    assert "cross decoder: the decoder is left out" in said[0]
+    back = load_huggingface(tmp_path, say=quiet, **{n: s for n, s in MODEL.items() if n.startswith("decoder_")})
+    assert same(tiny(decoder="cross").encoder, back.encoder)
+    assert json.loads((tmp_path / "config.json").read_text())["architectures"] == ["ViTModel"]
+
+
+def test_images_that_are_not_square_keep_their_grid(tmp_path):
+    model = tiny(1, image_size=(8, 20))
+    back = load_huggingface(folder_of(model, tmp_path), say=quiet)
+    assert back.encoder.grid == (2, 5)
+    assert same(model.encoder, back.encoder)
+
+
+# ---------------------------------------------------------------- transformers reads what we write
+
+
+def test_vit_reads_rectangles_and_grey(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    model = tiny(1, image_size=(8, 20))
+    vit = transformers.ViTModel.from_pretrained(folder_of(model, tmp_path), add_pooling_layer=False).eval()
+    images = random(2, 1, 8, 20)
+    with torch.no_grad():
+        torch.testing.assert_close(vit(images).last_hidden_state, model.encoder(images), rtol=0, atol=1e-5)
+
+
+def test_an_encoder_is_what_vit_for_classification_starts_from(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    model, images = tiny(), random(2, 3, 12, 12)
+    vit = transformers.ViTForImageClassification.from_pretrained(folder_of(model, tmp_path)).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(vit.vit(images).last_hidden_state, model.encoder(images), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["full", "linear"])
+def test_an_exported_classifier_gives_our_probability(mode, runs, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    run = runs / f"mae-{mode}"
+    succeed(mae_export, "--checkpoint", run / "last.pt", "--out", tmp_path)
+    vit = transformers.ViTForImageClassification.from_pretrained(tmp_path).eval()
+    checkpoint = load_checkpoint(run / "last.pt")
+    encoder = mae_from(checkpoint.config.model, checkpoint.config.data.image_size).encoder
+    ours = build_classifier(encoder, "cls", mode == "linear").eval()
+    load_weights(ours, checkpoint)
+    images = ours.standardize(grey(5))
+    with torch.no_grad():
+        probabilities = vit(images).logits.softmax(1)  # b 2
+        torch.testing.assert_close(probabilities[:, 1], ours(images).sigmoid(), rtol=0, atol=1e-5)
+    assert vit.config.id2label == {0: "normal", 1: "abnormal"}
+    assert vit.config.threshold["image"] == checkpoint.meta["threshold"]["image"]
+
+
+@pytest.mark.parametrize(("target", "names"), [(None, ("normal", "abnormal")), ("Pneumonia", ("negative", "positive"))])
+def test_an_exported_classifier_names_its_classes(target, names, tmp_path):
+    config = tiny_config(tmp_path, data__target=target, finetune__pool="cls")
+    weights = build_model(config).state_dict()
+    save_checkpoint(Checkpoint("classifier", config.model_dump(mode="json"), weights), tmp_path / "best.pt")
+    succeed(mae_export, "--checkpoint", tmp_path / "best.pt", "--out", tmp_path / "vit")
+    written = json.loads((tmp_path / "vit/config.json").read_text())
+    assert written["id2label"] == {"0": names[0], "1": names[1]}
+    assert written["label2id"] == {names[0]: 0, names[1]: 1}
+
+
+def test_a_probes_norm_is_folded_into_the_head():
+    probe = build_classifier(tiny().encoder, "cls", probe=True).eval()
+    probe.norm.running_mean.copy_(random(WIDTH))
+    probe.norm.running_var.copy_(random(WIDTH).square() + 0.1)
+    images = random(3, 3, 12, 12)
+    weight, bias = linear_head(probe)
+    with torch.no_grad():
+        torch.testing.assert_close(probe.encoder(images)[:, 0] @ weight + bias, probe(images))
+
+
+def test_a_classifier_that_transformers_has_no_model_for_is_not_exported(world, tmp_path):
+    outcome = call(mae_export, "--checkpoint", world.classifier / "last.pt", "--out", tmp_path / "out")
+    assert outcome.code == 2
+    assert "found finetune.pool = mean, expected cls" in outcome.err
+    config = tiny_config(tmp_path, finetune__model="resnet18")
+    resnet = Checkpoint("classifier", config.model_dump(mode="json"), build_model(config).state_dict())
+    save_checkpoint(resnet, tmp_path / "resnet.pt")
+    outcome = call(mae_export, "--checkpoint", tmp_path / "resnet.pt", "--out", tmp_path / "out")
+    assert "found resnet18, expected a ViT" in outcome.err
+    assert not (tmp_path / "out").exists()

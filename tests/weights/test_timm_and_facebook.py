@@ -1,0 +1,111 @@
+"""Laws of weights of timm and facebookresearch/mae: they give the features that these programs give."""
+
+import argparse
+import json
+
+import pytest
+import torch
+from foreign_weights import (
+    DEPTH,
+    HEADS,
+    WIDTH,
+    from_weights,
+    quiet,
+    random,
+    reference_file,
+    same,
+    timm_features,
+    timm_weights,
+    with_decoder,
+)
+from safetensors.torch import save_file
+
+from data.config import UserError
+from mae.weights import load_facebook, load_timm, starting_point
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "backbone.", "module.encoder."])
+def test_timm_weights_give_timms_features(prefix):
+    weights = timm_weights()
+    model = load_timm({prefix + name: tensor for name, tensor in weights.items()}, say=quiet, heads=HEADS).eval()
+    images = random(2, 3, 12, 12)
+    with torch.no_grad():
+        torch.testing.assert_close(model.encoder(images), timm_features(weights, images), rtol=0, atol=1e-5)
+    assert model.encoder.positions.equal(weights["pos_embed"][0, 1:])  # learned ones, untouched
+    assert set(model.report.unexpected) == {f"{prefix}head.weight", f"{prefix}head.bias"}
+    assert all(name.startswith("decoder.") for name in model.report.missing)
+    assert model.encoder.norm.eps == 1e-6
+
+
+def test_attention_without_biases_has_zeros():
+    weights = {name: t for name, t in timm_weights().items() if not name.endswith("qkv.bias")}
+    model, images = load_timm(weights, say=quiet, heads=HEADS).eval(), random(2, 3, 12, 12)
+    zeros = {f"blocks.{block}.attn.qkv.bias": torch.zeros(3 * WIDTH) for block in range(DEPTH)}
+    with torch.no_grad():
+        torch.testing.assert_close(model.encoder(images), timm_features(weights | zeros, images), rtol=0, atol=1e-5)
+    assert "has no biases" in model.report.adapted["blocks.0.attn.qkv.weight"]
+
+
+def test_timm_files_of_every_kind(tmp_path):
+    weights = timm_weights()
+    save_file(weights, tmp_path / "vit.safetensors")
+    torch.save(weights, tmp_path / "vit.bin")
+    torch.save({"state_dict": weights, "epoch": 3}, tmp_path / "vit.pth")
+    models = [load_timm(tmp_path / name, quiet, heads=HEADS) for name in ("vit.safetensors", "vit.bin", "vit.pth")]
+    assert all(same(models[0].encoder, model.encoder) for model in models)
+    assert "epoch" in models[2].report.unexpected
+
+
+def test_a_timm_folder_brings_its_statistics_and_licence(tmp_path):
+    save_file(timm_weights(), tmp_path / "model.safetensors")
+    trained = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.1]}
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "vit_base", "pretrained_cfg": trained}))
+    (tmp_path / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    config = from_weights(tmp_path / "runs", tmp_path, {"model.heads": HEADS, "model.in_channels": 3})
+    start = starting_point(config, quiet)
+    assert start.config.model.pixel_mean == (0.5, 0.4, 0.3)
+    assert start.config.model.pixel_std == (0.2, 0.2, 0.1)
+    assert start.meta["license"] == "apache-2.0"
+
+
+@pytest.mark.parametrize("positions", ["zero", "own"])
+def test_a_pretraining_file_of_the_reference_loads_with_its_decoder(positions, tmp_path):
+    weights = with_decoder(timm_weights())
+    if positions == "zero":  # as sine-cosine positions have it
+        weights["decoder_pos_embed"][:, 0] = 0
+    arguments = argparse.Namespace(norm_pix_loss=True, lr=1e-3, model="mae_vit_base_patch16")
+    others = {"optimizer": {"state": {}}, "epoch": 3, "scaler": {}, "args": arguments}
+    file = reference_file(tmp_path / "mae.pth", weights, **others)
+    model = load_facebook(file, quiet, heads=HEADS, decoder_heads=2)
+    assert not model.report.missing
+    assert set(model.report.unexpected) == {"optimizer", "epoch", "scaler"}
+    assert model.report.license == "CC-BY-NC-4.0"
+    assert model.norm_pixel_loss
+    assert model.encoder.norm.eps == 1e-6
+    moved = {"decoder_embed.bias", "mask_token", "decoder_pos_embed"}
+    assert moved.isdisjoint(model.report.adapted) == (positions == "zero")
+    token = weights["mask_token"][0, 0] + weights["decoder_pos_embed"][0, 1:]  # what enters the decoder is the same
+    torch.testing.assert_close(model.decoder.mask_token[0, 0] + model.decoder.positions, token)
+    first = weights["decoder_embed.bias"] + weights["decoder_pos_embed"][0, 0]
+    torch.testing.assert_close(model.decoder.embed.bias.data, first)
+
+
+def test_a_fine_tuned_file_of_the_reference_loads_without_its_head(tmp_path):
+    weights = timm_weights()
+    pooled = {name.replace("norm.", "fc_norm.") if name.startswith("norm.") else name: t for name, t in weights.items()}
+    model = load_facebook(reference_file(tmp_path / "tuned.pth", pooled), quiet, heads=HEADS).eval()
+    images = random(2, 3, 12, 12)
+    with torch.no_grad():
+        expected = timm_features(pooled, images, "fc_norm")
+        torch.testing.assert_close(model.encoder(images), expected, rtol=0, atol=1e-5)
+    assert set(model.report.unexpected) == {"head.weight", "head.bias"}
+    assert "fc_norm.weight" in model.report.adapted
+
+
+def test_heads_of_published_widths_are_known():
+    weights = timm_weights()
+    with pytest.raises(UserError, match=r"state dict: found width 12 and no number of heads, expected heads=…"):
+        load_timm(weights, say=quiet)
+    from mae.weights.source import _usual_heads
+
+    assert [_usual_heads(width, "") for width in (192, 384, 512, 768, 1024, 1280)] == [3, 6, 8, 12, 16, 16]

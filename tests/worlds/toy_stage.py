@@ -1,0 +1,82 @@
+"""A stage of four numbers: what the loop does can be followed by hand."""
+
+import math
+
+import torch
+from stage_runs import CPU
+from torch import nn
+
+from data.config import Root
+from mae.engine.loop import Stage, Validation
+from mae.engine.optim import adamw, parameter_groups
+
+
+class Toy(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm, self.head, self.frozen = nn.BatchNorm1d(3), nn.Linear(3, 1), nn.Dropout(0.5).eval()
+
+    def forward(self, x):
+        return self.head(self.norm(x))
+
+
+class ToyBatch:
+    def __init__(self, number: int):
+        self.x = torch.randn(4, 3, generator=torch.Generator().manual_seed(number))
+
+    def to(self, device):
+        return self
+
+
+class ToyBatches:
+    batch_size = 4
+
+    def __len__(self):
+        return 5
+
+    def epoch(self, epoch, start):
+        return (ToyBatch(10 * epoch + number) for number in range(start, 5))
+
+
+def toy_stage(config: Root, scores=(), step=None, **changed) -> Stage:
+    """A stage whose validation scores are given, one an epoch."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Toy()
+    scores = iter(scores)
+
+    def validate(model, epoch):
+        assert not model.training
+        return Validation({"validate/score": (score := next(scores, 0.0))}, score, {"of": score})
+
+    return Stage(
+        **{
+            "kind": "toy",
+            "config": config,
+            "device": CPU,
+            "model": model,
+            "optimizer": adamw(parameter_groups(model.named_parameters(), 0.0), (0.9, 0.999)),
+            "batches": ToyBatches(),
+            "step": step or (lambda model, batch, epoch: model(batch.x).square().mean()),
+            "validate": validate,
+            "epochs": 4,
+            "warmup_epochs": 1,
+            "peak_lr": 0.1,
+            "min_lr": 0.01,
+        }
+        | changed
+    )
+
+
+def spoiling(kind: str, wanted):
+    """A step whose loss or gradient is not finite in the wanted calls (counted from 1)."""
+    calls = []
+
+    def step(model, batch, epoch):
+        calls.append(epoch)
+        loss = model(batch.x).square().mean()
+        if len(calls) not in wanted:
+            return loss
+        return loss * math.nan if kind == "loss" else loss + (loss * 0).sqrt()  # 0, of infinite slope
+
+    return step

@@ -1,0 +1,101 @@
+"""What torchrun runs for test_distributed.py: `two_ranks.py WHAT FOLDER`, the same in every rank."""
+
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from tiny_world import tiny_config
+
+from classify.finetune import finetune_stage, labelled_splits
+from data.loader import Loader, open_data
+from mae.engine import distributed
+from mae.engine.loop import fit
+from mae.pretrain import pretrain_stage
+
+CPU = torch.device("cpu")
+BATCHES = {"pretrain__batch_size": 10, "finetune__batch_size": 10, "pretrain__epochs": 5, "finetune__epochs": 5}
+
+
+def stage_of(kind: str, place: Path, dtype: torch.dtype, **changed):
+    """20 steps of a stage, its model in `dtype`."""
+    config = tiny_config(place, **BATCHES, **changed)
+    data = open_data(config)
+    if kind == "mae":
+        stage = pretrain_stage(config, data, CPU)
+    else:
+        stage = finetune_stage(config, data, labelled_splits(config, data), CPU, None)
+    stage.model.to(dtype)
+    return stage
+
+
+def equal_runs(folder: Path) -> None:
+    """Each run alone, then shared: the shared one's weights, metrics and best score stand beside the single's."""
+    parts = {"pretrain__accumulate": 5, "finetune__accumulate": 5}
+    sorts = {"64": (torch.float64, {}), "64-parts": (torch.float64, parts), "32": (torch.float32, {})}
+    cases = {f"{kind}-{name}": (kind, *sort) for kind in ("mae", "vit") for name, sort in sorts.items()}
+    for name, (kind, dtype, changed) in cases.items():
+        if os.environ["RANK"] == str(len(name) % 2):  # the ranks share this work too
+            fit(stage_of(kind, folder, dtype, **changed), folder / f"alone-{name}")
+    with distributed.together(CPU):
+        for name, (kind, dtype, changed) in cases.items():
+            fit(stage_of(kind, folder, dtype, **changed), folder / f"shared-{name}")
+
+
+def coverage(folder: Path) -> None:
+    """Every image of an ordered epoch is seen once, whatever the number, and comes back in order."""
+    data = open_data(tiny_config(folder))
+    whole = data.split("train")
+    with distributed.together(CPU):
+        for n in (1, 2, 3, 5, 7):
+            loader = Loader(data, whole.iloc[:n], 2, share=distributed.shard())
+            parts = [batch.numbers for batch in loader.epoch()]
+            numbers = torch.cat([torch.empty(0, dtype=torch.int64), *parts])
+            together = distributed.interleave(numbers)
+            assert together.tolist() == whole["row"].iloc[:n].tolist(), n
+            assert distributed.add(torch.tensor(float(len(numbers)))) == n
+        assert distributed.anyone(distributed.rank() == 1, CPU)
+        assert not distributed.anyone(False, CPU)
+    (folder / f"covered-{os.environ['RANK']}").touch()
+
+
+def resume_on_two(folder: Path) -> None:
+    """Go on, as two, where one stopped."""
+    with distributed.together(CPU):
+        fit(stage_of("mae", folder, torch.float64), folder / "begun-alone")
+
+
+def lose_one(folder: Path) -> None:
+    """Rank 1 dies in the middle."""
+
+    def dying(model, batch, epoch):
+        if distributed.rank() == 1 and epoch == 2:
+            (folder / "died").touch()
+            os._exit(3)
+        return step(model, batch, epoch)
+
+    with distributed.together(CPU):
+        stage = stage_of("mae", folder, torch.float32)
+        step = stage.step
+        fit(replace(stage, step=dying), folder / "lost")
+
+
+def skip(folder: Path) -> None:
+    """A NaN in one rank's share skips the update in all, and is named."""
+
+    def spoilt(model, batch, epoch):
+        return step(model, batch, epoch) * (float("nan") if distributed.rank() == 1 and epoch == 1 else 1.0)
+
+    with distributed.together(CPU):
+        stage = stage_of("mae", folder, torch.float32)
+        step = stage.step
+        fit(replace(stage, step=spoilt), folder / "skipped")
+        sums = distributed.gather([weight.double().sum().item() for weight in stage.model.state_dict().values()])
+        assert sums[0] == sums[1]
+    names = {path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")}
+    assert not [name for name in names if "gloo" in name]  # one alive at the end may abort the process
+
+
+if __name__ == "__main__":
+    {f.__name__: f for f in (equal_runs, coverage, resume_on_two, lose_one, skip)}[sys.argv[1]](Path(sys.argv[2]))
