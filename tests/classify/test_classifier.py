@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from classify import build_classifier, build_resnet
-from classify.classifier import Classifier, layer_scale
-from classify.finetune import _threshold, classification_loss, in_units
+from classify.finetune import _threshold, classification_loss
+from classify.models.classifier import Classifier, layer_scale
+from classify.scores import in_units
 from data.config import UserError
 from mae import build_mae
 from mae.engine.optim import adamw, parameter_groups, seeded, set_learning_rate

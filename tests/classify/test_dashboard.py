@@ -20,10 +20,11 @@ import classify.dashboard
 import classify.finetune
 from classify.dashboard import DRAWINGS, MISTAKES, worst_mistakes
 from classify.finetune import finetune
-from data.config import Root, print_config
+from classify.settings import ClassifyConfig
+from data.config import print_config
 from data.loader import open_data
-from mae.engine.describe import HYPERPARAMETERS
-from mae.engine.loop import Validation
+from mae.engine.hparams import HYPERPARAMETERS
+from mae.engine.stage import Validation
 from mae.engine.tracker import read_metrics
 from mae.pretrain import pretrain
 
@@ -36,7 +37,7 @@ def pretrained(place, opened) -> Path:
     return pretrain(tiny_config(place, pretrain__epochs=2, pretrain__panel_images=3), opened)
 
 
-def config_of(place: Path, folder: Path, **changed) -> Root:
+def config_of(place: Path, folder: Path, **changed) -> ClassifyConfig:
     return tiny_config(place, finetune__run=str(folder), **{"finetune__epochs": 2, **changed})
 
 
@@ -187,7 +188,7 @@ def test_images_are_predicted_once_a_validation(place, opened, tmp_path, monkeyp
 @pytest.mark.parametrize("asked", [None, True])
 def test_a_credentialed_run_shows_radiographs_only_where_asked(asked, place, tmp_path):
     private = {"data__credentialed": True, "report__images": asked}
-    data = open_data(tiny_config(place, **private))
+    data = open_data(tiny_config(place, **private).data)
     assert data.manifest.credentialed
     panel = {"run": str(tmp_path / "mae"), "pretrain__epochs": 1, "pretrain__panel_images": 3}
     stage_one = pretrain(tiny_config(place, **private, **panel), data)

@@ -13,12 +13,14 @@ import pandas as pd
 import pytest
 import torch
 
-from classify.compare import Comparison, Line, expand_grid
-from classify.evaluate import Evaluation, describe
-from classify.figures import COLOURS
-from classify.report import budgets_of, confusion, kept_epoch, notices, own_settings, panels, write_report
-from classify.tables import comparison_text
-from data.config import Root, make_config
+from classify.comparison import Comparison, Line, describe
+from classify.evaluate import Evaluation
+from classify.grid import expand_grid
+from classify.report.figures import COLOURS
+from classify.report.html import budgets_of, confusion, kept_epoch, notices, own_settings, panels, report_html
+from classify.report.tables import comparison_text
+from classify.settings import ClassifyConfig
+from data.config import make_config
 from data.loader import Data
 from data.manifest import Manifest
 from mae.engine.checkpoint import Checkpoint, save_checkpoint
@@ -30,7 +32,9 @@ PRETRAINED = {"name": "MAE", "pretraining": ["mae75"]}
 RESNET = {"name": "ResNet-18", "set": {"finetune.model": "resnet18"}}
 
 
-def config_of(folder: Path, rows=(PRETRAINED, RESNET), source="phantom", report=None, target=None, **compare) -> Root:
+def config_of(
+    folder: Path, rows=(PRETRAINED, RESNET), source="phantom", report=None, target=None, **compare
+) -> ClassifyConfig:
     model = {"preset": "vit_tiny_patch16", "patch_size": 8, "width": 16, "depth": 1, "heads": 2}
     model |= {"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2}
     settings = {
@@ -44,7 +48,7 @@ def config_of(folder: Path, rows=(PRETRAINED, RESNET), source="phantom", report=
     return make_config(settings, "test")
 
 
-def comparison_of(config: Root, epochs: int = 3, one_class: bool = False) -> Comparison:
+def comparison_of(config: ClassifyConfig, epochs: int = 3, one_class: bool = False) -> Comparison:
     """A comparison of models nobody trained: drawn scores and losses, a real checkpoint of random weights."""
     data = data_of(config.data.source == "mimic-cxr-jpg", config.data.target)
     cells, evaluations, folders = list(expand_grid(config)), {}, {}
@@ -77,7 +81,7 @@ def log(folder: Path, rows: list[dict]) -> None:
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in started + rows))
 
 
-def pretraining(config: Root, epochs: int) -> Path:
+def pretraining(config: ClassifyConfig, epochs: int) -> Path:
     folder = Path(config.run)
     log(
         folder,
@@ -113,7 +117,7 @@ def line_of(cell, evaluations: list[Evaluation]) -> Line:
 
 def render(comparison: Comparison, folder: Path) -> str:
     path = folder / "report.html"
-    write_report(comparison, path)
+    path.write_text(report_html(comparison), encoding="utf-8")
     return path.read_text(encoding="utf-8")
 
 

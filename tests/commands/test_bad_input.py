@@ -13,7 +13,7 @@ from tiny_world import edit_table, make_world, mistake, radiograph, succeed
 from classify.cli import compare, evaluate, finetune
 from mae.cli import pretrain
 
-prepare = import_module("data.preparation").main
+prepare = import_module("data.cli").prepare
 
 
 # ---------------------------------------------------------------- config

@@ -89,8 +89,10 @@ def test_a_run_folder_made_by_another_config(world):
     assert line.startswith(
         f"error: {world.pretrained.parent}: found a run made with pretrain.mask_ratio = 0.75, expected 0.5;"
     )
-    line = mistake(finetune, "--checkpoint", world.pretrained, "finetune.base_lr=1", keep=world.root)
-    assert line.startswith(f"error: {world.classifier}: found a run made with finetune.base_lr = None, expected 1.0;")
+    line = mistake(finetune, "--checkpoint", world.pretrained, "finetune.optimizer.base_lr=1", keep=world.root)
+    assert line.startswith(
+        f"error: {world.classifier}: found a run made with finetune.optimizer.base_lr = None, expected 1.0;"
+    )
 
 
 def test_a_run_folder_made_with_other_labels(tmp_path):

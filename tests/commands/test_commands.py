@@ -14,9 +14,9 @@ from evaluated_runs import check_evaluated, snapshot, weights_equal
 from PIL import Image
 from tiny_world import MODEL, SETTINGS, SIDE, World, edit_table, make_world, other_split, succeed, write_table
 
+from classify.cases import labelled_splits
 from classify.cli import compare, evaluate, finetune
-from classify.finetune import labelled_splits
-from classify.tables import COLUMNS
+from classify.report.tables import COLUMNS
 from data.config import load_config
 from data.loader import open_data
 from mae import load_checkpoint
@@ -77,10 +77,10 @@ def test_a_run_folder_holds_what_made_it(world):
 
 
 def test_finetune_samples_are_nested(world):
-    data = open_data(load_config(world.config))
+    data = open_data(load_config(world.config).data)
     drawn = []
     for count in (4, 12, 24, 40):
-        train = labelled_splits(load_config(world.config, [f"finetune.sample={count}"]), data).train
+        train = labelled_splits(data, load_config(world.config, [f"finetune.sample={count}"]).finetune.sample, 0).train
         assert count <= len(train) <= count + 1  # whole patients of two images
         drawn.append(set(train["image_id"]))
     assert drawn[0] < drawn[1] < drawn[2] < drawn[3]

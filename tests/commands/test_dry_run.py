@@ -16,8 +16,8 @@ from mae.dry_run import duration, pretraining_cost
     [
         ("precision=bf16", {"passing"}),
         ("activation_checkpointing=true", {"passing", "flops"}),
-        ("pretrain.ema=0.9", {"states"}),
-        ("pretrain.accumulate=2", {"passing"}),
+        ("pretrain.optimizer.ema=0.9", {"states"}),
+        ("pretrain.optimizer.accumulate=2", {"passing"}),
         ("model.in_channels=3", {"encoder", "decoder", "flops", "weights", "states", "passing"}),
         ("model.decoder=cross", {"decoder", "flops", "weights", "states", "passing"}),
     ],

@@ -19,7 +19,7 @@ from data.config import load_config
 from data.loader import open_data
 from mae.cli import pretrain
 
-prepare = import_module("data.preparation").main
+prepare = import_module("data.cli").prepare
 
 
 # ---------------------------------------------------------------- every source, all the way
@@ -71,7 +71,7 @@ def test_files_to_table(source: Callable, tmp_path):
     assert f"{tmp_path}/runs/mae/last.pt" in succeed(pretrain, *settings)
     assert f"{tmp_path}/runs/mae-full" in succeed(finetune, "--checkpoint", tmp_path / "runs/mae/last.pt")
     if test_images is None:  # drawn: as many as have a label
-        manifest = open_data(load_config(config, settings[2:])).manifest
+        manifest = open_data(load_config(config, settings[2:]).data).manifest
         test_images = int(manifest.of_split("test")["label"].notna().sum())
     check_evaluated(tmp_path / "runs/mae-full", succeed(evaluate, tmp_path / "runs/mae-full"), test_images)
 

@@ -13,12 +13,12 @@ import pytest
 from checkout import ROOT
 
 import classify.cli
-import data.preparation
+import data.cli
 import mae.cli
 from data.phantom import write_tree
 
 MAINS = {
-    "mae-prepare": data.preparation.main,
+    "mae-prepare": data.cli.prepare,
     "mae-pretrain": mae.cli.pretrain,
     "mae-reconstruct": mae.cli.reconstruct,
     "mae-finetune": classify.cli.finetune,

@@ -15,7 +15,7 @@ from classify.cli import compare, evaluate, finetune
 from mae.cli import pretrain
 from mae.engine.checkpoint import FORMAT
 
-prepare = import_module("data.preparation").main
+prepare = import_module("data.cli").prepare
 NASTY = "<img src=x onerror=alert(1)>"
 
 

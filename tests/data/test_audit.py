@@ -13,10 +13,10 @@ from tiny_world import SIDE, TINY, other_split, succeed, tiny_config, write_tabl
 
 from classify.cli import evaluate
 from data.audit import KINDS, LEAST, Prints, audit, audited, served_pretraining
+from data.cli import prepare as main
 from data.config import UserError
 from data.loader import open_data
 from data.manifest import open_manifest
-from data.preparation import main
 
 SAME_FILE, SAME_PIXELS, NEAR = KINDS
 
@@ -55,7 +55,7 @@ def leaky_table(root: Path) -> dict[str, str]:
 
 def test_each_kind_of_copy_is_found_once_and_nothing_else(tmp_path):
     names = leaky_table(tmp_path / "images")
-    opened = open_data(tiny_config(tmp_path, data__image_size=32))
+    opened = open_data(tiny_config(tmp_path, data__image_size=32).data)
     report = audit(opened.manifest, opened.store)
     assert counts(report) == {("train", "validate"): {SAME_FILE: 1}, ("train", "test"): {SAME_PIXELS: 1, NEAR: 1}}
     row = opened.store.index
@@ -148,14 +148,14 @@ def test_a_clean_data_set_is_said_to_be_clean(tmp_path):
 
 
 def test_the_audit_is_made_anew_only_for_other_splits(tmp_path, monkeypatch):
-    opened = open_data(tiny_config(tmp_path))
+    opened = open_data(tiny_config(tmp_path).data)
     first = audited(opened.manifest, opened.store)
     with monkeypatch.context() as patch:
         patch.setattr("data.audit.audit", None)  # not called
         assert audited(opened.manifest, opened.store) == first
     table = pd.read_csv(tmp_path / "images/manifest.csv")
     other_split(table).to_csv(tmp_path / "images/manifest.csv", index=False)
-    opened = open_data(tiny_config(tmp_path))
+    opened = open_data(tiny_config(tmp_path).data)
     assert audited(opened.manifest, opened.store)["origin"] != first["origin"]
 
 
@@ -172,7 +172,9 @@ def test_evaluate_prints_the_audit_and_keeps_it_in_the_run(world, tmp_path):
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared/data")
 def test_the_known_copies_in_pneumoniamnist_are_found(tmp_path):
     archive = SHARED / "pneumoniamnist_dev.npz"
-    opened = open_data(tiny_config(tmp_path, data__source="medmnist", data__root=str(archive), data__image_size=28))
+    opened = open_data(
+        tiny_config(tmp_path, data__source="medmnist", data__root=str(archive), data__image_size=28).data
+    )
     report = audit(opened.manifest, opened.store)
     assert counts(report) == {("train", "validate"): {SAME_FILE: 8}}
     assert report["copies_within"] == {"train": 18, "validate": 0, "test": 0}

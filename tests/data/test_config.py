@@ -12,7 +12,6 @@ from classify import cli as stage_two
 from data.config import (
     UserError,
     change_config,
-    config_class,
     describe,
     expand,
     load_config,
@@ -20,11 +19,12 @@ from data.config import (
     parse_overrides,
     print_config,
     shipped_configs,
+    whole_config,
 )
 from mae import cli as stage_one
 
 COMMANDS = {
-    "mae-prepare": import_module("data.preparation").main,
+    "mae-prepare": import_module("data.cli").prepare,
     "mae-pretrain": stage_one.pretrain,
     "mae-finetune": stage_two.finetune,
     "mae-evaluate": stage_two.evaluate,
@@ -69,12 +69,12 @@ def test_shipped_grids_fit_together(path):
 
 
 def test_every_setting_has_a_meaning():
-    missing = [name for name, meaning in describe(config_class()) if not meaning and name not in sections()]
+    missing = [name for name, meaning in describe(whole_config()) if not meaning and name not in sections()]
     assert not missing
 
 
 def sections() -> set[str]:
-    return {name.rpartition(".")[0] for name, _ in describe(config_class())}
+    return {name.rpartition(".")[0] for name, _ in describe(whole_config())}
 
 
 # ---------------------------------------------------------------- --print-config
@@ -95,7 +95,7 @@ def test_printed_config_loads_to_the_same_config(name, tmp_path):
 def test_printed_config_is_plain_yaml_with_every_setting_and_its_meaning():
     text = print_config(load_config("demo"))
     printed = yaml.safe_load(text)
-    for name, meaning in describe(config_class()):
+    for name, meaning in describe(whole_config()):
         if not name.startswith(("compare.rows.", "data.sources.")):
             value = printed
             for part in name.split("."):
@@ -146,8 +146,8 @@ def test_a_mapping_given_for_a_setting_replaces_it():
 @pytest.mark.parametrize("text", ["1e-3", "1E-3", "1.0e-3", ".1e-2", "0.001", "+1e-3"])
 def test_numbers_with_an_exponent_are_numbers(text, tmp_path):
     path = config_file(tmp_path, f"data: {{source: table}}\nfinetune:\n  base_lr: {text}\n")
-    assert load_config(path).finetune.base_lr == 1e-3
-    assert load_config("demo", [f"finetune.base_lr={text}"]).finetune.base_lr == 1e-3
+    assert load_config(path).finetune.optimizer.base_lr == 1e-3
+    assert load_config("demo", [f"finetune.optimizer.base_lr={text}"]).finetune.optimizer.base_lr == 1e-3
 
 
 def test_repeated_keys_are_an_error(tmp_path):
@@ -231,8 +231,8 @@ def test_paths_read_the_environment(monkeypatch):
         ("optim.lr", "pretrain.optimizer.base_lr"),
         ("pretrian.epochs", "pretrain.epochs"),
         ("mask_ratio", "pretrain.mask_ratio"),
-        ("finetune.warmup", "finetune.warmup_epochs"),
-        ("finetune.optimizer.base_lr", "finetune.base_lr"),
+        ("finetune.warmup", "finetune.optimizer.warmup_epochs"),
+        ("finetune.optimizer.base_lr", "finetune.optimizer.base_lr"),
         ("finetune.augment.rotate", "finetune.augment.rotation"),
         ("evaluate.spilt", "evaluate.split"),
         ("compare.seed", "compare.seeds"),
@@ -325,7 +325,7 @@ from importlib import import_module
 from mae import cli as stage_one
 from classify import cli as stage_two
 commands = {{
-    "mae-prepare": import_module("data.preparation").main,
+    "mae-prepare": import_module("data.cli").prepare,
     "mae-pretrain": stage_one.pretrain,
     "mae-finetune": stage_two.finetune,
     "mae-evaluate": stage_two.evaluate,

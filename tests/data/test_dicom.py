@@ -26,7 +26,8 @@ from pydicom.uid import (
 from radiograph_files import PATIENT, dicom, lut, save, scene
 
 from data.dicom import in_child
-from data.images import UnreadableImage, read_image
+from data.images import read_image
+from data.refusal import UnreadableImage
 
 SYNTAXES = (ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless)
 FUNCTIONS = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
@@ -236,7 +237,7 @@ def test_nothing_about_the_patient_reaches_a_store_or_the_terminal(tmp_path):
         "data.table=table.csv",
         f"data.store={tmp_path}/stores",
     ]
-    command = [sys.executable, "-c", "from data.preparation import main; main()", *settings, "data.image_size=32"]
+    command = [sys.executable, "-c", "from data.cli import prepare as main; main()", *settings, "data.image_size=32"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     written = b"".join(p.read_bytes() for p in (tmp_path / "stores").rglob("*") if p.is_file())

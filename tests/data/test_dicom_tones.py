@@ -14,7 +14,8 @@ from pydicom.pixels import apply_modality_lut, apply_voi_lut
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 from radiograph_files import CURVE, PATIENT, STORED, dicom, lut, save, scene
 
-from data.images import UnreadableImage, read_fitted, read_image
+from data.images import read_fitted, read_image
+from data.refusal import UnreadableImage
 
 TWINS = {  # elements of the MONOCHROME1 file, elements of its MONOCHROME2 twin
     "window": (

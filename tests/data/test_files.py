@@ -18,9 +18,9 @@ from tiny_world import call, tiny_config
 import data.files
 from classify.evaluate import evaluate
 from classify.finetune import finetune
+from data.cli import prepare as main
 from data.config import UserError, load_config
 from data.loader import Loader, open_data
-from data.preparation import main
 from mae.dry_run import dry_run
 from mae.engine.checkpoint import load_checkpoint
 from mae.pretrain import pretrain
@@ -49,7 +49,7 @@ def stored(opened):
 
 @pytest.fixture(scope="module")
 def read(place):
-    return open_data(from_files(place))
+    return open_data(from_files(place).data)
 
 
 @pytest.mark.parametrize("seed", [None, 5])
@@ -59,7 +59,7 @@ def test_files_give_the_stores_batches(stored, read, seed, size, start):
 
 
 def test_the_number_of_processes_changes_nothing(place, read):
-    assert_same(batches_of(read, 5), batches_of(open_data(from_files(place, data__workers=3)), 5))
+    assert_same(batches_of(read, 5), batches_of(open_data(from_files(place, data__workers=3).data), 5))
 
 
 def test_who_stops_early_may_begin_again(stored, read):
@@ -69,7 +69,7 @@ def test_who_stops_early_may_begin_again(stored, read):
 
 
 def test_a_killed_process_costs_nothing(stored, place):
-    opened = open_data(from_files(place))
+    opened = open_data(from_files(place).data)
     loader = Loader(opened, opened.split("train"), 2, 5)
     batches = loader.epoch(3)
     begun = list(islice(batches, 3))
@@ -85,11 +85,11 @@ def test_processes_killed_again_and_again_are_one_line(place, monkeypatch):
     ending = partial(ProcessPoolExecutor, mp_context=get_context("spawn"), initializer=os._exit, initargs=(1,))
     monkeypatch.setattr(data.files, "start_processes", ending)
     with pytest.raises(UserError, match=r"^data.workers: found a process that reads images killed.*give fewer"):
-        batches_of(open_data(from_files(place)))
+        batches_of(open_data(from_files(place).data))
 
 
 def test_interrupts_are_for_the_parent_to_follow(stored, place):
-    opened = open_data(from_files(place, data__workers=1))
+    opened = open_data(from_files(place, data__workers=1).data)
     batches = Loader(opened, opened.split("train"), 2, 5).epoch(3)
     begun = list(islice(batches, 3))
     for process in opened.store.pool._processes.values():
@@ -138,7 +138,7 @@ def spoilt(tmp_path):
 
 def test_unreadable_files_are_named_once_and_neither_learnt_nor_scored(tmp_path, spoilt, capfd):
     config = from_files(tmp_path)
-    opened = open_data(config)
+    opened = open_data(config.data)
     folder = finetune(config, None, opened)
     evaluation = evaluate(folder, {"evaluate.split": "validate"}, opened)
     err = capfd.readouterr().err
@@ -151,8 +151,8 @@ def test_unreadable_files_are_named_once_and_neither_learnt_nor_scored(tmp_path,
 
 
 def test_another_image_of_the_batch_stands_in_without_a_label(tmp_path, spoilt):
-    opened = open_data(from_files(tmp_path))
-    stored = open_data(tiny_config(tmp_path))
+    opened = open_data(from_files(tmp_path).data)
+    stored = open_data(tiny_config(tmp_path).data)
     [batch] = Loader(opened, opened.split("train"), 60).epoch()
     [whole] = Loader(stored, stored.split("train"), 60).epoch()
     bad = torch.from_numpy(np.isin(batch.numbers, opened.store.rows([spoilt[0]])))
@@ -167,7 +167,7 @@ def test_another_image_of_the_batch_stands_in_without_a_label(tmp_path, spoilt):
 def test_too_many_unreadable_files_are_one_line(tmp_path, spoilt):
     config = from_files(tmp_path, data__max_rejected=0)
     with pytest.raises(UserError, match=r"^data.store: found 1 unreadable files so far, expected at most 0 of 60; "):
-        pretrain(config, open_data(config))
+        pretrain(config, open_data(config.data))
 
 
 def test_a_folder_without_any_image_is_one_line(tmp_path):
@@ -176,18 +176,18 @@ def test_a_folder_without_any_image_is_one_line(tmp_path):
         (tmp_path / f"bare/{number}.jpg").write_text("nothing")
     config = from_files(tmp_path, data__source="images", data__root=str(tmp_path / "bare"))
     with pytest.raises(UserError, match=r"^data.store: found none of 5 files of a batch readable, expected some$"):
-        pretrain(config, open_data(config))
+        pretrain(config, open_data(config.data))
 
 
 def test_who_allows_more_goes_on(tmp_path, spoilt):
     strict, lax = (from_files(tmp_path, data__max_rejected=most) for most in (0, 2))
     with pytest.raises(UserError, match=r"go on without: data.max_rejected=2$"):
-        pretrain(strict, open_data(strict))
-    assert load_checkpoint(pretrain(lax, open_data(lax)) / "last.pt").progress["epoch"] == 4
+        pretrain(strict, open_data(strict.data))
+    assert load_checkpoint(pretrain(lax, open_data(lax.data)) / "last.pt").progress["epoch"] == 4
 
 
 def test_nothing_is_left_behind(stored, place):
-    opened = open_data(from_files(place))
+    opened = open_data(from_files(place).data)
     folder = opened.store.scratch
     batches = Loader(opened, opened.split("train"), 2, 5).epoch()
     next(batches)

@@ -13,28 +13,30 @@ from public_trees import build_chexpert_tree, build_mimic_dicom_tree, build_nih_
 from tiny_world import call, succeed, tiny_config
 
 import data.preparation
-from data.config import Root, UserError, load_config, make_config
+from classify.settings import ClassifyConfig
+from data.cli import prepare as main
+from data.config import UserError, load_config, make_config
 from data.images import read_fitted
 from data.loader import open_data
 from data.manifest import open_manifest
-from data.preparation import main, prepare
+from data.preparation import prepare
 
 COUNT = 40
 
 
 @pytest.fixture
-def config(tmp_path) -> Root:
+def config(tmp_path) -> ClassifyConfig:
     """A MIMIC-CXR-JPG of 40 images, none of them downloaded."""
     build_mimic_tree(tmp_path / "mimic", [None] * COUNT, [True, False] * (COUNT // 2))
     return config_of(tmp_path, "stores")
 
 
-def config_of(root: Path, store: str, **changed) -> Root:
+def config_of(root: Path, store: str, **changed) -> ClassifyConfig:
     places = {"data__root": str(root / "mimic"), "data__store": str(root / store)}
     return tiny_config(root, data__source="mimic-cxr-jpg", **places, **changed)
 
 
-def download(config: Root, numbers: range) -> None:
+def download(config: ClassifyConfig, numbers: range) -> None:
     """Let these images of the whole arrive."""
     metadata = pd.read_csv(Path(config.data.root) / "mimic-cxr-2.0.0-metadata.csv", dtype=str)
     rows = metadata[["subject_id", "study_id", "dicom_id"]].itertuples(index=False)
@@ -102,11 +104,11 @@ def test_what_was_read_otherwise_is_not_taken_over(changed, tmp_path, config, mo
 
 def test_a_run_goes_by_what_the_last_prepare_saw(config):
     download(config, range(13))
-    first = open_data(config)
+    first = open_data(config.data)
     download(config, range(13, COUNT))
-    assert open_data(config).store.folder == first.store.folder
+    assert open_data(config.data).store.folder == first.store.folder
     assert len(prepare(config)) == COUNT
-    assert len(open_data(config).manifest.table) == COUNT
+    assert len(open_data(config.data).manifest.table) == COUNT
 
 
 def test_originals_may_go_once_a_store_is_made(config):
@@ -114,7 +116,7 @@ def test_originals_may_go_once_a_store_is_made(config):
     store = prepare(config)
     for path in Path(config.data.root).glob("files/*/*/*/*.jpg"):
         path.unlink()
-    assert open_data(config).store.folder == store.folder
+    assert open_data(config.data).store.folder == store.folder
 
 
 def test_a_store_older_than_digests_is_not_taken_over(config, monkeypatch):
@@ -183,7 +185,7 @@ def test_prepare_stores_every_image_of_a_layout(layout, tmp_path):
     assert f"({count} images of 16x16)" in out
     table = next(line for line in out.splitlines() if line.startswith("all "))
     assert table.split()[1] == str(count)
-    opened = open_data(load_config(tmp_path / "my.yaml"))
+    opened = open_data(load_config(tmp_path / "my.yaml").data)
     assert opened.store.folder.parent == tmp_path / "stores"
     for name in ("train", "validate"):
         part = opened.split(name)

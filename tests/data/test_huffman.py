@@ -10,8 +10,9 @@ from checkout import ORIGINALS
 from PIL import Image
 
 import data.jpeg
-from data.images import UnreadableImage, read_fitted, read_image
+from data.images import read_fitted, read_image
 from data.jpeg import block_means
+from data.refusal import UnreadableImage
 
 pytestmark = pytest.mark.skipif(not data.jpeg.FAST, reason="numba is not installed (extra fast)")
 

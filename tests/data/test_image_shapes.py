@@ -7,10 +7,11 @@ from PIL import Image
 from tiny_world import make_world, succeed, tiny_config
 
 from data.augment import DRAWS, augment
+from data.cli import prepare as main
 from data.config import UserError, make_config
 from data.images import fit_image, read_fitted, read_image
 from data.manifest import open_manifest
-from data.preparation import describe_store, main, prepare
+from data.preparation import describe_store, prepare
 from data.settings import AugmentSettings, height_and_width
 
 
@@ -114,7 +115,7 @@ def test_a_store_of_rectangles(tmp_path):
 def test_a_stores_fingerprint_tells_rectangles_apart_and_squares_alike(tmp_path):
     def described(size):
         config = tiny_config(tmp_path, data__image_size=size)
-        return describe_store(config, open_manifest(config).table)
+        return describe_store(config.data, open_manifest(config).table)
 
     assert described(16) == described([16, 16])
     assert described(16)["image_size"] == 16  # as stores of older versions have it

@@ -95,4 +95,4 @@ def test_a_split_without_readable_images_is_one_line(tmp_path):
     for path in table.loc[table["split"] == "validate", "path"]:
         (tmp_path / "images" / path).unlink()
     with pytest.raises(UserError, match=r"found no readable image in split 'validate'"):
-        open_data(tiny_config(tmp_path)).split("validate")
+        open_data(tiny_config(tmp_path).data).split("validate")

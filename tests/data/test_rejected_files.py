@@ -14,7 +14,7 @@ from data.store import StoreWriter
 def test_unreadable_files_are_rejected_and_the_rest_goes_on(tmp_path, capsys):
     config = tiny_config(tmp_path)
     bad = spoil(tmp_path / "images", 7)
-    opened = open_data(config)
+    opened = open_data(config.data)
     store = opened.store
     assert len(store) == 53
     assert (store.rows(bad) == -1).all()

@@ -70,12 +70,12 @@ def test_a_second_prepare_reads_nothing(tmp_path, monkeypatch):
 
 def test_labels_and_splits_change_without_decoding_again(tmp_path, monkeypatch):
     config = tiny_config(tmp_path)
-    before = open_data(config)
+    before = open_data(config.data)
     table = pd.read_csv(tmp_path / "images/manifest.csv").sample(frac=1, random_state=0)
     table["label"] = 1 - table["label"]
     other_split(table).to_csv(tmp_path / "images/manifest.csv", index=False)
     paths = stop_at(monkeypatch, 0)
-    after = open_data(config)
+    after = open_data(config.data)
     assert not paths
     assert after.store.folder == before.store.folder
     labels = [found.manifest.table.set_index("image_id")["label"].sort_index() for found in (before, after)]
@@ -89,7 +89,7 @@ def test_fingerprint_changes_with_whatever_changes_pixels(tmp_path):
 
     def fingerprint(**changed):
         config = tiny_config(tmp_path, **changed)
-        return describe_store(config, table("a", "b"))["fingerprint"]
+        return describe_store(config.data, table("a", "b"))["fingerprint"]
 
     plain = fingerprint()
     assert fingerprint(data__store="elsewhere", seed=5, data__workers=2) == plain
@@ -99,12 +99,12 @@ def test_fingerprint_changes_with_whatever_changes_pixels(tmp_path):
         fingerprint(data__resize="crop"),
         fingerprint(data__tone="mimic_jpg"),
         fingerprint(data__root=str(tmp_path)),
-        describe_store(tiny_config(tmp_path), table("a", "b", "c"))["fingerprint"],
-        describe_store(tiny_config(tmp_path), table("a", "c"))["fingerprint"],
+        describe_store(tiny_config(tmp_path).data, table("a", "b", "c"))["fingerprint"],
+        describe_store(tiny_config(tmp_path).data, table("a", "c"))["fingerprint"],
     ]
     assert len({plain, *others}) == 8
-    assert describe_store(tiny_config(tmp_path), table("b", "a"))["fingerprint"] == plain
-    assert describe_store(tiny_config(tmp_path), table("a", "b", folder="moved"))["fingerprint"] != plain
+    assert describe_store(tiny_config(tmp_path).data, table("b", "a"))["fingerprint"] == plain
+    assert describe_store(tiny_config(tmp_path).data, table("a", "b", folder="moved"))["fingerprint"] != plain
 
 
 def test_a_number_sign_in_a_file_name_is_part_of_it(tmp_path):

@@ -12,7 +12,8 @@ from PIL import Image
 from pydicom.uid import RLELossless
 from radiograph_files import CURVE, PATIENT, STORED, H, W, dicom, lut, picture, save, scene
 
-from data.images import MAX_PIXELS, UnreadableImage, read_image
+from data.images import read_image
+from data.refusal import MAX_PIXELS, UnreadableImage
 
 
 def test_files_that_are_no_image_are_refused_with_their_reason(tmp_path):

@@ -1,9 +1,9 @@
 import pytest
 from tiny_world import tiny_config
 
-from data.config import Root
+from classify.settings import ClassifyConfig
 
 
 @pytest.fixture(scope="module")
-def config(place) -> Root:
+def config(place) -> ClassifyConfig:
     return tiny_config(place)

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reaso
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
-    open_data(tiny_config(folder))  # the ranks find the store made
+    open_data(tiny_config(folder).data)  # the ranks find the store made
     return folder
 
 
@@ -112,15 +112,15 @@ def test_one_ranks_bad_batch_is_skipped_by_all(place):
 
 
 def test_a_batch_that_does_not_divide_is_one_line(place):
-    config = tiny_config(place, run=str(place / "odd"), pretrain__accumulate=3)
+    config = tiny_config(place, run=str(place / "odd"), pretrain__optimizer__accumulate=3)
     with pytest.raises(UserError, match=r"batch_size: found 5 .*, expected a multiple of 3"):
-        pretrain(config, open_data(config))
+        pretrain(config, open_data(config.data))
 
 
 def test_alone_there_is_nothing_to_share():
-    assert (distributed.rank(), distributed.ranks(), distributed.shard()) == (0, 1, (0, 1))
+    assert (distributed.rank(), distributed.world_size(), distributed.shard()) == (0, 1, (0, 1))
     model = torch.nn.Linear(2, 3)
-    assert distributed.replicate(model, CPU) is model
-    assert distributed.gather("one") == ["one"]
-    with distributed.together(CPU):
+    assert distributed.data_parallel(model, CPU) is model
+    assert distributed.all_gather_objects("one") == ["one"]
+    with distributed.process_group(CPU):
         assert not torch.distributed.is_initialized()

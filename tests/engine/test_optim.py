@@ -8,7 +8,9 @@ from tiny_world import tiny_config
 from torch import nn
 from toy_stage import toy_stage
 
-from classify.finetune import build_model, finetune_stage, labelled_splits
+from classify.cases import labelled_splits
+from classify.finetune import finetune_stage
+from classify.models.build import build_model
 from mae import build_mae, load_checkpoint
 from mae.engine.loop import fit
 from mae.engine.optim import adamw, parameter_groups, set_learning_rate, warmup_cosine
@@ -44,8 +46,10 @@ def test_the_loop_follows_the_schedule(place, tmp_path):
 def test_base_learning_rates_scale_with_the_batch(place, opened):
     stage = pretrain_stage(tiny_config(place), opened, CPU)
     assert stage.peak_lr == pytest.approx(0.05 * 5 / 256)
-    config = tiny_config(place, finetune__base_lr=0.5, finetune__warmup_epochs=1)
-    stage = finetune_stage(config, opened, labelled_splits(config, opened), CPU, None)
+    config = tiny_config(place, finetune__optimizer__base_lr=0.5, finetune__optimizer__warmup_epochs=1)
+    stage = finetune_stage(
+        config, opened, labelled_splits(opened, config.finetune.sample, config.data.split_seed), CPU, None
+    )
     assert stage.peak_lr == pytest.approx(0.5 * 7 / 256)
     assert stage.learning_rate(FINETUNE_STEPS) == stage.peak_lr
 
@@ -57,7 +61,9 @@ def test_each_trainable_parameter_stands_in_one_group(kind, place, opened, pretr
         stage = pretrain_stage(config, opened, CPU)
     else:
         checkpoint = load_checkpoint(pretrained) if kind in ("full", "linear") else None
-        stage = finetune_stage(config, opened, labelled_splits(config, opened), CPU, checkpoint)
+        stage = finetune_stage(
+            config, opened, labelled_splits(opened, config.finetune.sample, config.data.split_seed), CPU, checkpoint
+        )
     grouped = [id(p) for group in stage.optimizer.param_groups for p in group["params"]]
     assert len(grouped) == len(set(grouped))
     assert set(grouped) == {id(p) for p in stage.model.parameters() if p.requires_grad}

@@ -23,7 +23,7 @@ LEARN = {
         "model.depth=2",
         "pretrain.validate_every=50",
     ],
-    "finetune": ["finetune.epochs=20", "finetune.base_lr=0.5"],
+    "finetune": ["finetune.epochs=20", "finetune.optimizer.base_lr=0.5"],
 }
 
 
@@ -59,7 +59,7 @@ def test_overfitting_drives_the_classifiers_loss_to_the_floor(world: World, tmp_
 
 
 def test_overfitting_takes_both_classes_in_turn(world: World):
-    data = open_data(load_config(world.config))
+    data = open_data(load_config(world.config).data)
     whole = data.split("train")
     few = data.overfit(5, labelled=True)
     labels = few.split("train")["label"].tolist()

@@ -8,22 +8,23 @@ from toy_stage import spoiling, toy_stage
 
 from data.loader import open_data
 from mae import load_checkpoint
-from mae.engine.loop import Stage, fit
+from mae.engine.loop import fit
+from mae.engine.stage import Stage
 from mae.engine.tracker import read_metrics
 from mae.pretrain import pretrain
 
 DECAY, FIRST_SCALE = 0.8, 2.0**16
 SORTS = {
-    "average": {"pretrain__ema": DECAY, "finetune__ema": DECAY},
+    "average": {"pretrain__optimizer__ema": DECAY, "finetune__optimizer__ema": DECAY},
     "fp16": {"precision": "fp16"},
-    "both": {"precision": "fp16", "pretrain__ema": DECAY, "finetune__ema": DECAY},
+    "both": {"precision": "fp16", "pretrain__optimizer__ema": DECAY, "finetune__optimizer__ema": DECAY},
 }
 
 
 @pytest.mark.parametrize("sort", SORTS)
 @pytest.mark.parametrize("kind", ["mae", "full"])
 def test_resume_with_an_average_or_a_scale_is_exact(kind, sort, place, tmp_path, monkeypatch):
-    opened = open_data(tiny_config(place))
+    opened = open_data(tiny_config(place).data)
     begun = pretrain(tiny_config(place, pretrain__epochs=1), opened) / "last.pt"
     runner, changed = Runner(kind, place, opened, begun), SORTS[sort] | {"engine__log_every": 2}
     whole = runner(tmp_path / "whole", **changed)

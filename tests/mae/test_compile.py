@@ -12,13 +12,14 @@ from tiny_world import tiny_config
 from torch import Tensor, nn
 
 from classify import build_classifier, build_resnet
-from classify.finetune import finetune, finetune_stage, labelled_splits
+from classify.cases import labelled_splits
+from classify.finetune import finetune, finetune_stage
 from data.config import UserError
 from mae import build_mae, load_checkpoint
 from mae.engine.run import check_run, start_run, training_device
 from mae.model import MaskedAutoencoder
 from mae.pretrain import pretrain, pretrain_stage
-from mae.transformer import Block, set_up
+from mae.transformer import Block, configure_blocks
 
 SIZES = {"patch_size": 4, "width": 12, "depth": 3, "heads": 3}
 SIZES |= {"decoder_width": 8, "decoder_depth": 2, "decoder_heads": 2}
@@ -68,7 +69,7 @@ def traced(monkeypatch):
 @pytest.mark.parametrize("bf16", [False, True])
 def test_recomputed_activations_give_the_same_gradients_bit_for_bit(decoder, bf16):
     kept, recomputed = tiny(decoder), tiny(decoder)
-    set_up(recomputed, compiled=False, recompute=True)
+    configure_blocks(recomputed, compiled=False, recompute=True)
     assert step(recomputed, bf16).equal(step(kept, bf16))
     found = gradients(recomputed)
     for name, gradient in gradients(kept).items():
@@ -77,7 +78,7 @@ def test_recomputed_activations_give_the_same_gradients_bit_for_bit(decoder, bf1
 
 def test_stochastic_depth_drops_the_same_branches_again():
     kept, recomputed = tiny().encoder.train(), tiny().encoder.train()
-    set_up(recomputed, compiled=False, recompute=True)
+    configure_blocks(recomputed, compiled=False, recompute=True)
     noise = torch.rand(7, 6, generator=torch.Generator().manual_seed(6))
     for encoder in (kept, recomputed):
         encoder.drop_path = 0.5
@@ -106,7 +107,7 @@ def saved_bytes(model: MaskedAutoencoder) -> int:
 def test_recomputing_keeps_a_fraction_of_the_activations(decoder):
     model = tiny(decoder, depth=6, decoder_depth=4)
     plain = saved_bytes(model)
-    set_up(model, compiled=False, recompute=True)
+    configure_blocks(model, compiled=False, recompute=True)
     assert saved_bytes(model) < plain / 3
     with torch.no_grad():
         model(pixels())  # nothing to recompute
@@ -114,7 +115,7 @@ def test_recomputing_keeps_a_fraction_of_the_activations(decoder):
 
 def test_a_frozen_encoder_trains_its_head_all_the_same():
     probe = build_classifier(tiny().encoder, probe=True)
-    set_up(probe, compiled=False, recompute=True)
+    configure_blocks(probe, compiled=False, recompute=True)
     probe(pixels()).square().mean().backward()
     assert probe.head.weight.grad.any()
     assert all(p.grad is None for p in probe.encoder.parameters())
@@ -126,7 +127,7 @@ def test_a_frozen_encoder_trains_its_head_all_the_same():
 @DECODERS
 def test_compiled_blocks_compute_the_same_in_one_graph_each(decoder, traced):
     plain, compiled = tiny(decoder), tiny(decoder)
-    set_up(compiled, compiled=True, recompute=False)
+    configure_blocks(compiled, compiled=True, recompute=False)
     torch.testing.assert_close(step(compiled), step(plain), rtol=1e-6, atol=0)
     expected = gradients(plain)
     for name, gradient in gradients(compiled).items():
@@ -139,7 +140,7 @@ def test_compiled_blocks_compute_the_same_in_one_graph_each(decoder, traced):
 
 def test_compiled_blocks_drop_the_same_branches(traced):
     plain, compiled = tiny().encoder.train(), tiny().encoder.train()
-    set_up(compiled, compiled=True, recompute=False)
+    configure_blocks(compiled, compiled=True, recompute=False)
     noise = torch.rand(7, 6, generator=torch.Generator().manual_seed(6))
     plain.drop_path = compiled.drop_path = 0.5
     torch.testing.assert_close(compiled(pixels(), noise=noise), plain(pixels(), noise=noise))
@@ -149,7 +150,7 @@ def test_compiled_blocks_drop_the_same_branches(traced):
 @pytest.mark.parametrize("bf16", [False, True])
 def test_compiling_recomputing_and_autocast_go_together(decoder, bf16, traced):
     plain, both = tiny(decoder), tiny(decoder)
-    set_up(both, compiled=True, recompute=True)
+    configure_blocks(both, compiled=True, recompute=True)
     loss = step(both, bf16)
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss, step(plain, bf16), rtol=1e-4 if bf16 else 1e-6, atol=0)
@@ -159,7 +160,7 @@ def test_compiling_recomputing_and_autocast_go_together(decoder, bf16, traced):
 def test_names_of_weights_do_not_change():
     for build in (tiny, lambda: build_classifier(tiny().encoder), lambda: build_resnet("resnet18")):
         plain, compiled = build(), build()
-        set_up(compiled, compiled=True, recompute=True)
+        configure_blocks(compiled, compiled=True, recompute=True)
         assert list(compiled.state_dict()) == list(plain.state_dict())
         plain.load_state_dict(compiled.state_dict())
         assert [name for name, _ in compiled.named_parameters()] == [name for name, _ in plain.named_parameters()]
@@ -169,7 +170,7 @@ def test_a_resnet_is_compiled_whole(traced):
     plain = build_resnet("resnet18", stem="small").eval()
     compiled = build_resnet("resnet18", stem="small").eval()
     compiled.load_state_dict(plain.state_dict())
-    set_up(compiled, compiled=True, recompute=True)
+    configure_blocks(compiled, compiled=True, recompute=True)
     with torch.no_grad():
         torch.testing.assert_close(compiled(pixels(3)), plain(pixels(3)), rtol=1e-4, atol=1e-5)
 
@@ -180,7 +181,7 @@ def test_torch_compiles_a_block_on_this_machine():
         torch.manual_seed(0)
         plain, compiled = Block(8, 2), Block(8, 2)
     compiled.load_state_dict(plain.state_dict())
-    set_up(compiled, compiled=True, recompute=False)
+    configure_blocks(compiled, compiled=True, recompute=False)
     tokens = torch.randn(3, 5, 8, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():  # gradients, whose kernels take as long again to compile, are traced above
         torch.testing.assert_close(compiled(tokens), plain(tokens))
@@ -208,7 +209,9 @@ def test_both_stages_read_the_settings(place, opened, monkeypatch):
     stages = {"mae": pretrain_stage(config, opened, CPU)}
     for model in ("vit", "resnet18"):
         changed = tiny_config(place, compile=True, activation_checkpointing=True, finetune__model=model)
-        stages[model] = finetune_stage(changed, opened, labelled_splits(changed, opened), CPU, None)
+        stages[model] = finetune_stage(
+            changed, opened, labelled_splits(opened, changed.finetune.sample, changed.data.split_seed), CPU, None
+        )
     assert compiled == [*["Block"] * 3, *["Block"] * 2, "ResNet"]  # encoder and decoder, encoder, whole
     assert stages["mae"].model.encoder.recompute and stages["mae"].model.decoder.recompute
     assert stages["vit"].model.encoder.recompute

@@ -5,7 +5,7 @@ import torch
 
 from mae import build_mae
 from mae.cost import step_flops, step_memory
-from mae.transformer import set_up
+from mae.transformer import configure_blocks
 
 # no two sizes alike: 5 × 7 patches of 3 × 3 pixels and 2 channels
 PATCHES, KEPT, WIDTH, DEPTH, D_WIDTH, D_DEPTH, PIXELS = 35, 8, 20, 3, 12, 2, 18
@@ -23,7 +23,7 @@ SIZES = {
 def step(batch: int = 1, decoder: str = "self", recompute: bool = False, predict_ratio: float | None = None):
     def build():
         model = build_mae("vit_tiny_patch16", (15, 21), 2, decoder, **SIZES)
-        set_up(model, compiled=False, recompute=recompute)
+        configure_blocks(model, compiled=False, recompute=recompute)
         images = torch.zeros(batch, 2, 15, 21)
         return lambda: model(images, 0.75, None, predict_ratio).loss
 

@@ -186,7 +186,7 @@ def test_predicting_a_part_takes_the_cross_decoder(tmp_path):
 
 def test_validation_predicts_every_hidden_patch_whatever_training_does(tmp_path, monkeypatch):
     part = tiny_config(tmp_path, model__decoder="cross", pretrain__predict_ratio=0.25)
-    data, ratios = open_data(part), []
+    data, ratios = open_data(part.data), []
     stage = pretrain_stage(part, data, CPU)
     forward = MaskedAutoencoder.forward
 

@@ -8,7 +8,7 @@ from tiny_mae import count, encoder_size
 from tiny_world import tiny_config
 
 from classify import build_resnet
-from classify.finetune import build_model
+from classify.models.build import build_model
 from data.settings import height_and_width
 from mae import build_mae
 from mae.model import PRESETS

@@ -8,7 +8,7 @@ from tiny_mae import PATCH, SIZES, change, fix_prediction, noise_for
 from torch import Tensor
 
 from mae import build_mae
-from mae.levels import STEPS, continue_borders, surroundings
+from mae.denormalize import STEPS, continue_borders, surroundings
 from mae.masking import put, random_masking, take
 from mae.model import MaskedAutoencoder, normalize_patches
 from mae.patches import patchify, unpatchify
@@ -132,8 +132,8 @@ def test_perfect_predictions_of_a_slope_are_put_back_in_place(grid, patch, monke
     y, x = torch.meshgrid(torch.linspace(-1, 1, grid[0] * patch), torch.linspace(-2, 1, grid[1] * patch), indexing="ij")
     scene = Scene.of(torch.stack([x, x + y, 0.5 * x - y])[:, None].double(), patch, 0.5)
     assert scene.error(continued(scene, grid, patch)) < 0.3 * scene.error(by_distance(scene, grid))
-    monkeypatch.setattr("mae.levels.TRUST", (1e-9, 1e-9))
-    monkeypatch.setattr("mae.levels.STEPS", 500)
+    monkeypatch.setattr("mae.denormalize.TRUST", (1e-9, 1e-9))
+    monkeypatch.setattr("mae.denormalize.STEPS", 500)
     assert scene.error(continued(scene, grid, patch)) < 1e-4
 
 
@@ -180,5 +180,5 @@ def test_a_flat_picture_stays_flat():
 def test_enough_steps_are_taken(ratio, monkeypatch):
     scene = Scene.of(torch.nn.functional.interpolate(waves(20, 28), (56, 56)), 4, ratio)
     soon = continued(scene, (14, 14), 4)
-    monkeypatch.setattr("mae.levels.STEPS", 10 * STEPS)
+    monkeypatch.setattr("mae.denormalize.STEPS", 10 * STEPS)
     assert (soon - continued(scene, (14, 14), 4)).abs().max() < 1 / 64  # a standard deviation is 64 grey levels

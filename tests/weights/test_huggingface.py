@@ -9,10 +9,10 @@ from foreign_weights import WIDTH, folder_of, grey, quiet, random, same, tiny
 from safetensors.torch import load_file, save_file
 from tiny_world import MODEL, call, succeed, tiny_config
 
-from classify.classifier import build_classifier
 from classify.cli import export as mae_export
 from classify.export import linear_head
-from classify.finetune import build_model
+from classify.models.build import build_model
+from classify.models.classifier import build_classifier
 from mae import load_checkpoint
 from mae.engine.checkpoint import Checkpoint, load_weights, save_checkpoint
 from mae.model import mae_from

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from classify.tables import COLUMNS
+from classify.report.tables import COLUMNS
 from mae import load_checkpoint
 
 

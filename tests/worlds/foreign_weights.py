@@ -8,7 +8,8 @@ from tiny_world import MODEL, tiny_config
 from torch import Tensor
 from torch.nn import functional as F
 
-from data.config import Root, change_config
+from classify.settings import ClassifyConfig
+from data.config import change_config
 from mae import build_mae
 from mae.model import MaskedAutoencoder
 from mae.weights import save_huggingface
@@ -115,7 +116,7 @@ def reference_file(path: Path, weights: dict[str, Tensor], **others) -> Path:
     return path
 
 
-def from_weights(root: Path, init: Path, changes: dict | None = None, **settings) -> Root:
+def from_weights(root: Path, init: Path, changes: dict | None = None, **settings) -> ClassifyConfig:
     """tiny_config with weights to begin from, sizes left out."""
     config = tiny_config(root, pretrain__epochs=1, finetune__epochs=1, **settings)
     null = {f"model.{name}": None for name in MODEL}

@@ -7,7 +7,8 @@ import pytest
 from checkout import SHARED
 from radiograph_files import PATIENT
 
-from data.images import UnreadableImage, read_image
+from data.images import read_image
+from data.refusal import UnreadableImage
 
 needs_dicoms = pytest.mark.skipif(not (SHARED / "dicom").exists(), reason="shared DICOM samples are missing")
 needs_originals = pytest.mark.skipif(

@@ -18,7 +18,8 @@ def read_all(folder: str) -> None:
     """The child: one JSON line for each file, [name, why it is refused or none]."""
     import signal
 
-    from data.images import UnreadableImage, read_fitted, read_image
+    from data.images import read_fitted, read_image
+    from data.refusal import UnreadableImage
 
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     for path in sorted(Path(folder).iterdir()):

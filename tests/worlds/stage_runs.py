@@ -63,11 +63,11 @@ class Runner:
         """Let the n-th training step raise; returns the epochs of the steps so far."""
         step, epochs = getattr(self.room, self.step), []
 
-        def interrupted(config, model, batch, epoch):
+        def interrupted(model, batch, epoch, settings, seed):
             epochs.append(epoch)
             if len(epochs) == call:
                 raise Stop
-            return step(config, model, batch, epoch)
+            return step(model, batch, epoch, settings, seed)
 
         monkeypatch.setattr(self.room, self.step, interrupted)
         return epochs

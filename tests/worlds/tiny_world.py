@@ -16,7 +16,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from data.config import Root, make_config
+from classify.settings import ClassifyConfig
+from data.config import make_config
 
 if TYPE_CHECKING:  # torch is imported by those who need it
     from data.loader import Data
@@ -47,7 +48,7 @@ FOUR_EPOCHS = {
     "pretrain.panel_images": 0,
     "finetune.epochs": 4,
     "finetune.batch_size": 7,
-    "finetune.warmup_epochs": 0.5,
+    "finetune.optimizer.warmup_epochs": 0.5,
 }
 # The shortest runs that go all the way.
 ONE_EPOCH = {
@@ -56,7 +57,7 @@ ONE_EPOCH = {
     "pretrain.optimizer.warmup_epochs": 0,
     "finetune.epochs": 1,
     "finetune.batch_size": 8,
-    "finetune.warmup_epochs": 0,
+    "finetune.optimizer.warmup_epochs": 0,
     "evaluate.replicates": 100,
 }
 TINY = [f"{key}={value}" for key, value in (SETTINGS | ONE_EPOCH).items()]  # as on a command line
@@ -106,7 +107,7 @@ def places(root: Path, run: str) -> dict[str, str]:
     }
 
 
-def tiny_config(root: Path, **changed) -> Root:
+def tiny_config(root: Path, **changed) -> ClassifyConfig:
     """A config of the images below `root`, drawn where there are none; `finetune__mode="linear"` is a dotted key."""
     if not (root / "images").exists():
         write_table(root / "images")
@@ -234,4 +235,4 @@ def opened(place: Path) -> "Data":
     """The images of `place`, prepared."""
     from data.loader import open_data
 
-    return open_data(tiny_config(place))
+    return open_data(tiny_config(place).data)

@@ -6,9 +6,10 @@ import torch
 from stage_runs import CPU
 from torch import nn
 
-from data.config import Root
-from mae.engine.loop import Stage, Validation
+from classify.settings import ClassifyConfig
 from mae.engine.optim import adamw, parameter_groups
+from mae.engine.stage import Schedule, Stage, Validation
+from mae.settings import OptimizerSettings
 
 
 class Toy(nn.Module):
@@ -38,7 +39,7 @@ class ToyBatches:
         return (ToyBatch(10 * epoch + number) for number in range(start, 5))
 
 
-def toy_stage(config: Root, scores=(), step=None, **changed) -> Stage:
+def toy_stage(config: ClassifyConfig, scores=(), step=None, **changed) -> Stage:
     """A stage whose validation scores are given, one an epoch."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -56,13 +57,11 @@ def toy_stage(config: Root, scores=(), step=None, **changed) -> Stage:
             "device": CPU,
             "model": model,
             "optimizer": adamw(parameter_groups(model.named_parameters(), 0.0), (0.9, 0.999)),
+            "settings": OptimizerSettings(),
+            "schedule": Schedule(epochs=4, warmup_epochs=1, peak=0.1, floor=0.01),
             "batches": ToyBatches(),
             "step": step or (lambda model, batch, epoch: model(batch.x).square().mean()),
             "validate": validate,
-            "epochs": 4,
-            "warmup_epochs": 1,
-            "peak_lr": 0.1,
-            "min_lr": 0.01,
         }
         | changed
     )

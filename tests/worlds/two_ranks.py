@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from tiny_world import tiny_config
 
-from classify.finetune import finetune_stage, labelled_splits
+from classify.cases import labelled_splits
+from classify.finetune import finetune_stage
 from data.loader import Loader, open_data
 from mae.engine import distributed
 from mae.engine.loop import fit
@@ -21,48 +22,50 @@ BATCHES = {"pretrain__batch_size": 10, "finetune__batch_size": 10, "pretrain__ep
 def stage_of(kind: str, place: Path, dtype: torch.dtype, **changed):
     """20 steps of a stage, its model in `dtype`."""
     config = tiny_config(place, **BATCHES, **changed)
-    data = open_data(config)
+    data = open_data(config.data)
     if kind == "mae":
         stage = pretrain_stage(config, data, CPU)
     else:
-        stage = finetune_stage(config, data, labelled_splits(config, data), CPU, None)
+        stage = finetune_stage(
+            config, data, labelled_splits(data, config.finetune.sample, config.data.split_seed), CPU, None
+        )
     stage.model.to(dtype)
     return stage
 
 
 def equal_runs(folder: Path) -> None:
     """Each run alone, then shared: the shared one's weights, metrics and best score stand beside the single's."""
-    parts = {"pretrain__accumulate": 5, "finetune__accumulate": 5}
+    parts = {"pretrain__optimizer__accumulate": 5, "finetune__optimizer__accumulate": 5}
     sorts = {"64": (torch.float64, {}), "64-parts": (torch.float64, parts), "32": (torch.float32, {})}
     cases = {f"{kind}-{name}": (kind, *sort) for kind in ("mae", "vit") for name, sort in sorts.items()}
     for name, (kind, dtype, changed) in cases.items():
         if os.environ["RANK"] == str(len(name) % 2):  # the ranks share this work too
             fit(stage_of(kind, folder, dtype, **changed), folder / f"alone-{name}")
-    with distributed.together(CPU):
+    with distributed.process_group(CPU):
         for name, (kind, dtype, changed) in cases.items():
             fit(stage_of(kind, folder, dtype, **changed), folder / f"shared-{name}")
 
 
 def coverage(folder: Path) -> None:
     """Every image of an ordered epoch is seen once, whatever the number, and comes back in order."""
-    data = open_data(tiny_config(folder))
+    data = open_data(tiny_config(folder).data)
     whole = data.split("train")
-    with distributed.together(CPU):
+    with distributed.process_group(CPU):
         for n in (1, 2, 3, 5, 7):
             loader = Loader(data, whole.iloc[:n], 2, share=distributed.shard())
             parts = [batch.numbers for batch in loader.epoch()]
             numbers = torch.cat([torch.empty(0, dtype=torch.int64), *parts])
-            together = distributed.interleave(numbers)
+            together = distributed.all_gather_rows(numbers)
             assert together.tolist() == whole["row"].iloc[:n].tolist(), n
-            assert distributed.add(torch.tensor(float(len(numbers)))) == n
-        assert distributed.anyone(distributed.rank() == 1, CPU)
-        assert not distributed.anyone(False, CPU)
+            assert distributed.all_reduce_sum(torch.tensor(float(len(numbers)))) == n
+        assert distributed.any_rank(distributed.rank() == 1, CPU)
+        assert not distributed.any_rank(False, CPU)
     (folder / f"covered-{os.environ['RANK']}").touch()
 
 
 def resume_on_two(folder: Path) -> None:
     """Go on, as two, where one stopped."""
-    with distributed.together(CPU):
+    with distributed.process_group(CPU):
         fit(stage_of("mae", folder, torch.float64), folder / "begun-alone")
 
 
@@ -75,7 +78,7 @@ def lose_one(folder: Path) -> None:
             os._exit(3)
         return step(model, batch, epoch)
 
-    with distributed.together(CPU):
+    with distributed.process_group(CPU):
         stage = stage_of("mae", folder, torch.float32)
         step = stage.step
         fit(replace(stage, step=dying), folder / "lost")
@@ -87,11 +90,13 @@ def skip(folder: Path) -> None:
     def spoilt(model, batch, epoch):
         return step(model, batch, epoch) * (float("nan") if distributed.rank() == 1 and epoch == 1 else 1.0)
 
-    with distributed.together(CPU):
+    with distributed.process_group(CPU):
         stage = stage_of("mae", folder, torch.float32)
         step = stage.step
         fit(replace(stage, step=spoilt), folder / "skipped")
-        sums = distributed.gather([weight.double().sum().item() for weight in stage.model.state_dict().values()])
+        sums = distributed.all_gather_objects(
+            [weight.double().sum().item() for weight in stage.model.state_dict().values()]
+        )
         assert sums[0] == sums[1]
     names = {path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")}
     assert not [name for name in names if "gloo" in name]  # one alive at the end may abort the process
