@@ -58,7 +58,8 @@ def test_two_ranks_equal_one_after_twenty_steps(runs, kind, sort, tolerance):
     alone = load_checkpoint(runs / f"alone-{name}" / "last.pt")
     shared = load_checkpoint(runs / f"shared-{name}" / "last.pt")
     assert shared.progress["step"] == alone.progress["step"] == 20
-    assert shared.progress["best"] == pytest.approx(alone.progress["best"], abs=tolerance)
+    best = max(tolerance, 2e-7)  # validation adds its losses up in float32
+    assert shared.progress["best"] == pytest.approx(alone.progress["best"], abs=best)
     for key, value in alone.weights.items():
         one, two = value, shared.weights[key]
         if key.endswith("qkv.bias"):  # softmax does not see the keys' bias: its gradient is rounding, blown up by Adam

@@ -20,10 +20,11 @@ LEARN = {
     "pretrain": [
         "pretrain.epochs=300",
         "pretrain.optimizer.base_lr=0.1",
-        "model.depth=2",
+        "model.width=48",
+        "model.decoder_width=32",
         "pretrain.validate_every=50",
     ],
-    "finetune": ["finetune.epochs=20", "finetune.optimizer.base_lr=0.5"],
+    "finetune": ["finetune.epochs=30", "finetune.optimizer.base_lr=1"],
 }
 
 

@@ -8,6 +8,7 @@ from functools import partialmethod
 import pytest
 import torch
 from stage_runs import CPU, assert_same_runs
+from tiny_mae import SIZES, noise_for
 from tiny_world import tiny_config
 from torch import Tensor, nn
 
@@ -21,8 +22,6 @@ from mae.model import MaskedAutoencoder
 from mae.pretrain import pretrain, pretrain_stage
 from mae.transformer import Block, configure_blocks
 
-SIZES = {"patch_size": 4, "width": 12, "depth": 3, "heads": 3}
-SIZES |= {"decoder_width": 8, "decoder_depth": 2, "decoder_heads": 2}
 DECODERS = pytest.mark.parametrize("decoder", ["self", "cross"])
 COMPILER = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
 
@@ -30,15 +29,11 @@ COMPILER = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++
 def tiny(decoder: str = "self", **sizes) -> MaskedAutoencoder:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return build_mae("vit_tiny_patch16", (12, 20), decoder=decoder, **SIZES | sizes)
+        return build_mae("vit_tiny_patch16", (12, 20), decoder=decoder, **SIZES | {"patch_size": 4} | sizes)
 
 
 def pixels(b: int = 7) -> Tensor:
     return torch.randn(b, 1, 12, 20, generator=torch.Generator().manual_seed(1))
-
-
-def noise_for(b: int = 7) -> Tensor:
-    return torch.rand(b, 15, generator=torch.Generator().manual_seed(2))
 
 
 def step(model: MaskedAutoencoder, bf16: bool = False, b: int = 7) -> Tensor:

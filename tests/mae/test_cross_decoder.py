@@ -1,7 +1,9 @@
 """Laws of the cross decoder: mask tokens read the visible tokens of all depths, and never each other."""
 
 import pytest
+import tiny_mae
 import torch
+from tiny_mae import PATCH, losses_of_60_steps, noise_for
 from tiny_world import tiny_config
 from torch import Tensor
 
@@ -9,29 +11,21 @@ import mae.pretrain
 from data.config import UserError
 from data.draws import uniform
 from data.loader import Loader, open_data
-from mae import build_mae
 from mae.masking import random_masking
 from mae.model import MaskedAutoencoder
 from mae.pretrain import check_model, pretrain_stage
 from mae.reconstruct import reconstruct
 
-BATCH, GRID, PATCH = 7, (3, 5), 2  # 15 patches in an image of 6 × 10, of which 3 are kept at 75 %
+BATCH = 7  # of images of 15 patches, of which 3 are kept at 75 %
 CPU = torch.device("cpu")
 
 
 def tiny(decoder: str = "cross", **sizes) -> MaskedAutoencoder:
-    small = {"width": 12, "depth": 3, "heads": 3, "decoder_width": 8, "decoder_depth": 2, "decoder_heads": 2}
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return build_mae("vit_tiny_patch16", (6, 10), decoder=decoder, patch_size=PATCH, **small | sizes).double()
+    return tiny_mae.tiny(decoder=decoder, **sizes).double()
 
 
 def pixels(b: int = BATCH) -> Tensor:
-    return torch.randn(b, 1, 6, 10, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-
-
-def noise_for(b: int = BATCH) -> Tensor:
-    return torch.rand(b, 15, generator=torch.Generator().manual_seed(2))
+    return tiny_mae.pixels(b).double()
 
 
 def depths_of(model: MaskedAutoencoder, images: Tensor, keep: Tensor) -> Tensor:
@@ -153,15 +147,7 @@ def test_every_parameter_learns():
 
 
 def test_a_few_steps_lower_the_loss():
-    model, images, noise = tiny(), pixels(), noise_for()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    losses = []
-    for _ in range(60):
-        loss = model(images, 0.5, noise).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+    losses = losses_of_60_steps(tiny(), pixels(), noise_for())
     assert losses[-1] < 0.6 * losses[0]
 
 

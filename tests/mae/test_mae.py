@@ -2,7 +2,18 @@
 
 import pytest
 import torch
-from tiny_mae import GRID, PATCH, change, count, encoder_size, fix_prediction, noise_for, pixels, tiny
+from tiny_mae import (
+    GRID,
+    PATCH,
+    change,
+    count,
+    encoder_size,
+    fix_prediction,
+    losses_of_60_steps,
+    noise_for,
+    pixels,
+    tiny,
+)
 from torch import Tensor
 
 from data.config import UserError
@@ -183,15 +194,7 @@ def test_every_parameter_learns():
 
 
 def test_a_few_steps_lower_the_loss():
-    model, images, noise = tiny(norm_pixel_loss=False), pixels(), noise_for()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    losses = []
-    for _ in range(60):
-        loss = model(images, 0.5, noise).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+    losses = losses_of_60_steps(tiny(norm_pixel_loss=False), pixels(), noise_for())
     assert losses[-1] < 0.6 * losses[0]
 
 

@@ -4,10 +4,9 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from tiny_mae import PATCH, SIZES, change, fix_prediction, noise_for
+from tiny_mae import PATCH, change, fix_prediction, noise_for, tiny
 from torch import Tensor
 
-from mae import build_mae
 from mae.denormalize import STEPS, continue_borders, surroundings
 from mae.masking import put, random_masking, take
 from mae.model import MaskedAutoencoder, normalize_patches
@@ -19,10 +18,7 @@ def small(
     channels: int = 1, norm_pixel_loss: bool = True, decoder: str = "self", mean: float = 0.5
 ) -> MaskedAutoencoder:
     """For images of 6 × 10, 15 patches, which are 2 × 2."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        built = build_mae("vit_tiny_patch16", (6, 10), channels, decoder, norm_pixel_loss, mean, **SIZES)
-    return built.eval()
+    return tiny(channels, norm_pixel_loss, decoder=decoder, mean=mean).eval()
 
 
 def grey_images(b: int = 3, seed: int = 3) -> Tensor:

@@ -92,6 +92,28 @@ def test_settings_and_config_are_light():
             assert {module.split(".")[0] for module in modules} <= light, name
 
 
+# ---------------------------------------------------------------- tests
+
+
+def test_no_test_module_is_imported_by_another():
+    tests = [path.stem for path in (ROOT / "tests").rglob("test_*.py")]
+    assert len(set(tests)) == len(tests) > 50  # a name says which file is meant
+    for path in (ROOT / "tests").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            imported = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            imported += [name.name for name in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+            parts = {part for name in imported for part in name.split(".")}
+            assert not parts & set(tests), path.relative_to(ROOT)
+
+
+def test_no_folder_of_tests_hides_a_package():
+    assert not list((ROOT / "tests").rglob("__init__.py"))
+    for room in ROOMS:
+        assert Path(import_module(room).__file__).parent == ROOT / room
+    shared = {path.stem for path in (ROOT / "tests/worlds").glob("*.py")}
+    assert not shared & {*ROOMS, *sys.stdlib_module_names}
+
+
 # ---------------------------------------------------------------- public names
 
 

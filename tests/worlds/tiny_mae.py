@@ -19,10 +19,12 @@ SIZES = {
 }
 
 
-def tiny(channels: int = 1, norm_pixel_loss: bool = True, seed: int = 0, **sizes) -> MaskedAutoencoder:
+def tiny(
+    channels: int = 1, norm_pixel_loss: bool = True, seed: int = 0, decoder: str = "self", mean: float = 0.5, **sizes
+) -> MaskedAutoencoder:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return build_mae("vit_tiny_patch16", (6, 10), channels, "self", norm_pixel_loss, **SIZES | sizes)
+        return build_mae("vit_tiny_patch16", (6, 10), channels, decoder, norm_pixel_loss, mean, **SIZES | sizes)
 
 
 def pixels(b: int = 7, channels: int = 1, seed: int = 1) -> Tensor:
@@ -43,6 +45,19 @@ def change(images: Tensor, places: Tensor, value) -> Tensor:
 
 def fix_prediction(model: MaskedAutoencoder, value: Tensor) -> None:
     model.decoder.forward = lambda tokens, keep, masked: value
+
+
+def losses_of_60_steps(model: MaskedAutoencoder, images: Tensor, noise: Tensor) -> list[float]:
+    """What training on one batch makes of its loss, half of the patches hidden, always the same."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(60):
+        loss = model(images, 0.5, noise).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
 
 
 def encoder_size(width: int, depth: int, patch_values: int) -> int:
