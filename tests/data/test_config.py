@@ -9,6 +9,7 @@ from checkout import ROOT
 from tiny_world import MODEL, call
 
 from classify import cli as stage_two
+from classify.settings import ClassifyConfig, FinetuneSettings
 from data.config import (
     UserError,
     change_config,
@@ -20,8 +21,10 @@ from data.config import (
     print_config,
     shipped_configs,
     whole_config,
+    with_new_names,
 )
 from mae import cli as stage_one
+from mae.settings import OptimizerSettings, PretrainSettings
 
 COMMANDS = {
     "mae-prepare": import_module("data.cli").prepare,
@@ -145,7 +148,7 @@ def test_a_mapping_given_for_a_setting_replaces_it():
 
 @pytest.mark.parametrize("text", ["1e-3", "1E-3", "1.0e-3", ".1e-2", "0.001", "+1e-3"])
 def test_numbers_with_an_exponent_are_numbers(text, tmp_path):
-    path = config_file(tmp_path, f"data: {{source: table}}\nfinetune:\n  base_lr: {text}\n")
+    path = config_file(tmp_path, f"data: {{source: table}}\nfinetune:\n  optimizer: {{base_lr: {text}}}\n")
     assert load_config(path).finetune.optimizer.base_lr == 1e-3
     assert load_config("demo", [f"finetune.optimizer.base_lr={text}"]).finetune.optimizer.base_lr == 1e-3
 
@@ -232,7 +235,7 @@ def test_paths_read_the_environment(monkeypatch):
         ("pretrian.epochs", "pretrain.epochs"),
         ("mask_ratio", "pretrain.mask_ratio"),
         ("finetune.warmup", "finetune.optimizer.warmup_epochs"),
-        ("finetune.optimizer.base_lr", "finetune.optimizer.base_lr"),
+        ("finetune.optim.base_lr", "finetune.optimizer.base_lr"),
         ("finetune.augment.rotate", "finetune.augment.rotation"),
         ("evaluate.spilt", "evaluate.split"),
         ("compare.seed", "compare.seeds"),
@@ -246,6 +249,35 @@ def test_unknown_keys_are_named_with_the_nearest(key, near):
         raw = {part: raw}
     raw["data"] = {"source": "table"} | raw.get("data", {})
     assert error_of(raw=raw) == f"my.yaml: {key} is unknown; did you mean {near}?"
+
+
+def test_a_key_of_an_earlier_version_is_told_its_name_of_today():
+    for before, now in ClassifyConfig.RENAMED.items():
+        section, name = before.split(".")
+        assert error_of(f"{before}=1") == f"command line: {before} is renamed to {now}"
+        raw = {section: {name: 1}} | ({} if section == "data" else {"data": {"source": "table"}})
+        assert error_of(raw=raw) == f"my.yaml: {before} is renamed to {now}"
+        assert now in dict(describe(ClassifyConfig))
+
+
+def test_settings_of_an_earlier_version_get_their_names_of_today():
+    made = {
+        "finetune": {"base_lr": 0.5, "ema": None, "epochs": 3},
+        "pretrain": {"optimizer": {"min_lr": 0.1}, "ema": 0.9},
+    }
+    assert with_new_names(made) == {
+        "finetune": {"epochs": 3, "optimizer": {"base_lr": 0.5, "ema": None}},
+        "pretrain": {"optimizer": {"min_lr": 0.1, "ema": 0.9}},
+    }
+    today = load_config("demo").model_dump(mode="json")
+    assert with_new_names(today) == today
+
+
+def test_both_stages_have_the_same_optimizer_settings():
+    pretrain, finetune = PretrainSettings().optimizer, FinetuneSettings().optimizer
+    shared = set(OptimizerSettings.model_fields)
+    assert set(type(pretrain).model_fields) == shared
+    assert set(type(finetune).model_fields) == shared | {"layer_decay"}
 
 
 def test_a_misspelt_section_suggests_a_section():
@@ -324,6 +356,7 @@ import sys
 from importlib import import_module
 from mae import cli as stage_one
 from classify import cli as stage_two
+from classify.settings import ClassifyConfig, FinetuneSettings
 commands = {{
     "mae-prepare": import_module("data.cli").prepare,
     "mae-pretrain": stage_one.pretrain,

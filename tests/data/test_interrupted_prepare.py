@@ -57,16 +57,15 @@ def test_a_kill_while_the_arrays_are_made_is_mended(victim, tmp_path, monkeypatc
 @pytest.mark.parametrize("name", ["index.csv", "rejected.csv", "images.npy", "store.json"])
 def test_a_kill_while_finishing_is_mended(name, tmp_path, monkeypatch):
     whole = prepare(tiny_config(tmp_path, data__store=str(tmp_path / "whole")))
-    replace, write = Path.replace, data.store._write_csv
+    replace = Path.replace
 
-    def interrupted(path: Path, *rest):
-        if path.name == name or Path(rest[0]).name == name:
+    def interrupted(path: Path, target: Path):
+        if Path(target).name == name:
             raise KeyboardInterrupt
-        return (write if path.suffix == ".csv" else replace)(path, *rest)
+        return replace(path, target)
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", interrupted)
-        patch.setattr(data.store, "_write_csv", interrupted)
         with pytest.raises(KeyboardInterrupt):
             prepare(tiny_config(tmp_path))
     assert bytes_of(prepare(tiny_config(tmp_path))) == bytes_of(whole)

@@ -4,6 +4,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -82,13 +83,10 @@ def test_evaluation_sees_each_image_once_for_any_number(place):
 
 
 def test_a_checkpoint_of_one_rank_goes_on_with_two(runs, monkeypatch):
-    stage = stage_of("mae", runs, torch.float64)
-    object.__setattr__(stage, "epochs", 2)
-    schedule = type(stage).learning_rate
-    monkeypatch.setattr(
-        type(stage), "learning_rate", lambda self, step: schedule(stage_of("mae", runs, torch.float64), step)
-    )
-    fit(stage, runs / "begun-alone")
+    whole = stage_of("mae", runs, torch.float64)
+    begun = replace(whole, schedule=replace(whole.schedule, epochs=2))
+    monkeypatch.setattr(type(begun), "learning_rate", lambda _, step: whole.schedule.at(step, len(whole.batches)))
+    fit(begun, runs / "begun-alone")
     done = two_ranks("resume_on_two", runs)
     assert done.returncode == 0, done.stderr
     whole, parts = (load_checkpoint(runs / name / "last.pt") for name in ("alone-mae-64", "begun-alone"))

@@ -23,7 +23,7 @@ def test_best_follows_validation(config, tmp_path):
 
 
 def test_the_last_epoch_is_always_validated(config, tmp_path):
-    fit(toy_stage(config, [0.1, 0.2], epochs=5, validate_every=3), tmp_path)
+    fit(toy_stage(config, [0.1, 0.2], schedule={"epochs": 5}, validate_every=3), tmp_path)
     assert [row["epoch"] for row in read_metrics(tmp_path) if "epoch" in row] == [3, 5]
 
 
@@ -91,7 +91,7 @@ def test_updates_that_are_never_finite_stop_and_keep_the_checkpoint(spoil, place
 
 @pytest.mark.parametrize("spoil", ["loss", "gradient"])
 def test_an_update_that_is_not_finite_is_skipped_named_and_leaves_no_trace(spoil, config, tmp_path, capsys):
-    stage = toy_stage(config, epochs=1, step=spoiling(spoil, {3}), name_images=lambda batch: ["bad-one"])
+    stage = toy_stage(config, schedule={"epochs": 1}, step=spoiling(spoil, {3}), name_images=lambda batch: ["bad-one"])
     fit(stage, tmp_path)
     assert "not finite at step 3 (images bad-one): update skipped" in capsys.readouterr().err
     rows = read_metrics(tmp_path)
@@ -113,6 +113,6 @@ def test_gradients_are_clipped_where_asked(limit, config, tmp_path, monkeypatch)
         return step(optimizer, *rest)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", watched)
-    fit(toy_stage(config, clip_grad=limit, epochs=1), tmp_path)
+    fit(toy_stage(config, settings={"clip_grad": limit}, schedule={"epochs": 1}), tmp_path)
     assert all(norm <= 0.01001 for norm in norms) if limit else max(norms) > 0.05
     assert read_metrics(tmp_path)[0]["train/gradient_norm"] > 0.05  # before clipping

@@ -45,13 +45,13 @@ def test_the_loop_follows_the_schedule(place, tmp_path):
 
 def test_base_learning_rates_scale_with_the_batch(place, opened):
     stage = pretrain_stage(tiny_config(place), opened, CPU)
-    assert stage.peak_lr == pytest.approx(0.05 * 5 / 256)
+    assert stage.schedule.peak == pytest.approx(0.05 * 5 / 256)
     config = tiny_config(place, finetune__optimizer__base_lr=0.5, finetune__optimizer__warmup_epochs=1)
     stage = finetune_stage(
         config, opened, labelled_splits(opened, config.finetune.sample, config.data.split_seed), CPU, None
     )
-    assert stage.peak_lr == pytest.approx(0.5 * 7 / 256)
-    assert stage.learning_rate(FINETUNE_STEPS) == stage.peak_lr
+    assert stage.schedule.peak == pytest.approx(0.5 * 7 / 256)
+    assert stage.learning_rate(FINETUNE_STEPS) == stage.schedule.peak
 
 
 @pytest.mark.parametrize("kind", STAGES)

@@ -11,12 +11,12 @@ from tiny_world import tiny_config
 from classify.settings import ClassifyConfig
 from data.config import UserError
 from mae.engine.run import check_run, device_of, start_run
-from mae.pretrain import pretrain
+from mae.pretrain import RESUMABLE, pretrain
 
 
 def refused_run(folder: Path, config: ClassifyConfig, facts: dict) -> str:
     with pytest.raises(UserError) as caught:
-        check_run(folder, config, ("seed", "precision", "data", "model", "pretrain"), facts)
+        check_run(folder, config, RESUMABLE, facts)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -39,13 +39,13 @@ def test_a_run_of_another_config_is_refused_by_the_settings_name(place, tmp_path
 
 
 def test_what_does_not_change_the_result_may_change(place, tmp_path):
-    facts, sections = {"store": "abc"}, ("seed", "precision", "data", "model", "pretrain")
-    check_run(tmp_path, tiny_config(place), sections, facts)  # an empty folder
+    facts = {"store": "abc"}
+    check_run(tmp_path, tiny_config(place), RESUMABLE, facts)  # an empty folder
     start_run(tmp_path, tiny_config(place), facts)
-    check_run(tmp_path, tiny_config(place), sections, facts)
+    check_run(tmp_path, tiny_config(place), RESUMABLE, facts)
     free = ("pretrain__epochs", 9), ("engine__save_minutes", 1.0), ("data__store", "x"), ("data__workers", 2)
     for key, value in (*free, ("finetune__epochs", 9), ("finetune__mode", "linear"), ("run", "elsewhere")):
-        check_run(tmp_path, tiny_config(place, **{key: value}), sections, facts)
+        check_run(tmp_path, tiny_config(place, **{key: value}), RESUMABLE, facts)
 
 
 def test_commands_refuse_a_run_of_another_config(place, opened, tmp_path):

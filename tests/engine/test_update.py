@@ -51,7 +51,7 @@ def test_what_is_validated_and_kept_is_the_average(config, tmp_path):
         after.append(weights_of(stage))
         return model(batch.x).square().mean()
 
-    stage = toy_stage(config, [0.0, 1.0, 0.0], step=step, epochs=3, ema=DECAY)
+    stage = toy_stage(config, [0.0, 1.0, 0.0], step=step, schedule={"epochs": 3}, settings={"ema": DECAY})
     fit(stage, tmp_path)
     after = [*after[1:], weights_of(stage)]
     average, averages = after[0], []
@@ -81,7 +81,8 @@ def test_fp16_overflow_is_skipped_and_halves_the_scale(place, tmp_path, capsys):
         loss = small_loss(model, batch, epoch)
         return loss * 1e6 if len(before) == 3 else loss  # finite, but its gradient is not, times the scale in 16 bits
 
-    stage = toy_stage(tiny_config(place, precision="fp16"), step=step, epochs=1, peak_lr=1e-3, warmup_epochs=0)
+    schedule = {"epochs": 1, "peak": 1e-3, "warmup_epochs": 0}
+    stage = toy_stage(tiny_config(place, precision="fp16"), step=step, schedule=schedule)
     fit(stage, tmp_path)
     assert_same(before[3], before[2] | {"norm.num_batches_tracked": before[3]["norm.num_batches_tracked"]})
     assert not before[4]["head.weight"].equal(before[3]["head.weight"])
@@ -95,21 +96,21 @@ def test_fp16_gradients_are_unscaled_before_they_are_measured(place, tmp_path):
     norms = {}
     for precision in ("fp32", "fp16"):
         config = tiny_config(place, precision=precision, engine__log_every=1)
-        fit(toy_stage(config, step=small_loss, epochs=1), tmp_path / precision)
+        fit(toy_stage(config, step=small_loss, schedule={"epochs": 1}), tmp_path / precision)
         norms[precision] = read_metrics(tmp_path / precision)[0]["train/gradient_norm"]
     assert norms["fp16"] == pytest.approx(norms["fp32"], rel=0.02)
     assert norms["fp16"] != norms["fp32"]
 
 
 def test_an_update_that_is_skipped_leaves_the_average_of_what_was(config, tmp_path):
-    stage = toy_stage(config, step=spoiling("loss", {1}), epochs=1, ema=DECAY)
+    stage = toy_stage(config, step=spoiling("loss", {1}), schedule={"epochs": 1}, settings={"ema": DECAY})
     fit(stage, tmp_path)
     assert all(weight.isfinite().all() for weight in load_checkpoint(tmp_path / "last.pt").weights.values())
 
 
 def test_tf32_on_a_cpu_is_fp32(place, tmp_path):
     for precision in ("fp32", "tf32"):
-        fit(toy_stage(tiny_config(place, precision=precision), epochs=2), tmp_path / precision)
+        fit(toy_stage(tiny_config(place, precision=precision), schedule={"epochs": 2}), tmp_path / precision)
     one, two = (load_checkpoint(tmp_path / name / "last.pt") for name in ("fp32", "tf32"))
     assert_same(one.weights, two.weights)
     assert torch.get_float32_matmul_precision() == "highest"

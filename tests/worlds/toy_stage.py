@@ -39,8 +39,8 @@ class ToyBatches:
         return (ToyBatch(10 * epoch + number) for number in range(start, 5))
 
 
-def toy_stage(config: ClassifyConfig, scores=(), step=None, **changed) -> Stage:
-    """A stage whose validation scores are given, one an epoch."""
+def toy_stage(config: ClassifyConfig, scores=(), step=None, settings=None, schedule=None, **changed) -> Stage:
+    """A stage whose validation scores are given, one an epoch; settings and schedule: what differs there."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = Toy()
@@ -57,8 +57,8 @@ def toy_stage(config: ClassifyConfig, scores=(), step=None, **changed) -> Stage:
             "device": CPU,
             "model": model,
             "optimizer": adamw(parameter_groups(model.named_parameters(), 0.0), (0.9, 0.999)),
-            "settings": OptimizerSettings(),
-            "schedule": Schedule(epochs=4, warmup_epochs=1, peak=0.1, floor=0.01),
+            "settings": OptimizerSettings(**(settings or {})),
+            "schedule": Schedule(**{"epochs": 4, "warmup_epochs": 1, "peak": 0.1, "floor": 0.01, **(schedule or {})}),
             "batches": ToyBatches(),
             "step": step or (lambda model, batch, epoch: model(batch.x).square().mean()),
             "validate": validate,
