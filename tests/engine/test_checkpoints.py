@@ -18,8 +18,6 @@ from mae import build_mae, load_checkpoint
 from mae.engine.checkpoint import FORMAT, Checkpoint, load_weights, save_checkpoint
 from mae.engine.run import is_finished
 
-# ---------------------------------------------------------------- checkpoints
-
 
 def checkpoint_of(number: float, kind: str = "mae") -> Checkpoint:
     return Checkpoint(kind, {"seed": 0}, {"weight": torch.full((2, 3), number)}, {"n": number}, None, {"epoch": 1})
@@ -108,9 +106,6 @@ def test_a_checkpoint_brings_its_config(pretrained):
     config = load_checkpoint(pretrained).config
     assert config.model.width == 12
     assert config.data.image_size == 12
-
-
-# ---------------------------------------------------------------- run folders
 
 
 def test_is_finished_reads_the_checkpoint(tmp_path):

@@ -39,7 +39,7 @@ SETTINGS = {
     "data.workers": 1,
     **{f"model.{name}": size for name, size in MODEL.items()},
 }
-# Long enough to learn something: 8 updates an epoch in stage one, 5 in stage two, and some images left over.
+# Long enough to learn something: 8 updates an epoch in stage one, 5 in stage two, where 5 images are left over.
 FOUR_EPOCHS = {
     "pretrain.epochs": 4,
     "pretrain.batch_size": 5,
