@@ -3,8 +3,10 @@
 import time
 from io import BytesIO
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from matplotlib.figure import Figure
@@ -24,7 +26,6 @@ from classify.settings import ClassifyConfig
 from data.config import print_config
 from data.loader import open_data
 from mae.engine.hparams import HYPERPARAMETERS
-from mae.engine.stage import Validation
 from mae.engine.tracker import read_metrics
 from mae.pretrain import pretrain
 
@@ -41,8 +42,15 @@ def config_of(place: Path, folder: Path, **changed) -> ClassifyConfig:
     return tiny_config(place, finetune__run=str(folder), **{"finetune__epochs": 2, **changed})
 
 
+class Shown(NamedTuple):
+    """What TensorBoard is given of a validation."""
+
+    scored: pd.DataFrame
+    threshold: float
+
+
 @pytest.fixture(scope="module")
-def validations() -> list[Validation]:
+def validations() -> list[Shown]:
     """Those of `classifier`, in order."""
     return []
 
@@ -52,9 +60,9 @@ def classifier(place, opened, pretrained, validations) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         show = classify.finetune.show_scores
 
-        def remembered(config, data, validation, board, step):
-            validations.append(validation)
-            show(config, data, validation, board, step)
+        def remembered(data, scored, threshold, *rest):
+            validations.append(Shown(scored, threshold))
+            show(data, scored, threshold, *rest)
 
         patch.setattr(classify.finetune, "show_scores", remembered)
         return finetune(config_of(place, place / "classifier"), pretrained / "last.pt", opened)
@@ -116,8 +124,8 @@ def test_precision_and_recall_are_those_of_the_validation_scores(classifier, val
     assert len(drawn) == len(validations) == 2
     for event, validation in zip(drawn, validations, strict=True):
         table = torch.tensor(event.tensor_proto.float_val).view(6, -1)  # TP FP TN FN precision recall, by threshold
-        labels, scores = (validation.details[name].to_numpy(float) for name in ("label", "score"))
-        assert set(validation.details["split"]) == {"validate"}
+        labels, scores = (validation.scored[name].to_numpy(float) for name in ("label", "score"))
+        assert set(validation.scored["split"]) == {"validate"}
         # TensorBoard's own thresholds: a score counts as called at the k-th if it is at least k / 126
         bins = np.floor(scores * (table.shape[1] - 1))
         for number in (0, 40, 63, 64, 126):
@@ -133,7 +141,7 @@ def test_the_histograms_hold_each_validation_image_once(classifier, validations)
     read = events(classifier)
     for label, name in enumerate(("normal", "abnormal")):
         for event, validation in zip(read.Histograms(f"validate/score_{name}"), validations, strict=True):
-            scores = validation.details["score"][validation.details["label"] == label]
+            scores = validation.scored["score"][validation.scored["label"] == label]
             assert (event.histogram_value.num, event.histogram_value.max) == (len(scores), pytest.approx(scores.max()))
 
 
@@ -155,7 +163,7 @@ def test_the_drawn_roc_and_counts_are_those_of_the_scores():
 
 
 def test_worst_mistakes_are_wrong_and_the_furthest_first(validations, classifier):
-    scored = validations[0].details.assign(score=np.linspace(0.05, 0.95, 10), label=[1, 1, 0, 1, 0, 0, 0, 1, 0, 1])
+    scored = validations[0].scored.assign(score=np.linspace(0.05, 0.95, 10), label=[1, 1, 0, 1, 0, 0, 0, 1, 0, 1])
     assert worst_mistakes(scored, 0.5)["score"].tolist() == pytest.approx([0.05, 0.15, 0.85, 0.35, 0.65, 0.55])
     many = worst_mistakes(scored.assign(label=1 - (scored["score"] > 0.5)), 0.5)
     assert len(many) == MISTAKES
@@ -204,7 +212,7 @@ def test_a_credentialed_run_shows_radiographs_only_where_asked(asked, place, tmp
 
 def test_worst_mistakes_show_the_stored_images(classifier, opened, validations):
     last = validations[-1]
-    worst = worst_mistakes(last.details, last.meta["threshold"]["image"])
+    worst = worst_mistakes(last.scored, last.threshold)
     encoded = events(classifier).Images("worst_mistakes/1")[-1].encoded_image_string
     pixels = np.asarray(Image.open(BytesIO(encoded)).convert("L"))
     first = opened.store.images[worst["row"].iloc[0]]  # h w

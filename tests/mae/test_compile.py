@@ -19,7 +19,7 @@ from data.config import UserError
 from mae import build_mae, load_checkpoint
 from mae.engine.run import check_run, start_run, training_device
 from mae.model import MaskedAutoencoder
-from mae.pretrain import pretrain, pretrain_stage
+from mae.pretrain import RESUMABLE, pretrain, pretrain_stage
 from mae.transformer import Block, configure_blocks
 
 DECODERS = pytest.mark.parametrize("decoder", ["self", "cross"])
@@ -217,9 +217,9 @@ def test_both_stages_read_the_settings(place, opened, monkeypatch):
     "later", [{"activation_checkpointing": True}, {"compile": True}, {"device": "auto", "threads": 2}], ids=str
 )
 def test_a_run_may_go_on_otherwise_computed(later, place, tmp_path):
-    facts, sections = {"store": "abc"}, ("seed", "precision", "data", "model", "pretrain")
+    facts = {"store": "abc"}
     start_run(tmp_path, tiny_config(place), facts)
-    check_run(tmp_path, tiny_config(place, **later), sections, facts)
+    check_run(tmp_path, tiny_config(place, **later), RESUMABLE, facts)
 
 
 def test_a_run_with_recomputed_activations_equals_one_without(place, opened, tmp_path):

@@ -15,6 +15,7 @@ from mae.masking import random_masking
 from mae.model import MaskedAutoencoder
 from mae.pretrain import check_model, pretrain_stage
 from mae.reconstruct import reconstruct
+from mae.settings import MAEConfig
 
 BATCH = 7  # of images of 15 patches, of which 3 are kept at 75 %
 CPU = torch.device("cpu")
@@ -161,13 +162,17 @@ def test_reconstruction_shows_every_hidden_patch():
 # ---------------------------------------------------------------- settings
 
 
+def check_config(config: MAEConfig) -> None:
+    check_model(config.model, config.pretrain, config.data.image_size)
+
+
 def test_predicting_a_part_takes_the_cross_decoder(tmp_path):
     with pytest.raises(UserError, match="predict_ratio: found it with the decoder 'self', expected 'cross'"):
         tiny("self")(pixels(), 0.75, noise_for(), 0.25)
     with pytest.raises(UserError, match=r"pretrain.predict_ratio: found it with model.decoder = self") as caught:
-        check_model(tiny_config(tmp_path, pretrain__predict_ratio=0.25))
+        check_config(tiny_config(tmp_path, pretrain__predict_ratio=0.25))
     assert "\n" not in str(caught.value)
-    check_model(tiny_config(tmp_path, pretrain__predict_ratio=0.25, model__decoder="cross"))
+    check_config(tiny_config(tmp_path, pretrain__predict_ratio=0.25, model__decoder="cross"))
 
 
 def test_validation_predicts_every_hidden_patch_whatever_training_does(tmp_path, monkeypatch):
@@ -184,7 +189,7 @@ def test_validation_predicts_every_hidden_patch_whatever_training_does(tmp_path,
     with torch.no_grad():
         found = stage.validate(stage.model.eval(), 1).metrics["validate/loss"]
     assert set(ratios) == {None}
-    mae.pretrain.pretrain_step(part, stage.model, next(iter(stage.batches.epoch(0))), 0)
+    mae.pretrain.pretrain_step(stage.model, next(iter(stage.batches.epoch(0))), 0, part.pretrain, part.seed)
     assert ratios[-1] == 0.25
     monkeypatch.undo()
     batch = next(Loader(data, data.split("validate"), 64).epoch())

@@ -323,7 +323,8 @@ def test_drop_path_grows_linearly_from_zero():
     encoder = tiny().encoder.train()
     encoder.drop_path = 0.4
     drops = encoder._drops(2, torch.full((2, 6), 0.999))
-    torch.testing.assert_close(1 - 1 / drops[0], torch.tensor([0, 0, 0.2, 0.2, 0.4, 0.4]))
+    assert [drop.shape for drop in drops] == [(2, 2)] * 3
+    torch.testing.assert_close(1 - 1 / torch.cat(drops, dim=1)[0], torch.tensor([0, 0, 0.2, 0.2, 0.4, 0.4]))
 
 
 def test_a_dropped_branch_leaves_the_tokens_as_they_were():
