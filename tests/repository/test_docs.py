@@ -1,0 +1,75 @@
+"""The docs name what is there: files, modules, links. Shipped configs name no path of anybody's machine."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from checkout import ROOT
+
+PAGES = [Path(name) for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+PAGES += sorted(path.relative_to(ROOT) for path in ROOT.glob("docs/*.md"))
+MAP = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+# in backticks: a file or folder of the repository, which other such words (run folders, settings) do not look like
+NAMED = re.findall(r"`((?:data|mae|classify|tests|docs|configs|benchmarks)/[\w./]*|[\w.]+\.(?:cfg|toml))`", MAP)
+LINK = re.compile(r"\]\(([^)]+)\)")
+
+
+# ---------------------------------------------------------------- the map
+
+
+def test_every_file_that_the_map_names_exists():
+    assert len(NAMED) > 150
+    assert not [name for name in NAMED if not (ROOT / name).exists()]
+
+
+@pytest.mark.parametrize("room", ["data", "mae", "classify"])
+def test_the_map_names_every_module_once_in_its_list(room):
+    modules = [path.relative_to(ROOT).as_posix() for path in (ROOT / room).rglob("*.py")]
+    listed = re.findall(rf"^- `({room}/[\w/]+\.py)`:", MAP, re.M)
+    assert sorted(listed) == sorted(modules)
+
+
+# ---------------------------------------------------------------- links
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_links_lead_somewhere(page):
+    for link in LINK.findall((ROOT / page).read_text(encoding="utf-8")):
+        if "://" in link:
+            continue
+        target, _, heading = link.partition("#")
+        place = ROOT / page.parent / target if target else ROOT / page
+        assert place.exists(), link
+        assert not heading or heading in anchors(place), link
+
+
+def anchors(page: Path) -> set[str]:
+    """What a page's headings are called in a link."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.M)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_readme_leads_to_every_page():
+    linked = set(LINK.findall((ROOT / "README.md").read_text(encoding="utf-8")))
+    assert {page.as_posix() for page in PAGES if page.parent.name == "docs"} <= linked
+
+
+# ---------------------------------------------------------------- configs
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("configs/*.yaml")), ids=lambda path: path.stem)
+def test_a_shipped_config_names_no_path_outside_of_where_it_is_used(path):
+    words = list(leaves(yaml.safe_load(path.read_text(encoding="utf-8"))))
+    assert words
+    # also the default of an environment variable: ${NAME:-/path}
+    assert not [word for word in words if re.search(r"(^|:-)\s*(\.\./|/|~)", word)]
+
+
+def leaves(tree: object) -> list[str]:
+    """Every value of nested settings, as text."""
+    if isinstance(tree, dict):
+        return [leaf for part in tree.values() for leaf in leaves(part)]
+    if isinstance(tree, list):
+        return [leaf for part in tree for leaf in leaves(part)]
+    return [str(tree)]
