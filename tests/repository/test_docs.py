@@ -30,6 +30,18 @@ def test_the_map_names_every_module_once_in_its_list(room):
     assert sorted(listed) == sorted(modules)
 
 
+def test_every_name_that_the_map_takes_from_the_code_is_there():
+    files = [ROOT / "setup.cfg"]
+    for folder in ("data", "mae", "classify", "tests"):
+        files += (ROOT / folder).rglob("*.py")
+    text = "\n".join(path.read_text(encoding="utf-8") for path in files)
+
+    words = {part for name in re.findall(r"`(\w+(?:\.\w+)?)`", MAP) for part in name.split(".")}
+    taken = {word for word in words if "_" in word or word != word.lower()}  # not a plain word of English
+    assert len(taken) > 80
+    assert not taken - set(re.findall(r"\w+", text))
+
+
 # ---------------------------------------------------------------- links
 
 
