@@ -2,10 +2,13 @@
 
 import os
 import pickle
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from code_carrier import Code
 from stage_runs import Stop, assert_same
 from tiny_world import tiny_config
@@ -13,10 +16,12 @@ from torch import nn
 
 import mae.engine.checkpoint
 from classify.finetune import finetune
+from classify.settings import ClassifyConfig
 from data.config import UserError
 from mae import build_mae, load_checkpoint
 from mae.engine.checkpoint import FORMAT, Checkpoint, load_weights, save_checkpoint
 from mae.engine.run import is_finished
+from mae.pretrain import pretrain
 
 
 def checkpoint_of(number: float, kind: str = "mae") -> Checkpoint:
@@ -106,6 +111,38 @@ def test_a_checkpoint_brings_its_config(pretrained):
     config = load_checkpoint(pretrained).config
     assert config.model.width == 12
     assert config.data.image_size == 12
+
+
+def with_old_names(settings: dict) -> dict:
+    """The settings as a version before their renaming would have written them."""
+    settings = deepcopy(settings)
+    for before, now in ClassifyConfig.RENAMED.items():
+        *sections, name = now.split(".")
+        holder = settings
+        for section in sections:
+            holder = holder[section]
+        section, old_name = before.split(".")
+        settings[section][old_name] = holder.pop(name)
+    return settings
+
+
+def test_a_checkpoint_of_an_earlier_version_brings_its_config(pretrained, tmp_path):
+    made = load_checkpoint(pretrained)
+    old = replace(made, settings=with_old_names(made.settings))
+    assert "accumulate" in old.settings["pretrain"]
+    save_checkpoint(old, tmp_path / "last.pt")
+    assert load_checkpoint(tmp_path / "last.pt").config == made.config
+
+
+def test_a_run_of_an_earlier_version_goes_on(place, opened, tmp_path):
+    config = tiny_config(place, run=str(tmp_path), pretrain__epochs=2, pretrain__optimizer__ema=0.5)
+    pretrain(config, opened)
+    made = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(with_old_names(made)))
+    longer = tiny_config(place, run=str(tmp_path), pretrain__epochs=3, pretrain__optimizer__ema=0.5)
+    assert load_checkpoint(pretrain(longer, opened) / "last.pt").progress["epoch"] == 3
+    with pytest.raises(UserError, match=r"pretrain\.optimizer\.ema = 0.5, expected None"):
+        pretrain(tiny_config(place, run=str(tmp_path), pretrain__epochs=3), opened)
 
 
 def test_is_finished_reads_the_checkpoint(tmp_path):
