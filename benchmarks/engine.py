@@ -24,14 +24,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from data.config import Root, make_config
+from data.config import make_config
 from data.loader import Batch
-from mae.engine.loop import Stage, Validation, fit
+from mae.engine.loop import fit
 from mae.engine.memory import keep_freed_memory
 from mae.engine.optim import adamw, parameter_groups
 from mae.engine.run import device_of, environment
+from mae.engine.stage import Schedule, Stage, Validation
 from mae.model import build_mae
 from mae.pretrain import pretrain_step
+from mae.settings import MAEConfig, OptimizerSettings
 
 TARGET = 5.0  # milliseconds a step
 Step = Callable[[nn.Module, Batch, int], Tensor]
@@ -50,9 +52,17 @@ def main() -> None:
     arguments = parser.parse_args()
     settings = {key: value for key, value in vars(arguments).items() if key != "json"}
     config = make_config({}, "benchmark", {"data.source": "phantom", "device": arguments.device})
-    device = device_of(config)
-    models = {"one linear layer": (_linear, _linear_step), arguments.preset: (_mae, _mae_step)}
-    rows = {name: measure(arguments, config, device, *model) for name, model in models.items()}
+    assert isinstance(config, MAEConfig)
+    device = device_of(config.device)
+
+    def mae_step(model: nn.Module, batch: Batch, epoch: int) -> Tensor:
+        return pretrain_step(model, batch, epoch, config.pretrain, config.seed)
+
+    rows = {
+        "one linear layer": measure(arguments, config, device, _linear, _linear_step),
+        arguments.preset: measure(arguments, config, device, _mae, mae_step),
+    }
+
     print(f"{'milliseconds a step':20s} {'fit':>9s} {'bare':>9s} {'engine':>9s} {'of CPU':>9s} {'end of epoch':>13s}")
     for name, row in rows.items():
         print(
@@ -74,7 +84,7 @@ def _linear(arguments: argparse.Namespace) -> nn.Module:
     return nn.Linear(arguments.size, 1)
 
 
-def _linear_step(config: Root, model: nn.Module, batch: Batch, epoch: int) -> Tensor:
+def _linear_step(model: nn.Module, batch: Batch, epoch: int) -> Tensor:
     return model(batch.images[:, 0, 0] / 255).square().mean()
 
 
@@ -82,38 +92,38 @@ def _mae(arguments: argparse.Namespace) -> nn.Module:
     return build_mae(arguments.preset, arguments.size, patch_size=arguments.patch)
 
 
-_mae_step = pretrain_step
-
-
 # ---------------------------------------------------------------- timing
 
 
 def measure(
-    arguments: argparse.Namespace, config: Root, device: torch.device, make: Callable, step: Callable
+    arguments: argparse.Namespace,
+    config: MAEConfig,
+    device: torch.device,
+    make: Callable[[argparse.Namespace], nn.Module],
+    step: Step,
 ) -> dict[str, float]:
     """Milliseconds of a step of `fit`, of the bare loop and of their difference, and of an epoch's end."""
     keep_freed_memory()  # fit does so too, for the whole process
     torch.manual_seed(0)
-    model, twin = make(arguments).to(device), make(arguments).to(device)
-    bare = _bare_step(twin, lambda model, batch, epoch: step(config, model, batch, epoch))
-    turns = Turns(arguments, device, bare)
+    model = make(arguments).to(device)
+    twin = make(arguments).to(device)
+    turns = Turns(arguments, device, _bare_step(twin, step))
     stage = Stage(
         kind="benchmark",
         config=config,
         device=device,
         model=model,
         optimizer=_optimizer(model),
+        settings=OptimizerSettings(),
+        schedule=Schedule(epochs=arguments.rounds + 1, warmup_epochs=0, peak=1e-4, floor=0.0),
         batches=turns,
-        step=lambda model, batch, epoch: step(config, model, batch, epoch),
+        step=step,
         validate=lambda model, epoch: Validation({"validate/loss": -epoch}, epoch, {}),  # every epoch is the best
-        epochs=arguments.rounds + 1,
-        warmup_epochs=0,
-        peak_lr=1e-4,
-        min_lr=0.0,
     )
     with tempfile.TemporaryDirectory() as folder:
         fit(stage, Path(folder))
     turns.close_round()
+
     fits, bares = turns.looks(config.engine.log_every)
     wall, cpu = np.median(fits - bares, axis=0).tolist()
     return {
@@ -151,17 +161,19 @@ class Turns:
     ends: list[float] = field(default_factory=list)  # of the rounds, milliseconds
     ended: np.ndarray | None = None
 
-    def __post_init__(self):
-        a, generator = self.arguments, torch.Generator().manual_seed(0)
-        images = torch.randint(0, 256, (a.batch, 1, a.size, a.size), dtype=torch.uint8, generator=generator)
-        self.batch_size = a.batch
-        self.batch = Batch(images, torch.zeros(a.batch), torch.arange(a.batch)).to(self.device)
+    def __post_init__(self) -> None:
+        count, side = self.arguments.batch, self.arguments.size
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randint(0, 256, (count, 1, side, side), dtype=torch.uint8, generator=generator)
+        self.batch_size = count
+        self.batch = Batch(images, torch.zeros(count), torch.arange(count)).to(self.device)
 
     def __len__(self) -> int:
         return self.arguments.steps
 
     def epoch(self, epoch: int, start: int) -> Iterator[Batch]:
         self.close_round()
+
         times = []
         for _ in range(start, len(self)):
             begin = self._now()
@@ -180,7 +192,11 @@ class Turns:
 
     def looks(self, every: int) -> tuple[np.ndarray, np.ndarray]:
         """What a step of `fit` and of the bare loop took between looks (n, wall | CPU); the first round warms up."""
-        means = [part.mean(0) for one in self.rounds[1:] for part in np.split(one, range(every, len(one), every))]
+        means = []
+        for times in self.rounds[1:]:
+            for part in np.split(times, range(every, len(times), every)):
+                means.append(part.mean(0))
+
         bare, fit = np.stack(means, axis=1)
         return fit, bare
 

@@ -32,8 +32,9 @@ from pydicom.uid import ExplicitVRLittleEndian
 from data import jpeg
 from data.drawing import draw_radiograph
 from data.images import SPARE, fit_image, read_fitted, read_image
-from data.preparation import CHUNK, _run
+from data.preparation import CHUNK
 from data.store import decode_rows
+from data.workers import run_jobs
 from mae.engine.run import environment
 
 JPEG, DICOM = (3056, 2544), (3000, 2500)  # height and width of most of MIMIC-CXR, and of a usual detector
@@ -220,7 +221,7 @@ def time_processes(path: Path, arguments: argparse.Namespace) -> dict[str, float
 
 
 def steady_rate(jobs: list[tuple], workers: int) -> float:
-    results = _run(decode_rows, jobs, workers)
+    results = run_jobs(decode_rows, jobs, workers)
     for _ in range(len(jobs) // 4):  # by then every process has started
         next(results)
     start = time.perf_counter()

@@ -48,7 +48,7 @@ FIRST_BATCH = """
 import json, sys, time
 from data.config import make_config
 from data.loader import Loader, open_data
-data = open_data(make_config({}, "benchmark", json.loads(sys.argv[1])))
+data = open_data(make_config({}, "benchmark", json.loads(sys.argv[1])).data)
 opened = time.time()
 batch = next(Loader(data, data.split("train"), 256, seed=0).epoch())
 print(len(data.store), opened - float(sys.argv[2]), time.time() - float(sys.argv[2]), end=" ")
@@ -174,7 +174,7 @@ def large_files(folder: Path, arguments: argparse.Namespace) -> Data:
     config = make_config({}, "benchmark", settings | {"data.store": False})
     manifest = all_train(range(LARGE))
     manifest = replace(manifest, table=manifest.table.assign(path=[f"{folder}/{n}.jpg" for n in range(LARGE)]))
-    return Data(manifest, ImageFiles(config, manifest))
+    return Data(manifest, ImageFiles(config.data, manifest))
 
 
 # ---------------------------------------------------------------- the usual way
@@ -224,7 +224,7 @@ def measure_start(folder: Path, rows: int, arguments: argparse.Namespace) -> dic
     settings |= {"data.store": str(folder / "stores"), "data.image_size": arguments.size}
     config = make_config({}, "benchmark", settings)
     table = open_manifest(config).table
-    description = describe_store(config, table)
+    description = describe_store(config.data, table)
     name = f"mimic-cxr-jpg-{arguments.size}px-{description['fingerprint'][:12]}"
     write_store(folder / "stores" / name, sorted(table["image_id"]), arguments.size, description)
     lines = list(starts(settings, arguments.rounds))

@@ -28,11 +28,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from classify.classifier import build_classifier
 from facebookresearch import facebook_files
 from torch import Tensor, nn
 
 from classify.finetune import classification_loss
+from classify.models.classifier import build_classifier
 from mae.cost import step_flops
 from mae.engine.memory import keep_freed_memory
 from mae.engine.optim import adamw, autocast, parameter_groups, set_learning_rate

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from classify.classifier import build_classifier
-from classify.resnet import build_resnet
 from PIL import Image
 
+from classify.models.classifier import build_classifier
+from classify.models.resnet import build_resnet
 from data.augment import DRAWS, augment
 from data.drawing import draw_radiograph
 from data.draws import uniform
