@@ -20,11 +20,11 @@ from pathlib import Path
 import numpy as np
 from loading import all_train, write_store
 from PIL import Image
+from results import report
 
 from data.audit import audit
 from data.drawing import draw_radiograph
 from data.store import ImageStore
-from mae.engine.run import environment
 
 DRAWN = 500
 FIELD = 25.0  # grey levels, of the smooth field
@@ -41,14 +41,14 @@ def main() -> None:
     if arguments.alone:
         print(json.dumps(measure(arguments.images[0], arguments.size)))
         return
+
     rows = [in_a_process(count, arguments.size) for count in arguments.images]
     for row in rows:
         print(
             f"{row['images']:9,} images: {row['seconds']:6.1f} s, {row['peak_bytes'] / 1e9:.2f} GB besides the store's "
             f"pages, {row['found']} of {COPIES} copies found; two images correlate {row['correlation']:.2f}"
         )
-    if arguments.json:
-        arguments.json.write_text(json.dumps({"audits": rows, "environment": environment()}, indent=1) + "\n")
+    report(arguments.json, arguments, {"audits": rows})
 
 
 def in_a_process(count: int, size: int) -> dict:
@@ -60,28 +60,34 @@ def measure(count: int, size: int) -> dict:
     with tempfile.TemporaryDirectory() as name:
         write_store(Path(name) / "store", [str(number) for number in range(count)], size)
         correlation = fill(Path(name) / "store/images.npy", size)
+
+        # most images train, as in the large data sets
         manifest = all_train(range(count))
         share = np.arange(count) / count
         manifest.table["split"] = np.select([share < 0.96, share < 0.97], ["train", "validate"], "test")
+
         store = ImageStore(Path(name) / "store")
         start = time.perf_counter()
-        report = audit(manifest, store)
+        found = audit(manifest, store)
         seconds = time.perf_counter() - start
+
         tracemalloc.start()  # takes time itself
         audit(manifest, store)
         _, peak = tracemalloc.get_traced_memory()
-    found = sum(len(pair["twins"]) for pair in report["across"])
-    return {"images": count, "seconds": seconds, "peak_bytes": peak, "found": found, "correlation": correlation}
+    copies = sum(len(pair["twins"]) for pair in found["across"])
+    return {"images": count, "seconds": seconds, "peak_bytes": peak, "found": copies, "correlation": correlation}
 
 
 def fill(path: Path, size: int) -> float:
     """Write the pixels; returns the mean correlation of two images."""
-    rng, images = np.random.default_rng(0), np.load(path, mmap_mode="r+")
+    rng = np.random.default_rng(0)
+    images = np.load(path, mmap_mode="r+")
     drawn = [draw_radiograph(rng, frozenset(), size, size).astype(np.float32) for _ in range(min(DRAWN, len(images)))]
     for number in range(len(images)):
         field = Image.fromarray(rng.normal(0, FIELD, (8, 8)).astype(np.float32)).resize((size, size))
         images[number] = ((drawn[0] + drawn[number % len(drawn)]) / 2 + np.asarray(field)).clip(0, 255)
     images[-COPIES:] = images[:COPIES]
+
     some = images[:DRAWN].reshape(min(DRAWN, len(images)), -1).astype(np.float32)
     return float(np.corrcoef(some)[np.triu_indices(len(some), 1)].mean())
 

@@ -16,6 +16,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from results import report
+
 COMMANDS = {
     "pretrain": "from mae.cli import pretrain as command; command()",
     "finetune": "from classify.cli import finetune as command; command()",
@@ -34,12 +36,10 @@ def main() -> None:
     arguments = parser.parse_intermixed_args()
 
     results = {stage: rates_of(stage, arguments) for stage in COMMANDS}
-    found = {"machine": processor(), "stages": results}
-    print(f"{found['machine']}; images/s, medians of {arguments.rounds} runs in turn")
+    print(f"images/s, medians of {arguments.rounds} runs in turn")
     for stage, result in results.items():
         print(f"{stage}: before {result['before']:.1f}, after {result['after']:.1f}, ratio {result['ratio']:.3f}")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    report(arguments.json, arguments, {"stages": results})
 
 
 def rates_of(stage: str, arguments: argparse.Namespace) -> dict[str, float]:
@@ -79,21 +79,10 @@ def images_per_second(stage: str, checkout: Path, run: Path, stores: Path, argum
         cwd=arguments.data,
         env=os.environ | {"PYTHONPATH": str(checkout.resolve())},
     )
+
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     looks = [row["train/images_per_second"] for row in rows if "train/images_per_second" in row]
     return statistics.median(looks[1:] or looks)
-
-
-def processor() -> str:
-    """The processor's name, and how many cores this process may use."""
-    name = "unknown processor"
-    path = Path("/proc/cpuinfo")
-    if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                name = line.partition(":")[2].strip()
-                break
-    return f"{name}, {os.cpu_count()} cores"
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ epoch; its end, with validation and two checkpoints, is shown apart.
 """
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -22,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from results import report
 from torch import Tensor, nn
 
 from data.config import make_config
@@ -29,7 +29,7 @@ from data.loader import Batch
 from mae.engine.loop import fit
 from mae.engine.memory import keep_freed_memory
 from mae.engine.optim import adamw, parameter_groups
-from mae.engine.run import device_of, environment
+from mae.engine.run import device_of
 from mae.engine.stage import Schedule, Stage, Validation
 from mae.model import build_mae
 from mae.pretrain import pretrain_step
@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--json", type=Path, metavar="FILE")
     arguments = parser.parse_args()
-    settings = {key: value for key, value in vars(arguments).items() if key != "json"}
+
     config = make_config({}, "benchmark", {"data.source": "phantom", "device": arguments.device})
     assert isinstance(config, MAEConfig)
     device = device_of(config.device)
@@ -72,9 +72,7 @@ def main() -> None:
     for clock, key in (("the wall", "engine_ms"), ("the CPU", "engine_cpu_ms")):
         held = max(row[key] for row in rows.values()) <= TARGET
         print(f"at most {TARGET:g} ms by the clock of {clock}: {'yes' if held else 'no'}")
-    if arguments.json:
-        result = {"settings": settings, "target_ms": TARGET, "models": rows, "environment": environment()}
-        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+    report(arguments.json, arguments, {"target_ms": TARGET, "models": rows})
 
 
 # ---------------------------------------------------------------- models

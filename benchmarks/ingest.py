@@ -12,7 +12,6 @@ idle machine.
 
 import argparse
 import hashlib
-import json
 import os
 import statistics
 import tempfile
@@ -28,6 +27,7 @@ import pydicom
 from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
+from results import report
 
 from data import jpeg
 from data.drawing import draw_radiograph
@@ -35,7 +35,6 @@ from data.images import SPARE, fit_image, read_fitted, read_image
 from data.preparation import CHUNK
 from data.store import decode_rows
 from data.workers import run_jobs
-from mae.engine.run import environment
 
 JPEG, DICOM = (3056, 2544), (3000, 2500)  # height and width of most of MIMIC-CXR, and of a usual detector
 KINDS = {
@@ -54,19 +53,16 @@ def main() -> None:
     parser.add_argument("--shrink", type=float, default=1, help="divide the files' sides by this, for a quick look")
     parser.add_argument("--json", type=Path, metavar="FILE")
     arguments = parser.parse_args()
+
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         jpegs = {kind: save_jpeg(folder, kind, arguments) for kind in KINDS}
         jpeg_rows = {kind: time_jpeg(path, arguments) for kind, path in jpegs.items()}
         dicom_ms = time_dicom(folder, arguments)
         processes = time_processes(jpegs["grey, quality 90"], arguments)
+
     show(jpeg_rows, dicom_ms, processes)
-    if arguments.json:
-        settings = {key: value for key, value in vars(arguments).items() if key != "json"}
-        result = {"jpeg": jpeg_rows, "dicom_ms": dicom_ms, "processes": processes}
-        arguments.json.write_text(
-            json.dumps({"settings": settings, **result, "environment": environment()}, indent=1) + "\n"
-        )
+    report(arguments.json, arguments, {"jpeg": jpeg_rows, "dicom_ms": dicom_ms, "processes": processes})
 
 
 def show(jpeg_rows: dict[str, dict], dicom_ms: dict[str, float], processes: dict[str, float]) -> None:
@@ -211,11 +207,14 @@ def time_processes(path: Path, arguments: argparse.Namespace) -> dict[str, float
     rows = range(arguments.images)
     images = path.parent / "images.npy"
     np.lib.format.open_memmap(images, "w+", np.uint8, (len(rows), arguments.size, arguments.size)).flush()
-    jobs = [
-        (str(images), [(row, str(path)) for row in rows[start : start + CHUNK]], arguments.size, "squash", "window")
-        for start in range(0, len(rows), CHUNK)
-    ]
-    counts = {"one process": 1, "two processes": 2} if len(os.sched_getaffinity(0)) > 1 else {"one process": 1}
+    jobs = []
+    for start in range(0, len(rows), CHUNK):
+        chunk = [(row, str(path)) for row in rows[start : start + CHUNK]]
+        jobs.append((str(images), chunk, arguments.size, "squash", "window"))
+
+    counts = {"one process": 1}
+    if len(os.sched_getaffinity(0)) > 1:
+        counts["two processes"] = 2
     turns = [{name: steady_rate(jobs, count) for name, count in counts.items()} for _ in range(3)]
     return {name: statistics.median(turn[name] for turn in turns) for name in counts}
 

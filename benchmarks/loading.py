@@ -27,6 +27,7 @@ import torch
 from ingest import JPEG, drawn
 from manifest import write_csvs
 from PIL import Image, ImageEnhance
+from results import report
 from torch.utils.data import DataLoader, Dataset
 
 from data.augment import DRAWS, augment
@@ -39,7 +40,6 @@ from data.preparation import describe_store
 from data.settings import AugmentSettings
 from data.store import ImageStore
 from mae.engine.memory import keep_freed_memory
-from mae.engine.run import environment
 
 ALL = AugmentSettings(flip=0.5, erase=0.5)  # every kind of augmentation, as much as is the default or more
 USUAL = 1024  # files of the usual way, read several times
@@ -69,10 +69,12 @@ def main() -> None:
     parser.add_argument("--shrink", type=float, default=1, help="divide the large files' sides by this")
     parser.add_argument("--json", type=Path, metavar="FILE")
     arguments = parser.parse_args()
+
     keep_freed_memory()  # as every training does
     with tempfile.TemporaryDirectory() as name:
         rates = measure_rates(Path(name), arguments)
         first = [measure_start(Path(name) / str(rows), rows, arguments) for rows in arguments.rows]
+
     for way, rate in rates.items():
         print(f"{way:64s} {rate:10,.0f} images/s")
     ratio = rates["from the store, all augmentation"] / rates["the usual way"]
@@ -80,10 +82,7 @@ def main() -> None:
     for row in first:
         print(f"{row['rows']:,.0f} images prepared: opened after {row['opened_seconds']:.1f} s, first batch ", end="")
         print(f"after {row['first_batch_seconds']:.1f} s, {row['peak_bytes'] / 1e9:.2f} GB at most")
-    if arguments.json:
-        settings = {key: value for key, value in vars(arguments).items() if key != "json"}
-        result = {"settings": settings, "images_per_second": rates, "ratio": ratio, "first_batch": first}
-        arguments.json.write_text(json.dumps(result | {"environment": environment()}, indent=1) + "\n")
+    report(arguments.json, arguments, {"images_per_second": rates, "ratio": ratio, "first_batch": first})
 
 
 # ---------------------------------------------------------------- rates
@@ -94,15 +93,16 @@ def measure_rates(folder: Path, arguments: argparse.Namespace) -> dict[str, floa
     data = random_store(folder / "store", arguments.images, arguments.size)
     usual = UsualWay(folder / "small", arguments.size, arguments.batch)
     files = large_files(folder / "large", arguments)
+
+    height, width = (f"{side / arguments.shrink:.0f}" for side in JPEG)
     ways: dict[str, Callable[[], int]] = {
         "from the store, no augmentation": lambda: gathered(data, arguments, batches=40),
         "from the store, cold, no augmentation": lambda: gathered(forgotten(data), arguments, batches=10),
         "from the store, all augmentation": lambda: augmented(data, arguments, batches=8),
         "the usual way": usual.epoch,
-        f"from files of {JPEG[1] / arguments.shrink:.0f} x {JPEG[0] / arguments.shrink:.0f} pixels, no augmentation": (
-            lambda: gathered(files, arguments, batches=1)
-        ),
+        f"from files of {width} x {height} pixels, no augmentation": lambda: gathered(files, arguments, batches=1),
     }
+
     taken: dict[str, list[float]] = {way: [] for way in ways}
     for number in range(arguments.rounds + 1):
         for way, read in ways.items():
@@ -130,7 +130,8 @@ def augmented(data: Data, arguments: argparse.Namespace, batches: int) -> int:
 def random_store(folder: Path, count: int, size: int) -> Data:
     """A store of noise; which pixels they are takes no time."""
     write_store(folder, [str(number) for number in range(count)], size)
-    images, rng = np.load(folder / "images.npy", mmap_mode="r+"), np.random.default_rng(0)
+    images = np.load(folder / "images.npy", mmap_mode="r+")
+    rng = np.random.default_rng(0)
     for start in range(0, count, 1000):
         images[start : start + 1000] = rng.integers(0, 256, (min(1000, count - start), size, size), dtype=np.uint8)
     images.flush()

@@ -8,7 +8,6 @@ process of its own, so that its peak of memory is its own; medians over --rounds
 """
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
@@ -17,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from results import report
 
 from data.labels import FINDINGS
-from mae.engine.run import environment
 
 PER_STUDY, PER_PATIENT = 377_110 / 227_835, 227_835 / 65_379  # images, studies
 VIEWS = {"AP": 0.390, "PA": 0.255, "LATERAL": 0.219, "LL": 0.093, "": 0.043}  # about MIMIC-CXR's
@@ -52,21 +51,19 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path, metavar="FILE")
     arguments = parser.parse_args()
+
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "mimic"
         write_csvs(root, arguments.images, arguments.files)
         result = {case: measure(root, Path(folder), *case, arguments.rounds) for case in cases(arguments.files)}
+
     for (labeler, look), found in result.items():
         print(f"{labeler}, {look}: {found['rows']:,.0f} rows of {arguments.images:,}")
         print(f"    import {found['import_seconds']:.2f} s, open {found['open_seconds']:.2f} s", end="")
         print(f" ({found['open_cpu_seconds']:.2f} s of CPU)", end="")
         print(f", fingerprint {found['fingerprint_seconds']:.2f} s, table {found['table_seconds']:.2f} s", end="")
         print(f", peak {found['peak_bytes'] / 1e9:.2f} GB")
-    if arguments.json:
-        named = {", ".join(case): found for case, found in result.items()}
-        settings = {"images": arguments.images, "files": arguments.files, "rounds": arguments.rounds}
-        result = {"settings": settings, **named, "environment": environment()}
-        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+    report(arguments.json, arguments, {", ".join(case): found for case, found in result.items()})
 
 
 def cases(files: bool) -> list[tuple[str, str]]:
@@ -89,16 +86,20 @@ def measure(root: Path, folder: Path, labeler: str, look: str, rounds: int) -> d
 def write_csvs(root: Path, images: int, files: bool = False, seed: int = 0) -> None:
     """The four gzipped CSVs of MIMIC-CXR-JPG 2.0.0 below root, and `files/`, empty or with empty files."""
     rng = np.random.default_rng(seed)
+
+    # images of studies of patients, under numbers as the official ones
     studies = _spread(rng, images, max(1, round(images / PER_STUDY)))
     patients = _spread(rng, len(studies), max(1, round(len(studies) / PER_PATIENT)))
     subject = np.repeat(10_000_000 + np.sort(rng.choice(10**7 - 1, len(patients), replace=False)), patients)
     study = 50_000_000 + rng.choice(10**7 - 1, len(studies), replace=False)
     ids = pd.DataFrame({"subject_id": np.repeat(subject, studies), "study_id": np.repeat(study, studies)})
     ids.insert(0, "dicom_id", _dicom_ids(rng, images))
+
     (root / "files").mkdir(parents=True)
     _write(root, "metadata", _metadata(rng, ids))
     part = np.array(["train", "validate", "test"])[rng.choice(3, len(patients), p=[0.98, 0.01, 0.01])]
     _write(root, "split", ids[["dicom_id", "study_id", "subject_id"]].assign(split=_by_patient(ids, part, patients)))
+
     labels = pd.DataFrame({"subject_id": subject, "study_id": study})
     for labeler in ("chexpert", "negbio"):
         marks = rng.choice([1.0, 0.0, -1.0, np.nan], (len(study), len(FINDINGS)), p=[0.1, 0.06, 0.02, 0.82])

@@ -15,7 +15,6 @@ ratios. Memory is the peak of a process that holds one system alone. Each system
 
 import argparse
 import json
-import platform
 import resource
 import statistics
 import subprocess
@@ -29,6 +28,7 @@ from typing import Any, NamedTuple
 
 import torch
 from facebookresearch import facebook_files
+from results import processor
 from torch import Tensor, nn
 
 from classify.finetune import classification_loss
@@ -134,9 +134,10 @@ def facebook_mae(options: Options, batch: int) -> Model:
         decoder_depth=size["decoder_depth"],
         decoder_num_heads=size["decoder_heads"],
     )
-    images = pixels(options, batch)
     if options.compile:
         model.compile()
+
+    images = pixels(options, batch)
     return Model(model, lambda: model(images)[0])
 
 
@@ -188,10 +189,13 @@ def products(options: Options, batch: int) -> dict[str, tuple[int, Callable[[], 
         "encoder MLP": (batch * (patches // 4 + 1), size["width"], 4 * size["width"]),
         "decoder MLP": (batch * (patches + 1), size["decoder_width"], 4 * size["decoder_width"]),
     }
-    kind, calls = torch.bfloat16 if options.precision == "bf16" else torch.float32, {}
+    kind = torch.bfloat16 if options.precision == "bf16" else torch.float32
+
+    calls = {}
     for name, (m, k, n) in shapes.items():
         a, b = torch.randn(m, k, dtype=kind), torch.randn(n, k, dtype=kind)
-        flops, shape = 2 * m * k * n, f"{name} {m}x{k}x{n}"
+        flops = 2 * m * k * n
+        shape = f"{name} {m}x{k}x{n}"
         calls[f"torch.mm {shape}"] = (flops, lambda a=a, b=b: torch.mm(a, b.t()))
         calls[f"oneDNN {shape}"] = (flops, lambda a=a, b=b: _multiply(a, b))
     return calls
@@ -211,14 +215,21 @@ def measure(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, li
 
 
 def run_case(case: str, options: Options) -> dict[str, Any]:
-    batch, systems = options.batch or BATCH[case], systems_of(case, options)
+    """Every system's speed, memory and arithmetic in one case, and the products these are held against."""
+    batch = options.batch or BATCH[case]
+    systems = systems_of(case, options)
     peaks = {name: peak_alone(case, name, options) for name in systems}  # first, while this process is small
+
+    # steps and products take turns, so that a machine whose speed drifts treats them alike
     multiplied = products(options, batch)
     steps = {name: stepper(system, options, batch) for name, system in systems.items()}
     seconds = measure(steps | {name: call for name, (_, call) in multiplied.items()}, options.rounds)
     rates = {name: flops / statistics.median(seconds[name]) for name, (flops, _) in multiplied.items()}
-    best, mm = max(rates.values()), max(rate for name, rate in rates.items() if name.startswith("torch.mm"))
-    rows, plain = {}, argparse.Namespace(**vars(options) | {"compile": False})
+    best = max(rates.values())
+    mm = max(rate for name, rate in rates.items() if name.startswith("torch.mm"))
+
+    rows = {}
+    plain = argparse.Namespace(**vars(options) | {"compile": False})
     for name, system in systems.items():
         flops = step_flops(lambda system=system: system.build(plain, 1).loss, "cpu")
         step = statistics.median(seconds[name])
@@ -294,25 +305,29 @@ def machine() -> dict[str, Any]:
     """What to know of the machine and the versions."""
     import transformers
 
-    info = Path("/proc/cpuinfo")
-    models = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    return environment() | {"cpu": (models or [platform.processor()])[0], "transformers": transformers.__version__}
+    return environment() | {"cpu": processor(), "transformers": transformers.__version__}
 
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
+
+    # what is measured
     add("--case", choices=CASES, action="append", help="default: all three; may be repeated")
     add("--preset", choices=PRESETS, default="vit_base_patch16")
     add("--size", type=int, default=224, help="side of the images, pixels")
     add("--batch", type=int, help="images a step; default: 16, and 64 in the case fast")
     add("--rounds", type=int, default=10)
+
+    # how it computes
     add("--threads", type=int, help="default: torch's choice")
     add("--square", type=int, default=2048, help="side of the large matrix product")
     add("--precision", choices=("fp32", "bf16"), default="fp32")
     add("--compile", action="store_true", help="torch.compile, for all systems")
     add("--checkpointing", action="store_true", help="activation checkpointing, where a system has it")
     add("--keep-freed", action="store_true", help="malloc keeps freed memory, as in our loop; for all systems")
+
+    # what else, and where to
     add("--facebook", type=Path, metavar="PATH", help="files of facebookresearch/mae, to be measured too")
     add("--json", type=Path, metavar="FILE")
     add("--markdown", action="store_true", help="print machine and command too, as docs/speed.md has them")
@@ -339,6 +354,7 @@ def compare(options: Options) -> None:
     for case in options.case or CASES:
         results[case] = run_case(case, options)
         print(table(case, results[case], options), end="\n\n", flush=True)
+
     known = machine()
     if options.markdown:
         print(

@@ -8,7 +8,6 @@ are shown. Decoding is paired with what it replaces, Pillow's RGB decode and res
 """
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -18,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from results import report
 
 from classify.models.classifier import build_classifier
 from classify.models.resnet import build_resnet
@@ -27,7 +27,6 @@ from data.draws import uniform
 from data.images import read_fitted
 from data.settings import AugmentSettings
 from mae.engine.optim import adamw, parameter_groups
-from mae.engine.run import environment
 from mae.model import build_mae
 
 
@@ -40,17 +39,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path, metavar="FILE")
     arguments = parser.parse_args()
+
     with tempfile.TemporaryDirectory() as folder:
         parts = decoding(Path(folder), arguments.size) | loading(arguments) | training(arguments)
         rates = measure(parts, arguments.rounds)
+
     ratio = rates["decode 2500x3000 JPEG, grey at reduced scale"] / rates["decode 2500x3000 JPEG, Pillow RGB + resize"]
     for name, rate in rates.items():
         print(f"{name:52s} {rate:10.1f} images/s")
     print(f"{'reduced grey decode against RGB decode':52s} {ratio:10.2f} times as fast")
-    if arguments.json:
-        settings = {key: value for key, value in vars(arguments).items() if key != "json"}
-        result = {"settings": settings, "images_per_second": rates, "decode_ratio": ratio, "environment": environment()}
-        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+    report(arguments.json, arguments, {"images_per_second": rates, "decode_ratio": ratio})
 
 
 def measure(parts: dict[str, tuple[int, Callable[[], object]]], rounds: int) -> dict[str, float]:
@@ -66,7 +64,8 @@ def measure(parts: dict[str, tuple[int, Callable[[], object]]], rounds: int) -> 
 
 
 def decoding(folder: Path, size: int) -> dict[str, tuple[int, Callable[[], object]]]:
-    rng, path = np.random.default_rng(0), folder / "large.jpg"
+    rng = np.random.default_rng(0)
+    path = folder / "large.jpg"
     drawn = Image.fromarray(draw_radiograph(rng, frozenset({"Lung Opacity"}), 250, 300)).resize((2500, 3000))
     noisy = np.asarray(drawn, np.int16) + rng.normal(0, 2, (3000, 2500)).astype(np.int16)
     Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(path, quality=95)
@@ -77,9 +76,11 @@ def decoding(folder: Path, size: int) -> dict[str, tuple[int, Callable[[], objec
 
 
 def loading(arguments: argparse.Namespace) -> dict[str, tuple[int, Callable[[], object]]]:
-    rng, batch = np.random.default_rng(0), arguments.batch
+    rng = np.random.default_rng(0)
+    batch = arguments.batch
     store = rng.integers(0, 256, (2048, arguments.size, arguments.size), dtype=np.uint8)
-    rows, numbers = rng.integers(0, len(store), batch), torch.arange(batch)
+    rows = rng.integers(0, len(store), batch)
+    numbers = torch.arange(batch)
     images = torch.from_numpy(store[rows][:, None])
     draws = uniform(0, "augment", 0, numbers, DRAWS)
     return {
