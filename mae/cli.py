@@ -9,6 +9,7 @@ from data.config import UserError, change_config, expand
 from mae.settings import MAEConfig
 
 FLAGS = {"verbose": "engine.verbose=true", "deterministic": "engine.deterministic=true"}  # stand for settings
+
 # an image's loss goes to the floor when nothing about it is drawn anew; a probe of N images says nothing
 OVERFIT = ("pretrain.augment.enabled=false", "pretrain.probe_every=null", "pretrain.select=reconstruction")
 
@@ -16,6 +17,8 @@ OVERFIT = ("pretrain.augment.enabled=false", "pretrain.probe_every=null", "pretr
 def training_parser(prog: str, about: str) -> Parser:
     """`command_parser` with what both stages of training share."""
     parser = command_parser(prog, about)
+
+    # how a run goes
     parser.add_argument(
         "--resume",
         action="store_true",
@@ -24,6 +27,8 @@ def training_parser(prog: str, about: str) -> Parser:
     )
     parser.add_argument("--verbose", action="store_true", help="a line every engine.log_every steps")
     parser.add_argument("--deterministic", action="store_true", help="only deterministic algorithms, also on CUDA")
+
+    # another run than the config's
     parser.add_argument("--dry-run", action="store_true", help="print what the run would cost here, and write nothing")
     parser.add_argument(
         "--overfit",
@@ -42,6 +47,7 @@ def parse_training(parser: Parser, argv: list[str] | None, overfit: Iterable[str
     if count is not None and count < 2:
         raise UserError(f"command line: --overfit: found {count}, expected at least 2 images")
 
+    # an override stands later in the list, and the later one counts
     implied = [setting for flag, setting in FLAGS.items() if getattr(arguments, flag)]
     if count:
         implied += overfit
@@ -62,6 +68,7 @@ def _pretrain(argv: list[str] | None) -> None:
     config = configure(arguments, MAEConfig)
     if arguments.overfit:
         config = change_config(config, {"run": f"{config.run.rstrip('/')}-overfit{arguments.overfit}"})
+
     from data.loader import open_data
     from mae.engine import distributed
     from mae.engine.run import configure_torch, expect_checkpoint, training_device
@@ -102,10 +109,12 @@ def reconstruct(argv: list[str] | None = None) -> None:
 
 def _reconstruct(argv: list[str] | None) -> None:
     arguments = _reconstruct_parser().parse(argv)
+
     from mae.engine.checkpoint import load_checkpoint
     from mae.engine.run import configure_torch, device_of
     from mae.reconstruct import View, reconstruct_files
 
+    # all but the device is as in the pretraining
     checkpoint = load_checkpoint(arguments.checkpoint, "mae")
     config = change_config(checkpoint.config, {"device": arguments.device})
     configure_torch(config)
@@ -116,7 +125,10 @@ def _reconstruct(argv: list[str] | None) -> None:
         separate=arguments.separate,
         hidden_statistics=arguments.hidden_statistics,
     )
-    if reconstruct_files(checkpoint, arguments.images, arguments.out, view, device_of(config.device)):
+
+    device = device_of(config.device)
+    unreadable = reconstruct_files(checkpoint, arguments.images, arguments.out, view, device)
+    if unreadable:
         raise SystemExit(2)  # each was named as it was met
 
 
@@ -126,15 +138,21 @@ def _reconstruct_parser() -> Parser:
         description="Show what a pretrained model makes of images: original, masked, reconstruction and their mix.",
         allow_abbrev=False,
     )
+
+    # from where, to where
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="JPEG, PNG or DICOM files, or folders of these")
     parser.add_argument("--checkpoint", required=True, metavar="FILE", help="last.pt or best.pt of mae-pretrain")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the sheets, NAME-sheet.png")
+
+    # what is hidden
     ratio = _number(float, "a share between 0 and 1", lambda share: 0 < share < 1)
     parser.add_argument("--mask-ratio", type=ratio, help="share of the patches to hide (default: the pretraining's)")
     seed = _number(int, "a whole number, 0 or more", lambda number: 0 <= number < 2**63)
     parser.add_argument("--seed", type=seed, default=0, help="seed of the mask, the same for every image (default: 0)")
     samples = _number(int, "a whole number, 1 or more", lambda number: number >= 1)
     parser.add_argument("--samples", type=samples, default=1, help="masks of each image, a row each (default: 1)")
+
+    # what is shown
     parser.add_argument("--separate", action="store_true", help="write each picture into a file of its own too")
     parser.add_argument(
         "--hidden-statistics",
@@ -145,7 +163,7 @@ def _reconstruct_parser() -> Parser:
     return parser
 
 
-def _number(kind: type, expected: str, fits: Callable[[float], bool]) -> Callable[[str], float]:
+def _number(kind: type[int] | type[float], expected: str, fits: Callable[[float], bool]) -> Callable[[str], float]:
     """An option's type that says what was expected."""
 
     def read(text: str) -> float:

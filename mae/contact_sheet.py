@@ -12,20 +12,26 @@ from PIL.PngImagePlugin import PngInfo
 from data.writing import writing
 
 SHOWN = 256  # smaller pictures are enlarged to about this many pixels
-WHITE, BLACK = 255, 0
+WHITE = 255
+BLACK = 0
 
 
 def sheet(pictures: np.ndarray, labels: Sequence[str], notes: Sequence[str], warning: str | None = None) -> Image.Image:
     """Grey levels (r k h w) uint8, k pictures a row → one image; the warning stands white on black above the notes."""
+    # a small picture's pixels become squares: nothing is smoothed
     scale = max(1, round(SHOWN / max(pictures.shape[2:])))
-    pictures = repeat(pictures, "r k h w -> r k (h s) (w t)", s=scale, t=scale)  # squares: nothing is smoothed
+    pictures = repeat(pictures, "r k h w -> r k (h s) (w t)", s=scale, t=scale)
     page = _Page.of(pictures, labels)
+
+    # strips, from top to bottom
     strips = [page.row([page.text([label], page.cell) for label in labels])]
-    strips += [page.row([Image.fromarray(picture) for picture in row]) for row in pictures]
+    for row in pictures:
+        strips.append(page.row([Image.fromarray(picture) for picture in row]))
     strips.append(page.text([], page.width))  # a gap
     if warning:
         strips.append(page.text([warning], page.width, BLACK))
-    return _stack([*strips, page.text(notes, page.width)])
+    strips.append(page.text(notes, page.width))
+    return _stack(strips)
 
 
 @dataclass(frozen=True)
@@ -40,13 +46,17 @@ class _Page:
     @classmethod
     def of(cls, pictures: np.ndarray, labels: Sequence[str]) -> "_Page":
         font = ImageFont.load_default(max(14, max(pictures.shape[2:]) // 20))
+        assert isinstance(font, ImageFont.FreeTypeFont)  # so it is where a size is given
+
+        # a column is as wide as its picture or its label
         gap = round(font.size / 2)
         cell = max(pictures.shape[3], *(_length(font, label) for label in labels))
-        return cls(font, gap, cell, len(labels) * (cell + gap) + gap)
+        return cls(font, gap, cell, width=len(labels) * (cell + gap) + gap)
 
     def row(self, pictures: Sequence[Image.Image]) -> Image.Image:
         """Pictures beside each other, each in its column."""
-        strip = Image.new("L", (self.width, max(picture.height for picture in pictures) + self.gap), WHITE)
+        height = max(picture.height for picture in pictures)
+        strip = Image.new("L", (self.width, height + self.gap), WHITE)
         for column, picture in enumerate(pictures):
             strip.paste(picture, (self.gap + column * (self.cell + self.gap), self.gap))
         return strip
@@ -54,8 +64,12 @@ class _Page:
     def text(self, paragraphs: Sequence[str], width: int, paper: int = WHITE) -> Image.Image:
         """Paragraphs, broken into lines that fit."""
         inset = self.gap if width == self.width else 0
-        lines = [line for text in paragraphs for line in _lines(text, self.font, width - 2 * inset)]
-        height = round(1.4 * self.font.size)
+        lines: list[str] = []
+        for paragraph in paragraphs:
+            lines += _lines(paragraph, self.font, width - 2 * inset)
+
+        # white paper with black letters, or the other way round
+        height = round(1.4 * self.font.size)  # of a line
         strip = Image.new("L", (width, len(lines) * height + inset), paper)
         for number, line in enumerate(lines):
             ImageDraw.Draw(strip).text((inset, number * height + inset // 2), line, WHITE - paper, self.font)
@@ -63,6 +77,7 @@ class _Page:
 
 
 def _lines(text: str, font: ImageFont.FreeTypeFont, width: int) -> Iterator[str]:
+    """The text, broken between words so that no line is wider than `width` where its words are not."""
     line = ""
     for word in text.split():
         longer = f"{line} {word}".strip()
@@ -78,7 +93,9 @@ def _length(font: ImageFont.FreeTypeFont, text: str) -> int:
 
 
 def _stack(strips: Sequence[Image.Image]) -> Image.Image:
-    page = Image.new("L", (strips[0].width, sum(strip.height for strip in strips)), WHITE)
+    """Strips of one width below each other."""
+    height = sum(strip.height for strip in strips)
+    page = Image.new("L", (strips[0].width, height), WHITE)
     top = 0
     for strip in strips:
         page.paste(strip, (0, top))

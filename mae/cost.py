@@ -15,8 +15,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
+from mae.decoder import CrossDecoder
 from mae.linear import onednn_product
 from mae.transformer import Attention, CrossAttention
 
@@ -36,18 +40,35 @@ Build = Callable[[], Callable[[], Tensor]]
 def step_flops(build: Build, device: str = "meta") -> int:
     """Floating-point operations of the matrix products in a forward and a backward pass.
 
-    On another device than meta the pass is computed: a step that looks at values, as one with unknown labels does,
-    needs it.
+    On another device than meta the pass is computed. A step that looks at values, as one with unknown labels does,
+    needs that.
     """
-    with torch.device(device), sdpa_kernel(SDPBackend.MATH):  # fused attention is taken apart into its products
-        return _counted_by_torch(build) if PRIVATE else _counted_by_hooks(build)
+    with torch.device(device):
+        loss = build()
+        if PRIVATE:
+            return _flops_by_torch(loss)
+        return _flops_by_hooks(loss)
 
 
-def _counted_by_torch(build: Build) -> int:
+def step_memory(build: Build) -> int:
+    """Most bytes of tensors alive at once in a forward and a backward pass: weights, activations, gradients."""
+    if PRIVATE:
+        return _memory_by_torch(build)
+    return _memory_by_hooks(build)
+
+
+# ---------------------------------------------------------------- by torch's own, private counters
+
+
+def _flops_by_torch(loss: Callable[[], Tensor]) -> int:
+    # torch's counter does not know the product of mae/linear.py
+    known = {}
     product = onednn_product()
-    known = {} if product is None else {product: _linear_flops}  # torch's counter does not know it (mae/linear.py)
-    loss = build()
-    with FlopCounterMode(display=False, custom_mapping=known) as counter:
+    if product is not None:
+        known[product] = _linear_flops
+
+    # fused attention is taken apart into its products
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=known) as counter:
         loss().backward()
     return counter.get_total_flops()
 
@@ -56,30 +77,25 @@ def _linear_flops(tokens: torch.Size, weight: torch.Size, *_: object, **__: obje
     return 2 * math.prod(tokens) * weight[0]
 
 
-def step_memory(build: Build) -> int:
-    """Most bytes of tensors alive at once in a forward and a backward pass: weights, activations, gradients."""
-    if not PRIVATE:
-        return _kept_for_backward(build)
+def _memory_by_torch(build: Build) -> int:
     with FakeTensorMode(), _alive_tensors() as alive:
         build()().backward()
     return alive.peak
-
-
-# ---------------------------------------------------------------- by torch's own, private counters
 
 
 class _Alive:
     """Bytes of the tensors that are alive, now and at most."""
 
     def __init__(self) -> None:
-        self.bytes: dict[int, int] = {}  # of each storage
+        self.bytes: dict[int, int] = {}  # of each storage that is alive
         self.now = 0
         self.peak = 0
 
     def see(self, storage: torch.UntypedStorage) -> None:
-        key = storage._cdata
+        key = id(storage)
         if key in self.bytes:  # a view shares its storage
             return
+
         self.bytes[key] = storage.nbytes()
         self.now += storage.nbytes()
         self.peak = max(self.peak, self.now)
@@ -109,39 +125,85 @@ def _alive_tensors() -> Iterator[_Alive]:
 # ---------------------------------------------------------------- by torch's public hooks
 
 
-def _counted_by_hooks(build: Build) -> int:
-    """Products of linear layers, convolutions and attention; a backward pass takes twice the forward's."""
+def _flops_by_hooks(loss: Callable[[], Tensor]) -> int:
+    """Products of the modules that are called, each with what the backward pass makes of it."""
     total = 0
+    going_back = False
 
     def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         nonlocal total
-        if isinstance(module, nn.Linear):
-            total += 2 * output.numel() * module.in_features
-        elif isinstance(module, nn.Conv2d):
-            total += 2 * output.numel() * module.weight[0].numel()
-        elif isinstance(module, Attention | CrossAttention):
-            batch, asking, width = output.shape
-            answering = inputs[-1].shape[1]
-            total += 4 * batch * asking * answering * width  # scores, and the sum they weigh
+        product, factors = _product(module, inputs, output)
+        total += product
+        if not going_back:  # in the backward pass, modules are called where activations are computed again
+            total += product * sum(factor.requires_grad for factor in factors)
 
+    # the hook is every module's, so it must not stay
     handle = nn.modules.module.register_module_forward_hook(count)
     try:
-        build()().backward()
+        value = loss()
+        going_back = True
+        value.backward()
     finally:
         handle.remove()
-    return 3 * total
+    return total
 
 
-def _kept_for_backward(build: Build) -> int:
-    """Weights, their gradients, and the activations that the backward pass reads: a little less than the peak."""
-    kept: dict[int, Tensor] = {}
+def _product(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> tuple[int, tuple[Tensor, ...]]:
+    """Operations of a module's own product, and its factors: each has a gradient that takes as many again."""
+    if isinstance(module, nn.Linear):
+        return 2 * output.numel() * module.in_features, (inputs[0], module.weight)
+    if isinstance(module, nn.Conv2d):
+        return 2 * output.numel() * module.weight[0].numel(), (inputs[0], module.weight)
+    if isinstance(module, Attention | CrossAttention):
+        batch, queries, width = output.shape
+        keys = inputs[-1].shape[1]
+        return 4 * batch * queries * keys * width, (output, output)  # the scores, and the sum they weigh
+    if isinstance(module, CrossDecoder):
+        depths = inputs[0]
+        return 2 * len(module.blocks) * depths.numel(), (depths, module.depth_weights)
+    return 0, ()
 
+
+def _memory_by_hooks(build: Build) -> int:
+    """Weights with what the forward pass keeps for the backward pass, or with their gradients, whichever is more."""
+    storages: dict[int, torch.UntypedStorage] = {}  # by identity: a view shares its storage
+    weights: dict[int, nn.Parameter] = {}
+
+    # a backward pass wants the weights and what autograd saves
     def keep(tensor: Tensor) -> Tensor:
-        whole = tensor if tensor._base is None else tensor._base  # a view shares the memory of what it is a view of
-        kept[id(whole)] = whole
+        storage = tensor.untyped_storage()
+        storages[id(storage)] = storage
         return tensor
 
-    with torch.device("meta"), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        build()()
-    gradients = [tensor for tensor in kept.values() if tensor.is_leaf and tensor.requires_grad]
-    return sum(tensor.nbytes for tensor in [*kept.values(), *gradients])
+    def see_weights(module: nn.Module, inputs: Any, output: Any) -> None:
+        for weight in module.parameters(recurse=False):
+            weights[id(weight)] = weight
+            keep(weight)
+
+    class FusedAttention(TorchFunctionMode):
+        """Attention keeps what it reads; without this it would keep its scores too, as it does on meta alone."""
+
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if function is not F.scaled_dot_product_attention:
+                return function(*args, **(kwargs or {}))
+            for tensor in args:
+                keep(tensor)
+            with saved_tensors_hooks(_unchanged, _unchanged):
+                return function(*args, **(kwargs or {}))
+
+    handle = nn.modules.module.register_module_forward_hook(see_weights)
+    try:
+        with torch.device("meta"), FusedAttention(), saved_tensors_hooks(keep, _unchanged):
+            build()()
+    finally:
+        handle.remove()
+
+    # activations are let go of while gradients come to be: the most is at the one end of the backward pass or the other
+    at_first = sum(storage.nbytes() for storage in storages.values())
+    at_last = sum(weight.nbytes for weight in weights.values())
+    at_last += sum(weight.nbytes for weight in weights.values() if weight.requires_grad)
+    return max(at_first, at_last)
+
+
+def _unchanged(tensor: Tensor) -> Tensor:
+    return tensor

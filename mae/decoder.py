@@ -29,7 +29,8 @@ class Decoder(nn.Module):
         eps: float = 1e-6,
     ):
         super().__init__()
-        self.recompute = False  # activations in the backward pass, instead of keeping them
+        self.recompute = False  # activations in the backward pass, instead of keeping them; set by whoever trains
+
         self.embed = Linear(encoder_width, width)
         self.mask_token = token(width)
         self.blocks = nn.ModuleList(Block(width, heads, eps=eps) for _ in range(depth))
@@ -49,7 +50,8 @@ class Decoder(nn.Module):
         hidden = self.mask_token + self.positions[masked]  # b m e
         tokens = torch.cat([tokens[:, :1], visible, hidden], dim=1)  # b 1+n e
         for block in self.blocks:
-            tokens = run_block(block, tokens, recompute=self.recompute)
+            tokens = run_block(block, tokens, recompute=self.recompute)  # b 1+n e
+
         return self.predict(self.norm(tokens[:, -masked.shape[1] :]))  # b m p·p·c
 
 
@@ -76,7 +78,8 @@ class CrossDecoder(nn.Module):
         eps: float = 1e-6,
     ):
         super().__init__()
-        self.recompute = False  # activations in the backward pass, instead of keeping them
+        self.recompute = False  # activations in the backward pass, instead of keeping them; set by whoever trains
+
         self.mask_token = token(width)
         self.depth_weights = nn.Parameter(torch.randn(depth, encoder_depth + 1) / (encoder_depth + 1) ** 0.5)
         self.blocks = nn.ModuleList(CrossBlock(width, heads, encoder_width, eps=eps) for _ in range(depth))
@@ -88,7 +91,9 @@ class CrossDecoder(nn.Module):
     def forward(self, depths: Tensor, keep: Tensor, masked: Tensor) -> Tensor:
         """All depths of the encoder (l b 1+k d) → pixels (b m p·p·c) of `masked` (b m); `keep` is in the tokens."""
         tokens = self.mask_token + self.positions[masked]  # b m e
-        sources = torch.einsum("j l, l b k d -> j b k d", self.depth_weights, depths)
+
+        # what each block attends to: a weighted sum of the encoder's depths
+        sources = torch.einsum("j l, l b k d -> j b k d", self.depth_weights, depths)  # j b 1+k d
         for block, source in zip(self.blocks, sources, strict=True):
             tokens = run_block(block, tokens, source, recompute=self.recompute)
         return self.predict(self.norm(tokens))  # b m p·p·c

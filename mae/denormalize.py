@@ -23,13 +23,17 @@ def continue_borders(
     together: the sum of squared jumps across the borders between patches is lowest, and a first guess from
     the visible patches' statistics holds them where borders say little.
     """
+    # what the borders are weighed against, and the pixels that meet there
     guess = surroundings(take(patches, keep), keep, masked, grid)  # b m 2
-    trust = guess.new_tensor(TRUST)
-    shown, predicted = _sides(patches, patch_size), _sides(pred, patch_size)  # b n 4·p·c, b m 4·p·c
+    trust = guess.new_tensor(TRUST)  # 2
+    shown = _sides(patches, patch_size)  # b n 4·p·c
+    predicted = _sides(pred, patch_size)  # b m 4·p·c
 
     def energy(levels: Tensor) -> Tensor:
-        sides = put(shown, masked, applied(levels, predicted))
+        sides = put(shown, masked, applied(levels, predicted))  # b n 4·p·c
         top, bottom, left, right = rearrange(sides, "b (h w) (side d) -> side b h w d", h=grid[0], side=4)
+
+        # each patch against the one below it, and against the one to its right
         jumps = (bottom[:, :-1] - top[:, 1:]).square().sum() + (right[:, :, :-1] - left[:, :, 1:]).square().sum()
         return jumps / top.shape[-1] + (trust * (levels - guess).square()).sum()
 
@@ -43,15 +47,18 @@ def applied(levels: Tensor, pred: Tensor) -> Tensor:
 
 def statistics(patches: Tensor) -> Tensor:
     """Mean and deviation (b k 2) of patches (b k p·p·c): their own brightness and contrast."""
-    return torch.stack([patches.mean(-1), patches.std(-1)], dim=-1)
+    return torch.stack([patches.mean(-1), patches.std(-1)], dim=-1)  # b k 2
 
 
 def surroundings(visible: Tensor, keep: Tensor, masked: Tensor, grid: tuple[int, int]) -> Tensor:
     """Mean and deviation (b m 2) for the masked places, from the visible patches by inverse squared distance."""
+    # where each patch stands in the grid
     rows, columns = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
     places = torch.stack([rows.flatten(), columns.flatten()], dim=1).to(visible)  # n 2
+
+    # the nearer a visible patch, the more it says
     weights = torch.cdist(places[masked], places[keep]).pow(-2)  # b m k
-    return weights / weights.sum(dim=2, keepdim=True) @ statistics(visible)
+    return weights / weights.sum(dim=2, keepdim=True) @ statistics(visible)  # b m 2
 
 
 def _sides(patches: Tensor, patch_size: int) -> Tensor:
@@ -60,24 +67,44 @@ def _sides(patches: Tensor, patch_size: int) -> Tensor:
     So a slope that goes on is no jump; to make it none, contrast would have to vanish.
     """
     tiles = rearrange(patches, "b n (p q c) -> b n p q c", p=patch_size, q=patch_size)
-    down, across = tiles.unbind(2), tiles.unbind(3)
-    inner = min(1, patch_size - 1)
-    ends = [(line[end], line[end + step]) for line in (down, across) for end, step in ((0, inner), (-1, -inner))]
-    return torch.cat([(1.5 * last - 0.5 * before).flatten(2) for last, before in ends], dim=2)
+    rows = tiles.unbind(2)  # p of b n q c
+    columns = tiles.unbind(3)  # q of b n p c
+    second = min(1, patch_size - 1)  # a patch of one pixel has no second line
+    sides = [
+        _carried_on(rows[0], rows[second]),
+        _carried_on(rows[-1], rows[-1 - second]),
+        _carried_on(columns[0], columns[second]),
+        _carried_on(columns[-1], columns[-1 - second]),
+    ]
+    return torch.cat(sides, dim=2)
+
+
+def _carried_on(outer: Tensor, inner: Tensor) -> Tensor:
+    """Half a pixel beyond the outer of two lines (b n p c) → (b n p·c)."""
+    return (1.5 * outer - 0.5 * inner).flatten(2)
 
 
 def _lowest(energy: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
     """Where a quadratic energy, a sum over the batch, is lowest: conjugate gradients from `start` (b m 2)."""
-    slope, bends = torch.func.vjp(torch.func.grad(energy), start)  # its matrix is symmetric: vjp multiplies by it
-    found, descent = start, -slope
-    direction, size = descent, _squared(descent)
+    # the gradient's derivative is the energy's matrix; as that is symmetric, vjp multiplies by it
+    gradient, multiply = torch.func.vjp(torch.func.grad(energy), start)[:2]
+
+    # each step goes to where the energy is lowest along its direction
+    levels = start
+    residual = -gradient
+    direction = residual
+    size = _squared(residual)
     for _ in range(STEPS):
-        [bend] = bends(direction)
+        [bend] = multiply(direction)
         step = size / (direction * bend).sum((1, 2), keepdim=True).clamp(min=1e-30)
-        found, descent = found + step * direction, descent - step * bend
-        size, before = _squared(descent), size
-        direction = descent + size / before.clamp(min=1e-30) * direction
-    return found
+        levels = levels + step * direction
+        residual = residual - step * bend
+
+        # the next direction does not undo what this one has reached
+        before = size
+        size = _squared(residual)
+        direction = residual + size / before.clamp(min=1e-30) * direction
+    return levels
 
 
 def _squared(vectors: Tensor) -> Tensor:

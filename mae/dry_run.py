@@ -3,7 +3,7 @@
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -32,7 +32,8 @@ from mae.pretrain import pretrain_stage
 from mae.settings import MAEConfig
 from mae.transformer import configure_blocks
 
-STEPS, SECONDS = 5, 60  # timed: so many steps, but no further one after so long
+STEPS = 5  # timed,
+SECONDS = 60  # but no further one after so long
 CPU = torch.device("cpu")
 
 
@@ -57,14 +58,17 @@ class Cost:
 
 def dry_run(config: MAEConfig) -> str:
     """The report of a resolved config. Nothing is prepared, no run begun, no weight changed."""
-    device, cost = training_device(config), pretraining_cost(config)
-    counted, memory = _counted(config, cost), _physical_memory()
+    device = training_device(config)
+    cost = pretraining_cost(config)
+    lines = _counted(config, cost)
+
+    # a step that does not fit would end in swapping, or in a killed process
+    memory = _physical_memory()
     if device.type == "cpu" and cost.memory > memory:
-        return "\n".join(
-            [*counted, f"speed        not measured: the step needs more than this machine's {_gb(memory)}"]
-        )
-    data, images = prepared_data(config.data)
-    return "\n".join([*counted, *_timed(config, cost, device, data, images)])
+        lines.append(f"speed        not measured: the step needs more than this machine's {_gb(memory)}")
+    else:
+        lines += _timed(config, cost, device)
+    return "\n".join(lines)
 
 
 # ---------------------------------------------------------------- counted
@@ -76,11 +80,18 @@ def pretraining_cost(config: MAEConfig) -> Cost:
     with torch.device("meta"):
         model = _model(config)
         keep, masked = random_masking(torch.empty(1, model.patches), settings.mask_ratio)
-    part = max(settings.batch_size // settings.optimizer.accumulate, 1)
-    weights, trained = (sum(t.nbytes for t in tensors) for tensors in (model.state_dict().values(), model.parameters()))
+
+    # of the masked patches, all are predicted or as many as are asked for
     predicted = masked.shape[1]
     if settings.predict_ratio is not None:
         predicted = min(max(int(model.patches * settings.predict_ratio), 1), predicted)
+
+    # AdamW has two moments of each parameter; an average of the weights is one more
+    weights = sum(tensor.nbytes for tensor in model.state_dict().values())
+    trained = sum(parameter.nbytes for parameter in model.parameters())
+    copies = 3 if settings.optimizer.ema else 2
+
+    part = max(settings.batch_size // settings.optimizer.accumulate, 1)  # images worked through at once
     return Cost(
         encoder=_size(model.encoder),
         decoder=_size(model.decoder),
@@ -89,7 +100,7 @@ def pretraining_cost(config: MAEConfig) -> Cost:
         predicted=predicted,
         flops=step_flops(lambda: _step(config, 1)),
         weights=weights,
-        states=trained * (3 if settings.optimizer.ema else 2),
+        states=trained * copies,
         passing=step_memory(lambda: _step(config, part)) - weights,
     )
 
@@ -102,7 +113,8 @@ def _model(config: MAEConfig) -> MaskedAutoencoder:
 
 def _step(config: MAEConfig, images: int) -> Callable[[], Tensor]:
     """The loss of a training step; augmentation multiplies no matrices and keeps nothing."""
-    model, settings = _model(config), config.pretrain
+    settings = config.pretrain
+    model = _model(config)
     pixels = torch.empty(images, config.model.in_channels, *height_and_width(config.data.image_size))
 
     def loss() -> Tensor:
@@ -117,9 +129,11 @@ def _size(module: torch.nn.Module) -> int:
 
 
 def _counted(config: MAEConfig, cost: Cost) -> list[str]:
+    """The lines on what the settings alone tell."""
     settings = config.pretrain
     again = ", activations computed twice" if config.activation_checkpointing else ""
     moments = "AdamW and the average of weights" if settings.optimizer.ema else "AdamW"
+
     return [
         f"parameters   encoder {cost.encoder:,}, decoder {cost.decoder:,} ({config.model.decoder})",
         f"patches      {cost.patches} an image: {cost.kept} kept, {cost.predicted} predicted",
@@ -135,6 +149,7 @@ def _counted(config: MAEConfig, cost: Cost) -> list[str]:
 class _RandomImages:
     """Stands in for the store of images that are not prepared."""
 
+    fingerprint = "random"
     unreadable: frozenset[int] = frozenset()
 
     def __init__(self, count: int, size: Size):
@@ -144,12 +159,14 @@ class _RandomImages:
     def rows(self, image_ids: Iterable[str]) -> np.ndarray:
         return np.arange(len(self.images))
 
-    def read(self, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        return (self.images[rows] for rows in batches)
+    def read(self, batches: Iterable[np.ndarray]) -> Generator[np.ndarray, None, None]:
+        for rows in batches:
+            yield self.images[rows]  # b h w
 
 
 def random_data(count: int, size: Size) -> Data:
     """Images of noise, every second of them abnormal, for training and for validation."""
+    # every image is a patient and a study of its own
     names = np.arange(count).astype(str)
     table = pd.DataFrame({"image_id": names, "patient_id": names, "study_id": names, "label": np.arange(count) % 2.0})
     table = pd.concat([table.assign(split=split) for split in ("train", "validate")], ignore_index=True)
@@ -159,15 +176,17 @@ def random_data(count: int, size: Size) -> Data:
 def prepared_data(settings: DataSettings) -> tuple[Data | None, int | None]:
     """The config's images where they are prepared or need not be, and how many serve training where that is known."""
     try:
-        roots = [Path(expand(one.root, "data.root")) for one in settings.each_source().values()]
+        roots = [Path(expand(source.root, "data.root")) for source in settings.each_source().values()]
         if not all(root.exists() for root in roots):  # the phantom would be drawn
             return None, None
         manifest = open_manifest(settings)
         files = ImageFiles(settings, manifest) if settings.store is False else None
     except UserError:
         return None, None
-    if files:
+    if files is not None:
         return Data(manifest, files), len(manifest.of_split("train"))
+
+    # a store is never made here, only found
     name = f"*-{describe_store(settings, manifest.table)['fingerprint'][:12]}"
     finished = sorted(stores_folder(settings).glob(f"{name}/store.json"))
     if not finished:
@@ -176,37 +195,54 @@ def prepared_data(settings: DataSettings) -> tuple[Data | None, int | None]:
     return data, len(data.split("train"))
 
 
-def _timed(config: MAEConfig, cost: Cost, device: torch.device, data: Data | None, images: int | None) -> list[str]:
+def _timed(config: MAEConfig, cost: Cost, device: torch.device) -> list[str]:
+    """The lines on what only real steps tell."""
+    settings = config.pretrain
+    # a step takes as long on noise
+    data, images = prepared_data(config.data)
+    source = "the config's images"
+    if data is None:
+        data = random_data(settings.batch_size, config.data.image_size)
+        source = "random images, as the config's are not prepared"
+
+    # a step of the run itself
     keep_freed_memory()
-    stage = pretrain_stage(config, data or random_data(config.pretrain.batch_size, config.data.image_size), device)
+    stage = pretrain_stage(config, data, device)
     size = stage.batches.batch_size
     seconds = statistics.median(step_seconds(stage))
-    source = "the config's images" if data else "random images, as the config's are not prepared"
-    lines = [
+    speed = (
         f"speed        {size / seconds:,.1f} images/s, {size * cost.flops / seconds / 1e9:,.0f} GFLOP/s, "
         f"{seconds:.3g} s a step on {device} with {torch.get_num_threads()} threads; {source}"
-    ]
+    )
     if images is None:
-        return [*lines, "whole run    not known: the images are not there; see data.root"]
-    steps = config.pretrain.epochs * max(images // config.pretrain.batch_size, 1)
-    return [
-        *lines,
-        f"whole run    {duration(steps * seconds)}: {config.pretrain.epochs:,} epochs of {images:,} images, {steps:,} "
-        "steps; validation comes on top",
-    ]
+        return [speed, "whole run    not known: the images are not there; see data.root"]
+
+    steps = settings.epochs * max(images // settings.batch_size, 1)
+    whole_run = (
+        f"whole run    {duration(steps * seconds)}: {settings.epochs:,} epochs of {images:,} images, {steps:,} "
+        "steps; validation comes on top"
+    )
+    return [speed, whole_run]
 
 
 def step_seconds(stage: AnyStage) -> list[float]:
     """Time of real updates at learning rate 0; the first, which also compiles, is not counted."""
-    update, taken, start = Update(stage), [], time.monotonic()
-    stage.model.train()
+    update = Update(stage)
     batches = _endless(stage)
-    update(next(batches).to(stage.device), 0).cpu()
-    while not taken or (len(taken) < STEPS and time.monotonic() - start < SECONDS):
+    stage.model.train()
+
+    def timed_step() -> float:
         before = time.perf_counter()
         update(next(batches).to(stage.device), 0).cpu()  # waits for the device
-        taken.append(time.perf_counter() - before)
-    return taken
+        return time.perf_counter() - before
+
+    # the first is left out
+    start = time.monotonic()
+    timed_step()
+    seconds = [timed_step()]
+    while len(seconds) < STEPS and time.monotonic() - start < SECONDS:
+        seconds.append(timed_step())
+    return seconds
 
 
 def _endless(stage: AnyStage) -> Iterator[Batch]:
@@ -229,4 +265,8 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     hours, minutes = divmod(minutes, 60)
     days, rest = divmod(hours, 24)
-    return f"{days} days {rest} h" if days else f"{hours} h {minutes} min" if hours else f"{minutes} min"
+    if days:
+        return f"{days} days {rest} h"
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min"

@@ -46,13 +46,17 @@ class Encoder(nn.Module):
         self.drop_path = 0.0  # rate of the last block
         self.recompute = False  # activations in the backward pass, instead of keeping them
 
+        # what it learns
         self.embed = Linear(patch_size * patch_size * in_channels, width)
         self.class_token = token(width)
         self.blocks = nn.ModuleList(Block(width, heads, eps=eps) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps)
+
+        # what is fixed, and travels with the weights
         self.register_buffer("positions", sincos_positions(width, self.grid))  # n d, or what loaded weights bring
         self.register_buffer("mean", per_channel(pixel_mean, in_channels))  # c 1 1
         self.register_buffer("std", per_channel(pixel_std, in_channels))  # c 1 1
+
         self.apply(init_weights)
 
     def standardize(self, images: Tensor) -> Tensor:
@@ -90,6 +94,7 @@ class Encoder(nn.Module):
         if tuple(images.shape[1:]) != expected:
             raise ValueError(f"images: found (c h w) {tuple(images.shape[1:])}, expected {expected}")
 
+        # what is hidden is left out before anything is computed: this is why pretraining is fast
         patches = patchify(images, self.patch_size)  # b n p·p·c
         positions = self.positions  # n d
         if keep is not None:

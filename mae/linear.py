@@ -39,7 +39,7 @@ def _by_onednn(tokens: Tensor) -> bool:
         and ONEDNN is not None
         and tokens.device.type == "cpu"
         and tokens.dtype == torch.float32
-        and torch.backends.mkldnn.enabled
+        and bool(torch.backends.mkldnn.enabled)
         and not torch.is_autocast_enabled("cpu")
     )
 
@@ -54,13 +54,18 @@ class _Product(Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         tokens, weight = ctx.saved_tensors
-        wanted = ctx.needs_input_grad
-        rows, inputs = gradient.flatten(0, -2), tokens.flatten(0, -2)  # m n, m k
-        return (
-            _multiply(gradient, weight.t()) if wanted[0] else None,  # … k
-            _multiply(rows.t(), inputs.t()) if wanted[1] else None,  # n k
-            rows.sum(0) if wanted[2] else None,  # n
-        )
+        gradient_rows = gradient.flatten(0, -2)  # m n
+        token_rows = tokens.flatten(0, -2)  # m k
+
+        # a frozen layer, or one that reads pixels, needs fewer than all three
+        for_tokens = for_weight = for_bias = None
+        if ctx.needs_input_grad[0]:
+            for_tokens = _multiply(gradient, weight.t())  # … k
+        if ctx.needs_input_grad[1]:
+            for_weight = _multiply(gradient_rows.t(), token_rows.t())  # n k
+        if ctx.needs_input_grad[2]:
+            for_bias = gradient_rows.sum(0)  # n
+        return for_tokens, for_weight, for_bias
 
 
 def _multiply(tokens: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -21,9 +21,10 @@ from mae.settings import ModelSettings
 
 def _sizes(patch: int, encoder: tuple[int, int, int], decoder: tuple[int, int, int]) -> dict[str, int]:
     """Sizes by the names they have in a config; of encoder and decoder: width, depth, heads."""
-    names = ("width", "depth", "heads")
-    sizes = {"patch_size": patch} | dict(zip(names, encoder, strict=True))
-    return sizes | {f"decoder_{name}": size for name, size in zip(names, decoder, strict=True)}
+    sizes = {"patch_size": patch}
+    sizes["width"], sizes["depth"], sizes["heads"] = encoder
+    sizes["decoder_width"], sizes["decoder_depth"], sizes["decoder_heads"] = decoder
+    return sizes
 
 
 PRESETS = {
@@ -49,6 +50,8 @@ class Reconstruction(NamedTuple):
 
 
 class MaskedAutoencoder(nn.Module):
+    """Hides patches, encodes the others, and predicts the hidden ones from these."""
+
     def __init__(self, encoder: Encoder, decoder: Decoder | CrossDecoder, norm_pixel_loss: bool = True):
         super().__init__()
         self.encoder = encoder
@@ -69,20 +72,24 @@ class MaskedAutoencoder(nn.Module):
         predict_ratio: share of the n patches to predict, of those masked the ones with the lowest noise;
         None predicts all masked ones.
         """
+        # hide patches
         if noise is None:
             noise = torch.rand(len(images), self.patches, device=images.device)
-        keep, masked = random_masking(noise, mask_ratio)
+        keep, masked = random_masking(noise, mask_ratio)  # b k, b m
         mask = mask_of(masked, self.patches)  # b n
 
         if predict_ratio is not None:
-            if not self.decoder.reads_depths:  # its mask tokens look at each other: leaving some out changes the rest
+            # mask tokens of the other decoder look at each other: leaving some out changes the rest
+            if not self.decoder.reads_depths:
                 raise UserError("predict_ratio: found it with the decoder 'self', expected 'cross'")
-            masked = masked[:, : max(int(self.patches * predict_ratio), 1)]
+            predicted = max(int(self.patches * predict_ratio), 1)
+            masked = masked[:, :predicted]  # b m
 
+        # predict what was hidden, and compare
         pred = self.decoder(self._encode(images, keep), keep, masked)  # b m p·p·c
         target = take(patchify(images, self.encoder.patch_size), masked)  # b m p·p·c
         if self.norm_pixel_loss:
-            target = normalize_patches(target)
+            target = normalize_patches(target)  # b m p·p·c
         loss = (pred.to(target.dtype) - target).square().mean()  # float32 under autocast too
         return Reconstruction(loss, pred, masked, mask)
 
@@ -94,7 +101,8 @@ class MaskedAutoencoder(nn.Module):
 
 def normalize_patches(patches: Tensor) -> Tensor:
     """Each patch (… p·p·c) by its own mean and deviation: the paper's norm_pix_loss."""
-    mean, variance = patches.mean(-1, keepdim=True), patches.var(-1, keepdim=True)
+    mean = patches.mean(-1, keepdim=True)  # … 1
+    variance = patches.var(-1, keepdim=True)  # … 1
     return (patches - mean) / (variance + 1e-6).sqrt()
 
 
@@ -113,17 +121,19 @@ def build_mae(
 
     Raises ValueError for an unknown preset, decoder or size, and for sizes that do not divide.
     """
+    # what was asked for: the preset's sizes, or those given in their place
     if preset not in PRESETS:
         raise UserError(f"model.preset: found {preset!r}, expected one of {', '.join(PRESETS)}")
     if decoder not in ("self", "cross"):
         raise UserError(f"model.decoder: found {decoder!r}, expected 'self' or 'cross'")
-    if unknown := sizes.keys() - PRESETS[preset].keys():
-        raise UserError(f"model: found size {min(unknown)!r}, expected one of {', '.join(PRESETS[preset])}")
-    size = PRESETS[preset] | {name: value for name, value in sizes.items() if value is not None}
+    size = _overridden(PRESETS[preset], sizes)
     image_size = height_and_width(image_size)
     _check_geometry(image_size, size)
-    if norm_pixel_loss and size["patch_size"] ** 2 * in_channels == 1:
+    pixels = size["patch_size"] ** 2 * in_channels  # values in a patch
+    if norm_pixel_loss and pixels == 1:
         raise UserError("model.patch_size: found 1, expected at least 2 with norm_pixel_loss (one value has no spread)")
+
+    # the decoder reads the encoder's tokens
     encoder = Encoder(
         image_size=image_size,
         patch_size=size["patch_size"],
@@ -141,12 +151,27 @@ def build_mae(
         "width": size["decoder_width"],
         "depth": size["decoder_depth"],
         "heads": size["decoder_heads"],
-        "pixels": size["patch_size"] ** 2 * in_channels,
+        "pixels": pixels,
         "eps": norm_eps,
     }
+
+    # both decoders take the same sizes; the cross decoder also reads every depth of the encoder
     if decoder == "cross":
         return MaskedAutoencoder(encoder, CrossDecoder(**for_decoder, encoder_depth=size["depth"]), norm_pixel_loss)
     return MaskedAutoencoder(encoder, Decoder(**for_decoder), norm_pixel_loss)
+
+
+def _overridden(preset: dict[str, int], sizes: dict[str, int | None]) -> dict[str, int]:
+    """The preset's sizes, but for those that are given; UserError for one that no preset has."""
+    unknown = sizes.keys() - preset.keys()
+    if unknown:
+        raise UserError(f"model: found size {min(unknown)!r}, expected one of {', '.join(preset)}")
+
+    overridden = dict(preset)
+    for name, value in sizes.items():
+        if value is not None:
+            overridden[name] = value
+    return overridden
 
 
 def mae_from(settings: ModelSettings, image_size: Size) -> MaskedAutoencoder:
@@ -161,16 +186,23 @@ def check_sizes(settings: ModelSettings, image_size: Size) -> None:
 
 
 def _check_geometry(image_size: tuple[int, int], size: dict[str, int]) -> None:
+    """UserError where the sizes do not fit the image or each other."""
     for name, value in size.items():
         if value < 1:
             raise UserError(f"model.{name}: found {value}, expected at least 1")
+
+    # patches tile the image, and one can be hidden while another stays
     patch = size["patch_size"]
-    if image_size[0] % patch or image_size[1] % patch:
+    height, width = image_size
+    if height % patch or width % patch:
         raise UserError(f"model.patch_size: found {patch}, expected a divisor of the image size {image_size}")
-    if image_size[0] * image_size[1] < 2 * patch * patch:
+    if height * width < 2 * patch * patch:
         raise UserError(f"model.patch_size: found {patch}, expected at least two patches in {image_size}")
+
+    # heads share the width, and positions need four parts of it
     for part in ("", "decoder_"):
-        width, heads = size[part + "width"], size[part + "heads"]
+        width = size[f"{part}width"]
+        heads = size[f"{part}heads"]
         if width % heads:
             raise UserError(f"model.{part}heads: found {heads}, expected a divisor of {part}width {width}")
         if width % 4:

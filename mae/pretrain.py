@@ -26,7 +26,7 @@ from mae.engine.stage import Stage, Validation, schedule_of
 from mae.model import MaskedAutoencoder, check_sizes, mae_from
 from mae.probe import probe
 from mae.reconstruct import reconstruct
-from mae.settings import MAEConfig, ModelSettings, PretrainSettings
+from mae.settings import MAEConfig, ModelSettings, Precision, PretrainSettings
 from mae.transformer import configure_blocks
 from mae.weights import starting_point
 
@@ -49,6 +49,7 @@ def pretrain(config: MAEConfig, data: Data | None = None) -> Path:
         config = start.config
     data = data or open_data(config.data)
 
+    # a folder is continued only by the config, the images and the initial weights that began it
     folder = Path(expand(config.run, "run"))
     facts = {
         "store": data.store.fingerprint,
@@ -56,6 +57,7 @@ def pretrain(config: MAEConfig, data: Data | None = None) -> Path:
         "init": start.meta["init"] if start else None,
     }
     check_run(folder, config, RESUMABLE, facts)
+
     if not is_finished(folder, config.pretrain.epochs):
         stage = pretrain_stage(config, data, device, start)
         start_run(folder, config, facts)
@@ -84,15 +86,19 @@ def pretrain_stage(
     """What the loop needs to pretrain, from `start` or from random weights: every training image, labelled or not."""
     settings = config.pretrain
     optimizer = settings.optimizer
+
+    # where the run begins; one that is continued gets its weights from the loop
     with seeded(config.seed):  # all later draws come from data.draws
         model = mae_from(config.model, config.data.image_size)
     if start:
         load_weights(model, start)
     configure_blocks(model.to(device), config.compile, config.activation_checkpointing)
 
+    # each rank reads its share of the images
     train = data.split("train")
     held_out = Loader(data, data.split("validate"), settings.batch_size, share=distributed.shard())
 
+    # what the loop asks for
     def step(model: MaskedAutoencoder, batch: Batch, epoch: int) -> Tensor:
         return pretrain_step(model, batch, epoch, settings, config.seed)
 
@@ -137,7 +143,10 @@ def _meta(data: Data, start: Checkpoint | None) -> dict[str, Any]:
 
 def hyperparameters(config: MAEConfig) -> dict[str, float | str]:
     """What tells pretrainings apart in TensorBoard's HParams tab."""
-    model, settings = config.model, config.pretrain
+    model = config.model
+    settings = config.pretrain
+
+    # values are numbers or words: the tab shows truth as 1.0000
     return {
         "stage": "pretrain",
         "model": model.preset,
@@ -149,7 +158,7 @@ def hyperparameters(config: MAEConfig) -> dict[str, float | str]:
         "weight_decay": settings.optimizer.weight_decay,
         "batch_size": settings.batch_size,
         "epochs": settings.epochs,
-        "augment": "on" if settings.augment.enabled else "off",  # words: the tab shows truth as 1.0000
+        "augment": "on" if settings.augment.enabled else "off",
         "data": config.data.source,
         "image_size": str(config.data.image_size),
         "seed": config.seed,
@@ -159,8 +168,8 @@ def hyperparameters(config: MAEConfig) -> dict[str, float | str]:
 def pretrain_step(model: MaskedAutoencoder, batch: Batch, epoch: int, settings: PretrainSettings, seed: int) -> Tensor:
     """The loss of a training batch; crops and masks depend on (seed, epoch, image)."""
     draws = uniform(seed, "augment", epoch, batch.numbers, DRAWS)
-    images = model.encoder.standardize(augment(batch.images, settings.augment, draws))
-    noise = uniform(seed, "mask", epoch, batch.numbers, model.patches)
+    images = model.encoder.standardize(augment(batch.images, settings.augment, draws))  # b c h w
+    noise = uniform(seed, "mask", epoch, batch.numbers, model.patches)  # b n
     return model(images, settings.mask_ratio, noise, settings.predict_ratio).loss
 
 
@@ -168,19 +177,20 @@ def pretrain_step(model: MaskedAutoencoder, batch: Batch, epoch: int, settings: 
 
 
 def validate(
-    model: MaskedAutoencoder, held_out: Loader, mask_ratio: float, device: torch.device, precision: str
+    model: MaskedAutoencoder, held_out: Loader, mask_ratio: float, device: torch.device, precision: Precision
 ) -> Validation:
     """Reconstruction loss on the validation images, under the same masks every time."""
     total = torch.zeros((), device=device)
     count = torch.zeros((), device=device)
     for batch in held_out.epoch():
         batch = batch.to(device)
-        noise = uniform(0, "validate", 0, batch.numbers, model.patches)
+        noise = uniform(0, "validate", 0, batch.numbers, model.patches)  # b n
         with autocast(device, precision):
             loss = model(model.encoder.standardize(batch.images), mask_ratio, noise).loss
         total += loss * len(noise)
         count += len(noise)
 
+    # every rank has seen its share
     mean = (distributed.all_reduce_sum(total) / distributed.all_reduce_sum(count)).item()
     return Validation({"validate/loss": mean}, score=-mean, meta={"validate_loss": mean})
 
@@ -190,8 +200,11 @@ def with_probe(
 ) -> Validation:
     """The validation with the probe's scores, in epochs that have one; `pretrain.select` says which picks best.pt."""
     every = settings.probe_every
-    due = every is not None and (epoch % every == 0 or epoch == settings.epochs)
-    scores = probe_scores() if due else {}
+    scores: dict[str, float] = {}
+    if every is not None and (epoch % every == 0 or epoch == settings.epochs):
+        scores = probe_scores()
+
+    # the highest score is kept; an epoch without a probe cannot win where the probe decides
     score = validation.score
     if settings.select == "probe":
         score = scores.get("probe/logistic_auc", -math.inf)
@@ -199,10 +212,10 @@ def with_probe(
 
 
 def run_probe(
-    model: MaskedAutoencoder, data: Data, batch_size: int, device: torch.device, precision: str
+    model: MaskedAutoencoder, data: Data, batch_size: int, device: torch.device, precision: Precision
 ) -> dict[str, float]:
     """Probe scores of the encoder: labelled training images → validation images."""
-    loaders = []
+    loaders: list[Loader] = []
     for split in ("train", "validate"):
         table = data.split(split)
         labelled = table[table["label"].notna()]
@@ -221,12 +234,12 @@ def show_panel(
 ) -> None:
     """TensorBoard's reconstruction panel of the first validation images."""
     batch = next(held_out.epoch()).to(device)
-    first = Batch(*(part[: settings.panel_images] for part in batch))
+    first = Batch(*(column[: settings.panel_images] for column in batch))
     board.add_image("reconstruction", panel(model, first, settings.mask_ratio), step)
 
 
 def panel(model: MaskedAutoencoder, batch: Batch, mask_ratio: float) -> Tensor:
     """Original | masked | reconstruction | mix, an image a row: grey levels in 0..1 (1 h w)."""
-    noise = uniform(0, "validate", 0, batch.numbers, model.patches)
+    noise = uniform(0, "validate", 0, batch.numbers, model.patches)  # b n
     pictures = reconstruct(model, batch.images, mask_ratio, noise)
     return rearrange(list(pictures), "four b 1 h w -> 1 (b h) (four w)")

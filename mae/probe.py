@@ -17,43 +17,59 @@ from data.loader import Loader
 from mae.encoder import Encoder
 from mae.engine import distributed
 from mae.engine.optim import autocast
+from mae.settings import Precision
 
-NEIGHBOURS, TEMPERATURE = 20, 0.07  # Wu et al. 2018, as DINO uses them
+NEIGHBOURS = 20  # and the temperature: Wu et al. 2018, as DINO uses them
+TEMPERATURE = 0.07
 
 
-def probe(encoder: Encoder, train: Loader, held_out: Loader, device: torch.device, precision: str) -> dict[str, float]:
+def probe(
+    encoder: Encoder, train: Loader, held_out: Loader, device: torch.device, precision: Precision
+) -> dict[str, float]:
     """Areas under the ROC curve on `held_out` of kNN and logistic regression; {} where a part has one class only."""
-    parts = [_features_and_targets(encoder, loader, device, precision) for loader in (train, held_out)]
-    (known, targets), (asked, truth) = parts
-    if min(len(np.unique(targets)), len(np.unique(truth))) < 2:
+    # known images, and those that are asked about
+    features, targets = _features_and_targets(encoder, train, device, precision)
+    asked, truth = _features_and_targets(encoder, held_out, device, precision)
+    if len(np.unique(targets)) < 2 or len(np.unique(truth)) < 2:
         return {}
-    scores = {"knn": knn_scores(known, targets, asked), "logistic": logistic_scores(known, targets, asked)}
-    return {f"probe/{name}_auc": area(truth, score) for name, score in scores.items()}
+
+    knn = knn_scores(features, targets, asked)
+    logistic = logistic_scores(features, targets, asked)
+    return {"probe/knn_auc": area(truth, knn), "probe/logistic_auc": area(truth, logistic)}
 
 
 def _features_and_targets(
-    encoder: Encoder, loader: Loader, device: torch.device, precision: str
+    encoder: Encoder, loader: Loader, device: torch.device, precision: Precision
 ) -> tuple[Tensor, np.ndarray]:
     """Mean patch tokens (n d) and targets (n) of the loader's images that have one."""
-    pooled, targets = [torch.empty(0, encoder.width)], [torch.empty(0)]
+    pooled = [torch.empty(0, encoder.width)]  # so that a rank without images has rows, too: none
+    labels = [torch.empty(0)]
     for batch in loader.epoch():
-        images = encoder.standardize(batch.to(device).images)
+        images = encoder.standardize(batch.to(device).images)  # b c h w
         with autocast(device, precision):
-            pooled.append(encoder(images)[:, 1:].mean(1).float().cpu())  # b d
-        targets.append(batch.labels)
-    features, labels = (distributed.all_gather_rows(torch.cat(part)) for part in (pooled, targets))
-    known = ~labels.isnan()
-    return features[known], labels[known].numpy().astype(np.int64)
+            tokens = encoder(images)  # b 1+n d
+            pooled.append(tokens[:, 1:].mean(1).float().cpu())  # b d
+        labels.append(batch.labels)
+
+    # each rank has seen its share of the images
+    features = distributed.all_gather_rows(torch.cat(pooled))  # n d
+    targets = distributed.all_gather_rows(torch.cat(labels))  # n
+    known = ~targets.isnan()
+    return features[known], targets[known].numpy().astype(np.int64)
 
 
 def knn_scores(known: Tensor, targets: np.ndarray, asked: Tensor) -> np.ndarray:
     """Shares (n classes) of the classes among each image's neighbours, weighted by exp(cosine / temperature)."""
-    known, asked = (F.normalize(part, dim=1) for part in (known, asked))
+    # each known image votes for its class
     classes, codes = np.unique(targets, return_inverse=True)
     votes = F.one_hot(torch.from_numpy(codes), len(classes)).float()  # m classes
-    near = (asked @ known.T).topk(min(NEIGHBOURS, len(known)), dim=1)
+
+    similarity = F.normalize(asked, dim=1) @ F.normalize(known, dim=1).T  # n m
+    near = similarity.topk(min(NEIGHBOURS, len(known)), dim=1)
+
+    # less the nearest one's, which changes no share and keeps exp in range
     weights = ((near.values - near.values[:, :1]) / TEMPERATURE).exp()  # n k
-    shares = torch.einsum("n k, n k c -> n c", weights, votes[near.indices])
+    shares = torch.einsum("n k, n k c -> n c", weights, votes[near.indices])  # n classes
     return (shares / weights.sum(1, keepdim=True)).numpy()
 
 

@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
@@ -58,17 +57,27 @@ def reconstruct(
     hidden_statistics: a norm-pixel model's patches get the mean and deviation of what was hidden, which leaks it.
     """
     encoder = model.encoder
-    pixels = encoder.standardize(images)
+    pixels = encoder.standardize(images)  # b c h w
     patches = patchify(pixels, encoder.patch_size)  # b n p·p·c
-    keep, masked = random_masking(noise, mask_ratio)
+    keep, masked = random_masking(noise, mask_ratio)  # b k, b m
     pred = model(pixels, mask_ratio, noise).pred.to(patches.dtype)  # b m p·p·c
+
+    # a norm-pixel model leaves brightness and contrast open
     if model.norm_pixel_loss and hidden_statistics:
         pred = applied(statistics(take(patches, masked)), pred)
     elif model.norm_pixel_loss:
         pred = continue_borders(patches, keep, pred, masked, encoder.grid, encoder.patch_size)
-    seen = put(patches, masked, torch.zeros_like(pred))
-    alone = put(torch.zeros_like(patches), masked, pred)
-    return Pictures(*(_to_grey(encoder, part) for part in (patches, seen, alone, put(patches, masked, pred))))
+
+    # 0 is the mean grey
+    seen = put(patches, masked, torch.zeros_like(pred))  # b n p·p·c
+    alone = put(torch.zeros_like(patches), masked, pred)  # b n p·p·c
+    mix = put(patches, masked, pred)  # b n p·p·c
+    return Pictures(
+        original=_to_grey(encoder, patches),
+        masked=_to_grey(encoder, seen),
+        reconstruction=_to_grey(encoder, alone),
+        mix=_to_grey(encoder, mix),
+    )
 
 
 def _to_grey(encoder: Encoder, patches: Tensor) -> Tensor:
@@ -101,13 +110,21 @@ class View:
 
     def separate_files(self) -> dict[str, tuple[int, int]]:
         """Endings of their names, with the sample and the column that each holds."""
-        places = [(sample, column) for sample in range(self.samples) for column in range(len(Pictures._fields))]
-        return {self._ending(*place): place for place in places} if self.separate else {}
+        endings: dict[str, tuple[int, int]] = {}
+        if not self.separate:
+            return endings
+        for sample in range(self.samples):
+            for column, part in enumerate(Pictures._fields):
+                endings[self._ending(sample, part)] = (sample, column)
+        return endings
 
-    def _ending(self, sample: int, column: int) -> str:
-        part = Pictures._fields[column]
-        own = "-own-statistics" if self.hidden_statistics and part in ("reconstruction", "mix") else ""
-        return f"-{part}{own}" + (f"-{sample + 1}" if self.samples > 1 and part != "original" else "") + ".png"
+    def _ending(self, sample: int, part: str) -> str:
+        ending = f"-{part}"
+        if self.hidden_statistics and part in ("reconstruction", "mix"):
+            ending += "-own-statistics"
+        if self.samples > 1 and part != "original":  # of which there is one
+            ending += f"-{sample + 1}"
+        return f"{ending}.png"
 
 
 def reconstruct_files(checkpoint: Checkpoint, words: Iterable[str], out: Path, view: View, device: torch.device) -> int:
@@ -119,10 +136,19 @@ def reconstruct_files(checkpoint: Checkpoint, words: Iterable[str], out: Path, v
     model = model_of(checkpoint).to(device)
     if view.hidden_statistics and not model.norm_pixel_loss:
         raise UserError("--hidden-statistics: found a model that predicts grey levels, expected a norm-pixel model")
-    names, unreadable = names_of(image_files(words)), 0
+
+    # what would go wrong is said before anything is written
+    names = names_of(image_files(words))
     _spare(names, out, view)
+
+    # what every sheet says, said once here
     notes = notes_of(checkpoint, view)
-    print(*([NOT_A_PREDICTION] if view.hidden_statistics else []), *notes, sep="\n")
+    if view.hidden_statistics:
+        print(NOT_A_PREDICTION)
+    print(*notes, sep="\n")
+
+    # an image that cannot be read does not keep the others from being shown
+    unreadable = 0
     for path, name in names.items():
         try:
             image = _read(checkpoint, path)
@@ -130,7 +156,8 @@ def reconstruct_files(checkpoint: Checkpoint, words: Iterable[str], out: Path, v
             unreadable += 1
             print(f"error: {reason}", file=sys.stderr, flush=True)
             continue
-        write(pictures_of(model, image.to(device), view), out / name, notes, view)
+        pictures = pictures_of(model, image.to(device), view)
+        write(pictures, out / name, notes, view)
         print(f"{path} → {out / name}{SHEET}", flush=True)
     return unreadable
 
@@ -139,13 +166,17 @@ def image_files(words: Iterable[str]) -> list[str]:
     """The files that are named, and the images in the folders that are; each once. UserError for a folder without."""
     found: list[str] = []
     for word in words:
-        found += _images_in(Path(word)) if Path(word).is_dir() else [word]
+        if Path(word).is_dir():
+            found += _images_in(Path(word))
+        else:
+            found.append(word)
     return list(dict.fromkeys(found))
 
 
 def _images_in(folder: Path) -> list[str]:
     try:
-        return folders.read(DataSettings(source="images"), folder)[0]["path"].tolist()
+        table, _ = folders.read(DataSettings(source="images"), folder)
+        return table["path"].tolist()
     except UserError as error:  # there it is a setting, here a word of the command line
         raise UserError(str(error).removeprefix("data.root: ")) from None
 
@@ -153,14 +184,19 @@ def _images_in(folder: Path) -> list[str]:
 def names_of(paths: Iterable[str]) -> dict[str, str]:
     """A name for each image's files: that of its own file, numbered where several have the same."""
     stems = {path: Path(path).stem for path in paths}
-    taken = {stem.casefold() for stem in stems.values()}  # some file systems do not tell A from a
-    names, used = {}, set()
+    reserved = {stem.casefold() for stem in stems.values()}  # some file systems do not tell A from a
+
+    names: dict[str, str] = {}
+    used: set[str] = set()
     for path, stem in stems.items():
-        others = (f"{stem}-{number}" for number in count(2))
-        free = stem if stem.casefold() not in used else next(n for n in others if n.casefold() not in taken)
-        names[path] = free
-        used.add(free.casefold())
-        taken.add(free.casefold())
+        name = stem
+        number = 1
+        # the first file of a stem gets it; a numbered name must not be another file's stem
+        while name.casefold() in used or (number > 1 and name.casefold() in reserved):
+            number += 1
+            name = f"{stem}-{number}"
+        names[path] = name
+        used.add(name.casefold())
     return names
 
 
@@ -176,15 +212,23 @@ def _spare(names: dict[str, str], out: Path, view: View) -> None:
 def notes_of(checkpoint: Checkpoint, view: View) -> list[str]:
     """What is to be said of every picture."""
     config = checkpoint.config
+
+    # how it was made
     notes = [
         f"{100 * view.mask_ratio:g} % of the patches hidden, mask seed {view.seed}. "
         "Reconstruction: the predicted patches alone; mix: these and the visible ones."
     ]
+
+    # where its brightness and contrast come from
     if not config.model.norm_pixel_loss:
         notes.append(GREY_LEVELS)
     elif not view.hidden_statistics:
         notes.append(CONTINUED)
-    return [*notes, PRIVATE] if is_credentialed(config.data) else notes
+
+    # who may see it
+    if is_credentialed(config.data):
+        notes.append(PRIVATE)
+    return notes
 
 
 def _read(checkpoint: Checkpoint, path: str) -> Tensor:
@@ -195,18 +239,26 @@ def _read(checkpoint: Checkpoint, path: str) -> Tensor:
 
 def pictures_of(model: MaskedAutoencoder, image: Tensor, view: View) -> np.ndarray:
     """An 8-bit radiograph (h w) → 8-bit pictures (s 4 h w), a sample a row; a mask depends on seed and sample only."""
-    noise = uniform(view.seed, "reconstruct", 0, torch.arange(view.samples, device=image.device), model.patches)
+    samples = torch.arange(view.samples, device=image.device)
+    noise = uniform(view.seed, "reconstruct", 0, samples, model.patches)  # s n
     images = repeat(image, "h w -> s 1 h w", s=view.samples)
     pictures = reconstruct(model, images, view.mask_ratio, noise, view.hidden_statistics)
-    return (rearrange(list(pictures), "k s 1 h w -> s k h w") * 255).round().byte().cpu().numpy()
+    grey = rearrange(list(pictures), "four s 1 h w -> s four h w")
+    return (grey * 255).round().byte().cpu().numpy()
 
 
 def write(pictures: np.ndarray, place: Path, notes: list[str], view: View) -> None:
     """The sheet of an image's pictures (s 4 h w), and if wished each picture; `place` is how their paths begin."""
+    # the notes stand below the pictures and inside each file, as text
+    warning = None
+    inside = notes
+    if view.hidden_statistics:
+        warning = NOT_A_PREDICTION
+        inside = [warning, *notes]
+
     place.parent.mkdir(parents=True, exist_ok=True)
-    warning = NOT_A_PREDICTION if view.hidden_statistics else None
-    said = [warning, *notes] if warning else notes
-    save_picture(sheet(pictures, Pictures._fields, notes, warning), place.with_name(place.name + SHEET), said)
+    page = sheet(pictures, Pictures._fields, notes, warning)
+    save_picture(page, place.with_name(f"{place.name}{SHEET}"), inside)
     for ending, (sample, column) in view.separate_files().items():
         picture = Image.fromarray(pictures[sample, column])
-        save_picture(picture, place.with_name(place.name + ending), said)
+        save_picture(picture, place.with_name(f"{place.name}{ending}"), inside)

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from data.config import Settings, either
 from data.settings import AugmentSettings, DataConfig
 
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Deviation = Annotated[float, Field(gt=0, le=1)]
 Mean = Annotated[Share | tuple[Share, Share, Share], either("Input should be 0 to below 1, or three of these")]
@@ -34,6 +35,8 @@ class ModelSettings(Settings):
         description="weights to begin from, and their sizes: a checkpoint of ours, a Hugging Face folder, a "
         "facebookresearch/mae .pth or a timm state dict; ${NAME} is read from the environment; null: random",
     )
+
+    # sizes
     in_channels: Literal[1, 3] = Field(1, description="1, or 3 equal ones as published weights expect")
     patch_size: int | None = Field(None, ge=1, description="side of a patch, pixels; null: the preset's")
     width: int | None = Field(None, ge=8, description="encoder width; null: the preset's")
@@ -47,6 +50,8 @@ class ModelSettings(Settings):
     decoder_width: int | None = Field(None, ge=8, description="decoder width; null: the preset's")
     decoder_depth: int | None = Field(None, ge=1, description="decoder blocks; null: the preset's")
     decoder_heads: int | None = Field(None, ge=1, description="decoder attention heads; null: the preset's")
+
+    # pixels and norms
     norm_pixel_loss: bool = Field(True, description="predict each patch normalised by its own mean and deviation")
     pixel_mean: Mean = Field(0.5, description="mean grey level that standardises images, 0 to 1, one or one a channel")
     pixel_std: Spread = Field(0.25, description="deviation that standardises images, 0 to 1, one or one a channel")
@@ -131,8 +136,12 @@ class PretrainSettings(Settings):
         le=1,
         description="share of the patches predicted in training, of the masked ones (decoder cross); null: all masked",
     )
+
+    # how it learns
     optimizer: PretrainOptimizerSettings = Field(default_factory=PretrainOptimizerSettings)
     augment: PretrainAugmentSettings = Field(default_factory=PretrainAugmentSettings)
+
+    # how it is watched
     validate_every: int = Field(1, ge=1, description="epochs between held-out reconstruction losses")
     probe_every: int | None = Field(
         None, ge=1, description="epochs between probes of the features on labelled images (kNN, logistic); null: none"
@@ -168,7 +177,9 @@ class MAEConfig(DataConfig):
     run: str = Field("runs/default", description="folder this run writes to")
     seed: int = Field(0, ge=0, lt=2**63, description="seed of weights, order, masks, augmentation (not of splits)")
     device: str = Field("auto", description="auto (CUDA where there is one), cpu, cuda or cuda:N")
-    precision: Literal["fp32", "tf32", "bf16", "fp16"] = Field(
+
+    # how it computes
+    precision: Precision = Field(
         "fp32",
         description="fp32; tf32: matrix products on CUDA; bf16: autocast; fp16: autocast with loss scaling, for older "
         "GPUs (weights, loss and norms stay fp32)",
@@ -182,6 +193,8 @@ class MAEConfig(DataConfig):
         "a ResNet keeps its own",
     )
     threads: int = Field(0, ge=0, description="CPU threads torch computes with; 0 leaves the choice to torch")
+
+    # what is trained, and how
     model: ModelSettings = Field(default_factory=ModelSettings)
     pretrain: PretrainSettings = Field(default_factory=PretrainSettings)
     engine: EngineSettings = Field(default_factory=EngineSettings)

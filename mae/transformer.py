@@ -1,5 +1,7 @@
 """The pre-norm transformer blocks of the Vision Transformer (Dosovitskiy et al. 2021)."""
 
+from typing import Protocol, runtime_checkable
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -20,7 +22,8 @@ class Attention(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         q, k, v = rearrange(self.qkv(tokens), "b n (three h d) -> three b h n d", three=3, h=self.heads)
-        return self.out(rearrange(F.scaled_dot_product_attention(q, k, v), "b h n d -> b n (h d)"))
+        attended = F.scaled_dot_product_attention(q, k, v)  # b h n d
+        return self.out(rearrange(attended, "b h n d -> b n (h d)"))
 
 
 class CrossAttention(nn.Module):
@@ -36,17 +39,21 @@ class CrossAttention(nn.Module):
     def forward(self, tokens: Tensor, source: Tensor) -> Tensor:
         q = rearrange(self.q(tokens), "b m (h d) -> b h m d", h=self.heads)
         k, v = rearrange(self.kv(source), "b k (two h d) -> two b h k d", two=2, h=self.heads)
-        return self.out(rearrange(F.scaled_dot_product_attention(q, k, v), "b h m d -> b m (h d)"))
+        attended = F.scaled_dot_product_attention(q, k, v)  # b h m d
+        return self.out(rearrange(attended, "b h m d -> b m (h d)"))
 
 
 class MLP(nn.Module):
+    """Two layers (b n d) → (b n d)."""
+
     def __init__(self, width: int, hidden: int):
         super().__init__()
         self.up = Linear(width, hidden)
         self.down = Linear(hidden, width)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return self.down(F.gelu(self.up(tokens)))
+        hidden = F.gelu(self.up(tokens))  # b n hidden
+        return self.down(hidden)  # b n d
 
 
 class Block(nn.Module):
@@ -61,9 +68,10 @@ class Block(nn.Module):
 
     def forward(self, tokens: Tensor, drop: Tensor | None = None) -> Tensor:
         """`drop` (b 2) scales each image's two residual branches; see `drop_path`."""
-        attended = self.attention(self.norm1(tokens))
+        attended = self.attention(self.norm1(tokens))  # b n d
         tokens = tokens + _scaled(attended, drop, branch=0)
-        computed = self.mlp(self.norm2(tokens))
+
+        computed = self.mlp(self.norm2(tokens))  # b n d
         return tokens + _scaled(computed, drop, branch=1)
 
 
@@ -90,6 +98,13 @@ def run_block(block: nn.Module, *inputs: Tensor | None, recompute: bool) -> Tens
     return block(*inputs)
 
 
+@runtime_checkable
+class _Recomputes(Protocol):
+    """Encoder and decoders: what runs blocks by `run_block`."""
+
+    recompute: bool
+
+
 def configure_blocks(model: nn.Module, compiled: bool, recompute: bool) -> None:
     """How the blocks compute, not what: parameters keep their names, so checkpoints fit with and without.
 
@@ -97,11 +112,12 @@ def configure_blocks(model: nn.Module, compiled: bool, recompute: bool) -> None:
     would be counted twice.
     """
     for module in model.modules():
-        if hasattr(module, "recompute"):
+        if isinstance(module, _Recomputes):
             module.recompute = recompute
+
     if compiled:
         torch.compiler.reset()  # torch limits a function's graphs in a process, and a comparison trains many models
-        blocks = [module for module in model.modules() if isinstance(module, Block | CrossBlock)]
+        blocks: list[nn.Module] = [module for module in model.modules() if isinstance(module, Block | CrossBlock)]
         for module in blocks or [model]:
             module.compile()
 

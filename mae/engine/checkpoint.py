@@ -3,7 +3,7 @@
 import pickle
 import sys
 import zipfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,8 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path, previous: Path | None = 
             with temporary.open("wb") as file:
                 torch.save({"format": FORMAT, **_shallow(checkpoint)}, file)
                 flush_to_disk(file)
+
+            # between these two renames there is only `previous`, and `latest_checkpoint` finds it
             if previous and path.exists():
                 path.replace(previous)
     except (OSError, RuntimeError) as error:  # the latter: what torch makes of a short write
@@ -60,9 +62,12 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path, previous: Path | None = 
 
 def latest_checkpoint(folder: Path, kind: str | None = None) -> Checkpoint | None:
     """Where a run stands: its last.pt, else its previous.pt, with a warning; None where it has neither."""
-    last, previous = folder / "last.pt", folder / "previous.pt"
+    last = folder / "last.pt"
+    previous = folder / "previous.pt"
     if not previous.exists():
         return load_checkpoint(last, kind) if last.exists() else None
+
+    # an unfinished run has both, and a power cut may have left only the older one whole
     try:
         return load_checkpoint(last, kind)
     except UserError as error:
@@ -71,7 +76,9 @@ def latest_checkpoint(folder: Path, kind: str | None = None) -> Checkpoint | Non
 
 
 def _shallow(checkpoint: Checkpoint) -> dict[str, Any]:
-    return {name: getattr(checkpoint, name) for name in Checkpoint.__dataclass_fields__ if name != "place"}
+    """What is written: every field but the place. Unlike asdict, this copies no weights."""
+    written = [part.name for part in fields(checkpoint) if part.name != "place"]
+    return {name: getattr(checkpoint, name) for name in written}
 
 
 def load_checkpoint(path: str | Path, kind: str | None = None) -> Checkpoint:
@@ -80,17 +87,22 @@ def load_checkpoint(path: str | Path, kind: str | None = None) -> Checkpoint:
     Raises UserError if the file is missing, is no checkpoint of this project, or is of another kind.
     """
     path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path}: found a folder, expected a checkpoint (.pt)")
     if not path.is_file():
-        raise UserError(f"{path}: found {'a folder' if path.is_dir() else 'no such file'}, expected a checkpoint (.pt)")
+        raise UserError(f"{path}: found no such file, expected a checkpoint (.pt)")
+
+    # what torch raises for a file that is damaged or not its own has many names
     try:
         raw = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, ValueError, zipfile.BadZipFile):
         raise UserError(
             f"{path}: found an unreadable or foreign file, expected a checkpoint of mae-pretrain or mae-finetune"
         ) from None
-    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+    if not isinstance(raw, dict) or raw.pop("format", None) != FORMAT:
         raise UserError(f"{path}: found a torch file of another program, expected a checkpoint ({FORMAT})")
-    checkpoint = Checkpoint(**{key: value for key, value in raw.items() if key != "format"}, place=str(path))
+
+    checkpoint = Checkpoint(**raw, place=str(path))
     if kind and checkpoint.kind != kind:
         raise UserError(f"{path}: found a checkpoint of kind {checkpoint.kind}, expected {kind}")
     return checkpoint
@@ -104,12 +116,12 @@ def load_weights(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
 
 def check_weights(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
     """UserError naming the first weight that does not fit the model."""
+    # names and shapes say all: a missing or a superfluous weight has no partner
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in checkpoint.weights.items()}
     for name in sorted(wanted.keys() | found.keys()):
-        there, here = found.get(name, "nothing"), wanted.get(name, "nothing")
-        if there != here:
+        if found.get(name) != wanted.get(name):
             raise UserError(
-                f"{checkpoint.place}: {name}: found {there}, expected {here}; "
-                "the config describes a model of another size"
+                f"{checkpoint.place}: {name}: found {found.get(name, 'nothing')}, "
+                f"expected {wanted.get(name, 'nothing')}; the config describes a model of another size"
             )

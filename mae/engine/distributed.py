@@ -38,7 +38,7 @@ def local_rank() -> int:
 
 def is_main() -> bool:
     """Whether this process speaks and writes for all, before and after they have met."""
-    return int(os.environ.get("RANK", "0")) == 0 if launched() else True
+    return not launched() or int(os.environ.get("RANK", "0")) == 0
 
 
 @contextmanager
@@ -50,12 +50,18 @@ def process_group(device: torch.device, minutes: float = 30) -> Iterator[None]:
     if not launched() or dist.is_initialized():
         yield
         return
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
+
     # Its functions' defaults keep the group there is at import, and with it gloo's threads: one that still lets go
     # of a tensor when the interpreter ends aborts the process. DDP imports it later.
     importlib.import_module("torch.distributed.nn.functional")
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=minutes))
+
+    backend = "gloo"
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        backend = "nccl"
+    dist.init_process_group(backend, timeout=timedelta(minutes=minutes))
+
+    # whoever loses another rank says so in one line; its own errors are shown whole
     here = rank()
     try:
         yield
@@ -71,6 +77,8 @@ def data_parallel(model: nn.Module, device: torch.device) -> nn.Module:
     """The model to train with: itself, or among several ranks one that averages gradients over them."""
     if world_size() == 1:
         return model
+
+    # batch statistics are those of the whole batch
     if any(isinstance(module, BATCH_NORMS) for module in model.modules()):
         if device.type != "cuda":
             raise UserError(
@@ -78,6 +86,7 @@ def data_parallel(model: nn.Module, device: torch.device) -> nn.Module:
                 "or one process: batch statistics of ranks are shared on CUDA only"
             )
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+
     with warnings.catch_warnings():  # its successor's name is not in every torch we support
         warnings.simplefilter("ignore", FutureWarning)
         return Replica(model, broadcast_buffers=False)
@@ -110,29 +119,35 @@ def all_reduce_sum(value: Tensor) -> Tensor:
 
 def all_reduce_mean(value: Tensor) -> Tensor:
     """The mean over the ranks, on each of them."""
-    return all_reduce_sum(value) / world_size() if world_size() > 1 else value
+    if world_size() == 1:
+        return value
+    return all_reduce_sum(value) / world_size()
 
 
 def any_rank(said: bool, device: torch.device) -> bool:
     """Whether any rank says so, on each of them."""
-    return bool(all_reduce_sum(torch.tensor(float(said), device=device)) > 0) if world_size() > 1 else said
+    if world_size() == 1:
+        return said
+    votes = all_reduce_sum(torch.tensor(float(said), device=device))
+    return bool(votes > 0)
 
 
 def all_gather_objects(part: Any) -> list[Any]:
     """What each rank brings, in the order of ranks, on each of them."""
-    parts = [part]
-    if world_size() > 1:
-        parts = [None] * world_size()
-        dist.all_gather_object(parts, part)
+    if world_size() == 1:
+        return [part]
+    parts: list[Any] = [None] * world_size()
+    dist.all_gather_object(parts, part)
     return parts
 
 
 def all_gather_rows(part: Tensor) -> Tensor:
     """Each rank's every-`world_size()`-th row, on CPU → all rows in order, on each of them."""
     parts = all_gather_objects(part)
-    whole = part.new_empty(sum(len(each) for each in parts), *part.shape[1:])
-    for number, each in enumerate(parts):
-        whole[number :: len(parts)] = each
+    length = sum(len(rows) for rows in parts)
+    whole = part.new_empty(length, *part.shape[1:])
+    for rank_of_rows, rows in enumerate(parts):
+        whole[rank_of_rows :: len(parts)] = rows
     return whole
 
 

@@ -34,7 +34,7 @@ def write_hyperparameters(folder: Path, values: dict[str, float | str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     session = _session(values)
     if session is None:
-        # the public way: another file at each start, of which TensorBoard shows the first
+        # the public way: a file more at each start, of which TensorBoard shows the first
         with SummaryWriter(folder) as board:
             board.add_hparams(values, {}, run_name=".")
         return
@@ -44,16 +44,17 @@ def write_hyperparameters(folder: Path, values: dict[str, float | str]) -> None:
 
     with writing(folder / HYPERPARAMETERS) as file:
         records = RecordWriter(file)
-        for content in ({"file_version": "brain.Event:2"}, {"summary": session.start}):
-            records.write(Event(wall_time=time.time(), **content).SerializeToString())
+        records.write(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
+        records.write(Event(wall_time=time.time(), summary=session.start).SerializeToString())
         records.flush()
 
 
 def end_session(board: SummaryWriter) -> None:
     """Let the HParams tab show the run as finished."""
     session = _session({})
-    if session is not None:
-        board.file_writer.add_summary(session.end)
+    writer: Any = board.file_writer  # None once the board is closed
+    if session is not None and writer is not None:
+        writer.add_summary(session.end)
 
 
 class _Session(NamedTuple):

@@ -5,7 +5,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -69,7 +69,9 @@ def fit(stage: AnyStage, folder: Path) -> None:
 
 def _check_batch(stage: AnyStage) -> None:
     """UserError where the batch cannot be divided among the ranks and the parts it is worked through in."""
-    size, accumulate, ranks = stage.batches.batch_size, stage.settings.accumulate, distributed.world_size()
+    size = stage.batches.batch_size
+    accumulate = stage.settings.accumulate
+    ranks = distributed.world_size()
     if size % (ranks * accumulate):
         raise UserError(
             f"batch_size: found {size} (or that few training images), expected a multiple of {ranks * accumulate}: "
@@ -97,13 +99,16 @@ class _Run:
         if self.tracker.board is not None:
             describe_run(self.tracker.board, stage.config, self.position.step)
 
+        # the bar counts images over the whole run
         size = stage.batches.batch_size
         total = stage.epochs * len(stage.batches)
         self.progress = Progress(folder.name, images=total * size, done=self.position.step * size, enabled=writes)
 
     def train_epoch(self, signals: list[str]) -> None:
         """Train from where the epoch stands to its end, saving and stopping in between where it is time to."""
-        stage, position = self.stage, self.position
+        stage = self.stage
+        position = self.position
+        save_steps = self.settings.save_steps
         stage.model.train()
         self.watch = _Watch()
         for batch in self.watch.waiting(stage.batches.epoch(position.epoch, position.batch)):
@@ -115,13 +120,13 @@ class _Run:
 
             # several ranks must look at the same steps, so a signal to one of them waits for the next look
             ended = position.batch == len(stage.batches)
-            save_due = bool(self.settings.save_steps) and position.step % self.settings.save_steps == 0
+            save_due = save_steps is not None and position.step % save_steps == 0
             stop_due = bool(signals) and distributed.world_size() == 1
             if not (ended or save_due or stop_due or len(self.pending) == self.settings.log_every):
                 continue
 
             self._look()
-            if ended:  # whoever called us saves and stops
+            if ended:  # `end_epoch` saves
                 continue
             if save_due or self.watch.since_saved() > 60 * self.settings.save_minutes:
                 self._save_last()
@@ -129,10 +134,13 @@ class _Run:
 
     def _look(self) -> None:
         """Log the pending updates: the only point that waits for the device."""
-        stage, position = self.stage, self.position
+        stage = self.stage
+        position = self.position
         numbers = torch.stack([numbers for numbers, _ in self.pending]).cpu().double()  # k 3
         losses, norms, bad = numbers.unbind(1)  # each k
         good = bad == 0
+
+        # means are of the updates that were made
         logs: dict[str, float] = {}
         if bad.any():
             logs["train/skipped_updates"] = self._report_skipped(bad.tolist())
@@ -142,6 +150,7 @@ class _Run:
         position.loss_sum += losses[good].sum().item()
         position.loss_count += int(good.sum())
 
+        # what there is to see, on the board, the bar and the console
         logs["train/learning_rate"] = stage.learning_rate(position.step - 1)
         logs |= self.watch.look(len(self.pending) * stage.batches.batch_size, stage.device)
         self.tracker.scalars(position.step, logs)
@@ -180,13 +189,15 @@ class _Run:
 
     def end_epoch(self) -> None:
         """Validate, show and save where this epoch's end is one at which that is done."""
-        stage, position = self.stage, self.position
+        stage = self.stage
+        position = self.position
         train_loss = position.loss_sum / max(position.loss_count, 1)
         position.begin_epoch(position.epoch + 1)
         if position.epoch % stage.validate_every and position.epoch < stage.epochs:
             self._save_last()
             return
 
+        # what is validated is what is handed on
         model = self.update.kept
         validation = evaluating(model, lambda model: stage.validate(model, position.epoch))
         logs = {"epoch": position.epoch, "epoch/train_loss": train_loss, **validation.metrics}
@@ -195,6 +206,7 @@ class _Run:
         if board is not None:
             evaluating(model, lambda model: stage.show(model, validation, board, position.step))
 
+        # best.pt first: last.pt tells a resumed run what the best is
         if validation.score > position.best:
             position.best = validation.score
             self.tracker.best(position.step, validation.metrics)
@@ -213,7 +225,8 @@ class _Run:
 
         if position.batch:  # at an epoch's end it is written already
             self._save_last()
-        raise Stopped(self.folder, signals[0] if signals else "another rank's signal", position.step)
+        name = signals[0] if signals else "another rank's signal"
+        raise Stopped(self.folder, name, position.step)
 
     def finish(self) -> None:
         """All ranks meet at the end; the checkpoint before the last is not needed any more."""
@@ -243,10 +256,11 @@ class _Run:
             settings=stage.config.model_dump(mode="json"),
             weights=self.update.kept.state_dict(),
             meta={**stage.meta, **(meta or {})},
-            optimizer=stage.optimizer.state_dict() if optimizer else None,
             progress=asdict(self.position),
-            state=self.update.state_dict() if optimizer else {},
         )
+        if optimizer:  # to be resumed from
+            checkpoint = replace(checkpoint, optimizer=stage.optimizer.state_dict(), state=self.update.state_dict())
+
         try:
             save_checkpoint(checkpoint, self.folder / name, previous)
         except NotSaved as error:
@@ -257,6 +271,7 @@ class _Run:
         if checkpoint is None:
             return Position()
 
+        # weights first: those of another model are refused with one line
         check_weights(self.update.kept, checkpoint)
         self.update.load_state_dict(checkpoint.weights, checkpoint.state)
         assert checkpoint.optimizer is not None  # last.pt and previous.pt have one
@@ -284,6 +299,7 @@ class _Watch:
 
     def look(self, images: int, device: torch.device) -> dict[str, float]:
         """Images per second, share of time waiting for data and peak memory since the last look."""
+        # the clock starts anew at each look
         now = time.monotonic()
         elapsed = now - self.since
         waited = self.waited
@@ -316,6 +332,7 @@ def _numbers(metrics: dict[str, float]) -> str:
 
 def evaluating(model: nn.Module, look: Callable[[nn.Module], Seen]) -> Seen:
     """`look(model)` in evaluation mode and without gradients; the modes are left as found."""
+    # parts may be in different modes: a frozen encoder stays in evaluation mode while its head trains
     modes = {module: module.training for module in model.modules()}
     try:
         with torch.no_grad():

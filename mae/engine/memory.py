@@ -3,7 +3,8 @@
 import ctypes
 import sys
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's mallopt(3)
+_TRIM_THRESHOLD = -1  # the names of glibc's mallopt(3)
+_MMAP_THRESHOLD = -3
 _LARGE = 2**31 - 1
 
 
@@ -13,6 +14,9 @@ def keep_freed_memory() -> None:
     By default it returns them to the kernel, and every step asks for the same gigabytes again, page by page
     (docs/speed.md).
     """
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+    if sys.platform != "linux":
+        return
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
         libc.mallopt(_MMAP_THRESHOLD, _LARGE)
         libc.mallopt(_TRIM_THRESHOLD, _LARGE)

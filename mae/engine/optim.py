@@ -3,11 +3,12 @@
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from itertools import groupby
 from typing import Any
 
 import torch
 from torch import nn
+
+from mae.settings import Precision
 
 Group = dict[str, Any]  # of parameters, as torch.optim takes it
 
@@ -20,7 +21,7 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def autocast(device: torch.device, precision: str) -> torch.autocast:
+def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     """The context of forward passes: 16-bit matrix products where the precision is bf16 or fp16, else none."""
     kind = torch.float16 if precision == "fp16" else torch.bfloat16
     return torch.autocast(device.type, kind, enabled=precision in ("bf16", "fp16"))
@@ -36,24 +37,26 @@ def parameter_groups(
     Biases, norms and tokens are not decayed, as in the paper's code; `lr_scale` gives each
     parameter's factor (layer-wise decay, Clark et al. 2020).
     """
+    members: dict[tuple[float, float], list[nn.Parameter]] = {}  # by learning-rate scale and decay
+    for name, parameter in parameters:
+        if not parameter.requires_grad:
+            continue
+        decayed = parameter.ndim > 1 and not name.endswith("token")
+        key = (lr_scale(name), weight_decay if decayed else 0.0)
+        members.setdefault(key, []).append(parameter)
 
-    def key(item: tuple[str, nn.Parameter]) -> tuple[float, float]:
-        name, parameter = item
-        return lr_scale(name), 0.0 if parameter.ndim <= 1 or name.endswith("token") else weight_decay
-
-    trained = sorted(((n, p) for n, p in parameters if p.requires_grad), key=key)
-    return [
-        {"params": [p for _, p in members], "lr_scale": scale, "weight_decay": decay}
-        for (scale, decay), members in groupby(trained, key)
-    ]
+    groups: list[Group] = []
+    for scale, decay in sorted(members):  # the same order in every run: a checkpoint numbers its parameters
+        groups.append({"params": members[scale, decay], "lr_scale": scale, "weight_decay": decay})
+    return groups
 
 
 def adamw(groups: list[Group], betas: tuple[float, float]) -> torch.optim.AdamW:
     """AdamW in one fused pass over all parameters, where this torch has one for their device."""
     try:
-        return torch.optim.AdamW([{**group} for group in groups], lr=0.0, betas=betas, fused=True)
+        return torch.optim.AdamW([dict(group) for group in groups], lr=0.0, betas=betas, fused=True)
     except RuntimeError:
-        return torch.optim.AdamW([{**group} for group in groups], lr=0.0, betas=betas)
+        return torch.optim.AdamW([dict(group) for group in groups], lr=0.0, betas=betas)
 
 
 def warmup_cosine(step: int, warmup: float, total: int, peak: float, floor: float = 0.0) -> float:

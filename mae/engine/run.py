@@ -49,6 +49,7 @@ def check_run(
     if not (folder / "config.yaml").exists():
         return
 
+    # then and now, of what the stage reads
     made = _made_with(folder / "config.yaml")
     wanted = config.model_dump(mode="json")
     then = flat({name: made.get(name) for name in resumable.sections})
@@ -57,6 +58,7 @@ def check_run(
         then |= _facts(folder)
         now |= facts
 
+    # the first difference that is not allowed
     for key in sorted(then.keys() | now.keys()):
         before, after = then.get(key), now.get(key)
         fixed = same_epochs and key == resumable.epochs
@@ -93,28 +95,39 @@ def start_run(folder: Path, config: MAEConfig, facts: Mapping[str, Any]) -> None
     """Write config.yaml, and environment.json with an entry for every start (first and resumed)."""
     if not distributed.is_main():
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    starts = read_json(folder / "environment.json")["starts"] if _facts(folder) else []
+
+    # a run that is continued on another machine says so
+    starts: list[dict[str, Any]] = []
+    if _facts(folder):
+        starts = read_json(folder / "environment.json")["starts"]
     here = environment() | {"device": str(device_of(config.device)), "seed": config.seed}
+
+    folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "environment.json", {"facts": dict(facts), "starts": [*starts, here]})
     write_text(folder / "config.yaml", print_config(config) + "\n")
 
 
 def _facts(folder: Path) -> dict[str, Any]:
     path = folder / "environment.json"
-    return read_json(path)["facts"] if path.exists() else {}
+    if not path.exists():
+        return {}
+    return read_json(path)["facts"]
 
 
 def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     """Nested settings → `{"data.image_size": 224, …}`."""
     if not isinstance(tree, dict):
         return {prefix: tree}
-    return {k: v for name, part in tree.items() for k, v in flat(part, f"{prefix}.{name}".strip(".")).items()}
+    leaves: dict[str, Any] = {}
+    for name, part in tree.items():
+        leaves |= flat(part, f"{prefix}.{name}".strip("."))
+    return leaves
 
 
 def environment() -> dict[str, Any]:
     """Versions, machine and commit: what one needs to explain a number later."""
     packages = ("torch", "numpy", "pandas", "scikit-learn", "pillow", "pydicom", "einops", "tensorboard", "mae-cxr")
+
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
@@ -140,9 +153,10 @@ def _version(package: str) -> str | None:
 def commit() -> str | None:
     """The commit of the checkout this code runs from, marked if files differ; None from a wheel."""
     here = Path(__file__).parents[2]
-    git = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     if not (here / ".git").exists():
         return None
+
+    git = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
         return subprocess.run(git, capture_output=True, text=True, timeout=10).stdout.strip() or None
     except (OSError, subprocess.TimeoutExpired):
@@ -155,6 +169,8 @@ def training_device(config: MAEConfig) -> torch.device:
     It is asked before anything is decoded, which may take hours.
     """
     device = device_of(config.device)
+
+    # on a CPU, torch.compile writes C++
     if config.compile and device.type == "cpu":
         compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")  # torch's own choice
         if shutil.which(compiler) is None:
@@ -172,6 +188,7 @@ def device_of(name: str) -> torch.device:
     if name == "cuda" and distributed.launched():
         name = f"cuda:{distributed.local_rank()}"
 
+    # a name may be well formed and its device missing, so something is put there
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

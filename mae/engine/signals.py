@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 from mae.engine.distributed import is_main
 
@@ -24,17 +25,20 @@ class Stopped(SystemExit):
 def listening() -> Iterator[list[str]]:
     """A list that gets the name of a signal which arrives; the second of its kind acts as it always did."""
     received: list[str] = []
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
 
-    def note(number: int, frame) -> None:
-        received.append(signal.Signals(number).name)
-        signal.signal(number, before[number])
+    def note(number: int, frame: FrameType | None) -> None:
+        arrived = signal.Signals(number)
+        received.append(arrived.name)
+        signal.signal(arrived, handlers[arrived])
 
+    # the loop looks at the list between two steps
     try:
-        before = {number: signal.getsignal(number) for number in SIGNALS}
         for number in SIGNALS:
             signal.signal(number, note)
     except ValueError:  # not the main thread: signals are someone else's
-        before = {}
+        handlers = {}
+
     try:
         yield received
     except Stopped as stopped:
@@ -42,5 +46,5 @@ def listening() -> Iterator[list[str]]:
             print(stopped.line, file=sys.stderr)
         raise
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)

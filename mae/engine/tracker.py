@@ -22,9 +22,11 @@ class Tracker:
         self.enabled = enabled
         self.complained = False
         self.board: SummaryWriter | None = None
-        if enabled:
-            self._drop_after(step)
-            self.board = SummaryWriter(folder, purge_step=step + 1)  # also where none was saved before the kill
+        if not enabled:
+            return
+
+        self._drop_after(step)
+        self.board = SummaryWriter(folder, purge_step=step + 1)  # also where none was saved before the kill
 
     def _drop_after(self, step: int) -> None:
         if not self.path.exists():
@@ -49,6 +51,8 @@ class Tracker:
         """A row of metrics.jsonl alone."""
         if not self.enabled:
             return
+
+        # opened for each row, so that a kill loses none but the last
         try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, **values}) + "\n")
@@ -72,7 +76,9 @@ def _step(line: str) -> float:
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The rows of a run's metrics.jsonl, oldest first; [] where there is none."""
     path = folder / "metrics.jsonl"
-    return [json.loads(line) for line in read_text(path).splitlines()] if path.exists() else []
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in read_text(path).splitlines()]
 
 
 class Progress:
@@ -82,9 +88,14 @@ class Progress:
         self.enabled = enabled
         self.terminal = enabled and sys.stderr.isatty()
         self.bar = tqdm(
-            total=images, initial=done, desc=name, unit="image", unit_scale=True, dynamic_ncols=True,
+            desc=name,
+            total=images,
+            initial=done,
+            unit="image",
+            unit_scale=True,
+            dynamic_ncols=True,
             disable=not self.terminal,
-        )  # fmt: skip
+        )
 
     def advance(self, images: int) -> None:
         self.bar.update(images)

@@ -1,6 +1,6 @@
 """One optimizer update, all of it on the device: precision, accumulation, clipping, skipping, averaging."""
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -43,6 +43,7 @@ class Update:
         if self.stage.settings.clip_grad:
             nn.utils.clip_grads_with_norm_(self.parameters, self.stage.settings.clip_grad, norm)
 
+        # every rank comes to the same answer: loss and gradients are the mean over all of them
         bad = ~(loss + norm).isfinite()
         self._step(bad)
         for statistic, old in zip(self.statistics, before, strict=True):
@@ -58,18 +59,22 @@ class Update:
         parts = [batch] if count == 1 else batch.parts(count)
         total = torch.zeros((), device=stage.device)
         for number, part in enumerate(parts, start=1):
-            # ranks average their gradients once a batch, with its last part
-            alone = isinstance(self.model, distributed.Replica) and number < len(parts)
-            with self.model.no_sync() if alone else nullcontext():
+            with self._averaging(last=number == len(parts)):
                 with autocast(stage.device, stage.config.precision):
                     loss = stage.step(self.model, part, epoch) / len(parts)
                 self.scaler.scale(loss).backward()
             total = total + loss.detach()
         return total
 
+    def _averaging(self, last: bool) -> AbstractContextManager[None]:
+        """Ranks average their gradients once a batch, with its last part."""
+        if isinstance(self.model, distributed.Replica) and not last:
+            return self.model.no_sync()
+        return nullcontext()
+
     def _step(self, bad: Tensor) -> None:
         """Step unless the update is bad."""
-        optimizer = self.stage.optimizer
+        optimizer: Any = self.stage.optimizer  # torch names the two attributes below in no class
         if self.scaler.is_enabled():
             self.scaler.step(optimizer)
             self.scaler.update()
@@ -113,8 +118,10 @@ def skips_on_device(optimizer: torch.optim.Optimizer) -> bool:
 
 def batch_statistics(model: nn.Module) -> list[Tensor]:
     """Running means and variances of the model's batch normalisations."""
-    found = []
+    found: list[Tensor] = []
     for module in model.modules():
-        if isinstance(module, distributed.BATCH_NORMS):
-            found += [statistic for statistic in (module.running_mean, module.running_var) if statistic is not None]
+        if not isinstance(module, distributed.BATCH_NORMS):
+            continue
+        if module.running_mean is not None and module.running_var is not None:  # it has both or neither
+            found += [module.running_mean, module.running_var]
     return found
