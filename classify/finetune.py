@@ -1,6 +1,6 @@
 """Stage two: a classifier of normal against abnormal, by one loop for MAE encoder, random ViT and ResNet."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from classify.metrics import binary_metrics, choose_threshold
 from classify.models.build import Model, build_model
 from classify.models.classifier import Classifier, layer_scale
 from classify.scores import in_units, predict_logits, readable
-from classify.settings import ClassifyConfig, FinetuneSettings
+from classify.settings import ClassifyConfig, FinetuneSettings, ThresholdRule
 from classify.start import beginning, check_fit, file_digest, run_folder
 from data.augment import DRAWS, augment
 from data.draws import uniform
@@ -52,6 +52,7 @@ def finetune(config: ClassifyConfig, checkpoint: str | Path | None = None, data:
     data = data or open_data(config.data)
     splits = labelled_splits(data, config.finetune.sample, config.data.split_seed)
 
+    # a finished run is left alone, an unfinished one continued, unless it was made with anything else
     folder = run_folder(config, checkpoint)
     facts = {
         "store": data.store.fingerprint,
@@ -78,12 +79,9 @@ def finetune_stage(
     with seeded(config.seed):  # all later draws come from data.draws
         model = build_model(config, pretrained).to(device)
     configure_blocks(model, config.compile, config.activation_checkpointing)
-
     choice = optimizer_choice(settings, pretrained is not None)
-    layers = len(model.encoder.blocks) if isinstance(model, Classifier) else 0
-    scale = layer_scale(choice.layer_decay, layers)
-    groups = parameter_groups(model.named_parameters(), choice.weight_decay, scale)
 
+    train = Loader(data, splits.train, settings.batch_size, config.seed, distributed.shard())
     held_out = Loader(data, splits.validate, config.evaluate.batch_size, share=distributed.shard())
 
     def step(model: Model, batch: Batch, epoch: int) -> Tensor:
@@ -94,18 +92,18 @@ def finetune_stage(
 
     def show(model: Model, validation: Validation, board: SummaryWriter, step: int) -> None:
         threshold = validation.meta["threshold"]["image"]
-        may_show = data.manifest.may_show(config.report.images)
-        show_scores(data, validation.details, threshold, board, step, may_show)
+        may_show_images = data.manifest.may_show(config.report.images)
+        show_scores(data, validation.details, threshold, board, step, may_show_images)
 
     return Stage(
         kind="classifier",
         config=config,
         device=device,
         model=model,
-        optimizer=adamw(groups, settings.optimizer.betas),
+        optimizer=_optimizer(model, choice, settings.optimizer.betas),
         settings=settings.optimizer,
         schedule=schedule_of(settings.optimizer, choice.base_lr, settings.batch_size, settings.epochs),
-        batches=Loader(data, splits.train, settings.batch_size, config.seed, distributed.shard()),
+        batches=train,
         step=step,
         validate=validate_held_out,
         name_images=lambda batch: image_names(splits.train, batch),
@@ -117,10 +115,15 @@ def finetune_stage(
 
 def _meta(data: Data, splits: LabelledSplits, pretrained: Checkpoint | None) -> dict[str, Any]:
     """What the weights owe to a pretraining, and what they were trained on."""
+    owed: dict[str, Any] = {"pretrained_from": None, "seen": [], "license": None}
+    if pretrained:
+        owed = {
+            "pretrained_from": pretrained.place,
+            "seen": pretrained.meta["seen"],
+            "license": pretrained.meta.get("license"),
+        }
     return {
-        "pretrained_from": pretrained.place if pretrained else None,
-        "seen": pretrained.meta["seen"] if pretrained else [],
-        "license": pretrained.meta.get("license") if pretrained else None,
+        **owed,
         "train_images": len(splits.train),
         "images": digest(data.manifest.table, "image_id"),
     }
@@ -128,6 +131,8 @@ def _meta(data: Data, splits: LabelledSplits, pretrained: Checkpoint | None) -> 
 
 @dataclass(frozen=True)
 class OptimizerChoice:
+    """The optimizer settings that may be null, each with a value."""
+
     base_lr: float
     weight_decay: float
     layer_decay: float
@@ -135,31 +140,49 @@ class OptimizerChoice:
 
 def optimizer_choice(settings: FinetuneSettings, pretrained: bool) -> OptimizerChoice:
     """The optimizer settings that are null, filled in by mode: an equal chance for every row."""
-    given = settings.optimizer
-    linear = settings.mode == "linear"
-
-    choice = OptimizerChoice(base_lr=5e-4, weight_decay=0.05, layer_decay=0.75 if pretrained else 1.0)
-    if linear:  # the frozen encoder's layers do not learn at all
+    if settings.mode == "linear":  # the frozen encoder's layers do not learn at all
         choice = OptimizerChoice(base_lr=1e-2, weight_decay=0.0, layer_decay=1.0)
+    elif pretrained:
+        choice = OptimizerChoice(base_lr=5e-4, weight_decay=0.05, layer_decay=0.75)
+    else:
+        choice = OptimizerChoice(base_lr=5e-4, weight_decay=0.05, layer_decay=1.0)
 
-    return OptimizerChoice(
-        base_lr=choice.base_lr if given.base_lr is None else given.base_lr,
-        weight_decay=choice.weight_decay if given.weight_decay is None else given.weight_decay,
-        layer_decay=choice.layer_decay if given.layer_decay is None else given.layer_decay,
-    )
+    given = settings.optimizer
+    if given.base_lr is not None:
+        choice = replace(choice, base_lr=given.base_lr)
+    if given.weight_decay is not None:
+        choice = replace(choice, weight_decay=given.weight_decay)
+    if given.layer_decay is not None:
+        choice = replace(choice, layer_decay=given.layer_decay)
+    return choice
+
+
+def _optimizer(model: Model, choice: OptimizerChoice, betas: tuple[float, float]) -> torch.optim.AdamW:
+    """AdamW; in a ViT, the further below the head a layer is, the smaller its learning rate."""
+    layers = 0
+    if isinstance(model, Classifier):
+        layers = len(model.encoder.blocks)
+    scale = layer_scale(choice.layer_decay, layers)
+    groups = parameter_groups(model.named_parameters(), choice.weight_decay, scale)
+    return adamw(groups, betas)
 
 
 def hyperparameters(
     config: ClassifyConfig, pretrained: Checkpoint | None, optimizer: OptimizerChoice, labelled: int
 ) -> dict[str, float | str]:
     """What tells fine-tunings apart in TensorBoard's HParams tab, with the pretraining's own where there was one."""
-    settings, earlier = config.finetune, {}
+    settings = config.finetune
+    model = config.model.preset if settings.model == "vit" else settings.model
+
+    earlier = {}
     if pretrained:
-        earlier = {name: mae_hyperparameters(pretrained.config)[name] for name in ("init", "mask_ratio", "decoder")}
+        of_pretraining = mae_hyperparameters(pretrained.config)
+        earlier = {name: of_pretraining[name] for name in ("init", "mask_ratio", "decoder")}
+
     return {
         **earlier,
         "stage": "finetune",
-        "model": config.model.preset if settings.model == "vit" else settings.model,
+        "model": model,
         "mode": settings.mode,
         "weights": "pretrained" if pretrained else "random",
         "labelled": labelled,
@@ -183,8 +206,8 @@ def finetune_step(model: Model, batch: Batch, epoch: int, settings: FinetuneSett
     draws = uniform(seed, "augment", epoch, batch.numbers, DRAWS)
     images = model.standardize(augment(batch.images, settings.augment, draws))
     noise = None
-    if hasattr(model, "encoder"):  # a Classifier, alone or among ranks
-        noise = uniform(seed, "drop path", epoch, batch.numbers, 2 * len(model.encoder.blocks))
+    if model.depth_draws:
+        noise = uniform(seed, "drop path", epoch, batch.numbers, model.depth_draws)
     return classification_loss(model(images, noise), batch.labels, settings.label_smoothing)
 
 
@@ -211,9 +234,12 @@ def validate(
     table, logits = readable(table, predicted, config.data.target)
     labels = table["label"].to_numpy(np.float32)
     scores = torch.sigmoid(logits).numpy()
-    loss = classification_loss(logits, torch.from_numpy(labels)).item()
 
-    thresholds = {unit: _threshold(in_units(table, scores, unit), settings.threshold) for unit in UNITS}
+    thresholds = {}
+    for unit in UNITS:
+        thresholds[unit] = _threshold(in_units(table, scores, unit), settings.threshold)
+
+    loss = classification_loss(logits, torch.from_numpy(labels)).item()
     metrics = binary_metrics(labels, scores, thresholds["image"])
     return Validation(
         metrics={"validate/loss": loss, "validate/auc": metrics.auc, "validate/accuracy": metrics.accuracy},
@@ -223,5 +249,7 @@ def validate(
     )
 
 
-def _threshold(units: pd.DataFrame, rule: str) -> float:
-    return 0.5 if rule == "half" else choose_threshold(units["label"], units["score"], rule)
+def _threshold(units: pd.DataFrame, rule: ThresholdRule) -> float:
+    if rule == "half":
+        return 0.5
+    return choose_threshold(units["label"], units["score"], rule)
