@@ -53,6 +53,8 @@ def _finetune(argv: list[str] | None) -> None:
     )
     arguments = parse_training(parser, argv, OVERFIT)
     config, checkpoint, pretrained = _beginning(arguments)
+
+    # torch comes only now: --help and a wrong setting are answered at once
     from classify.finetune import finetune
     from classify.start import check_fit, resolved, run_folder
     from data.loader import open_data
@@ -78,6 +80,7 @@ def _finetune(argv: list[str] | None) -> None:
     if arguments.resume:
         expect_checkpoint(run_folder(config, checkpoint))
 
+    # before ranks meet: the first one here decodes, the others wait for its lock
     data = open_data(config.data)
     if arguments.overfit:
         data = data.overfit(arguments.overfit, labelled=True)
@@ -104,6 +107,7 @@ def _beginning(arguments: argparse.Namespace) -> tuple[ClassifyConfig, str | Non
     config = None
     if arguments.config:
         config = configure(arguments, ClassifyConfig)
+
     from classify.start import config_for
     from mae.engine.checkpoint import load_checkpoint
     from mae.weights import is_foreign
@@ -128,6 +132,7 @@ def _evaluate(argv: list[str] | None) -> None:
     parser.add_argument("--split", choices=("validate", "test"), help="the split (default: evaluate.split, test)")
     arguments = parser.parse(argv)
 
+    # a word with = is a setting, unless there is a folder of that name
     runs = []
     settings = []
     for word in arguments.runs:
@@ -140,6 +145,7 @@ def _evaluate(argv: list[str] | None) -> None:
         overrides["evaluate.split"] = arguments.split
     if not runs:
         raise UserError("command line: found no RUN, expected the folder of a mae-finetune run")
+
     from classify.evaluate import evaluate
     from classify.report.tables import cases, evaluation_row, markdown
 
@@ -154,6 +160,7 @@ def _compare(argv: list[str] | None) -> None:
         "mae-compare", "Run a grid of pretrainings, fine-tunings and baselines; what is done is kept."
     )
     config = configure(parser.parse(argv), ClassifyConfig)
+
     from classify.compare import compare
     from classify.report.tables import comparison_text
 

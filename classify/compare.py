@@ -43,7 +43,8 @@ def compare(config: ClassifyConfig, say: Callable[[str], None] = print) -> Compa
         if cell.pretrain_config:
             folder = pretrain(cell.pretrain_config, data_of(cell.pretrain_config.data))
             pretrainings[folder.name] = folder
-            checkpoint = folder / "best.pt"  # the best reconstruction of validation images: no label chose it
+            # the best reconstruction of validation images: no label chose it
+            checkpoint = folder / "best.pt"
 
         data = data_of(cell.config.data)
         run = finetune(cell.config, checkpoint, data)

@@ -103,11 +103,13 @@ def describe(config: ClassifyConfig, pretrained: bool) -> dict[str, str]:
     names = {"vit": "ViT", "resnet18": "ResNet-18", "resnet50": "ResNet-50"}
     model = names[settings.model]
     masking = "–"
+
     if pretrained:
         model = "MAE"
         masking = f"{100 * config.pretrain.mask_ratio:g}"
     if settings.mode == "linear":
         model += ", linear probe"
+
     return {
         "Model": model,
         "Augmentation": "yes" if settings.augment.enabled else "no",

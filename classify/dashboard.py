@@ -30,12 +30,14 @@ def show_scores(
     labels = scored["label"].to_numpy(int)  # n
     scores = scored["score"].to_numpy(float)  # n
 
+    # in TensorBoard's own tabs
     board.add_pr_curve("validate/precision_recall", labels, scores, step)
     for label, name in enumerate(names):
         board.add_histogram(f"validate/score_{name}", scores[labels == label], step, bins=BINS)
+
+    # as pictures
     for name, draw in DRAWINGS.items():
         board.add_image(f"validate/{name}", raster(draw, labels, scores, threshold, names), step, dataformats="HWC")
-
     if may_show_images:
         for number, (_, mistake) in enumerate(worst_mistakes(scored, threshold).iterrows(), start=1):
             board.add_image(f"worst_mistakes/{number}", picture(data, mistake, names), step, dataformats="HW")
@@ -54,6 +56,8 @@ def raster(draw: Drawing, labels: np.ndarray, scores: np.ndarray, threshold: flo
 def draw_roc(axes: Axes, labels: np.ndarray, scores: np.ndarray, threshold: float, names: Names) -> None:
     """ROC curve, the threshold marked."""
     x, y, _ = roc_curve(labels, scores)
+
+    # where the threshold stands on the curve
     predicted = scores >= threshold
     false_positive_rate = predicted[labels == 0].mean()
     sensitivity = predicted[labels == 1].mean()
@@ -69,6 +73,7 @@ def draw_confusion(axes: Axes, labels: np.ndarray, scores: np.ndarray, threshold
     """How many of each class are predicted as which, and which share of the class that is."""
     counts = confusion_matrix(labels, scores >= threshold, labels=[0, 1])
     shares = counts / counts.sum(axis=1, keepdims=True)
+
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for (row, column), share in np.ndenumerate(shares):
         text = f"{counts[row, column]:,}\n{share:.0%}"

@@ -48,11 +48,13 @@ def evaluate(run: str | Path, overrides: dict[str, Any] | None = None, data: Dat
     The threshold is the one chosen on validation. What is already there for the same weights and
     settings is read back. Raises UserError if the run has no classifier, or the split no labelled image.
     """
+    # the weights, and how they are to be evaluated
     best = best_of(run)
     checkpoint = load_checkpoint(best, kind="classifier")
     config = _config_for(checkpoint, overrides or {})
     configure_torch(config)
 
+    # the labelled images of the split
     opened_by_caller = data is not None
     data = data or open_data(config.data)
     split = config.evaluate.split
@@ -69,6 +71,7 @@ def evaluate(run: str | Path, overrides: dict[str, Any] | None = None, data: Dat
     if not opened_by_caller:  # a grid would print it again for every run
         print(*audit, sep="\n")
 
+    # predictions made of the very same are read back
     origin = {
         "checkpoint": file_digest(checkpoint.place),
         "data": data.manifest.fingerprint(),
@@ -96,6 +99,7 @@ def _audit(path: Path, checkpoint: Checkpoint, config: ClassifyConfig, data: Dat
     else:
         report = uncompared(data.manifest, data.store.rows)
 
+    # which rows of the store served the pretraining that these weights come from
     images = data.manifest.table["image_id"].to_numpy()
     seen = data.store.rows(images[np.isin(image_hashes(images), checkpoint.meta["seen"])])
     tested = table["row"].to_numpy()
@@ -186,6 +190,7 @@ def _measured(units: pd.DataFrame, threshold: float, settings: EvaluateSettings)
     """What the summary says of the scores: how many there are, metrics, and their intervals."""
     labels = units["label"].to_numpy()
     scores = units["score"].to_numpy()
+
     metrics = binary_metrics(labels, scores, threshold)
     intervals = bootstrap_intervals(
         labels,
@@ -195,6 +200,7 @@ def _measured(units: pd.DataFrame, threshold: float, settings: EvaluateSettings)
         replicates=settings.replicates,
         level=settings.level,
     )
+
     return {
         "split": settings.split,
         "unit": settings.unit,

@@ -52,6 +52,7 @@ def _export_classifier(loaded: Checkpoint, folder: str | Path, say: Callable[[st
         "classifier.bias": torch.stack([0 * bias, bias]),
     }
 
+    # what config.json says of the classes
     names = {str(number): label for number, label in enumerate(words(config.data.target))}
     described = {
         "id2label": names,
@@ -72,8 +73,11 @@ def _export_classifier(loaded: Checkpoint, folder: str | Path, say: Callable[[st
 @torch.no_grad()
 def linear_head(model: Classifier) -> tuple[Tensor, Tensor]:
     """Weight (d) and bias () of the logit as a linear function of pooled features: a probe's norm is folded in."""
-    weight, bias = model.head.weight[0].double(), model.head.bias[0].double()
-    if isinstance(model.norm, nn.BatchNorm1d):  # a probe's
+    weight = model.head.weight[0].double()
+    bias = model.head.bias[0].double()
+
+    # w · (x - mean) / deviation + b = (w / deviation) · x + (b - (w / deviation) · mean)
+    if isinstance(model.norm, nn.BatchNorm1d):
         mean, variance = model.norm.running_mean, model.norm.running_var
         assert mean is not None and variance is not None
         weight = weight / (variance.double() + model.norm.eps).sqrt()

@@ -45,10 +45,12 @@ def finetune(config: ClassifyConfig, checkpoint: str | Path | None = None, data:
     Raises UserError if checkpoint and config do not fit, a split is empty or holds one class only, or
     the run folder was made by another config.
     """
+    # what cannot work is said before anything is decoded
     configure_torch(config)
     config, pretrained = beginning(config, checkpoint)
     check_fit(config, pretrained)
     device = training_device(config)
+
     data = data or open_data(config.data)
     splits = labelled_splits(data, config.finetune.sample, config.data.split_seed)
 
@@ -76,14 +78,18 @@ def finetune_stage(
 ) -> Stage[Model]:
     """What the loop needs to train a classifier."""
     settings = config.finetune
-    with seeded(config.seed):  # all later draws come from data.draws
+
+    # only initial weights are drawn from torch's generator; all later draws come from data.draws
+    with seeded(config.seed):
         model = build_model(config, pretrained).to(device)
     configure_blocks(model, config.compile, config.activation_checkpointing)
     choice = optimizer_choice(settings, pretrained is not None)
 
+    # each rank reads its own share
     train = Loader(data, splits.train, settings.batch_size, config.seed, distributed.shard())
     held_out = Loader(data, splits.validate, config.evaluate.batch_size, share=distributed.shard())
 
+    # what the loop calls, with what the loop does not know filled in
     def step(model: Model, batch: Batch, epoch: int) -> Tensor:
         return finetune_step(model, batch, epoch, settings, config.seed)
 
@@ -174,6 +180,7 @@ def hyperparameters(
     settings = config.finetune
     model = config.model.preset if settings.model == "vit" else settings.model
 
+    # of stage one, what this stage has no name for
     earlier = {}
     if pretrained:
         of_pretraining = mae_hyperparameters(pretrained.config)
@@ -205,9 +212,11 @@ def finetune_step(model: Model, batch: Batch, epoch: int, settings: FinetuneSett
     """The loss of a training batch; augmentation and stochastic depth depend on (seed, epoch, image)."""
     draws = uniform(seed, "augment", epoch, batch.numbers, DRAWS)
     images = model.standardize(augment(batch.images, settings.augment, draws))
+
     noise = None
     if model.depth_draws:
         noise = uniform(seed, "drop path", epoch, batch.numbers, model.depth_draws)
+
     return classification_loss(model(images, noise), batch.labels, settings.label_smoothing)
 
 
@@ -230,11 +239,14 @@ def validate(
     There is a threshold for images and one for studies, whose mean scores are less spread.
     """
     settings = config.finetune
+
+    # each rank predicts its share, and all of them know all predictions
     predicted = distributed.all_gather_rows(predict_logits(model, held_out, device, config.precision))
     table, logits = readable(table, predicted, config.data.target)
     labels = table["label"].to_numpy(np.float32)
     scores = torch.sigmoid(logits).numpy()
 
+    # chosen here, and kept with the weights: other splits have no say in it
     thresholds = {}
     for unit in UNITS:
         thresholds[unit] = _threshold(in_units(table, scores, unit), settings.threshold)

@@ -46,6 +46,8 @@ class TableRow:
 def expand_grid(config: ClassifyConfig) -> Iterator[Cell]:
     """rows × their pretrainings × label budgets × seeds, row by row."""
     grid = config.compare
+
+    # mistakes of the section itself
     names = [row.name for row in grid.rows]
     if grid.baseline is not None and grid.baseline not in names:
         raise UserError(f"compare.baseline: found {grid.baseline!r}, expected a row's name: {', '.join(names)}")
@@ -54,6 +56,7 @@ def expand_grid(config: ClassifyConfig) -> Iterator[Cell]:
             "compare.rows: found none, expected rows such as {name: ResNet-18, set: {finetune.model: resnet18}}"
         )
 
+    # two cells of one folder would be one run
     folders = set()
     for row in _table_rows(grid):
         for seed in grid.seeds:
@@ -90,6 +93,7 @@ def _cell(config: ClassifyConfig, row: TableRow, seed: int) -> Cell:
     changes |= row.settings.set | {"seed": seed}
     stage_two = change_config(config, changes, f"compare.rows: {row.settings.name}")
 
+    # its folder has the name of what it turned out to be
     run = f"{config.run}/{_folder_name(row, stage_two.finetune.augment.enabled, seed)}"
     stage_two = resolved(change_config(stage_two, {"finetune.run": run}, "compare.rows"))
     return Cell(
@@ -151,10 +155,12 @@ def check_grid(config: ClassifyConfig, cells: list[Cell], data_of: Callable[[Dat
             what = f"other {split} images or labels than the rows before it"
             raise UserError(f"compare.rows: {cell.name}: found {what}, expected the same cases in every row")
 
+        # the pretraining whose weights it starts from
         if cell.pretrain_config:
             _check_pretraining(cell.pretrain_config)
             _check_pretrained(cell, cell.pretrain_config)
             _check_folder(cell.pretrain_config, cell.pretrain_config.run, PRETRAIN_RESUMABLE)
+
         _check_folder(cell.config, cell.run, RESUMABLE)
 
 
@@ -171,6 +177,7 @@ def _check_pretrained(cell: Cell, pretraining: ClassifyConfig) -> None:
     if model != "vit":
         raise UserError(f"compare.rows: {cell.name}: found {model}, expected vit with a pretraining")
 
+    # (name, as the pretraining has it, as the row has it)
     pairs = []
     for name in PREPROCESSING:
         pairs.append((f"data.{name}", getattr(pretraining.data, name), getattr(cell.config.data, name)))

@@ -40,6 +40,7 @@ def in_units(table: pd.DataFrame, scores: np.ndarray, unit: Unit) -> pd.DataFram
     if unit == "image":
         return scored
 
+    # a study's images share patient and label; the study goes by the id of its first
     means = {"image_id": "first", "patient_id": "first", "label": "first", "score": "mean"}
     studies = scored.groupby("study_id", as_index=False, sort=False).agg(means)
     return studies[[*columns, "score"]]

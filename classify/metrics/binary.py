@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike
 
 from classify.metrics.checks import check
 
+# what every table shows
 HEADLINE = ("accuracy", "precision", "f1", "recall", "auc")
 Rule = Literal["youden", "accuracy", "f1"]
 
@@ -55,11 +56,15 @@ def binary_metrics(labels: ArrayLike, scores: ArrayLike, threshold: float = 0.5)
     takes scores as probabilities.
     """
     labels, scores = check(labels, scores)
-    once = np.ones((1, len(labels)))  # a resample that holds every case once
+
+    # the metrics of a resample that holds every case once
+    once = np.ones((1, len(labels)))
     names = ("accuracy", "precision", "recall", "specificity", "f1", "auc", "average_precision", "brier")
     values = {}
     for name, value in weighted_metrics(once, labels, scores, threshold, names).items():
         values[name] = float(value[0])
+
+    # as in scikit-learn, these are 0 without a positive or a negative, not undefined
     for name in ("recall", "specificity", "average_precision"):
         values[name] = float(np.nan_to_num(values[name]))
 
@@ -181,7 +186,14 @@ class Confusion(NamedTuple):
 
 def _confusion(weights: np.ndarray, labels: np.ndarray, scores: np.ndarray, threshold: float) -> Confusion:
     predicted = scores >= threshold
-    cells = np.stack([~labels & ~predicted, ~labels & predicted, labels & ~predicted, labels & predicted])  # 4 n
+    cells = np.stack(
+        [
+            ~labels & ~predicted,
+            ~labels & predicted,
+            labels & ~predicted,
+            labels & predicted,
+        ]
+    )  # 4 n
     return Confusion(*(weights @ cells.T.astype(np.float64)).T)
 
 
@@ -190,6 +202,8 @@ def _auc(weights: np.ndarray, labels: np.ndarray, scores: np.ndarray) -> np.ndar
     ranking = _ranking(labels, scores)
     positives = weights[:, ranking.positive]  # r n1
     negatives = _cumulate(weights[:, ranking.negative])  # r n0+1
+
+    # the mean of who lies below and who lies below or level: those that are level count half
     area = np.einsum("rp,rp->r", positives, negatives[:, ranking.below] + negatives[:, ranking.upto]) / 2
     return ratio(area, positives.sum(1) * negatives[:, -1])
 

@@ -184,7 +184,8 @@ def _bootstrap(
     if replicates < 1:
         raise ValueError(f"replicates is {replicates}, wanted 1 or more")
 
-    once = np.ones((1, len(labels)))  # a resample that holds every case once
+    # the estimates are the metrics of a resample that holds every case once
+    once = np.ones((1, len(labels)))
     estimates = [_by_seed(once, labels, model, names)[..., 0].mean(0) for model in models]
 
     # two streams: the resampled cases do not depend on how many seeds a model has
@@ -195,6 +196,7 @@ def _bootstrap(
             values = _by_seed(weights, labels, model, names)
             found.append(_seed_means(values, seed_draws))
 
+    # a model's blocks, one after the other
     resampled = []
     for estimate, found in zip(estimates, blocks, strict=True):
         resampled.append(Resampled(estimate, np.concatenate(found, axis=-1)))
@@ -207,9 +209,11 @@ def _resamples(codes: np.ndarray, replicates: int, rng: np.random.Generator) -> 
     step = max(1, BLOCK // max(len(codes), size))
     for start in range(0, replicates, step):
         rows = min(step, replicates - start)
-        # as many groups as there are; each row of the block counts in bins of its own
-        drawn = rng.integers(0, size, (rows, size)) + size * np.arange(rows)[:, None]
-        counts = np.bincount(drawn.ravel(), minlength=rows * size).reshape(rows, size)
+        drawn = rng.integers(0, size, (rows, size))
+
+        # all rows are counted at once, each in bins of its own
+        bins = drawn + size * np.arange(rows)[:, None]
+        counts = np.bincount(bins.ravel(), minlength=rows * size).reshape(rows, size)
         yield counts.astype(np.float64)[:, codes]
 
 
@@ -226,6 +230,8 @@ def _seed_means(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """(s, k, r) → (k, r): the mean over s seeds drawn anew for each resample."""
     seeds, _, rows = values.shape
     drawn = rng.integers(0, seeds, (rows, seeds))
+
+    # the mean of what was drawn, as a weighted mean of what there is
     share = (drawn[:, :, None] == np.arange(seeds)).mean(1)  # r s
     return np.einsum("rs,skr->kr", share, values)
 
@@ -244,5 +250,7 @@ def _two_sided(differences: np.ndarray) -> float:
     known = differences[~np.isnan(differences)]
     if not len(known):
         return np.nan
+
+    # one is added to count and total, so that it is never 0
     smaller = min(np.sum(known <= 0), np.sum(known >= 0))
     return float(min(1.0, 2 * (smaller + 1) / (len(known) + 1)))

@@ -31,6 +31,7 @@ def reliability_curve(labels: ArrayLike, scores: ArrayLike, bins: int = 15) -> R
         raise ValueError(f"scores must be probabilities, found {scores.min():g} to {scores.max():g}")
 
     edges = np.linspace(0, 1, bins + 1)
+    # a score on an edge belongs to the bin below it
     bin_of = np.digitize(scores, edges[1:-1], right=True)  # n
     count = np.bincount(bin_of, minlength=bins)
     mean_score = ratio(np.bincount(bin_of, scores, bins), count)

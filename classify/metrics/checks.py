@@ -26,6 +26,8 @@ def check_seeds(
     if scores.ndim != 2:
         raise ValueError(f"{name} have shape {scores.shape}, wanted (n,) or (seeds, n)")
     labels, _ = check(labels, scores[0], name)
+
+    # one threshold for all seeds, or one for each
     thresholds = np.asarray(threshold, dtype=np.float64)
     if thresholds.shape not in ((), (len(scores),)):
         raise ValueError(f"thresholds of shape {thresholds.shape} for {len(scores)} seeds of {name}")

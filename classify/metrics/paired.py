@@ -54,6 +54,7 @@ def delong_test(labels: ArrayLike, scores_a: ArrayLike, scores_b: ArrayLike, lev
     labels, scores_b = check(labels, scores_b, "scores_b")
     of_positives, of_negatives = _delong_components(labels, np.stack([scores_a, scores_b]))
 
+    # the error is that of the differences, case by case: both scores are of the same cases
     auc_a, auc_b = of_positives.mean(1)
     estimate = float(auc_a - auc_b)
     error = _delong_error(of_positives[0] - of_positives[1], of_negatives[0] - of_negatives[1])
@@ -112,6 +113,7 @@ def _delong_components(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarr
 
 
 def _standardise(estimate: float, error: float) -> float:
+    """estimate / error; a difference without any error is infinitely far from 0."""
     if error > 0:
         return estimate / error
     if estimate == 0:
@@ -194,9 +196,12 @@ def _newcombe_paired(correct: CorrectCases, level: float) -> tuple[float, float]
     n = sum(correct)
     a = wilson_interval(correct.both + correct.only_a, n, level)
     b = wilson_interval(correct.both + correct.only_b, n, level)
+
+    # how far each interval reaches down and up
     a_down, a_up = a.estimate - a.interval[0], a.interval[1] - a.estimate
     b_down, b_up = b.estimate - b.interval[0], b.interval[1] - b.estimate
 
+    # the difference is smallest where a is low and b is high, which is the rarer the more the two agree
     phi = _newcombe_phi(correct)
     difference = a.estimate - b.estimate
     down = np.sqrt(a_down**2 - 2 * phi * a_down * b_up + b_up**2)

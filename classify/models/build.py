@@ -25,6 +25,7 @@ def build_model(config: ClassifyConfig, pretrained: Checkpoint | None = None) ->
             pixel_std=model.pixel_std,
         )
 
+    # the whole autoencoder is built, as the checkpoint holds it; the decoder is left behind
     mae = mae_from(model, config.data.image_size)
     if pretrained:
         load_weights(mae, pretrained)

@@ -23,6 +23,7 @@ class Classifier(nn.Module):
         self.pool = pool
         self.probe = probe
 
+        # a frozen encoder's features come at any scale
         self.norm: nn.Module = nn.Identity()
         if probe:
             self.norm = nn.BatchNorm1d(encoder.width, eps=1e-6, affine=False)
@@ -49,12 +50,10 @@ class Classifier(nn.Module):
     def forward(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
         """`noise` (b 2·depth): draws for stochastic depth, see `Encoder`."""
         tokens = self.encoder(images, noise=noise)  # b 1+n d
-        if self.pool == "cls":
-            pooled = tokens[:, 0]  # b d
-        else:
-            pooled = tokens[:, 1:].mean(dim=1)  # b d
+        pooled = tokens[:, 0] if self.pool == "cls" else tokens[:, 1:].mean(dim=1)  # b d
 
-        with torch.autocast(pooled.device.type, enabled=False):  # scores in bf16 would tie
+        # not in 16 bits, in which scores would tie
+        with torch.autocast(pooled.device.type, enabled=False):
             return self.head(self.norm(pooled.to(self.head.weight.dtype))).squeeze(1)  # b
 
 
@@ -71,6 +70,7 @@ def layer_scale(decay: float, depth: int) -> Callable[[str], float]:
     """
 
     def scale(name: str) -> float:
+        # encoder.blocks.3.…, encoder.embed.…, encoder.norm.…, head.…
         parts = name.split(".")
         if parts[0] != "encoder" or parts[1] == "norm":
             return 1.0

@@ -79,6 +79,7 @@ class ResNet(nn.Module):
             self.bn1 = nn.BatchNorm2d(64)
             self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
 
+        # four layers: the later three halve the side and double the width
         expansion = block.expansion
         self.layer1 = _layer(block, inputs=64, width=64, depth=depths[0], stride=1)
         self.layer2 = _layer(block, inputs=64 * expansion, width=128, depth=depths[1], stride=2)
@@ -102,7 +103,9 @@ class ResNet(nn.Module):
         """`noise` is for models with stochastic depth; a ResNet has none."""
         x = self.maxpool(F.relu(self.bn1(self.conv1(images))))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))  # b d h w
-        with torch.autocast(x.device.type, enabled=False):  # scores in bf16 would tie
+
+        # not in 16 bits, in which scores would tie
+        with torch.autocast(x.device.type, enabled=False):
             return self.fc(x.mean(dim=(2, 3)).to(self.fc.weight.dtype)).squeeze(1)
 
 
@@ -111,6 +114,8 @@ def _layer(
 ) -> nn.Sequential:
     """`depth` blocks, the first of which strides."""
     outputs = width * block.expansion
+
+    # what is added to the first block's output must have its shape
     downsample = None
     if stride != 1 or inputs != outputs:
         downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))

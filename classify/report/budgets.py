@@ -46,8 +46,8 @@ class Budget:
 
     @property
     def baseline(self) -> Row:
-        first = self.comparison.numbers(self.labelled)[0]
-        return self.rows[self.comparison.baseline(self.labelled) - first]
+        numbers = self.comparison.numbers(self.labelled)
+        return self.rows[numbers.index(self.comparison.baseline(self.labelled))]
 
     @property
     def caption(self) -> str:
@@ -63,6 +63,7 @@ class Budget:
 
     @cached_property
     def forest(self) -> str:
+        # the same for all budgets, so that their figures can be compared
         limits = auc_limits(row for budget in budgets_of(self.comparison) for row in budget.rows)
         return svg(f"AUC with its interval, {self.heading}", forest, self.rows, self.baseline, limits)
 

@@ -58,8 +58,9 @@ def svg(label: str, draw: Callable[..., Figure], *arguments: Any) -> Markup:
         figure = draw(*arguments)
         figure.savefig(buffer, format="svg", metadata={"Date": None})
 
+    # no clock, no version, no ids that another figure of the page has too
     text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", buffer.getvalue(), flags=re.DOTALL)
-    text = re.sub(r'<g id="[^"]*"', "<g", text)  # every figure has an axes_1
+    text = re.sub(r'<g id="[^"]*"', "<g", text)
 
     # the file's own header goes, and its size: the page's style gives one
     body = text[text.index("<svg") :]
@@ -85,6 +86,7 @@ def auc_limits(rows: Iterable[Row]) -> tuple[float, float]:
     if not ends:
         ends = [0.0, 1.0]
 
+    # a little air on both sides, but hardly any above 1, where nothing is
     high = min(max(ends) + 0.01, 1.005)
     low = min(min(ends) - 0.01, high - 0.1)
     return low, high
@@ -93,14 +95,18 @@ def auc_limits(rows: Iterable[Row]) -> tuple[float, float]:
 def forest(rows: Sequence[Row], baseline: Row, limits: tuple[float, float]) -> Figure:
     """AUC and interval of every row under its name; the baseline's interval is a band behind them all."""
     figure, [axes] = _axes(5.6, 0.6 + 0.48 * len(rows))
+
+    # behind the rows: the baseline's interval, and chance where the axis reaches it
     axes.axvspan(*baseline.line.intervals["auc"].interval, color=BAND, zorder=0)
     if limits[0] < 0.5:
         axes.axvline(0.5, color=GREY, linewidth=0.8, linestyle="--")
 
+    # from the bottom up, so that the first row is the highest
     for height, row in enumerate(reversed(rows)):
         auc = row.line.intervals["auc"]
         axes.plot(auc.interval, [height, height], color=row.colour, linewidth=2, solid_capstyle="butt")
         axes.plot([auc.estimate], [height], row.marker, color=row.colour, markersize=7)
+
         name = row.name
         if len(name) > 60:
             name = name[:59] + "…"
@@ -116,6 +122,7 @@ def roc(rows: Sequence[Row]) -> Figure:
     figure, [axes] = _axes(4.4, 4.4)
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle="--")
 
+    # each seed's curve, and the mean of several
     for row in rows:
         several = len(row.line.scores) > 1
         curves = []
@@ -126,7 +133,8 @@ def roc(rows: Sequence[Row]) -> Figure:
         if several:
             axes.plot(FPR, np.mean(curves, axis=0), color=row.colour, linewidth=2)
 
-    for row in rows:  # above all curves
+    # markers lie above all curves
+    for row in rows:
         axes.plot(*_operating_points(row.line), row.marker, color=row.colour, mec="white", markersize=8, clip_on=False)
 
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal", xticks=np.linspace(0, 1, 6))

@@ -29,6 +29,7 @@ def _run_row(config: ClassifyConfig, row: Row, evaluation: Evaluation) -> dict[s
     epochs = epochs_of(evaluation.run)
     if epochs:
         best = str(kept_epoch(epochs, settings.select)["epoch"])
+
     return {
         "Row": row.name,
         "Folder": evaluation.run.name,

@@ -46,6 +46,7 @@ def markdown(rows: list[dict[str, str]]) -> str:
     for column in columns:
         widths[column] = max(len(column), *(len(row[column]) for row in rows))
 
+    # header and rule are rows like all others
     header = {column: column for column in columns}
     rule = {column: "-" * widths[column] for column in columns}
     lines = []
@@ -65,8 +66,12 @@ def comparison_text(comparison: Comparison) -> str:
         lines = [comparison.lines[number] for number in comparison.numbers(labelled)]
         images = lines[0].evaluations[0].summary["meta"]["train_images"]
         parts.append(f"## {images:,} labelled training images")
+
+        # the table, and what its numbers are
         parts.append(markdown([table_row(line.described, line.intervals) for line in lines]))
         parts.append(caption(comparison, lines[0]))
+
+        # the tests against the baseline
         if len(lines) > 1:
             parts.append(markdown(list(difference_rows(comparison, labelled))))
             parts.append(verdict(comparison, labelled))
@@ -87,10 +92,12 @@ def task(target: str | None) -> str:
 def caption(comparison: Comparison, line: Line) -> str:
     """What the table's numbers are, in a sentence or two."""
     config = comparison.config
+    positive = words(config.data.target)[1]
+
+    # rows were pretrained on different images: the row that has seen most of the split counts for all
     evaluations = [evaluation for of_row in comparison.lines for evaluation in of_row.evaluations]
     seen = max(evaluation.summary["pretrained_on"] for evaluation in evaluations)
     summary = line.evaluations[0].summary | {"pretrained_on": seen}
-    positive = words(config.data.target)[1]
 
     resampled = "patients" if summary["patients_known"] else "images"
     seeds = len(config.compare.seeds)
@@ -125,6 +132,7 @@ def difference_rows(comparison: Comparison, labelled: int | None) -> Iterator[di
             continue
         auc = comparison.differences[number]["auc"]
         accuracy = comparison.differences[number]["accuracy"]
+
         yield {
             "Model": name_of(comparison.lines[number]),
             f"AUC minus {name_of(comparison.lines[baseline])}": show(auc, signed=True),
@@ -148,6 +156,7 @@ def verdict(comparison: Comparison, labelled: int | None) -> str:
     best = max(lines, key=lambda line: line.intervals["auc"].estimate)
     text = f"Highest AUC: {name_of(best)}."
 
+    # every other row against the baseline
     baseline = comparison.baseline(labelled)
     names: dict[str, list[str]] = {"better": [], "worse": [], "not distinguishable": []}
     for number in comparison.numbers(labelled):

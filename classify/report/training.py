@@ -53,24 +53,23 @@ def pretrainings(comparison: Comparison) -> Iterator[Pretraining]:
 
 def trainings(budgets: list[Budget]) -> Iterator[Training]:
     """Curves of each row, its seeds in one figure; all AUC axes are alike."""
-    curves = {}
+    # all curves are read before the first is drawn
+    curves = []
     aucs = []
     for budget in budgets:
         for row in budget.rows:
             runs = _runs_of(row)
-            curves[budget.labelled, row.place] = runs
+            if runs:
+                curves.append((budget, row, runs))
             for run in runs:
                 aucs += [epoch["validate/auc"] for epoch in run.epochs]
-    if not aucs:
+    if not curves:
         return
 
     limits = (min(aucs) - 0.03, max(aucs) + 0.03)
-    for budget in budgets:
-        for row in budget.rows:
-            runs = curves[budget.labelled, row.place]
-            if runs:
-                label = f"Training of {row.name}, {budget.heading}"
-                yield Training(budget, row, svg(label, training_curves, runs, row.colour, limits))
+    for budget, row, runs in curves:
+        label = f"Training of {row.name}, {budget.heading}"
+        yield Training(budget, row, svg(label, training_curves, runs, row.colour, limits))
 
 
 def _runs_of(row: Row) -> list[RunCurves]:

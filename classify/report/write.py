@@ -34,6 +34,8 @@ def comparison_table(comparison: Comparison) -> pd.DataFrame:
             "patients": summary["patients"],
             "seeds": len(line.evaluations),
         }
+
+        # three columns for each metric
         for name, interval in line.intervals.items():
             low, high = interval.interval
             row |= {name: interval.estimate, f"{name} low": low, f"{name} high": high}
@@ -54,9 +56,11 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
 
 def _row_as_json(comparison: Comparison, number: int) -> dict[str, Any]:
     line = comparison.lines[number]
+    # what tells the runs of the row apart, and where each came from
     seeds = []
     for evaluation in line.evaluations:
         seeds.append({name: evaluation.summary[name] for name in ("seed", "metrics", "commit", "origin")})
+
     differences = comparison.differences.get(number, {})  # none for the baseline
     return {
         **line.described,
