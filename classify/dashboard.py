@@ -80,7 +80,7 @@ def draw_confusion(axes: Axes, labels: np.ndarray, scores: np.ndarray, threshold
         colour = "white" if share > 0.5 else "black"
         axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=13)
     axes.set(xticks=[0, 1], xticklabels=names, yticks=[0, 1], yticklabels=names)
-    axes.set(xlabel="Called", ylabel="Is", title=f"Confusion at threshold {threshold:.3f}")
+    axes.set(xlabel="Predicted", ylabel="Is", title=f"Confusion at threshold {threshold:.3f}")
     axes.grid(False)
 
 

@@ -105,7 +105,8 @@ def _audit(path: Path, checkpoint: Checkpoint, config: ClassifyConfig, data: Dat
     tested = table["row"].to_numpy()
     report = report | {"pretraining": served_pretraining(report, tested=tested, seen=seen[seen >= 0])}
     keep(report, path)
-    return audit_lines(report, data.store, data.manifest.may_show(config.report.images))
+    named = data.manifest.may_show(config.report.images)
+    return audit_lines(report, data.store, named)  # type: ignore[arg-type]  # ImageFiles has an index too
 
 
 def best_of(run: str | Path) -> Path:

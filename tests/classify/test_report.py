@@ -194,7 +194,7 @@ def test_every_text_has_the_words_of_the_target(target, task, words, tmp_path):
     negative, positive = words
     for part in (f"<title>{task}: {tmp_path}</title>", f"<h1>{task} chest radiographs</h1>",
                  f"50.0 % {positive} (30)", f"truly {negative} and of the truly {positive}.",
-                 f"called {negative}<", f"called {positive}<", f">{negative}</th>", f">{positive}</th>",
+                 f"predicted {negative}<", f"predicted {positive}<", f">{negative}</th>", f">{positive}</th>",
                  f"score is {positive}:", f">Share {positive}<"):  # fmt: skip
         assert part in page, part
     assert table.lower().startswith(f"# {tmp_path}: {task}\n".lower()) and f"; 50 % {positive}. " in table
