@@ -1,6 +1,7 @@
 """CHECKPOINT → REPORT: classifiers of normal against abnormal, and how they compare."""
 
 from importlib import import_module
+from typing import Any
 
 _PUBLIC = {
     "build_classifier": "classify.models.classifier",
@@ -9,7 +10,7 @@ _PUBLIC = {
 __all__ = [*_PUBLIC, "metrics"]
 
 
-def __getattr__(name: str):  # PEP 562: importing the package stays instant
+def __getattr__(name: str) -> Any:  # PEP 562: importing the package stays instant
     if name == "metrics":
         return import_module("classify.metrics")
     if name not in _PUBLIC:

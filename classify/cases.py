@@ -1,16 +1,16 @@
 """Who is counted: the labelled images of a split, label budgets, and what a unit is."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import pandas as pd
 
+from classify.settings import Unit
 from data.config import UserError
 from data.labels import words
 from data.loader import Data
 from data.manifest import digest, sample_patients
 
-Unit = Literal["image", "study"]
 UNITS: tuple[Unit, ...] = get_args(Unit)
 
 
@@ -31,7 +31,8 @@ def labelled_splits(data: Data, sample: int | None, split_seed: int) -> Labelled
     if sample:
         train = sample_patients(train, sample, split_seed, "finetune.sample")
     return LabelledSplits(
-        labelled_rows(train, "train", target), labelled_rows(data.split("validate"), "validate", target)
+        train=labelled_rows(train, "train", target),
+        validate=labelled_rows(data.split("validate"), "validate", target),
     )
 
 
@@ -40,6 +41,7 @@ def labelled_rows(table: pd.DataFrame, split: str, target: str | None) -> pd.Dat
     known = table[table["label"].notna()]
     if known.empty:
         raise UserError(f"data: found no labelled image among {len(table)} in split {split!r}, expected some")
+
     if known["label"].nunique() < 2:
         names = words(target)
         found = names[int(known["label"].iloc[0])]

@@ -12,7 +12,7 @@ from mae.cli import parse_training, training_parser
 if TYPE_CHECKING:
     from mae.engine.checkpoint import Checkpoint
 
-# a loss goes to the floor when nothing about an image is drawn anew, and the floor is 0 without smoothing
+# the loss falls to its floor only if nothing about an image is drawn anew; without smoothing the floor is 0
 OVERFIT = (
     "finetune.augment.enabled=false",
     "finetune.drop_path=0.0",
@@ -52,7 +52,9 @@ def _finetune(argv: list[str] | None) -> None:
         help="last.pt or best.pt of mae-pretrain, with data and sizes; or other programs' weights, as model.init",
     )
     arguments = parse_training(parser, argv, OVERFIT)
-    config, pretrained = _beginning(arguments)
+    config, checkpoint, pretrained = _beginning(arguments)
+
+    # torch comes only now: --help and a wrong setting are answered at once
     from classify.finetune import finetune
     from classify.start import check_fit, resolved, run_folder
     from data.loader import open_data
@@ -60,21 +62,25 @@ def _finetune(argv: list[str] | None) -> None:
     from mae.engine.run import configure_torch, expect_checkpoint, training_device
 
     if arguments.overfit:
-        folder = f"{run_folder(config, arguments.checkpoint)}-overfit{arguments.overfit}"
-        config = change_config(config, {"finetune.run": folder})
+        folder_of_its_own = f"{run_folder(config, checkpoint)}-overfit{arguments.overfit}"
+        config = change_config(config, {"finetune.run": folder_of_its_own})
 
     # what cannot work is said before hours of decoding
     configure_torch(config)
-    check_fit(config if pretrained else resolved(config), pretrained)
+    if pretrained:
+        check_fit(config, pretrained)
+    else:
+        check_fit(resolved(config), None)
     device = training_device(config)
     if arguments.dry_run:
         from classify.dry_run import dry_run
 
-        print(dry_run(config, arguments.checkpoint))
+        print(dry_run(config, checkpoint))
         return
     if arguments.resume:
-        expect_checkpoint(run_folder(config, arguments.checkpoint))
+        expect_checkpoint(run_folder(config, checkpoint))
 
+    # before ranks meet: the first one here decodes, the others wait for its lock
     data = open_data(config.data)
     if arguments.overfit:
         data = data.overfit(arguments.overfit, labelled=True)
@@ -82,34 +88,40 @@ def _finetune(argv: list[str] | None) -> None:
         print(*data.manifest.notes, data.manifest.summary(), sep="\n")
 
     with distributed.process_group(device):
-        folder = finetune(config, arguments.checkpoint, data)
+        folder = finetune(config, checkpoint, data)
     if distributed.is_main():
         print(f"trained: {folder / 'best.pt'}; watch: tensorboard --logdir {folder}")
         print(f"next: mae-evaluate {folder}")
 
 
-def _beginning(arguments: argparse.Namespace) -> tuple[ClassifyConfig, "Checkpoint | None"]:
-    """The config of a fine-tuning and the pretraining it begins from; other programs' weights become model.init."""
-    if not arguments.checkpoint:
-        return configure(arguments, ClassifyConfig), None
+def _beginning(arguments: argparse.Namespace) -> tuple[ClassifyConfig, str | None, "Checkpoint | None"]:
+    """The config of a fine-tuning, and the pretraining it begins from: the checkpoint's path and the checkpoint.
+
+    Other programs' weights are no pretraining; they become the config's model.init.
+    """
+    path: str | None = arguments.checkpoint
+    if not path:
+        return configure(arguments, ClassifyConfig), None, None
 
     # a checkpoint brings its config, unless another is given
-    config = configure(arguments, ClassifyConfig) if arguments.config else None
+    config = None
+    if arguments.config:
+        config = configure(arguments, ClassifyConfig)
+
     from classify.start import config_for
     from mae.engine.checkpoint import load_checkpoint
     from mae.weights import is_foreign
 
-    if is_foreign(arguments.checkpoint):
+    if is_foreign(path):
         if config is None:
-            raise UserError(f"{arguments.checkpoint}: found weights of another program, expected --config for the data")
-        config = change_config(config, {"model.init": arguments.checkpoint})
-        arguments.checkpoint = None
-        return config, None
-    pretrained = load_checkpoint(arguments.checkpoint, "mae")
+            raise UserError(f"{path}: found weights of another program, expected --config for the data")
+        return change_config(config, {"model.init": path}), None, None
+
+    pretrained = load_checkpoint(path, "mae")
     config = config_for(pretrained, config, parse_overrides(arguments.overrides))
     if arguments.print_config:
         print_and_stop(config)
-    return config, pretrained
+    return config, path, pretrained
 
 
 def _evaluate(argv: list[str] | None) -> None:
@@ -119,12 +131,21 @@ def _evaluate(argv: list[str] | None) -> None:
     )
     parser.add_argument("--split", choices=("validate", "test"), help="the split (default: evaluate.split, test)")
     arguments = parser.parse(argv)
-    runs = [word for word in arguments.runs if "=" not in word or Path(word).exists()]
-    overrides = parse_overrides(word for word in arguments.runs if word not in runs)
+
+    # a word with = is a setting, unless there is a folder of that name
+    runs = []
+    settings = []
+    for word in arguments.runs:
+        if "=" in word and not Path(word).exists():
+            settings.append(word)
+        else:
+            runs.append(word)
+    overrides = parse_overrides(settings)
     if arguments.split:
         overrides["evaluate.split"] = arguments.split
     if not runs:
         raise UserError("command line: found no RUN, expected the folder of a mae-finetune run")
+
     from classify.evaluate import evaluate
     from classify.report.tables import cases, evaluation_row, markdown
 
@@ -139,6 +160,7 @@ def _compare(argv: list[str] | None) -> None:
         "mae-compare", "Run a grid of pretrainings, fine-tunings and baselines; what is done is kept."
     )
     config = configure(parser.parse(argv), ClassifyConfig)
+
     from classify.compare import compare
     from classify.report.tables import comparison_text
 

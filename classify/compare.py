@@ -21,40 +21,53 @@ def compare(config: ClassifyConfig, say: Callable[[str], None] = print) -> Compa
 
     Raises UserError for a grid that does not fit together, before anything is trained.
     """
-    cells = list(expand_grid(config))
     opened: dict[DataSettings, Data] = {}
 
     def data_of(settings: DataSettings) -> Data:
+        """Each data set is opened once, and described when it is."""
         if settings not in opened:
-            opened[settings] = data = open_data(settings)
+            data = open_data(settings)
             say("\n".join([*data.manifest.notes, data.manifest.summary()]))
+            opened[settings] = data
         return opened[settings]
 
+    cells = list(expand_grid(config))
     check_grid(config, cells, data_of)
-    found: dict[int, list[Evaluation]] = {}  # by table row
+
+    # pretrain, fine-tune, evaluate; what is there already is not done again
     pretrainings: dict[str, Path] = {}
+    evaluations: list[Evaluation] = []  # of the cells, in order
     for number, cell in enumerate(cells, start=1):
-        say(f"[{number}/{len(cells)}] {cell.config.finetune.run}")
+        say(f"[{number}/{len(cells)}] {cell.run}")
         checkpoint = None
         if cell.pretrain_config:
             folder = pretrain(cell.pretrain_config, data_of(cell.pretrain_config.data))
             pretrainings[folder.name] = folder
-            checkpoint = folder / "best.pt"  # the best reconstruction of validation images: no label chose it
+            # the best reconstruction of validation images: no label chose it
+            checkpoint = folder / "best.pt"
 
         data = data_of(cell.config.data)
         run = finetune(cell.config, checkpoint, data)
-        found.setdefault(cell.row, []).append(evaluate(run, _how_to_evaluate(config), data))
+        evaluations.append(evaluate(run, _how_to_evaluate(config), data))
 
-    lines = tuple(_line(cells, row, tuple(evaluations)) for row, evaluations in found.items())
-    comparison = Comparison(config, data_of(config.data), lines, pretrainings)
+    comparison = Comparison(config, data_of(config.data), _lines(cells, evaluations), pretrainings)
     write_comparison(comparison, Path(expand(config.run, "run")))
     return comparison
 
 
-def _line(cells: list[Cell], row: int, evaluations: tuple[Evaluation, ...]) -> Line:
-    cell = next(cell for cell in cells if cell.row == row)
-    described = describe(cell.config, cell.pretraining is not None) | {"Model": cell.name}
-    return Line(described, cell.labelled, evaluations)
+def _lines(cells: list[Cell], evaluations: list[Evaluation]) -> tuple[Line, ...]:
+    """A line for each table row: the evaluations of its cells, which differ by their seeds alone."""
+    first_cells: dict[int, Cell] = {}
+    of_row: dict[int, list[Evaluation]] = {}
+    for cell, evaluation in zip(cells, evaluations, strict=True):
+        first_cells.setdefault(cell.row, cell)
+        of_row.setdefault(cell.row, []).append(evaluation)
+
+    lines = []
+    for row, cell in first_cells.items():
+        described = describe(cell.config, cell.pretraining is not None) | {"Model": cell.name}
+        lines.append(Line(described, cell.labelled, tuple(of_row[row])))
+    return tuple(lines)
 
 
 def _how_to_evaluate(config: ClassifyConfig) -> dict[str, Any]:

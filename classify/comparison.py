@@ -16,8 +16,8 @@ from data.loader import Data
 class Line:
     """A row of the table: the evaluations of its seeds, taken together."""
 
-    described: dict[str, str]
-    labelled: int | None
+    described: dict[str, str]  # the table's first columns
+    labelled: int | None  # its label budget
     evaluations: tuple[Evaluation, ...]
 
     @property
@@ -66,14 +66,20 @@ class Comparison:
     def baseline(self, labelled: int | None) -> int:
         """Number of the line that the others of its label budget are tested against."""
         numbers = self.numbers(labelled)
-        named = [i for i in numbers if self.lines[i].described["Model"] == self.config.compare.baseline]
-        return named[0] if named else numbers[-1]
+        for number in numbers:
+            if self.lines[number].described["Model"] == self.config.compare.baseline:
+                return number
+        return numbers[-1]
 
     @cached_property
     def differences(self) -> dict[int, dict[str, BootstrapDifference]]:
         """Line number → line minus baseline, for all lines but the baselines."""
-        pairs = ((i, self.baseline(line.labelled)) for i, line in enumerate(self.lines))
-        return {i: _difference(self.lines[i], self.lines[base]) for i, base in pairs if i != base}
+        found = {}
+        for number, line in enumerate(self.lines):
+            baseline = self.baseline(line.labelled)
+            if number != baseline:
+                found[number] = _difference(line, self.lines[baseline])
+        return found
 
 
 def _difference(line: Line, baseline: Line) -> dict[str, BootstrapDifference]:
@@ -95,16 +101,28 @@ def describe(config: ClassifyConfig, pretrained: bool) -> dict[str, str]:
     """The table's first columns for a classifier: augmentation is stage two's, masking stage one's."""
     settings = config.finetune
     names = {"vit": "ViT", "resnet18": "ResNet-18", "resnet50": "ResNet-50"}
-    model = ("MAE" if pretrained else names[settings.model]) + (", linear probe" if settings.mode == "linear" else "")
+    model = names[settings.model]
+    masking = "–"
+
+    if pretrained:
+        model = "MAE"
+        masking = f"{100 * config.pretrain.mask_ratio:g}"
+    if settings.mode == "linear":
+        model += ", linear probe"
+
     return {
         "Model": model,
         "Augmentation": "yes" if settings.augment.enabled else "no",
-        "% Masking": f"{100 * config.pretrain.mask_ratio:g}" if pretrained else "–",
+        "% Masking": masking,
     }
 
 
 def name_of(line: Line) -> str:
     """A line's name where the other columns are not shown."""
     described = line.described
-    masking = f" {described['% Masking']} %" if described["% Masking"] != "–" else ""
-    return described["Model"] + masking + (", not augmented" if described["Augmentation"] == "no" else "")
+    name = described["Model"]
+    if described["% Masking"] != "–":
+        name += f" {described['% Masking']} %"
+    if described["Augmentation"] == "no":
+        name += ", not augmented"
+    return name

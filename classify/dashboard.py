@@ -29,9 +29,13 @@ def show_scores(
     names = words(data.manifest.target)
     labels = scored["label"].to_numpy(int)  # n
     scores = scored["score"].to_numpy(float)  # n
+
+    # in TensorBoard's own tabs
     board.add_pr_curve("validate/precision_recall", labels, scores, step)
     for label, name in enumerate(names):
         board.add_histogram(f"validate/score_{name}", scores[labels == label], step, bins=BINS)
+
+    # as pictures
     for name, draw in DRAWINGS.items():
         board.add_image(f"validate/{name}", raster(draw, labels, scores, threshold, names), step, dataformats="HWC")
     if may_show_images:
@@ -51,32 +55,39 @@ def raster(draw: Drawing, labels: np.ndarray, scores: np.ndarray, threshold: flo
 
 def draw_roc(axes: Axes, labels: np.ndarray, scores: np.ndarray, threshold: float, names: Names) -> None:
     """ROC curve, the threshold marked."""
-    called = scores >= threshold
     x, y, _ = roc_curve(labels, scores)
+
+    # where the threshold stands on the curve
+    predicted = scores >= threshold
+    false_positive_rate = predicted[labels == 0].mean()
+    sensitivity = predicted[labels == 1].mean()
+
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle="--")
     axes.plot(x, y, color=COLOURS[0], linewidth=1.6)
-    axes.plot(called[labels == 0].mean(), called[labels == 1].mean(), "o", color=COLOURS[0], mec="white", markersize=8)
+    axes.plot(false_positive_rate, sensitivity, "o", color=COLOURS[0], mec="white", markersize=8)
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal", xlabel="1 − specificity")
     axes.set(ylabel="Sensitivity (recall)", title=f"ROC, AUC {roc_auc_score(labels, scores):.3f}")
 
 
 def draw_confusion(axes: Axes, labels: np.ndarray, scores: np.ndarray, threshold: float, names: Names) -> None:
-    """How many of each class are called what, and which share of the class."""
+    """How many of each class are predicted as which, and which share of the class that is."""
     counts = confusion_matrix(labels, scores >= threshold, labels=[0, 1])
     shares = counts / counts.sum(axis=1, keepdims=True)
+
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for (row, column), share in np.ndenumerate(shares):
-        colour, text = "white" if share > 0.5 else "black", f"{counts[row, column]:,}\n{share:.0%}"
+        text = f"{counts[row, column]:,}\n{share:.0%}"
+        colour = "white" if share > 0.5 else "black"
         axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=13)
     axes.set(xticks=[0, 1], xticklabels=names, yticks=[0, 1], yticklabels=names)
-    axes.set(xlabel="Called", ylabel="Is", title=f"Confusion at threshold {threshold:.3f}")
+    axes.set(xlabel="Predicted", ylabel="Is", title=f"Confusion at threshold {threshold:.3f}")
     axes.grid(False)
 
 
 def draw_histogram(axes: Axes, labels: np.ndarray, scores: np.ndarray, threshold: float, names: Names) -> None:
     """Histogram of each class's scores, with the threshold."""
     for label, name in enumerate(names):
-        axes.hist(scores[labels == label], BINS, color=COLOURS[label], alpha=0.6, label=name)
+        axes.hist(scores[labels == label], BINS.tolist(), color=COLOURS[label], alpha=0.6, label=name)
     axes.axvline(threshold, color=GREY, linestyle="--", linewidth=1)
     axes.set(xlim=(0, 1), xlabel="Score", ylabel="Images", title="Scores of each class")
     axes.legend()

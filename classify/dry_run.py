@@ -20,28 +20,43 @@ def dry_run(config: ClassifyConfig, checkpoint: str | Path | None = None) -> str
     config, pretrained = beginning(config, checkpoint)
     check_fit(config, pretrained)
     device = training_device(config)
+
+    # images of noise stand in for those that are not prepared
     data, images = prepared_data(config.data)
-    real = data is not None
-    data = data or random_data(config.finetune.batch_size, config.data.image_size)
-    if real:
+    prepared = data is not None
+    if data is not None:
         splits = labelled_splits(data, config.finetune.sample, config.data.split_seed)
+        source = "the config's images"
     else:
-        splits = LabelledSplits(data.split("train"), data.split("train"))
+        data = random_data(config.finetune.batch_size, config.data.image_size)
+        splits = LabelledSplits(train=data.split("train"), validate=data.split("train"))
+        source = "random images, as the config's are not prepared"
+
+    # measured
     keep_freed_memory()
     stage = finetune_stage(config, data, splits, device, pretrained)
-    seconds, size = statistics.median(step_seconds(stage)), stage.batches.batch_size
+    batch_size = stage.batches.batch_size
+    seconds = statistics.median(step_seconds(stage))
+
+    # counted
     trained = sum(p.numel() for p in stage.model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in stage.model.parameters())
-    source = "the config's images" if real else "random images, as the config's are not prepared"
-    steps = stage.epochs * max(images // size, 1) if images and not real else stage.epochs * len(stage.batches)
-    whole = f"{duration(steps * seconds)}: {stage.epochs:,} epochs, {steps:,} steps; validation comes on top"
+    steps_per_epoch = len(stage.batches)
+    if images and not prepared:
+        steps_per_epoch = max(images // batch_size, 1)
+    steps = stage.epochs * steps_per_epoch
+
+    whole = "not known: the images are not there; see data.root"
+    if images:
+        whole = f"{duration(steps * seconds)}: {stage.epochs:,} epochs, {steps:,} steps; validation comes on top"
     kind = f"{config.finetune.model}, {config.finetune.mode}"
+    memory = peak_memory(device) / 1e9
+    speed = f"{batch_size / seconds:,.1f} images/s, {seconds:.3g} s a step"
     return "\n".join(
         [
             f"parameters   {total:,}, of which {trained:,} are trained ({kind})",
-            f"memory       {peak_memory(device) / 1e9:.2f} GB at most, in steps of {size} images ({config.precision})",
-            f"speed        {size / seconds:,.1f} images/s, {seconds:.3g} s a step on {device} with "
-            f"{torch.get_num_threads()} threads; {source}",
-            f"whole run    {whole if images else 'not known: the images are not there; see data.root'}",
+            f"memory       {memory:.2f} GB at most, in steps of {batch_size} images ({config.precision})",
+            f"speed        {speed} on {device} with {torch.get_num_threads()} threads; {source}",
+            f"whole run    {whole}",
         ]
     )

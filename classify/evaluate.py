@@ -11,7 +11,7 @@ from classify.cases import labelled_rows
 from classify.metrics import binary_metrics, bootstrap_intervals, expected_calibration_error
 from classify.models.build import build_model
 from classify.scores import in_units, predict_logits, readable
-from classify.settings import ClassifyConfig
+from classify.settings import ClassifyConfig, EvaluateSettings
 from classify.start import check_preprocessing, config_of, file_digest
 from data.audit import audit_lines, audited, keep, served_pretraining, uncompared
 from data.config import UserError, change_config
@@ -48,16 +48,30 @@ def evaluate(run: str | Path, overrides: dict[str, Any] | None = None, data: Dat
     The threshold is the one chosen on validation. What is already there for the same weights and
     settings is read back. Raises UserError if the run has no classifier, or the split no labelled image.
     """
+    # the weights, and how they are to be evaluated
     best = best_of(run)
     checkpoint = load_checkpoint(best, kind="classifier")
     config = _config_for(checkpoint, overrides or {})
     configure_torch(config)
-    alone = data is None
+
+    # the labelled images of the split
+    opened_by_caller = data is not None
     data = data or open_data(config.data)
-    table = labelled_rows(data.split(config.evaluate.split), config.evaluate.split, config.data.target)
+    split = config.evaluate.split
+    table = labelled_rows(data.split(split), split, config.data.target)
+
+    # predictions of another data set stand beside those of the run's own
     images = digest(data.manifest.table, "image_id")
-    of_other_data = "" if images == checkpoint.meta["images"] else f"-{images[:8]}"
-    path = best.parent / "predictions" / f"{config.evaluate.split}{of_other_data}"
+    of_other_data = ""
+    if images != checkpoint.meta["images"]:
+        of_other_data = f"-{images[:8]}"
+    path = best.parent / "predictions" / f"{split}{of_other_data}"
+
+    audit = _audit(best.parent / f"audit{of_other_data}.json", checkpoint, config, data, table)
+    if not opened_by_caller:  # a grid would print it again for every run
+        print(*audit, sep="\n")
+
+    # predictions made of the very same are read back
     origin = {
         "checkpoint": file_digest(checkpoint.place),
         "data": data.manifest.fingerprint(),
@@ -65,36 +79,41 @@ def evaluate(run: str | Path, overrides: dict[str, Any] | None = None, data: Dat
         "evaluate": config.evaluate.model_dump(mode="json"),
         "precision": config.precision,
     }
-    lines = _audit(best.parent / f"audit{of_other_data}.json", checkpoint, config, data, table)
-    if alone:  # in a grid whoever opened the data has heard it
-        print(*lines, sep="\n")
     if not _is_done(path, origin):
         table, scores = scored(checkpoint, config, data, table)
+        seen = np.isin(image_hashes(table["image_id"]), checkpoint.meta["seen"])
         facts = {
             "origin": origin,
             "patients_known": data.manifest.patients_known,
-            "pretrained_on": int(np.isin(image_hashes(table["image_id"]), checkpoint.meta["seen"]).sum()),
+            "pretrained_on": int(seen.sum()),
         }
         _write(path, checkpoint, config, in_units(table, scores, config.evaluate.unit), facts)
-    predictions = pd.read_csv(path.with_suffix(".csv"), dtype={"patient_id": str, "study_id": str, "image_id": str})
-    summary = read_json(path.with_suffix(".json"))
-    return Evaluation(path.with_suffix(".csv"), config, summary["metrics"]["threshold"], predictions, summary)
+    return _read(path, config)
 
 
 def _audit(path: Path, checkpoint: Checkpoint, config: ClassifyConfig, data: Data, table: pd.DataFrame) -> list[str]:
     """Keep the leak audit of the data, with what of `table` served pretraining; returns it as lines."""
+    # images are compared in their store; without one, patients alone are audited
+    if isinstance(data.store, ImageStore):
+        report = audited(data.manifest, data.store)
+    else:
+        report = uncompared(data.manifest, data.store.rows)
+
+    # which rows of the store served the pretraining that these weights come from
     images = data.manifest.table["image_id"].to_numpy()
     seen = data.store.rows(images[np.isin(image_hashes(images), checkpoint.meta["seen"])])
-    compared = isinstance(data.store, ImageStore)
-    report = audited(data.manifest, data.store) if compared else uncompared(data.manifest, data.store.rows)
-    report = report | {"pretraining": served_pretraining(report, table["row"].to_numpy(), seen[seen >= 0])}
+    tested = table["row"].to_numpy()
+    report = report | {"pretraining": served_pretraining(report, tested=tested, seen=seen[seen >= 0])}
     keep(report, path)
-    return audit_lines(report, data.store, data.manifest.may_show(config.report.images))
+    named = data.manifest.may_show(config.report.images)
+    return audit_lines(report, data.store, named)  # type: ignore[arg-type]  # ImageFiles has an index too
 
 
 def best_of(run: str | Path) -> Path:
     """The best.pt of a run folder; UserError if there is none."""
-    best = Path(run) if Path(run).name == "best.pt" else Path(run) / "best.pt"
+    best = Path(run)
+    if best.name != "best.pt":
+        best = best / "best.pt"
     if not best.is_file():
         found = "no best.pt" if best.parent.is_dir() else "no such folder"
         raise UserError(f"{run}: found {found}, expected the folder of a mae-finetune run that has ended an epoch")
@@ -120,13 +139,19 @@ def scored(
     device = device_of(config.device)
     model = build_model(config)
     load_weights(model, checkpoint)
+    model.to(device)
+
     loader = Loader(data, table, config.evaluate.batch_size)
-    predicted = evaluating(model.to(device), lambda model: predict_logits(model, loader, device, config.precision))
+    predicted = evaluating(model, lambda _: predict_logits(model, loader, device, config.precision))
     table, logits = readable(table, predicted, config.data.target)
     return table, logits.double().sigmoid().numpy()
 
 
+# ---------------------------------------------------------------- files
+
+
 def _is_done(path: Path, origin: dict[str, Any]) -> bool:
+    """Whether predictions of the same origin stand there already."""
     if not (path.with_suffix(".json").exists() and path.with_suffix(".csv").exists()):
         return False
     try:
@@ -135,35 +160,53 @@ def _is_done(path: Path, origin: dict[str, Any]) -> bool:
         return False
 
 
+def _read(path: Path, config: ClassifyConfig) -> Evaluation:
+    predictions = pd.read_csv(path.with_suffix(".csv"), dtype={"patient_id": str, "study_id": str, "image_id": str})
+    summary = read_json(path.with_suffix(".json"))
+    return Evaluation(path.with_suffix(".csv"), config, summary["metrics"]["threshold"], predictions, summary)
+
+
 def _write(
     path: Path, checkpoint: Checkpoint, config: ClassifyConfig, units: pd.DataFrame, facts: dict[str, Any]
 ) -> None:
     threshold = checkpoint.meta["threshold"][config.evaluate.unit]
-    labels, scores = units["label"].to_numpy(), units["score"].to_numpy()
-    metrics = binary_metrics(labels, scores, threshold)
-    intervals = bootstrap_intervals(
-        labels,
-        scores,
-        threshold=threshold,
-        groups=units["patient_id"].to_numpy(),
-        replicates=config.evaluate.replicates,
-        level=config.evaluate.level,
-    )
+    predictions = units.assign(predicted=(units["score"].to_numpy() >= threshold).astype(int))
     summary = {
-        "split": config.evaluate.split,
-        "unit": config.evaluate.unit,
-        "n": len(units),
-        "patients": int(units["patient_id"].nunique()),
-        "metrics": {**dict(metrics), "expected_calibration_error": expected_calibration_error(labels, scores)},
-        "intervals": {name: list(interval.interval) for name, interval in intervals.items()},
+        **_measured(units, threshold, config.evaluate),
         "seed": config.seed,
         "commit": commit(),
         **facts,
         "meta": {key: value for key, value in checkpoint.meta.items() if key != "seen"},
         "config": checkpoint.settings,
     }
+
+    # the summary vouches for the predictions: the old one goes first, the new one comes last
     path.parent.mkdir(parents=True, exist_ok=True)
     path.with_suffix(".json").unlink(missing_ok=True)
-    predictions = units.assign(predicted=(scores >= threshold).astype(int))
     write_text(path.with_suffix(".csv"), predictions.to_csv(index=False))
-    write_json(path.with_suffix(".json"), summary)  # comes last, vouches for the CSV
+    write_json(path.with_suffix(".json"), summary)
+
+
+def _measured(units: pd.DataFrame, threshold: float, settings: EvaluateSettings) -> dict[str, Any]:
+    """What the summary says of the scores: how many there are, metrics, and their intervals."""
+    labels = units["label"].to_numpy()
+    scores = units["score"].to_numpy()
+
+    metrics = binary_metrics(labels, scores, threshold)
+    intervals = bootstrap_intervals(
+        labels,
+        scores,
+        threshold=threshold,
+        groups=units["patient_id"].to_numpy(),
+        replicates=settings.replicates,
+        level=settings.level,
+    )
+
+    return {
+        "split": settings.split,
+        "unit": settings.unit,
+        "n": len(units),
+        "patients": int(units["patient_id"].nunique()),
+        "metrics": {**dict(metrics), "expected_calibration_error": expected_calibration_error(labels, scores)},
+        "intervals": {name: list(interval.interval) for name, interval in intervals.items()},
+    }

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from classify.models.build import build_model
 from classify.models.classifier import Classifier
@@ -25,6 +25,7 @@ def export(checkpoint: str | Path, folder: str | Path, say: Callable[[str], None
     if loaded.kind == "classifier":
         _export_classifier(loaded, folder, say)
         return
+
     config = loaded.config
     model = mae_from(config.model, config.data.image_size)
     load_weights(model, loaded)
@@ -32,6 +33,7 @@ def export(checkpoint: str | Path, folder: str | Path, say: Callable[[str], None
 
 
 def _export_classifier(loaded: Checkpoint, folder: str | Path, say: Callable[[str], None]) -> None:
+    # transformers' classifier is a linear head on the class token of a ViT
     config = config_of(loaded)
     model = build_model(config)
     if not isinstance(model, Classifier):
@@ -42,22 +44,42 @@ def _export_classifier(loaded: Checkpoint, folder: str | Path, say: Callable[[st
             "class token"
         )
     load_weights(model, loaded)
+
+    # it has a logit for each class; ours is the second minus the first
     weight, bias = linear_head(model)
-    heads = {"classifier.weight": torch.stack([0 * weight, weight]), "classifier.bias": torch.stack([0 * bias, bias])}
+    heads = {
+        "classifier.weight": torch.stack([0 * weight, weight]),
+        "classifier.bias": torch.stack([0 * bias, bias]),
+    }
+
+    # what config.json says of the classes
     names = {str(number): label for number, label in enumerate(words(config.data.target))}
     described = {
         "id2label": names,
         "label2id": {label: int(number) for number, label in names.items()},
         "threshold": loaded.meta.get("threshold"),  # chosen on validation, for an image and for a study's mean
     }
-    save_encoder(model.encoder, folder, "ViTForImageClassification", heads, described, loaded.meta.get("license"), say)
+    save_encoder(
+        model.encoder,
+        folder,
+        architecture="ViTForImageClassification",
+        heads=heads,
+        config=described,
+        license=loaded.meta.get("license"),
+        say=say,
+    )
 
 
 @torch.no_grad()
 def linear_head(model: Classifier) -> tuple[Tensor, Tensor]:
     """Weight (d) and bias () of the logit as a linear function of pooled features: a probe's norm is folded in."""
-    weight, bias = model.head.weight[0].double(), model.head.bias[0].double()
-    if model.probe:
-        weight = weight / (model.norm.running_var.double() + model.norm.eps).sqrt()
-        bias = bias - weight @ model.norm.running_mean.double()
+    weight = model.head.weight[0].double()
+    bias = model.head.bias[0].double()
+
+    # w · (x - mean) / deviation + b = (w / deviation) · x + (b - (w / deviation) · mean)
+    if isinstance(model.norm, nn.BatchNorm1d):
+        mean, variance = model.norm.running_mean, model.norm.running_var
+        assert mean is not None and variance is not None
+        weight = weight / (variance.double() + model.norm.eps).sqrt()
+        bias = bias - weight @ mean.double()
     return weight.float(), bias.float()

@@ -1,6 +1,6 @@
 """Stage two: a classifier of normal against abnormal, by one loop for MAE encoder, random ViT and ResNet."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from classify.metrics import binary_metrics, choose_threshold
 from classify.models.build import Model, build_model
 from classify.models.classifier import Classifier, layer_scale
 from classify.scores import in_units, predict_logits, readable
-from classify.settings import ClassifyConfig, FinetuneSettings
+from classify.settings import ClassifyConfig, FinetuneSettings, ThresholdRule
 from classify.start import beginning, check_fit, file_digest, run_folder
 from data.augment import DRAWS, augment
 from data.draws import uniform
@@ -45,13 +45,16 @@ def finetune(config: ClassifyConfig, checkpoint: str | Path | None = None, data:
     Raises UserError if checkpoint and config do not fit, a split is empty or holds one class only, or
     the run folder was made by another config.
     """
+    # what cannot work is said before anything is decoded
     configure_torch(config)
     config, pretrained = beginning(config, checkpoint)
     check_fit(config, pretrained)
     device = training_device(config)
+
     data = data or open_data(config.data)
     splits = labelled_splits(data, config.finetune.sample, config.data.split_seed)
 
+    # a finished run is left alone, an unfinished one continued, unless it was made with anything else
     folder = run_folder(config, checkpoint)
     facts = {
         "store": data.store.fingerprint,
@@ -75,17 +78,18 @@ def finetune_stage(
 ) -> Stage[Model]:
     """What the loop needs to train a classifier."""
     settings = config.finetune
-    with seeded(config.seed):  # all later draws come from data.draws
+
+    # only initial weights are drawn from torch's generator; all later draws come from data.draws
+    with seeded(config.seed):
         model = build_model(config, pretrained).to(device)
     configure_blocks(model, config.compile, config.activation_checkpointing)
-
     choice = optimizer_choice(settings, pretrained is not None)
-    layers = len(model.encoder.blocks) if isinstance(model, Classifier) else 0
-    scale = layer_scale(choice.layer_decay, layers)
-    groups = parameter_groups(model.named_parameters(), choice.weight_decay, scale)
 
+    # each rank reads its own share
+    train = Loader(data, splits.train, settings.batch_size, config.seed, distributed.shard())
     held_out = Loader(data, splits.validate, config.evaluate.batch_size, share=distributed.shard())
 
+    # what the loop calls, with what the loop does not know filled in
     def step(model: Model, batch: Batch, epoch: int) -> Tensor:
         return finetune_step(model, batch, epoch, settings, config.seed)
 
@@ -94,18 +98,18 @@ def finetune_stage(
 
     def show(model: Model, validation: Validation, board: SummaryWriter, step: int) -> None:
         threshold = validation.meta["threshold"]["image"]
-        may_show = data.manifest.may_show(config.report.images)
-        show_scores(data, validation.details, threshold, board, step, may_show)
+        may_show_images = data.manifest.may_show(config.report.images)
+        show_scores(data, validation.details, threshold, board, step, may_show_images)
 
     return Stage(
         kind="classifier",
         config=config,
         device=device,
         model=model,
-        optimizer=adamw(groups, settings.optimizer.betas),
+        optimizer=_optimizer(model, choice, settings.optimizer.betas),
         settings=settings.optimizer,
         schedule=schedule_of(settings.optimizer, choice.base_lr, settings.batch_size, settings.epochs),
-        batches=Loader(data, splits.train, settings.batch_size, config.seed, distributed.shard()),
+        batches=train,
         step=step,
         validate=validate_held_out,
         name_images=lambda batch: image_names(splits.train, batch),
@@ -117,10 +121,15 @@ def finetune_stage(
 
 def _meta(data: Data, splits: LabelledSplits, pretrained: Checkpoint | None) -> dict[str, Any]:
     """What the weights owe to a pretraining, and what they were trained on."""
+    owed: dict[str, Any] = {"pretrained_from": None, "seen": [], "license": None}
+    if pretrained:
+        owed = {
+            "pretrained_from": pretrained.place,
+            "seen": pretrained.meta["seen"],
+            "license": pretrained.meta.get("license"),
+        }
     return {
-        "pretrained_from": pretrained.place if pretrained else None,
-        "seen": pretrained.meta["seen"] if pretrained else [],
-        "license": pretrained.meta.get("license") if pretrained else None,
+        **owed,
         "train_images": len(splits.train),
         "images": digest(data.manifest.table, "image_id"),
     }
@@ -128,6 +137,8 @@ def _meta(data: Data, splits: LabelledSplits, pretrained: Checkpoint | None) -> 
 
 @dataclass(frozen=True)
 class OptimizerChoice:
+    """The optimizer settings that may be null, each with a value."""
+
     base_lr: float
     weight_decay: float
     layer_decay: float
@@ -135,31 +146,50 @@ class OptimizerChoice:
 
 def optimizer_choice(settings: FinetuneSettings, pretrained: bool) -> OptimizerChoice:
     """The optimizer settings that are null, filled in by mode: an equal chance for every row."""
-    given = settings.optimizer
-    linear = settings.mode == "linear"
-
-    choice = OptimizerChoice(base_lr=5e-4, weight_decay=0.05, layer_decay=0.75 if pretrained else 1.0)
-    if linear:  # the frozen encoder's layers do not learn at all
+    if settings.mode == "linear":  # the frozen encoder's layers do not learn at all
         choice = OptimizerChoice(base_lr=1e-2, weight_decay=0.0, layer_decay=1.0)
+    elif pretrained:
+        choice = OptimizerChoice(base_lr=5e-4, weight_decay=0.05, layer_decay=0.75)
+    else:
+        choice = OptimizerChoice(base_lr=5e-4, weight_decay=0.05, layer_decay=1.0)
 
-    return OptimizerChoice(
-        base_lr=choice.base_lr if given.base_lr is None else given.base_lr,
-        weight_decay=choice.weight_decay if given.weight_decay is None else given.weight_decay,
-        layer_decay=choice.layer_decay if given.layer_decay is None else given.layer_decay,
-    )
+    given = settings.optimizer
+    if given.base_lr is not None:
+        choice = replace(choice, base_lr=given.base_lr)
+    if given.weight_decay is not None:
+        choice = replace(choice, weight_decay=given.weight_decay)
+    if given.layer_decay is not None:
+        choice = replace(choice, layer_decay=given.layer_decay)
+    return choice
+
+
+def _optimizer(model: Model, choice: OptimizerChoice, betas: tuple[float, float]) -> torch.optim.AdamW:
+    """AdamW; in a ViT, the further below the head a layer is, the smaller its learning rate."""
+    layers = 0
+    if isinstance(model, Classifier):
+        layers = len(model.encoder.blocks)
+    scale = layer_scale(choice.layer_decay, layers)
+    groups = parameter_groups(model.named_parameters(), choice.weight_decay, scale)
+    return adamw(groups, betas)
 
 
 def hyperparameters(
     config: ClassifyConfig, pretrained: Checkpoint | None, optimizer: OptimizerChoice, labelled: int
 ) -> dict[str, float | str]:
     """What tells fine-tunings apart in TensorBoard's HParams tab, with the pretraining's own where there was one."""
-    settings, earlier = config.finetune, {}
+    settings = config.finetune
+    model = config.model.preset if settings.model == "vit" else settings.model
+
+    # of stage one, what this stage has no name for
+    earlier = {}
     if pretrained:
-        earlier = {name: mae_hyperparameters(pretrained.config)[name] for name in ("init", "mask_ratio", "decoder")}
+        of_pretraining = mae_hyperparameters(pretrained.config)
+        earlier = {name: of_pretraining[name] for name in ("init", "mask_ratio", "decoder")}
+
     return {
         **earlier,
         "stage": "finetune",
-        "model": config.model.preset if settings.model == "vit" else settings.model,
+        "model": model,
         "mode": settings.mode,
         "weights": "pretrained" if pretrained else "random",
         "labelled": labelled,
@@ -182,9 +212,11 @@ def finetune_step(model: Model, batch: Batch, epoch: int, settings: FinetuneSett
     """The loss of a training batch; augmentation and stochastic depth depend on (seed, epoch, image)."""
     draws = uniform(seed, "augment", epoch, batch.numbers, DRAWS)
     images = model.standardize(augment(batch.images, settings.augment, draws))
+
     noise = None
-    if hasattr(model, "encoder"):  # a Classifier, alone or among ranks
-        noise = uniform(seed, "drop path", epoch, batch.numbers, 2 * len(model.encoder.blocks))
+    if model.depth_draws:
+        noise = uniform(seed, "drop path", epoch, batch.numbers, model.depth_draws)
+
     return classification_loss(model(images, noise), batch.labels, settings.label_smoothing)
 
 
@@ -207,13 +239,19 @@ def validate(
     There is a threshold for images and one for studies, whose mean scores are less spread.
     """
     settings = config.finetune
+
+    # each rank predicts its share, and all of them know all predictions
     predicted = distributed.all_gather_rows(predict_logits(model, held_out, device, config.precision))
     table, logits = readable(table, predicted, config.data.target)
     labels = table["label"].to_numpy(np.float32)
     scores = torch.sigmoid(logits).numpy()
-    loss = classification_loss(logits, torch.from_numpy(labels)).item()
 
-    thresholds = {unit: _threshold(in_units(table, scores, unit), settings.threshold) for unit in UNITS}
+    # chosen here, and kept with the weights: other splits have no say in it
+    thresholds = {}
+    for unit in UNITS:
+        thresholds[unit] = _threshold(in_units(table, scores, unit), settings.threshold)
+
+    loss = classification_loss(logits, torch.from_numpy(labels)).item()
     metrics = binary_metrics(labels, scores, thresholds["image"])
     return Validation(
         metrics={"validate/loss": loss, "validate/auc": metrics.auc, "validate/accuracy": metrics.accuracy},
@@ -223,5 +261,7 @@ def validate(
     )
 
 
-def _threshold(units: pd.DataFrame, rule: str) -> float:
-    return 0.5 if rule == "half" else choose_threshold(units["label"], units["score"], rule)
+def _threshold(units: pd.DataFrame, rule: ThresholdRule) -> float:
+    if rule == "half":
+        return 0.5
+    return choose_threshold(units["label"], units["score"], rule)

@@ -4,10 +4,11 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from classify.cases import labelled_rows, labelled_splits
 from classify.finetune import RESUMABLE
-from classify.settings import ClassifyConfig, RowSettings
+from classify.settings import ClassifyConfig, CompareSettings, RowSettings
 from classify.start import PREPROCESSING, check_fit, resolved
 from data.config import UserError, change_config, expand
 from data.loader import Data
@@ -27,13 +28,26 @@ class Cell:
     name: str
     pretraining: str | None
     labelled: int | None
-    config: ClassifyConfig  # of stage two; its finetune.run is the cell's folder
+    run: str  # folder of the fine-tuning
+    config: ClassifyConfig  # of stage two
     pretrain_config: ClassifyConfig | None
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """A row of one of the tables: its cells differ by their seeds alone."""
+
+    number: int  # over all label budgets
+    settings: RowSettings
+    pretraining: str | None
+    labelled: int | None
 
 
 def expand_grid(config: ClassifyConfig) -> Iterator[Cell]:
     """rows × their pretrainings × label budgets × seeds, row by row."""
-    grid, row, folders = config.compare, 0, set()
+    grid = config.compare
+
+    # mistakes of the section itself
     names = [row.name for row in grid.rows]
     if grid.baseline is not None and grid.baseline not in names:
         raise UserError(f"compare.baseline: found {grid.baseline!r}, expected a row's name: {', '.join(names)}")
@@ -41,42 +55,82 @@ def expand_grid(config: ClassifyConfig) -> Iterator[Cell]:
         raise UserError(
             "compare.rows: found none, expected rows such as {name: ResNet-18, set: {finetune.model: resnet18}}"
         )
+
+    # two cells of one folder would be one run
+    folders = set()
+    for row in _table_rows(grid):
+        for seed in grid.seeds:
+            cell = _cell(config, row, seed)
+            if cell.run in folders:
+                raise UserError(f"compare.rows: found two rows for {cell.run}; name them apart")
+            folders.add(cell.run)
+            yield cell
+
+
+def _table_rows(grid: CompareSettings) -> Iterator[TableRow]:
+    number = 0
     for labelled in grid.labelled:
         for settings in grid.rows:
             for pretraining in settings.pretraining or (None,):
-                for seed in grid.seeds:
-                    cell = _cell(config, settings, row, pretraining, labelled, seed)
-                    if cell.config.finetune.run in folders:
-                        raise UserError(f"compare.rows: found two rows for {cell.config.finetune.run}; name them apart")
-                    folders.add(cell.config.finetune.run)
-                    yield cell
-                row += 1
+                yield TableRow(number, settings, pretraining, labelled)
+                number += 1
 
 
-def _cell(
-    config: ClassifyConfig, row: RowSettings, number: int, pretraining: str | None, labelled: int | None, seed: int
-) -> Cell:
-    stage_one, pretrain_config = {}, None
-    if pretraining is not None:
-        if pretraining not in config.compare.pretrainings:
-            known = ", ".join(config.compare.pretrainings) or "none"
-            raise UserError(
-                f"compare.rows: found pretraining {pretraining!r}, expected one of compare.pretrainings: {known}"
-            )
-        stage_one = config.compare.pretrainings[pretraining]
-        folder = f"{config.run}/pretrain-{pretraining}-seed{seed}"
-        own = stage_one | {"run": folder, "seed": seed}
-        pretrain_config = resolve(change_config(config, own, "compare.pretrainings"))
-    changes = {"finetune.sample": labelled} if labelled else {}
-    changed = change_config(config, stage_one | changes | row.set | {"seed": seed}, f"compare.rows: {row.name}")
-    parts = [_slug(row.name), pretraining, None if changed.finetune.augment.enabled else "plain"]
-    parts += [f"n{labelled}" if labelled else None, f"seed{seed}"]
-    run = f"{config.run}/{'-'.join(part for part in parts if part)}"
-    stage_two = resolved(change_config(changed, {"finetune.run": run}, "compare.rows"))
-    return Cell(number, row.name, pretraining, labelled, stage_two, pretrain_config)
+def _cell(config: ClassifyConfig, row: TableRow, seed: int) -> Cell:
+    # what the pretraining changes counts in both stages
+    stage_one: dict[str, Any] = {}
+    pretrain_config = None
+    if row.pretraining is not None:
+        stage_one = _settings_of(config.compare, row.pretraining)
+        folder = f"{config.run}/pretrain-{row.pretraining}-seed{seed}"
+        changes = stage_one | {"run": folder, "seed": seed}
+        pretrain_config = resolve(change_config(config, changes, "compare.pretrainings"))
+
+    # then the label budget, then the row, which may overrule both
+    changes = dict(stage_one)
+    if row.labelled:
+        changes["finetune.sample"] = row.labelled
+    changes |= row.settings.set | {"seed": seed}
+    stage_two = change_config(config, changes, f"compare.rows: {row.settings.name}")
+
+    # its folder has the name of what it turned out to be
+    run = f"{config.run}/{_folder_name(row, stage_two.finetune.augment.enabled, seed)}"
+    stage_two = resolved(change_config(stage_two, {"finetune.run": run}, "compare.rows"))
+    return Cell(
+        row=row.number,
+        name=row.settings.name,
+        pretraining=row.pretraining,
+        labelled=row.labelled,
+        run=run,
+        config=stage_two,
+        pretrain_config=pretrain_config,
+    )
+
+
+def _settings_of(grid: CompareSettings, pretraining: str) -> dict[str, Any]:
+    if pretraining not in grid.pretrainings:
+        known = ", ".join(grid.pretrainings) or "none"
+        raise UserError(
+            f"compare.rows: found pretraining {pretraining!r}, expected one of compare.pretrainings: {known}"
+        )
+    return grid.pretrainings[pretraining]
+
+
+def _folder_name(row: TableRow, augmented: bool, seed: int) -> str:
+    """Everything that tells a cell from the others of its grid: `mae-linear-mae75-n500-seed0`."""
+    parts = [_slug(row.settings.name)]
+    if row.pretraining:
+        parts.append(row.pretraining)
+    if not augmented:
+        parts.append("plain")
+    if row.labelled:
+        parts.append(f"n{row.labelled}")
+    parts.append(f"seed{seed}")
+    return "-".join(part for part in parts if part)
 
 
 def _slug(name: str) -> str:
+    """`MAE, linear` → `mae-linear`; empty where no letter or digit is left."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
@@ -85,35 +139,50 @@ def _slug(name: str) -> str:
 
 def check_grid(config: ClassifyConfig, cells: list[Cell], data_of: Callable[[DataSettings], Data]) -> None:
     """Raise UserError for what a cell would complain of, or make the rows incomparable, before any training."""
+    split = config.compare.split
     tested = set()
     for cell in cells:
+        # stage two by itself
         data = data_of(cell.config.data)
         check_fit(cell.config, None)
         training_device(cell.config)
         labelled_splits(data, cell.config.finetune.sample, cell.config.data.split_seed)
-        table = labelled_rows(data.split(config.compare.split), config.compare.split, cell.config.data.target)
+
+        # all rows are tested on the same cases
+        table = labelled_rows(data.split(split), split, cell.config.data.target)
         tested.add(digest(table, "image_id", "patient_id", "label"))
         if len(tested) > 1:
-            what = f"other {config.compare.split} images or labels than the rows before it"
+            what = f"other {split} images or labels than the rows before it"
             raise UserError(f"compare.rows: {cell.name}: found {what}, expected the same cases in every row")
+
+        # the pretraining whose weights it starts from
         if cell.pretrain_config:
-            settings = cell.pretrain_config
-            check_model(settings.model, settings.pretrain, settings.data.image_size)
-            if cell.pretrain_config.pretrain.select == "probe":  # a comparison owes nothing to labels before stage two
-                raise UserError("pretrain.select: found probe, expected reconstruction in a comparison")
-            _check_pretrained(cell)
+            _check_pretraining(cell.pretrain_config)
+            _check_pretrained(cell, cell.pretrain_config)
             _check_folder(cell.pretrain_config, cell.pretrain_config.run, PRETRAIN_RESUMABLE)
-        _check_folder(cell.config, cell.config.finetune.run, RESUMABLE)
+
+        _check_folder(cell.config, cell.run, RESUMABLE)
 
 
-def _check_pretrained(cell: Cell) -> None:
+def _check_pretraining(config: ClassifyConfig) -> None:
+    """A comparison owes nothing to labels before stage two."""
+    check_model(config.model, config.pretrain, config.data.image_size)
+    if config.pretrain.select == "probe":
+        raise UserError("pretrain.select: found probe, expected reconstruction in a comparison")
+
+
+def _check_pretrained(cell: Cell, pretraining: ClassifyConfig) -> None:
     """A row's settings may not contradict the pretraining whose weights it starts from."""
     model = cell.config.finetune.model
     if model != "vit":
         raise UserError(f"compare.rows: {cell.name}: found {model}, expected vit with a pretraining")
-    then, now = cell.pretrain_config, cell.config
-    pairs = [(f"data.{name}", getattr(then.data, name), getattr(now.data, name)) for name in PREPROCESSING]
-    pairs += [("model", then.model, now.model), ("pretrain", then.pretrain, now.pretrain)]
+
+    # (name, as the pretraining has it, as the row has it)
+    pairs = []
+    for name in PREPROCESSING:
+        pairs.append((f"data.{name}", getattr(pretraining.data, name), getattr(cell.config.data, name)))
+    pairs.append(("model", pretraining.model, cell.config.model))
+    pairs.append(("pretrain", pretraining.pretrain, cell.config.pretrain))
     for name, before, after in pairs:
         if before != after:
             raise UserError(f"compare.rows: {cell.name}: found {name} changed, expected it as its pretraining has it")

@@ -5,8 +5,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from classify.cases import Unit, labelled_rows
+from classify.cases import labelled_rows
 from classify.models.build import Model
+from classify.settings import Unit
 from data.loader import Loader
 from mae.engine.optim import autocast
 
@@ -26,9 +27,10 @@ def predict_logits(model: Model, loader: Loader, device: torch.device, precision
 
 def readable(table: pd.DataFrame, predicted: Tensor, target: str | None) -> tuple[pd.DataFrame, Tensor]:
     """The table's rows whose images could be read, and their logits (n), of what `predict_logits` says of all."""
-    there = ~predicted[:, 1].isnan()
+    logits, labels = predicted.unbind(dim=1)  # n each
+    was_read = ~labels.isnan()
     split = table["split"].iloc[0]
-    return labelled_rows(table[there.numpy()], split, target), predicted[there, 0]
+    return labelled_rows(table[was_read.numpy()], split, target), logits[was_read]
 
 
 def in_units(table: pd.DataFrame, scores: np.ndarray, unit: Unit) -> pd.DataFrame:
@@ -37,5 +39,8 @@ def in_units(table: pd.DataFrame, scores: np.ndarray, unit: Unit) -> pd.DataFram
     scored = table[columns].assign(score=scores)
     if unit == "image":
         return scored
+
+    # a study's images share patient and label; the study goes by the id of its first
     means = {"image_id": "first", "patient_id": "first", "label": "first", "score": "mean"}
-    return scored.groupby("study_id", as_index=False, sort=False).agg(means)[[*columns, "score"]]
+    studies = scored.groupby("study_id", as_index=False, sort=False).agg(means)
+    return studies[[*columns, "score"]]

@@ -8,6 +8,11 @@ from data.config import Settings
 from data.settings import AugmentSettings
 from mae.settings import Beta, MAEConfig, OptimizerSettings, check_warmup
 
+Pool = Literal["mean", "cls"]
+Select = Literal["auc", "loss"]
+ThresholdRule = Literal["youden", "accuracy", "f1", "half"]
+Unit = Literal["image", "study"]
+
 
 class FinetuneOptimizerSettings(OptimizerSettings):
     """What is null depends on the mode, so that every row of a comparison has an equal chance."""
@@ -36,9 +41,7 @@ class FinetuneSettings(Settings):
     mode: Literal["full", "linear"] = Field(
         "full", description="full trains all weights, linear a probe on a frozen encoder"
     )
-    pool: Literal["mean", "cls"] = Field(
-        "mean", description="ViT features: mean of the patch tokens, or the class token"
-    )
+    pool: Pool = Field("mean", description="ViT features: mean of the patch tokens, or the class token")
     stem: Literal["auto", "imagenet", "small"] = Field(
         "auto",
         description="ResNet stem: 7x7/2 and max-pool, or 3x3/1 for small images; auto: small if a side is up to 32 px",
@@ -51,8 +54,8 @@ class FinetuneSettings(Settings):
     optimizer: FinetuneOptimizerSettings = Field(default_factory=FinetuneOptimizerSettings)
     drop_path: float = Field(0.1, ge=0, lt=1, description="stochastic depth of the last ViT block, 0 at the first")
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="targets become s/2 and 1 - s/2")
-    select: Literal["auc", "loss"] = Field("auc", description="validation metric that picks the best epoch")
-    threshold: Literal["youden", "accuracy", "f1", "half"] = Field(
+    select: Select = Field("auc", description="validation metric that picks the best epoch")
+    threshold: ThresholdRule = Field(
         "youden", description="rule that picks the decision threshold on validation; half is 0.5"
     )
     augment: AugmentSettings = Field(default_factory=AugmentSettings)
@@ -67,7 +70,7 @@ class EvaluateSettings(Settings):
     """mae-evaluate: a checkpoint on a split."""
 
     split: Literal["validate", "test"] = Field("test", description="split that is predicted")
-    unit: Literal["image", "study"] = Field("image", description="what counts: images, or studies by their mean score")
+    unit: Unit = Field("image", description="what counts: images, or studies by their mean score")
     batch_size: int = Field(256, ge=1, description="images per forward pass")
     replicates: int = Field(2000, ge=100, description="bootstrap replicates, patients resampled")
     level: float = Field(0.95, gt=0.5, lt=1, description="coverage of the intervals")

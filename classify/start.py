@@ -26,7 +26,10 @@ def beginning(config: ClassifyConfig, checkpoint: str | Path | None) -> tuple[Cl
     """What a fine-tuning begins from, and the config with its sizes: the checkpoint, else what `model.init` names."""
     if checkpoint:
         return config, load_checkpoint(checkpoint, kind="mae")
-    start = starting_point(config) if config.finetune.model == "vit" else None
+    if config.finetune.model != "vit":
+        return config, None
+
+    start = starting_point(config)
     if start is None:
         return config, None
     return config_of(start), start
@@ -44,6 +47,7 @@ def config_for(checkpoint: Checkpoint, config: ClassifyConfig | None, overrides:
     if config is None and wanted.pretrain != made.pretrain:
         raise UserError(f"command line: found pretrain settings changed, expected those of {checkpoint.place}")
 
+    # sizes that the config gives must be those of the weights; what it leaves out, the weights bring
     for name in wanted.model.model_fields_set:
         then, now = getattr(made.model, name), getattr(wanted.model, name)
         if then != now:
@@ -61,15 +65,22 @@ def run_folder(config: ClassifyConfig, checkpoint: str | Path | None) -> Path:
 
 def _default_folder(config: ClassifyConfig, checkpoint: str | Path | None) -> str:
     """`<pretraining's folder>-<mode>`, or `<run>-<model>` (and `-linear`) without a checkpoint."""
-    mode = config.finetune.mode
+    settings = config.finetune
     if checkpoint:
         folder = Path(checkpoint).parent
-        return f"{folder if folder.name not in ('', '..') else folder.resolve()}-{mode}"
-    return f"{config.run}-{config.finetune.model}" + ("-linear" if mode == "linear" else "")
+        if folder.name in ("", ".."):  # no name to add the mode to
+            folder = folder.resolve()
+        return f"{folder}-{settings.mode}"
+
+    name = f"{config.run}-{settings.model}"
+    if settings.mode == "linear":
+        name += "-linear"
+    return name
 
 
 def check_fit(config: ClassifyConfig, pretrained: Checkpoint | None) -> None:
     """UserError if config and checkpoint do not fit together, before any data is read."""
+    # the network and the way it is trained
     settings = config.finetune
     if pretrained and settings.model != "vit":
         raise UserError(f"finetune.model: found {settings.model}, expected vit with a --checkpoint")
@@ -78,6 +89,7 @@ def check_fit(config: ClassifyConfig, pretrained: Checkpoint | None) -> None:
     if settings.batch_size == 1 and (settings.mode == "linear" or settings.model != "vit"):
         raise UserError("finetune.batch_size: found 1, expected at least 2 for batch normalisation")
 
+    # the network and the images it is given
     if pretrained:
         check_preprocessing(pretrained, config.data)
     if settings.model == "vit":
@@ -90,9 +102,10 @@ def check_preprocessing(checkpoint: Checkpoint, settings: DataSettings) -> None:
     now = settings.model_dump(mode="json")
     for name in PREPROCESSING:
         if then[name] != now[name]:
+            as_override = str(then[name]).replace(" ", "")
             raise UserError(
                 f"{checkpoint.place}: found data.{name} = {then[name]}, expected {now[name]} by the config; "
-                f"give data.{name}={str(then[name]).replace(' ', '')}"
+                f"give data.{name}={as_override}"
             )
 
 

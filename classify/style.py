@@ -1,10 +1,18 @@
 """Colours, markers and type of all figures, in the report and in TensorBoard."""
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.typing import RcKeyType
+
 # Okabe and Ito's colours, told apart under every common colour blindness; their yellow is too pale for white
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E69F00")
 MARKERS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼"}  # matplotlib's, and the legend's
-INK, GREY, PALE, BAND = "#1c2126", "#59626b", "#e6e9ec", "#f1f3f5"
-STYLE = {
+INK = "#1c2126"
+GREY = "#59626b"
+PALE = "#e6e9ec"
+BAND = "#f1f3f5"
+STYLE: "dict[RcKeyType, Any]" = {
     "svg.fonttype": "none",  # text stays text: it can be searched, and takes the page's font
     "text.parse_math": False,  # a $ in a name is a $
     "font.family": "DejaVu Sans",  # ships with matplotlib, so the layout is the same everywhere

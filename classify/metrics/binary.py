@@ -2,13 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from classify.metrics.checks import check
 
+# what every table shows
 HEADLINE = ("accuracy", "precision", "f1", "recall", "auc")
+Rule = Literal["youden", "accuracy", "f1"]
 
 
 @dataclass(frozen=True)
@@ -49,18 +52,40 @@ def binary_metrics(labels: ArrayLike, scores: ArrayLike, threshold: float = 0.5)
     """Metrics of scores (n,) against labels (n,) at one threshold.
 
     Ratios without a denominator are 0, as scikit-learn with zero_division=0 (precision when nothing
-    is called abnormal, recall without positives); the AUC of a single class is NaN. The Brier score
+    is predicted abnormal, recall without positives); the AUC of a single class is NaN. The Brier score
     takes scores as probabilities.
     """
     labels, scores = check(labels, scores)
-    names = ("accuracy", "precision", "recall", "specificity", "f1", "auc", "average_precision", "brier")
+
+    # the metrics of a resample that holds every case once
     once = np.ones((1, len(labels)))
-    values = {k: float(v[0]) for k, v in weighted_metrics(once, labels, scores, threshold, names).items()}
+    names = ("accuracy", "precision", "recall", "specificity", "f1", "auc", "average_precision", "brier")
+    values = {}
+    for name, value in weighted_metrics(once, labels, scores, threshold, names).items():
+        values[name] = float(value[0])
+
+    # as in scikit-learn, these are 0 without a positive or a negative, not undefined
     for name in ("recall", "specificity", "average_precision"):
         values[name] = float(np.nan_to_num(values[name]))
-    tn, fp, fn, tp = (int(count[0]) for count in _confusion(once, labels, scores, threshold))
-    counts = {"tn": tn, "fp": fp, "fn": fn, "tp": tp}
-    return BinaryMetrics(len(labels), int(labels.sum()), float(threshold), **values, **counts)
+
+    counts = _confusion(once, labels, scores, threshold)
+    return BinaryMetrics(
+        n=len(labels),
+        positives=int(labels.sum()),
+        threshold=float(threshold),
+        accuracy=values["accuracy"],
+        precision=values["precision"],
+        recall=values["recall"],
+        specificity=values["specificity"],
+        f1=values["f1"],
+        auc=values["auc"],
+        average_precision=values["average_precision"],
+        brier=values["brier"],
+        tn=int(counts.tn[0]),
+        fp=int(counts.fp[0]),
+        fn=int(counts.fn[0]),
+        tp=int(counts.tp[0]),
+    )
 
 
 def auc(labels: ArrayLike, scores: ArrayLike, weights: ArrayLike | None = None) -> float | np.ndarray:
@@ -72,13 +97,14 @@ def auc(labels: ArrayLike, scores: ArrayLike, weights: ArrayLike | None = None) 
     labels, scores = check(labels, scores)
     if weights is None:
         return float(_auc(np.ones((1, len(labels))), labels, scores)[0])
+
     weights = np.asarray(weights, dtype=np.float64)
     if weights.ndim > 2 or weights.shape[-1:] != labels.shape:
         raise ValueError(f"weights have shape {weights.shape}, wanted (n,) or (r, n), n = {len(labels)}")
     return _auc(np.atleast_2d(weights), labels, scores)
 
 
-def choose_threshold(labels: ArrayLike, scores: ArrayLike, rule: str = "youden") -> float:
+def choose_threshold(labels: ArrayLike, scores: ArrayLike, rule: Rule = "youden") -> float:
     """The threshold that maximises `rule` on labels and scores (n,): use it on validation only.
 
     Rules: youden (sensitivity + specificity - 1, the same choice as balanced accuracy; Youden 1950),
@@ -87,12 +113,16 @@ def choose_threshold(labels: ArrayLike, scores: ArrayLike, rule: str = "youden")
     wins, the one that misses fewest. One class only is an error.
     """
     labels, scores = check(labels, scores)
-    positives, negatives = np.sort(scores[labels]), np.sort(scores[~labels])
+    positives = np.sort(scores[labels])
+    negatives = np.sort(scores[~labels])
     if not (len(positives) and len(negatives)):
         raise ValueError("choosing a threshold needs normal and abnormal cases, found one class only")
+
+    # true and false positives at every threshold that could be chosen
     candidates = _candidate_thresholds(scores)
     tp = len(positives) - np.searchsorted(positives, candidates)
     fp = len(negatives) - np.searchsorted(negatives, candidates)
+
     # whole numbers, or one rounded division of them: ties are exact
     rules = {
         "youden": lambda: tp * len(negatives) - fp * len(positives),
@@ -101,10 +131,13 @@ def choose_threshold(labels: ArrayLike, scores: ArrayLike, rule: str = "youden")
     }
     if rule not in rules:
         raise ValueError(f"threshold rule {rule!r} is unknown; one of {', '.join(rules)}")
+
+    # the first of equal maxima, which is the lowest threshold
     return float(candidates[np.argmax(rules[rule]())])
 
 
 def _candidate_thresholds(scores: np.ndarray) -> np.ndarray:
+    """The lowest score, all midpoints of neighbouring scores, and just above the highest."""
     distinct = np.unique(scores)
     low, high = distinct[:-1], distinct[1:]
     middle = low + (high - low) / 2
@@ -122,10 +155,10 @@ def weighted_metrics(
 ) -> dict[str, np.ndarray]:
     """{name: (r,)}; recall and average precision need a positive, specificity a negative, auc both.
 
-    Precision without a call of abnormal is 0, not undefined: a collapsed model keeps its price.
+    Precision where nothing is predicted abnormal is 0, not undefined: a collapsed model keeps its price.
     """
     tn, fp, fn, tp = _confusion(weights, labels, scores, threshold)
-    formulas = {
+    formulas = {  # functions, so that only what is asked for is computed
         "accuracy": lambda: ratio(tp + tn, tp + tn + fp + fn),
         "precision": lambda: ratio(tp, tp + fp, empty=0.0),
         "recall": lambda: ratio(tp, tp + fn),
@@ -135,47 +168,77 @@ def weighted_metrics(
         "average_precision": lambda: _average_precision(weights, labels, scores),
         "brier": lambda: ratio(weights @ (scores - labels) ** 2, weights.sum(1)),
     }
+
     for name in names:
         if name not in formulas:
             raise ValueError(f"metric {name!r} is unknown; one of {', '.join(formulas)}")
     return {name: formulas[name]() for name in names}
 
 
-def _confusion(weights: np.ndarray, labels: np.ndarray, scores: np.ndarray, threshold: float) -> tuple[np.ndarray, ...]:
-    """tn, fp, fn, tp, each (r,)."""
-    called = scores >= threshold
-    cells = np.stack([~labels & ~called, ~labels & called, labels & ~called, labels & called])  # 4 n
-    return tuple((weights @ cells.T.astype(np.float64)).T)
+class Confusion(NamedTuple):
+    """How many cases of each resample fall in each cell, (r,)."""
+
+    tn: np.ndarray
+    fp: np.ndarray
+    fn: np.ndarray
+    tp: np.ndarray
+
+
+def _confusion(weights: np.ndarray, labels: np.ndarray, scores: np.ndarray, threshold: float) -> Confusion:
+    predicted = scores >= threshold
+    cells = np.stack(
+        [
+            ~labels & ~predicted,
+            ~labels & predicted,
+            labels & ~predicted,
+            labels & predicted,
+        ]
+    )  # 4 n
+    return Confusion(*(weights @ cells.T.astype(np.float64)).T)
 
 
 def _auc(weights: np.ndarray, labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """(r,): each positive beats the negatives below it and half of those level with it."""
-    positive, negative, below, upto = _order(labels, scores)
-    lost = _cumulate(weights[:, negative])  # r n0+1
-    won = weights[:, positive]  # r n1
-    area = np.einsum("rp,rp->r", won, lost[:, below] + lost[:, upto]) / 2
-    return ratio(area, won.sum(1) * lost[:, -1])
+    ranking = _ranking(labels, scores)
+    positives = weights[:, ranking.positive]  # r n1
+    negatives = _cumulate(weights[:, ranking.negative])  # r n0+1
+
+    # the mean of who lies below and who lies below or level: those that are level count half
+    area = np.einsum("rp,rp->r", positives, negatives[:, ranking.below] + negatives[:, ranking.upto]) / 2
+    return ratio(area, positives.sum(1) * negatives[:, -1])
 
 
 def _average_precision(weights: np.ndarray, labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """(r,): precision at each positive's score, averaged over positives (a step-wise integral)."""
-    positive, negative, below, _ = _order(labels, scores)
-    hits, misses = _cumulate(weights[:, positive]), _cumulate(weights[:, negative])
-    ranked = scores[positive]
-    tp = hits[:, -1:] - hits[:, np.searchsorted(ranked, ranked, "left")]
-    fp = misses[:, -1:] - misses[:, below]
+    ranking = _ranking(labels, scores)
+    positives = _cumulate(weights[:, ranking.positive])  # r n1+1
+    negatives = _cumulate(weights[:, ranking.negative])  # r n0+1
+
+    # who is predicted abnormal where a positive's score is the threshold: all that do not lie below it
+    ranked = scores[ranking.positive]
+    tp = positives[:, -1:] - positives[:, np.searchsorted(ranked, ranked, "left")]
+    fp = negatives[:, -1:] - negatives[:, ranking.below]
     precision = ratio(tp, tp + fp, empty=0.0)
-    return ratio(np.einsum("rp,rp->r", weights[:, positive], precision), hits[:, -1])
+    return ratio(np.einsum("rp,rp->r", weights[:, ranking.positive], precision), positives[:, -1])
 
 
-def _order(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Indices of positives and negatives by rising score, and, per positive, how many negatives
-    lie below it and how many lie below or level."""
+class Ranking(NamedTuple):
+    positive: np.ndarray  # indices of the positives (n1) by rising score
+    negative: np.ndarray  # and of the negatives (n0)
+    below: np.ndarray  # for each positive (n1): how many negatives lie below it
+    upto: np.ndarray  # and how many lie below or level
+
+
+def _ranking(labels: np.ndarray, scores: np.ndarray) -> Ranking:
     order = np.argsort(scores, kind="stable")
-    positive, negative = order[labels[order]], order[~labels[order]]
-    below = np.searchsorted(scores[negative], scores[positive], "left")
-    upto = np.searchsorted(scores[negative], scores[positive], "right")
-    return positive, negative, below, upto
+    positive = order[labels[order]]
+    negative = order[~labels[order]]
+    return Ranking(
+        positive,
+        negative,
+        below=np.searchsorted(scores[negative], scores[positive], "left"),
+        upto=np.searchsorted(scores[negative], scores[positive], "right"),
+    )
 
 
 def _cumulate(weights: np.ndarray) -> np.ndarray:
@@ -186,4 +249,5 @@ def _cumulate(weights: np.ndarray) -> np.ndarray:
 
 
 def ratio(above: np.ndarray, below: np.ndarray, empty: float = np.nan) -> np.ndarray:
+    """above / below; `empty` where there is nothing below."""
     return np.divide(above, below, out=np.full(np.shape(below), empty), where=below > 0)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -40,7 +41,17 @@ def bootstrap_interval(
     seed: int | np.random.Generator = 0,
 ) -> Interval:
     """`bootstrap_intervals` of one metric."""
-    return bootstrap_intervals(labels, scores, (metric,), threshold, groups, replicates, level, seed)[metric]
+    intervals = bootstrap_intervals(
+        labels,
+        scores,
+        metrics=(metric,),
+        threshold=threshold,
+        groups=groups,
+        replicates=replicates,
+        level=level,
+        seed=seed,
+    )
+    return intervals[metric]
 
 
 def bootstrap_intervals(
@@ -67,12 +78,15 @@ def bootstrap_intervals(
     `.undefined`; the interval is NaN when none remains.
     """
     labels, scores, thresholds = check_seeds(labels, scores, threshold)
-    model = [(scores, thresholds)]
-    estimates, resampled = _bootstrap(labels, model, metrics, groups, replicates, level, seed)
-    return {
-        name: Interval(float(estimate), *_percentile(values, level))
-        for name, estimate, values in zip(metrics, estimates[0], resampled[0], strict=True)
-    }
+    check_level(level)
+    [model] = _bootstrap(labels, [Seeds(scores, thresholds)], metrics, groups=groups, replicates=replicates, seed=seed)
+
+    intervals = {}
+    for name, estimate, values in zip(metrics, model.estimates, model.replicates, strict=True):
+        intervals[name] = Interval(
+            float(estimate), _percentile_interval(values, level), level, undefined=int(np.isnan(values).sum())
+        )
+    return intervals
 
 
 def bootstrap_difference(
@@ -87,8 +101,18 @@ def bootstrap_difference(
     seed: int | np.random.Generator = 0,
 ) -> BootstrapDifference:
     """`bootstrap_differences` of one metric."""
-    names = (metric,)
-    return bootstrap_differences(labels, scores_a, scores_b, names, thresholds, groups, replicates, level, seed)[metric]
+    differences = bootstrap_differences(
+        labels,
+        scores_a,
+        scores_b,
+        metrics=(metric,),
+        thresholds=thresholds,
+        groups=groups,
+        replicates=replicates,
+        level=level,
+        seed=seed,
+    )
+    return differences[metric]
 
 
 def bootstrap_differences(
@@ -111,36 +135,72 @@ def bootstrap_differences(
     """
     labels, *a = check_seeds(labels, scores_a, thresholds[0], "scores_a")
     labels, *b = check_seeds(labels, scores_b, thresholds[1], "scores_b")
-    estimates, resampled = _bootstrap(labels, [a, b], metrics, groups, replicates, level, seed)
-    estimate, difference = estimates[0] - estimates[1], resampled[0] - resampled[1]
-    return {
-        name: BootstrapDifference(float(center), *_percentile(values, level), _two_sided(values))
-        for name, center, values in zip(metrics, estimate, difference, strict=True)
-    }
+    check_level(level)
+    models = [Seeds(*a), Seeds(*b)]
+    of_a, of_b = _bootstrap(labels, models, metrics, groups=groups, replicates=replicates, seed=seed)
+
+    differences = {}
+    estimates = of_a.estimates - of_b.estimates
+    resampled = of_a.replicates - of_b.replicates
+    for name, estimate, values in zip(metrics, estimates, resampled, strict=True):
+        differences[name] = BootstrapDifference(
+            float(estimate),
+            _percentile_interval(values, level),
+            level,
+            undefined=int(np.isnan(values).sum()),
+            p_value=_two_sided(values),
+        )
+    return differences
+
+
+# ------------------------------------------------------------ resampling
+#
+# m models, k metrics, r replicates, s seeds of a model, n cases.
+
+
+class Seeds(NamedTuple):
+    """The seeds of a model: scores (s, n) and thresholds (s,)."""
+
+    scores: np.ndarray
+    thresholds: np.ndarray
+
+
+class Resampled(NamedTuple):
+    """The metrics of a model: estimates (k,) and replicates (k, r)."""
+
+    estimates: np.ndarray
+    replicates: np.ndarray
 
 
 def _bootstrap(
     labels: np.ndarray,
-    models: Sequence[Sequence[np.ndarray]],
+    models: Sequence[Seeds],
     names: Sequence[str],
     groups: ArrayLike | None,
     replicates: int,
-    level: float,
     seed: int | np.random.Generator,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Estimates (m, k) and replicates (m, k, r) of k metrics for m models of (scores, thresholds)."""
-    check_level(level)
+) -> list[Resampled]:
+    """The metrics of each model, all of them on the same resamples."""
     if replicates < 1:
         raise ValueError(f"replicates is {replicates}, wanted 1 or more")
+
+    # the estimates are the metrics of a resample that holds every case once
+    once = np.ones((1, len(labels)))
+    estimates = [_by_seed(once, labels, model, names)[..., 0].mean(0) for model in models]
+
     # two streams: the resampled cases do not depend on how many seeds a model has
     case_draws, seed_draws = np.random.default_rng(seed).spawn(2)
-    once = np.ones((1, len(labels)))
-    estimates = [_by_seed(once, labels, *model, names)[..., 0].mean(0) for model in models]
-    blocks = [
-        [_seed_means(_by_seed(weights, labels, *model, names), seed_draws) for model in models]
-        for weights in _resamples(group_codes(groups, len(labels)), replicates, case_draws)
-    ]
-    return np.stack(estimates), np.concatenate(blocks, axis=-1)
+    blocks: list[list[np.ndarray]] = [[] for _ in models]
+    for weights in _resamples(group_codes(groups, len(labels)), replicates, case_draws):
+        for model, found in zip(models, blocks, strict=True):
+            values = _by_seed(weights, labels, model, names)
+            found.append(_seed_means(values, seed_draws))
+
+    # a model's blocks, one after the other
+    resampled = []
+    for estimate, found in zip(estimates, blocks, strict=True):
+        resampled.append(Resampled(estimate, np.concatenate(found, axis=-1)))
+    return resampled
 
 
 def _resamples(codes: np.ndarray, replicates: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
@@ -149,43 +209,48 @@ def _resamples(codes: np.ndarray, replicates: int, rng: np.random.Generator) -> 
     step = max(1, BLOCK // max(len(codes), size))
     for start in range(0, replicates, step):
         rows = min(step, replicates - start)
-        drawn = rng.integers(0, size, (rows, size)) + size * np.arange(rows)[:, None]
-        counts = np.bincount(drawn.ravel(), minlength=rows * size).reshape(rows, size)
+        drawn = rng.integers(0, size, (rows, size))
+
+        # all rows are counted at once, each in bins of its own
+        bins = drawn + size * np.arange(rows)[:, None]
+        counts = np.bincount(bins.ravel(), minlength=rows * size).reshape(rows, size)
         yield counts.astype(np.float64)[:, codes]
 
 
-def _by_seed(
-    weights: np.ndarray, labels: np.ndarray, scores: np.ndarray, thresholds: np.ndarray, names: Sequence[str]
-) -> np.ndarray:
+def _by_seed(weights: np.ndarray, labels: np.ndarray, model: Seeds, names: Sequence[str]) -> np.ndarray:
     """(s, k, r): every metric of every seed on every resample."""
-    each = [
-        weighted_metrics(weights, labels, row, threshold, names)
-        for row, threshold in zip(scores, thresholds, strict=True)
-    ]
-    return np.array([[values[name] for name in names] for values in each])
+    found = []
+    for scores, threshold in zip(model.scores, model.thresholds, strict=True):
+        values = weighted_metrics(weights, labels, scores, threshold, names)
+        found.append([values[name] for name in names])
+    return np.array(found)
 
 
 def _seed_means(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """(s, k, r) → (k, r): the mean over s seeds drawn anew for each resample."""
     seeds, _, rows = values.shape
     drawn = rng.integers(0, seeds, (rows, seeds))
+
+    # the mean of what was drawn, as a weighted mean of what there is
     share = (drawn[:, :, None] == np.arange(seeds)).mean(1)  # r s
     return np.einsum("rs,skr->kr", share, values)
 
 
-def _percentile(values: np.ndarray, level: float) -> tuple[tuple[float, float], float, int]:
-    """The interval, the level and the number of undefined values: the tail of an Interval."""
+def _percentile_interval(values: np.ndarray, level: float) -> tuple[float, float]:
+    """The middle `level` of the values that are defined; NaN where there are none."""
     known = values[~np.isnan(values)]
-    undefined = len(values) - len(known)
     if not len(known):
-        return (np.nan, np.nan), level, undefined
+        return np.nan, np.nan
     low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
-    return (float(low), float(high)), level, undefined
+    return float(low), float(high)
 
 
 def _two_sided(differences: np.ndarray) -> float:
+    """p-value: how rarely the difference lies on the other side of 0."""
     known = differences[~np.isnan(differences)]
     if not len(known):
         return np.nan
+
+    # one is added to count and total, so that it is never 0
     smaller = min(np.sum(known <= 0), np.sum(known >= 0))
     return float(min(1.0, 2 * (smaller + 1) / (len(known) + 1)))

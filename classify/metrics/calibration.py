@@ -29,11 +29,13 @@ def reliability_curve(labels: ArrayLike, scores: ArrayLike, bins: int = 15) -> R
         raise ValueError(f"bins is {bins}, wanted 1 or more")
     if scores.min() < 0 or scores.max() > 1:
         raise ValueError(f"scores must be probabilities, found {scores.min():g} to {scores.max():g}")
+
     edges = np.linspace(0, 1, bins + 1)
-    place = np.digitize(scores, edges[1:-1], right=True)
-    count = np.bincount(place, minlength=bins)
-    mean_score = ratio(np.bincount(place, scores, bins), count)
-    positive_rate = ratio(np.bincount(place, labels, bins), count)
+    # a score on an edge belongs to the bin below it
+    bin_of = np.digitize(scores, edges[1:-1], right=True)  # n
+    count = np.bincount(bin_of, minlength=bins)
+    mean_score = ratio(np.bincount(bin_of, scores, bins), count)
+    positive_rate = ratio(np.bincount(bin_of, labels, bins), count)
     return ReliabilityCurve(edges, mean_score, positive_rate, count)
 
 

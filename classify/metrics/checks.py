@@ -26,6 +26,8 @@ def check_seeds(
     if scores.ndim != 2:
         raise ValueError(f"{name} have shape {scores.shape}, wanted (n,) or (seeds, n)")
     labels, _ = check(labels, scores[0], name)
+
+    # one threshold for all seeds, or one for each
     thresholds = np.asarray(threshold, dtype=np.float64)
     if thresholds.shape not in ((), (len(scores),)):
         raise ValueError(f"thresholds of shape {thresholds.shape} for {len(scores)} seeds of {name}")
@@ -46,6 +48,7 @@ def _finite(name: str, values: Any) -> np.ndarray:
 
 
 def as_binary(name: str, values: np.ndarray) -> np.ndarray:
+    """Zeros and ones as bool."""
     strange = values[(values != 0) & (values != 1)]
     if strange.size:
         raise ValueError(f"{name} must be 0 or 1, found {strange.flat[0]:g}")
@@ -66,5 +69,7 @@ def group_codes(groups: ArrayLike | None, n: int) -> np.ndarray:
         raise ValueError(f"groups have shape {groups.shape}, wanted ({n},)")
     if any(group is None or group != group for group in groups.tolist()):
         raise ValueError("groups hold missing values; every case needs its patient")
+
+    # np.unique numbers groups by value: its number of each case, then that group's place by appearance
     _, first, codes = np.unique(groups, return_index=True, return_inverse=True)
     return np.argsort(np.argsort(first))[codes]

@@ -1,6 +1,7 @@
 """Tests and intervals in closed form, for independent cases: DeLong, McNemar, Wilson."""
 
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -52,16 +53,27 @@ def delong_test(labels: ArrayLike, scores_a: ArrayLike, scores_b: ArrayLike, lev
     labels, scores_a = check(labels, scores_a, "scores_a")
     labels, scores_b = check(labels, scores_b, "scores_b")
     of_positives, of_negatives = _delong_components(labels, np.stack([scores_a, scores_b]))
-    aucs = of_positives.mean(1)
-    estimate = float(aucs[0] - aucs[1])
+
+    # the error is that of the differences, case by case: both scores are of the same cases
+    auc_a, auc_b = of_positives.mean(1)
+    estimate = float(auc_a - auc_b)
     error = _delong_error(of_positives[0] - of_positives[1], of_negatives[0] - of_negatives[1])
     z = _standardise(estimate, error)
     reach = float(norm.ppf((1 + level) / 2)) * error
-    interval = (max(-1.0, estimate - reach), min(1.0, estimate + reach))
-    return DeLongTest(estimate, interval, float(2 * norm.sf(abs(z))), z, error, (float(aucs[0]), float(aucs[1])), level)
+    return DeLongTest(
+        estimate=estimate,
+        interval=(max(-1.0, estimate - reach), min(1.0, estimate + reach)),
+        p_value=float(2 * norm.sf(abs(z))),
+        z=z,
+        standard_error=error,
+        aucs=(float(auc_a), float(auc_b)),
+        level=level,
+    )
 
 
-def delong_interval(labels: ArrayLike, scores: ArrayLike, level: float = 0.95, transform: str = "logit") -> Interval:
+def delong_interval(
+    labels: ArrayLike, scores: ArrayLike, level: float = 0.95, transform: Literal["logit", "none"] = "logit"
+) -> Interval:
     """Interval of one AUC from DeLong's variance, for scores (n,) of independent cases.
 
     transform "logit" works on the logit scale and stays inside (0, 1) (Pepe 2003, chapter 5);
@@ -71,8 +83,10 @@ def delong_interval(labels: ArrayLike, scores: ArrayLike, level: float = 0.95, t
     check_level(level)
     labels, scores = check(labels, scores)
     of_positives, of_negatives = _delong_components(labels, scores[None])
-    area, error = float(of_positives.mean()), _delong_error(of_positives[0], of_negatives[0])
+    area = float(of_positives.mean())
+    error = _delong_error(of_positives[0], of_negatives[0])
     reach = np.array([-1, 1]) * norm.ppf((1 + level) / 2) * error
+
     if transform not in ("logit", "none"):
         raise ValueError(f"transform {transform!r} is unknown; one of logit, none")
     if transform == "none" or not 0 < area < 1:
@@ -84,9 +98,12 @@ def delong_interval(labels: ArrayLike, scores: ArrayLike, level: float = 0.95, t
 
 def _delong_components(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Structural components V10 (k, n1) and V01 (k, n0) of k scores (k, n); the mean of each is the AUC."""
-    positives, negatives = int(labels.sum()), int((~labels).sum())
+    positives = int(labels.sum())
+    negatives = int((~labels).sum())
     if min(positives, negatives) < 2:
         raise ValueError(f"DeLong needs 2 cases of each class, found {positives} abnormal, {negatives} normal")
+
+    # a positive's rank among all, less its rank among positives, is how many negatives it beats
     overall = rankdata(scores, axis=-1)
     within_positives = rankdata(scores[:, labels], axis=-1)
     within_negatives = rankdata(scores[:, ~labels], axis=-1)
@@ -96,9 +113,12 @@ def _delong_components(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarr
 
 
 def _standardise(estimate: float, error: float) -> float:
+    """estimate / error; a difference without any error is infinitely far from 0."""
     if error > 0:
         return estimate / error
-    return float(np.sign(estimate) * np.inf) if estimate else 0.0
+    if estimate == 0:
+        return 0.0
+    return float(np.sign(estimate) * np.inf)
 
 
 def _delong_error(of_positives: np.ndarray, of_negatives: np.ndarray) -> float:
@@ -108,6 +128,15 @@ def _delong_error(of_positives: np.ndarray, of_negatives: np.ndarray) -> float:
 
 
 # ------------------------------------------------------------------------- McNemar and proportions
+
+
+class CorrectCases(NamedTuple):
+    """How many cases were predicted correctly, by which of the two."""
+
+    both: int
+    only_a: int
+    only_b: int
+    neither: int
 
 
 def mcnemar_test(
@@ -125,19 +154,34 @@ def mcnemar_test(
     Statistics in Medicine 17:2635, method 10). Cases are taken as independent.
     """
     check_level(level)
-    labels, called_a = check(labels, predictions_a, "predictions_a")
-    labels, called_b = check(labels, predictions_b, "predictions_b")
-    right_a = labels == as_binary("predictions_a", called_a)
-    right_b = labels == as_binary("predictions_b", called_b)
-    only_a, only_b = int(np.sum(right_a & ~right_b)), int(np.sum(right_b & ~right_a))
-    both, neither = int(np.sum(right_a & right_b)), int(np.sum(~right_a & ~right_b))
-    exact = only_a + only_b < 25 if exact is None else exact
-    statistic, p_value = _mcnemar(only_a, only_b, exact)
-    interval = _newcombe_paired(both, only_a, only_b, neither, level)
-    return McNemarTest((only_a - only_b) / len(labels), interval, p_value, statistic, exact, only_a, only_b, level)
+    labels, predicted_a = check(labels, predictions_a, "predictions_a")
+    labels, predicted_b = check(labels, predictions_b, "predictions_b")
+    right_a = labels == as_binary("predictions_a", predicted_a)
+    right_b = labels == as_binary("predictions_b", predicted_b)
+    correct = CorrectCases(
+        both=int(np.sum(right_a & right_b)),
+        only_a=int(np.sum(right_a & ~right_b)),
+        only_b=int(np.sum(right_b & ~right_a)),
+        neither=int(np.sum(~right_a & ~right_b)),
+    )
+
+    if exact is None:
+        exact = correct.only_a + correct.only_b < 25
+    statistic, p_value = _mcnemar(correct.only_a, correct.only_b, exact)
+    return McNemarTest(
+        estimate=(correct.only_a - correct.only_b) / len(labels),
+        interval=_newcombe_paired(correct, level),
+        p_value=p_value,
+        statistic=statistic,
+        exact=exact,
+        only_a=correct.only_a,
+        only_b=correct.only_b,
+        level=level,
+    )
 
 
 def _mcnemar(only_a: int, only_b: int, exact: bool) -> tuple[float, float]:
+    """The statistic and the p-value."""
     discordant = only_a + only_b
     if discordant == 0:
         return 0.0, 1.0
@@ -147,26 +191,35 @@ def _mcnemar(only_a: int, only_b: int, exact: bool) -> tuple[float, float]:
     return statistic, float(chi2.sf(statistic, 1))
 
 
-def _newcombe_paired(both: int, only_a: int, only_b: int, neither: int, level: float) -> tuple[float, float]:
+def _newcombe_paired(correct: CorrectCases, level: float) -> tuple[float, float]:
     """Interval of p_a - p_b: two Wilson intervals joined through their correlation phi."""
-    n = both + only_a + only_b + neither
-    a, b = wilson_interval(both + only_a, n, level), wilson_interval(both + only_b, n, level)
+    n = sum(correct)
+    a = wilson_interval(correct.both + correct.only_a, n, level)
+    b = wilson_interval(correct.both + correct.only_b, n, level)
+
+    # how far each interval reaches down and up
     a_down, a_up = a.estimate - a.interval[0], a.interval[1] - a.estimate
     b_down, b_up = b.estimate - b.interval[0], b.interval[1] - b.estimate
-    phi = _newcombe_phi(both, only_a, only_b, neither)
+
+    # the difference is smallest where a is low and b is high, which is the rarer the more the two agree
+    phi = _newcombe_phi(correct)
     difference = a.estimate - b.estimate
     down = np.sqrt(a_down**2 - 2 * phi * a_down * b_up + b_up**2)
     up = np.sqrt(a_up**2 - 2 * phi * a_up * b_down + b_down**2)
     return float(difference - down), float(difference + up)
 
 
-def _newcombe_phi(both: int, only_a: int, only_b: int, neither: int) -> float:
+def _newcombe_phi(correct: CorrectCases) -> float:
     """Correlation of the two outcomes; a positive one is shrunk by a continuity correction."""
+    both, only_a, only_b, neither = correct
     margins = (both + only_a) * (only_b + neither) * (both + only_b) * (only_a + neither)
-    cross = both * neither - only_a * only_b
+    if margins == 0:
+        return 0.0
+
+    cross: float = both * neither - only_a * only_b
     if cross > 0:
-        cross = max(cross - (both + only_a + only_b + neither) / 2, 0)
-    return cross / np.sqrt(float(margins)) if margins else 0.0
+        cross = max(cross - sum(correct) / 2, 0)
+    return cross / np.sqrt(float(margins))
 
 
 def wilson_interval(successes: int, n: int, level: float = 0.95) -> Interval:

@@ -1,5 +1,7 @@
 """A config → the network it describes."""
 
+from typing import Literal
+
 from classify.models.classifier import Classifier, build_classifier
 from classify.models.resnet import ResNet, build_resnet
 from classify.settings import ClassifyConfig, FinetuneSettings
@@ -12,7 +14,8 @@ Model = Classifier | ResNet
 
 def build_model(config: ClassifyConfig, pretrained: Checkpoint | None = None) -> Model:
     """The classifier a config describes, with the pretraining's encoder where one is given."""
-    settings, model = config.finetune, config.model
+    settings = config.finetune
+    model = config.model
     if settings.model != "vit":
         return build_resnet(
             settings.model,
@@ -22,6 +25,7 @@ def build_model(config: ClassifyConfig, pretrained: Checkpoint | None = None) ->
             pixel_std=model.pixel_std,
         )
 
+    # the whole autoencoder is built, as the checkpoint holds it; the decoder is left behind
     mae = mae_from(model, config.data.image_size)
     if pretrained:
         load_weights(mae, pretrained)
@@ -30,8 +34,10 @@ def build_model(config: ClassifyConfig, pretrained: Checkpoint | None = None) ->
     )
 
 
-def stem_of(settings: FinetuneSettings, size: Size) -> str:
+def stem_of(settings: FinetuneSettings, size: Size) -> Literal["imagenet", "small"]:
     """A ResNet's first layers: the ImageNet stem would leave one pixel of an image up to 32."""
     if settings.stem != "auto":
         return settings.stem
-    return "small" if min(height_and_width(size)) <= 32 else "imagenet"
+    if min(height_and_width(size)) <= 32:
+        return "small"
+    return "imagenet"

@@ -1,8 +1,11 @@
 """Encoder + pooling + head: a linear probe where the encoder is frozen, else a fine-tuned classifier."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
+from classify.settings import Pool
 from mae.encoder import Encoder
 
 
@@ -14,15 +17,26 @@ class Classifier(nn.Module):
     that the probe does not depend on the features' scale (He et al. 2022, appendix A.1).
     """
 
-    def __init__(self, encoder: Encoder, pool: str = "mean", probe: bool = False):
+    def __init__(self, encoder: Encoder, pool: Pool = "mean", probe: bool = False):
         super().__init__()
-        self.encoder, self.pool, self.probe = encoder, pool, probe
-        self.norm = nn.BatchNorm1d(encoder.width, eps=1e-6, affine=False) if probe else nn.Identity()
+        self.encoder = encoder
+        self.pool = pool
+        self.probe = probe
+
+        # a frozen encoder's features come at any scale
+        self.norm: nn.Module = nn.Identity()
+        if probe:
+            self.norm = nn.BatchNorm1d(encoder.width, eps=1e-6, affine=False)
+            encoder.requires_grad_(False)
+
         self.head = nn.Linear(encoder.width, 1)
         nn.init.normal_(self.head.weight, std=0.01)
         nn.init.zeros_(self.head.bias)
-        if probe:
-            encoder.requires_grad_(False)
+
+    @property
+    def depth_draws(self) -> int:
+        """How many draws an image's stochastic depth takes."""
+        return 2 * len(self.encoder.blocks)
 
     def train(self, mode: bool = True) -> "Classifier":
         super().train(mode)
@@ -37,27 +51,32 @@ class Classifier(nn.Module):
         """`noise` (b 2·depth): draws for stochastic depth, see `Encoder`."""
         tokens = self.encoder(images, noise=noise)  # b 1+n d
         pooled = tokens[:, 0] if self.pool == "cls" else tokens[:, 1:].mean(dim=1)  # b d
-        with torch.autocast(pooled.device.type, enabled=False):  # scores in bf16 would tie
+
+        # not in 16 bits, in which scores would tie
+        with torch.autocast(pooled.device.type, enabled=False):
             return self.head(self.norm(pooled.to(self.head.weight.dtype))).squeeze(1)  # b
 
 
-def build_classifier(encoder: Encoder, pool: str = "mean", probe: bool = False, drop_path: float = 0.0) -> Classifier:
+def build_classifier(encoder: Encoder, pool: Pool = "mean", probe: bool = False, drop_path: float = 0.0) -> Classifier:
     """A classifier on a (pretrained or fresh) encoder; `drop_path` is the last block's rate in training."""
     encoder.drop_path = drop_path
     return Classifier(encoder, pool, probe)
 
 
-def layer_scale(decay: float, depth: int):
+def layer_scale(decay: float, depth: int) -> Callable[[str], float]:
     """Layer-wise learning-rate decay (Clark et al. 2020): parameter name of a `Classifier` → factor.
 
     The head has factor 1, block i has decay^(depth - i), the patch embedding decay^(depth + 1).
     """
 
     def scale(name: str) -> float:
+        # encoder.blocks.3.…, encoder.embed.…, encoder.norm.…, head.…
         parts = name.split(".")
         if parts[0] != "encoder" or parts[1] == "norm":
             return 1.0
-        layer = int(parts[2]) + 1 if parts[1] == "blocks" else 0
+        layer = 0
+        if parts[1] == "blocks":
+            layer = int(parts[2]) + 1
         return decay ** (depth + 1 - layer)
 
     return scale

@@ -9,6 +9,8 @@ from torch.nn import functional as F
 from data.config import UserError
 from mae.encoder import per_channel
 
+Depths = tuple[int, int, int, int]  # blocks of each of the four layers
+
 
 class BasicBlock(nn.Module):
     expansion = 1
@@ -23,7 +25,8 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         branch = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        return F.relu(branch + (x if self.downsample is None else self.downsample(x)))
+        shortcut = x if self.downsample is None else self.downsample(x)
+        return F.relu(branch + shortcut)
 
 
 class Bottleneck(nn.Module):
@@ -42,16 +45,22 @@ class Bottleneck(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         branch = F.relu(self.bn1(self.conv1(x)))
         branch = self.bn3(self.conv3(F.relu(self.bn2(self.conv2(branch)))))
-        return F.relu(branch + (x if self.downsample is None else self.downsample(x)))
+        shortcut = x if self.downsample is None else self.downsample(x)
+        return F.relu(branch + shortcut)
 
 
 class ResNet(nn.Module):
     """Standardised images (b c h w) → logits (b) of *abnormal* for one class, (b classes) for more."""
 
+    depth_draws = 0  # it has no stochastic depth
+
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self,
         block: type[BasicBlock] | type[Bottleneck],
-        depths: tuple[int, int, int, int],
+        depths: Depths,
         in_channels: int,
         classes: int,
         small_stem: bool,
@@ -59,18 +68,29 @@ class ResNet(nn.Module):
         pixel_std: float | Sequence[float],
     ):
         super().__init__()
-        kernel, stride = (3, 1) if small_stem else (7, 2)
-        self.conv1 = nn.Conv2d(in_channels, 64, kernel, stride, padding=kernel // 2, bias=False)
-        self.bn1 = nn.BatchNorm2d(64)
-        self.maxpool = nn.Identity() if small_stem else nn.MaxPool2d(3, stride=2, padding=1)
-        inputs = 64
-        for number, depth in enumerate(depths, start=1):
-            width = 64 * 2 ** (number - 1)
-            self.add_module(f"layer{number}", _layer(block, inputs, width, depth, stride=1 if number == 1 else 2))
-            inputs = width * block.expansion
-        self.fc = nn.Linear(inputs, classes)
+        # stem
+        self.maxpool: nn.Module
+        if small_stem:
+            self.conv1 = nn.Conv2d(in_channels, 64, kernel_size=3, stride=1, padding=1, bias=False)
+            self.bn1 = nn.BatchNorm2d(64)
+            self.maxpool = nn.Identity()
+        else:
+            self.conv1 = nn.Conv2d(in_channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
+            self.bn1 = nn.BatchNorm2d(64)
+            self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+
+        # four layers: the later three halve the side and double the width
+        expansion = block.expansion
+        self.layer1 = _layer(block, inputs=64, width=64, depth=depths[0], stride=1)
+        self.layer2 = _layer(block, inputs=64 * expansion, width=128, depth=depths[1], stride=2)
+        self.layer3 = _layer(block, inputs=128 * expansion, width=256, depth=depths[2], stride=2)
+        self.layer4 = _layer(block, inputs=256 * expansion, width=512, depth=depths[3], stride=2)
+        self.fc = nn.Linear(512 * expansion, classes)
+
+        # preprocessing is the config's, not the weights': no checkpoint holds it
         self.register_buffer("mean", per_channel(pixel_mean, in_channels), persistent=False)  # c 1 1
         self.register_buffer("std", per_channel(pixel_std, in_channels), persistent=False)  # c 1 1
+
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -83,16 +103,33 @@ class ResNet(nn.Module):
         """`noise` is for models with stochastic depth; a ResNet has none."""
         x = self.maxpool(F.relu(self.bn1(self.conv1(images))))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))  # b d h w
-        with torch.autocast(x.device.type, enabled=False):  # scores in bf16 would tie
+
+        # not in 16 bits, in which scores would tie
+        with torch.autocast(x.device.type, enabled=False):
             return self.fc(x.mean(dim=(2, 3)).to(self.fc.weight.dtype)).squeeze(1)
 
 
-def _layer(block: type, inputs: int, width: int, depth: int, stride: int) -> nn.Sequential:
-    outputs, downsample = width * block.expansion, None
+def _layer(
+    block: type[BasicBlock] | type[Bottleneck], inputs: int, width: int, depth: int, stride: int
+) -> nn.Sequential:
+    """`depth` blocks, the first of which strides."""
+    outputs = width * block.expansion
+
+    # what is added to the first block's output must have its shape
+    downsample = None
     if stride != 1 or inputs != outputs:
         downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
-    first = block(inputs, width, stride, downsample)
-    return nn.Sequential(first, *(block(outputs, width, 1, None) for _ in range(depth - 1)))
+
+    blocks = [block(inputs, width, stride, downsample)]
+    for _ in range(depth - 1):
+        blocks.append(block(outputs, width, stride=1, downsample=None))
+    return nn.Sequential(*blocks)
+
+
+SHAPES: dict[str, tuple[type[BasicBlock] | type[Bottleneck], Depths]] = {
+    "resnet18": (BasicBlock, (2, 2, 2, 2)),
+    "resnet50": (Bottleneck, (3, 4, 6, 3)),
+}
 
 
 def build_resnet(
@@ -107,9 +144,18 @@ def build_resnet(
 
     Raises ValueError for an unknown name or stem.
     """
-    shapes = {"resnet18": (BasicBlock, (2, 2, 2, 2)), "resnet50": (Bottleneck, (3, 4, 6, 3))}
-    if name not in shapes:
-        raise UserError(f"finetune.model: found {name!r}, expected one of {', '.join(shapes)}")
+    if name not in SHAPES:
+        raise UserError(f"finetune.model: found {name!r}, expected one of {', '.join(SHAPES)}")
     if stem not in ("imagenet", "small"):
         raise UserError(f"finetune.stem: found {stem!r}, expected imagenet or small")
-    return ResNet(*shapes[name], in_channels, classes, stem == "small", pixel_mean, pixel_std)
+
+    block, depths = SHAPES[name]
+    return ResNet(
+        block,
+        depths,
+        in_channels=in_channels,
+        classes=classes,
+        small_stem=stem == "small",
+        pixel_mean=pixel_mean,
+        pixel_std=pixel_std,
+    )

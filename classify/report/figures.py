@@ -8,13 +8,14 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from io import StringIO
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from markupsafe import Markup, escape
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import AutoLocator
 from sklearn.metrics import roc_curve
 
 from classify.comparison import Line
@@ -52,16 +53,21 @@ class Row:
 
 def svg(label: str, draw: Callable[..., Figure], *arguments: Any) -> Markup:
     """The drawing as an `<svg>` that shrinks with the page; `label` says what it shows and is unique in a page."""
+    buffer = StringIO()
     with rc_context(STYLE | {"svg.hashsalt": label}):
-        figure, buffer = draw(*arguments), StringIO()
+        figure = draw(*arguments)
         figure.savefig(buffer, format="svg", metadata={"Date": None})
-    width = figure.get_size_inches()[0] * PIXELS_PER_INCH
+
+    # no clock, no version, no ids that another figure of the page has too
     text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", buffer.getvalue(), flags=re.DOTALL)
-    text = re.sub(r'<g id="[^"]*"', "<g", text)  # every figure has an axes_1
-    body = re.sub(r' (width|height)="[^"]*"', "", text[text.index("<svg") :], count=2)
-    return Markup(
-        body.replace("<svg", f'<svg role="img" aria-label="{escape(label)}" style="max-width:{width:.0f}px"', 1)
-    )
+    text = re.sub(r'<g id="[^"]*"', "<g", text)
+
+    # the file's own header goes, and its size: the page's style gives one
+    body = text[text.index("<svg") :]
+    body = re.sub(r' (width|height)="[^"]*"', "", body, count=2)
+    width = figure.get_size_inches()[0] * PIXELS_PER_INCH
+    attributes = f'role="img" aria-label="{escape(label)}" style="max-width:{width:.0f}px"'
+    return Markup(body.replace("<svg", f"<svg {attributes}", 1))
 
 
 def _axes(width: float, height: float, columns: int = 1) -> tuple[Figure, list[Axes]]:
@@ -74,23 +80,38 @@ def _axes(width: float, height: float, columns: int = 1) -> tuple[Figure, list[A
 
 def auc_limits(rows: Iterable[Row]) -> tuple[float, float]:
     """Limits of an AUC axis that holds every interval and is at least 0.1 wide."""
-    ends = [end for row in rows for end in row.line.intervals["auc"].interval if np.isfinite(end)] or [0.0, 1.0]
+    ends = []
+    for row in rows:
+        ends += [end for end in row.line.intervals["auc"].interval if np.isfinite(end)]
+    if not ends:
+        ends = [0.0, 1.0]
+
+    # a little air on both sides, but hardly any above 1, where nothing is
     high = min(max(ends) + 0.01, 1.005)
-    return min(min(ends) - 0.01, high - 0.1), high
+    low = min(min(ends) - 0.01, high - 0.1)
+    return low, high
 
 
 def forest(rows: Sequence[Row], baseline: Row, limits: tuple[float, float]) -> Figure:
     """AUC and interval of every row under its name; the baseline's interval is a band behind them all."""
     figure, [axes] = _axes(5.6, 0.6 + 0.48 * len(rows))
+
+    # behind the rows: the baseline's interval, and chance where the axis reaches it
     axes.axvspan(*baseline.line.intervals["auc"].interval, color=BAND, zorder=0)
     if limits[0] < 0.5:
         axes.axvline(0.5, color=GREY, linewidth=0.8, linestyle="--")
+
+    # from the bottom up, so that the first row is the highest
     for height, row in enumerate(reversed(rows)):
         auc = row.line.intervals["auc"]
         axes.plot(auc.interval, [height, height], color=row.colour, linewidth=2, solid_capstyle="butt")
         axes.plot([auc.estimate], [height], row.marker, color=row.colour, markersize=7)
-        name = row.name if len(row.name) <= 60 else row.name[:59] + "…"
+
+        name = row.name
+        if len(name) > 60:
+            name = name[:59] + "…"
         axes.annotate(name, (0, height + 0.33), xycoords=("axes fraction", "data"), va="center", fontsize=8.5)
+
     axes.set(xlim=limits, ylim=(-0.45, len(rows) - 0.4), yticks=[], xlabel="AUC")
     axes.spines["left"].set_visible(False)
     return figure
@@ -100,14 +121,22 @@ def roc(rows: Sequence[Row]) -> Figure:
     """ROC curves, each seed thin and their mean thick; the marker is the threshold chosen on validation."""
     figure, [axes] = _axes(4.4, 4.4)
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle="--")
+
+    # each seed's curve, and the mean of several
     for row in rows:
-        curves = [roc_curve(row.line.labels, scores, drop_intermediate=True) for scores in row.line.scores]
-        for x, y, _ in curves:
-            axes.plot(x, y, color=row.colour, linewidth=1.6 if len(curves) == 1 else 0.6)
-        if len(curves) > 1:
-            axes.plot(FPR, np.mean([np.interp(FPR, x, y) for x, y, _ in curves], axis=0), color=row.colour, linewidth=2)
-    for row in rows:  # above all curves
+        several = len(row.line.scores) > 1
+        curves = []
+        for scores in row.line.scores:
+            x, y, _ = roc_curve(row.line.labels, scores, drop_intermediate=True)
+            axes.plot(x, y, color=row.colour, linewidth=0.6 if several else 1.6)
+            curves.append(np.interp(FPR, x, y))
+        if several:
+            axes.plot(FPR, np.mean(curves, axis=0), color=row.colour, linewidth=2)
+
+    # markers lie above all curves
+    for row in rows:
         axes.plot(*_operating_points(row.line), row.marker, color=row.colour, mec="white", markersize=8, clip_on=False)
+
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal", xticks=np.linspace(0, 1, 6))
     axes.set(xlabel="1 − specificity", ylabel="Sensitivity (recall)", yticks=np.linspace(0, 1, 6))
     return figure
@@ -115,22 +144,23 @@ def roc(rows: Sequence[Row]) -> Figure:
 
 def _operating_points(line: Line) -> np.ndarray:
     """1 - specificity and sensitivity (2 s) at each seed's threshold."""
-    called = line.scores >= line.thresholds[:, None]  # s n
-    return np.stack([called[:, line.labels == label].mean(axis=1) for label in (0, 1)])
+    predicted = line.scores >= line.thresholds[:, None]  # s n
+    return np.stack([predicted[:, line.labels == label].mean(axis=1) for label in (0, 1)])
 
 
 def reliability(rows: Sequence[Row], positive: str) -> Figure:
     """Share of the `positive` against mean score in equal-width bins, all seeds together; areas show the counts."""
     figure, [axes] = _axes(4.4, 4.4)
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle="--")
+
     for row in rows:
         seeds = len(row.line.scores)
         curve = reliability_curve(np.tile(row.line.labels, seeds), row.line.scores.ravel(), bins=10)
-        axes.plot(curve.mean_score, curve.positive_rate, color=row.colour, linewidth=1)
-        size = 160 * curve.count / curve.count.sum()
-        axes.scatter(
-            curve.mean_score, curve.positive_rate, size, color=row.colour, marker=row.marker, alpha=0.85, clip_on=False
-        )
+        x, y = curve.mean_score, curve.positive_rate
+        area = 160 * curve.count / curve.count.sum()
+        axes.plot(x, y, color=row.colour, linewidth=1)
+        axes.scatter(x, y, area, color=row.colour, marker=row.marker, alpha=0.85, clip_on=False)
+
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.02, 1.02), aspect="equal", xticks=np.linspace(0, 1, 6))
     axes.set(xlabel="Mean score", ylabel=f"Share {positive}", yticks=np.linspace(0, 1, 6))
     return figure
@@ -138,47 +168,54 @@ def reliability(rows: Sequence[Row], positive: str) -> Figure:
 
 # ---------------------------------------------------------------- training
 
-Epochs = Sequence[dict[str, float]]  # a run's rows of metrics.jsonl that end an epoch
+Epoch = dict[str, float]  # a row of metrics.jsonl that ends an epoch
 
 
-def reconstruction_losses(epochs: Epochs) -> Figure:
+def reconstruction_losses(epochs: Sequence[Epoch]) -> Figure:
     """Training and validation loss of a stage-one run, the epoch with the lowest ringed."""
     figure, [axes] = _axes(3.1, 2.2)
     _losses(axes, epochs, INK)
-    _ring(axes, min(epochs, key=lambda row: row["validate/loss"]), "validate/loss", INK)
+    best = min(epochs, key=lambda row: row["validate/loss"])
+    _ring(axes, best, "validate/loss", INK)
     _finish(axes, "Reconstruction loss")
     return figure
 
 
-def training_curves(
-    runs: Sequence[tuple[Epochs, dict[str, float]]], colour: str, auc_range: tuple[float, float]
-) -> Figure:
+class RunCurves(NamedTuple):
+    epochs: Sequence[Epoch]
+    kept: Epoch  # the one that best.pt holds
+
+
+def training_curves(runs: Sequence[RunCurves], colour: str, auc_range: tuple[float, float]) -> Figure:
     """Losses and validation AUC of a row's runs, one per seed, each with the epoch that was kept."""
     figure, [left, right] = _axes(4.8, 2.3, columns=2)
-    for number, (epochs, kept) in enumerate(runs):
-        _losses(left, epochs, colour, named=number == 0)
-        _line(right, epochs, "validate/auc", colour, "-")
-        for axes, name in ((left, "validate/loss"), (right, "validate/auc")):
-            _ring(axes, kept, name, colour)
+    for number, run in enumerate(runs):
+        _losses(left, run.epochs, colour, named=number == 0)
+        _ring(left, run.kept, "validate/loss", colour)
+        _curve(right, run.epochs, "validate/auc", colour, dash="-")
+        _ring(right, run.kept, "validate/auc", colour)
+
     right.set_ylim(auc_range)
     _finish(left, "Loss")
     _finish(right, "Validation AUC")
     return figure
 
 
-def _losses(axes: Axes, epochs: Epochs, colour: str, named: bool = True) -> None:
-    _line(axes, epochs, "epoch/train_loss", colour, ":", "training" if named else None)
-    _line(axes, epochs, "validate/loss", colour, "-", "validation" if named else None)
+def _losses(axes: Axes, epochs: Sequence[Epoch], colour: str, named: bool = True) -> None:
+    """Training and validation loss; `named` in the legend, once for all seeds."""
+    _curve(axes, epochs, "epoch/train_loss", colour, dash=":", label="training" if named else None)
+    _curve(axes, epochs, "validate/loss", colour, dash="-", label="validation" if named else None)
     axes.legend(loc="best", handlelength=1.6)
 
 
-def _line(axes: Axes, epochs: Epochs, name: str, colour: str, dash: str, label: str | None = None) -> None:
+def _curve(axes: Axes, epochs: Sequence[Epoch], name: str, colour: str, dash: str, label: str | None = None) -> None:
+    x = [row["epoch"] for row in epochs]
+    y = [row[name] for row in epochs]
     marker = "o" if len(epochs) == 1 else None  # a line through one point would not be seen
-    x, y = [row["epoch"] for row in epochs], [row[name] for row in epochs]
     axes.plot(x, y, dash, color=colour, marker=marker, markersize=3, linewidth=1.4, label=label)
 
 
-def _ring(axes: Axes, row: dict[str, float], name: str, colour: str) -> None:
+def _ring(axes: Axes, row: Epoch, name: str, colour: str) -> None:
     axes.plot([row["epoch"]], [row[name]], "o", color=colour, markerfacecolor="white", markersize=6)
 
 
@@ -187,4 +224,6 @@ def _finish(axes: Axes, title: str) -> None:
     axes.set_xlabel("Epoch")
     axes.margins(x=0.05, y=0.12)
     axes.set_xlim(left=0)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    locator = AutoLocator()
+    locator.set_params(integer=True)
+    axes.xaxis.set_major_locator(locator)

@@ -7,7 +7,7 @@ import numpy as np
 
 from classify.comparison import Comparison, Line, describe, name_of
 from classify.evaluate import Evaluation
-from classify.metrics import HEADLINE, Interval
+from classify.metrics import HEADLINE, BootstrapDifference, Interval
 from data.labels import words
 
 COLUMNS = ("Model", "Augmentation", "% Masking", "Accuracy", "Precision", "F1", "Recall", "AUC")
@@ -23,26 +23,37 @@ def table_row(described: dict[str, str], intervals: dict[str, Interval]) -> dict
 def evaluation_row(evaluation: Evaluation) -> dict[str, str]:
     """The table row of one run."""
     summary = evaluation.summary
-    intervals = {name: Interval(summary["metrics"][name], tuple(summary["intervals"][name])) for name in HEADLINE}
-    return table_row(describe(evaluation.config, bool(summary["meta"]["pretrained_from"])), intervals)
+    intervals = {}
+    for name in HEADLINE:
+        low, high = summary["intervals"][name]
+        intervals[name] = Interval(summary["metrics"][name], (low, high))
+    pretrained = bool(summary["meta"]["pretrained_from"])
+    return table_row(describe(evaluation.config, pretrained), intervals)
 
 
 def show(interval: Interval, signed: bool = False) -> str:
     """`.755 [.735, .774]`; signed: `+.012 [-.003, +.027]`."""
+    form = "+.3f" if signed else ".3f"
     values = (interval.estimate, *interval.interval)
-    text = [f"{value:{'+' if signed else ''}.3f}".replace("0.", ".", 1) for value in values]
-    return f"{text[0]} [{text[1]}, {text[2]}]"
+    estimate, low, high = (format(value, form).replace("0.", ".", 1) for value in values)
+    return f"{estimate} [{low}, {high}]"
 
 
 def markdown(rows: list[dict[str, str]]) -> str:
     """Rows as an aligned Markdown table, in `COLUMNS` or the rows' own order."""
     columns = list(rows[0])
-    widths = {column: max(len(column), *(len(row[column]) for row in rows)) for column in columns}
-    lines = [columns, ["-" * widths[column] for column in columns], *([row[c] for c in columns] for row in rows)]
-    return "\n".join(
-        "| " + " | ".join(cell.ljust(widths[column]) for cell, column in zip(line, columns, strict=True)) + " |"
-        for line in lines
-    )
+    widths = {}
+    for column in columns:
+        widths[column] = max(len(column), *(len(row[column]) for row in rows))
+
+    # header and rule are rows like all others
+    header = {column: column for column in columns}
+    rule = {column: "-" * widths[column] for column in columns}
+    lines = []
+    for row in (header, rule, *rows):
+        cells = [row[column].ljust(widths[column]) for column in columns]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 # ---------------------------------------------------------------- comparison
@@ -53,12 +64,18 @@ def comparison_text(comparison: Comparison) -> str:
     parts = [f"# {comparison.config.run}: {task(comparison.config.data.target)}"]
     for labelled in comparison.config.compare.labelled:
         lines = [comparison.lines[number] for number in comparison.numbers(labelled)]
-        parts.append(f"## {lines[0].evaluations[0].summary['meta']['train_images']:,} labelled training images")
+        images = lines[0].evaluations[0].summary["meta"]["train_images"]
+        parts.append(f"## {images:,} labelled training images")
+
+        # the table, and what its numbers are
         parts.append(markdown([table_row(line.described, line.intervals) for line in lines]))
         parts.append(caption(comparison, lines[0]))
+
+        # the tests against the baseline
         if len(lines) > 1:
             parts.append(markdown(list(difference_rows(comparison, labelled))))
             parts.append(verdict(comparison, labelled))
+
     if comparison.data.manifest.credentialed:
         parts.append("Made from credentialed data: check the data use agreement before sharing any of it.")
     return "\n\n".join([*parts, "Not a medical device."])
@@ -67,21 +84,30 @@ def comparison_text(comparison: Comparison) -> str:
 def task(target: str | None) -> str:
     """What is told apart: `normal against abnormal`, or `Pneumonia: positive against negative`."""
     negative, positive = words(target)
-    return f"{negative} against {positive}" if target is None else f"{target}: {positive} against {negative}"
+    if target is None:
+        return f"{negative} against {positive}"
+    return f"{target}: {positive} against {negative}"
 
 
 def caption(comparison: Comparison, line: Line) -> str:
     """What the table's numbers are, in a sentence or two."""
-    config, summary, seeds = comparison.config, line.evaluations[0].summary, len(comparison.config.compare.seeds)
-    seen = max(e.summary["pretrained_on"] for each in comparison.lines for e in each.evaluations)
-    summary = summary | {"pretrained_on": seen}
+    config = comparison.config
     positive = words(config.data.target)[1]
+
+    # rows were pretrained on different images: the row that has seen most of the split counts for all
+    evaluations = [evaluation for of_row in comparison.lines for evaluation in of_row.evaluations]
+    seen = max(evaluation.summary["pretrained_on"] for evaluation in evaluations)
+    summary = line.evaluations[0].summary | {"pretrained_on": seen}
+
     resampled = "patients" if summary["patients_known"] else "images"
+    seeds = len(config.compare.seeds)
+    training = "1 training seed, so how much training varies is not in them"
+    if seeds > 1:
+        resampled += " and seeds"
+        training = f"{seeds} training seeds, mean shown"
     return (
         f"Split {config.compare.split}: {cases(summary)}; {100 * line.labels.mean():.0f} % {positive}. "
-        f"In brackets {100 * config.evaluate.level:g} % bootstrap intervals, {resampled} "
-        f"{'and seeds ' if seeds > 1 else ''}resampled; {seeds} training seed{'s' if seeds > 1 else ''}"
-        f"{', mean shown' if seeds > 1 else ', so how much training varies is not in them'}. "
+        f"In brackets {100 * config.evaluate.level:g} % bootstrap intervals, {resampled} resampled; {training}. "
         "Best epoch and threshold were chosen on validation."
     )
 
@@ -92,7 +118,9 @@ def cases(summary: dict[str, Any]) -> str:
     whom = f"of {summary['patients']:,} patients"
     if not summary["patients_known"]:
         whom = "(patients unknown, so taken as independent)"
-    seen = f", {summary['pretrained_on']:,} images of them served pretraining" if summary["pretrained_on"] else ""
+    seen = ""
+    if summary["pretrained_on"]:
+        seen = f", {summary['pretrained_on']:,} images of them served pretraining"
     return f"n = {summary['n']:,} {units} {whom}{seen}"
 
 
@@ -102,35 +130,53 @@ def difference_rows(comparison: Comparison, labelled: int | None) -> Iterator[di
     for number in comparison.numbers(labelled):
         if number == baseline:
             continue
-        found = comparison.differences[number]
+        auc = comparison.differences[number]["auc"]
+        accuracy = comparison.differences[number]["accuracy"]
+
         yield {
             "Model": name_of(comparison.lines[number]),
-            f"AUC minus {name_of(comparison.lines[baseline])}": show(found["auc"], True),
-            "p (AUC)": _p(found["auc"].p_value),
-            "Accuracy difference": show(found["accuracy"], True),
-            "p (accuracy)": _p(found["accuracy"].p_value),
+            f"AUC minus {name_of(comparison.lines[baseline])}": show(auc, signed=True),
+            "p (AUC)": _p(auc.p_value),
+            "Accuracy difference": show(accuracy, signed=True),
+            "p (accuracy)": _p(accuracy.p_value),
         }
 
 
 def _p(value: float) -> str:
     if np.isnan(value):
         return "–"
-    return f"{value:.3f}".removeprefix("0") if value >= 0.001 else "< .001"
+    if value < 0.001:
+        return "< .001"
+    return f"{value:.3f}".removeprefix("0")
 
 
 def verdict(comparison: Comparison, labelled: int | None) -> str:
     """Who wins on AUC, said plainly: better or worse only where the paired interval excludes no difference."""
-    numbers, baseline = comparison.numbers(labelled), comparison.baseline(labelled)
-    best = max((comparison.lines[i] for i in numbers), key=lambda line: line.intervals["auc"].estimate)
+    lines = [comparison.lines[number] for number in comparison.numbers(labelled)]
+    best = max(lines, key=lambda line: line.intervals["auc"].estimate)
     text = f"Highest AUC: {name_of(best)}."
-    outcome: dict[str, list[str]] = {"better": [], "worse": [], "not distinguishable": []}
-    for number in numbers:
+
+    # every other row against the baseline
+    baseline = comparison.baseline(labelled)
+    names: dict[str, list[str]] = {"better": [], "worse": [], "not distinguishable": []}
+    for number in comparison.numbers(labelled):
         if number != baseline:
-            low, high = comparison.differences[number]["auc"].interval
-            word = "better" if low > 0 else "worse" if high < 0 else "not distinguishable"
-            outcome[word].append(f'"{name_of(comparison.lines[number])}"')
-    said = "; ".join(f"{word}: {', '.join(names)}" for word, names in outcome.items() if names)
+            outcome = _outcome(comparison.differences[number]["auc"])
+            names[outcome].append(f'"{name_of(comparison.lines[number])}"')
+
+    said = [f"{outcome}: {', '.join(of_outcome)}" for outcome, of_outcome in names.items() if of_outcome]
     if not said:
         return text
     against = name_of(comparison.lines[baseline])
-    return f"{text} Against {against}, by paired bootstrap of the AUC, not adjusted for several tests: {said}."
+    return (
+        f"{text} Against {against}, by paired bootstrap of the AUC, not adjusted for several tests: {'; '.join(said)}."
+    )
+
+
+def _outcome(difference: BootstrapDifference) -> str:
+    low, high = difference.interval
+    if low > 0:
+        return "better"
+    if high < 0:
+        return "worse"
+    return "not distinguishable"

@@ -26,27 +26,47 @@ def comparison_table(comparison: Comparison) -> pd.DataFrame:
     """A row per line: what it is, how many cases, and each metric with its interval."""
     rows = []
     for line in comparison.lines:
-        row = line.described | {"labelled images": line.evaluations[0].summary["meta"]["train_images"]}
         summary = line.evaluations[0].summary
-        row |= {"n": summary["n"], "patients": summary["patients"], "seeds": len(line.evaluations)}
+        row: dict[str, Any] = {
+            **line.described,
+            "labelled images": summary["meta"]["train_images"],
+            "n": summary["n"],
+            "patients": summary["patients"],
+            "seeds": len(line.evaluations),
+        }
+
+        # three columns for each metric
         for name, interval in line.intervals.items():
-            row |= {name: interval.estimate, f"{name} low": interval.interval[0], f"{name} high": interval.interval[1]}
+            low, high = interval.interval
+            row |= {name: interval.estimate, f"{name} low": low, f"{name} high": high}
         rows.append(row)
     return pd.DataFrame(rows)
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:
     """Everything the tables show and what made it, for scripts."""
+    data = comparison.data
     return {
         "config": comparison.config.model_dump(mode="json"),
         "commit": commit(),
-        "data": {"manifest": comparison.data.manifest.fingerprint(), "store": comparison.data.store.fingerprint},
-        "rows": [
-            line.described
-            | {"labelled": line.labelled, "n": len(line.labels)}
-            | {"intervals": {name: asdict(interval) for name, interval in line.intervals.items()}}
-            | {"seeds": [{k: e.summary[k] for k in ("seed", "metrics", "commit", "origin")} for e in line.evaluations]}
-            | {"minus_baseline": {k: asdict(v) for k, v in comparison.differences.get(number, {}).items()}}
-            for number, line in enumerate(comparison.lines)
-        ],
+        "data": {"manifest": data.manifest.fingerprint(), "store": data.store.fingerprint},
+        "rows": [_row_as_json(comparison, number) for number in range(len(comparison.lines))],
+    }
+
+
+def _row_as_json(comparison: Comparison, number: int) -> dict[str, Any]:
+    line = comparison.lines[number]
+    # what tells the runs of the row apart, and where each came from
+    seeds = []
+    for evaluation in line.evaluations:
+        seeds.append({name: evaluation.summary[name] for name in ("seed", "metrics", "commit", "origin")})
+
+    differences = comparison.differences.get(number, {})  # none for the baseline
+    return {
+        **line.described,
+        "labelled": line.labelled,
+        "n": len(line.labels),
+        "intervals": {name: asdict(interval) for name, interval in line.intervals.items()},
+        "seeds": seeds,
+        "minus_baseline": {name: asdict(difference) for name, difference in differences.items()},
     }

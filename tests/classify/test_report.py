@@ -16,9 +16,14 @@ import torch
 from classify.comparison import Comparison, Line, describe
 from classify.evaluate import Evaluation
 from classify.grid import expand_grid
+from classify.report.budgets import budgets_of, confusion
+from classify.report.facts import notices
 from classify.report.figures import COLOURS
-from classify.report.html import budgets_of, confusion, kept_epoch, notices, own_settings, panels, report_html
+from classify.report.html import report_html
+from classify.report.reconstructions import panels
+from classify.report.runs import own_settings
 from classify.report.tables import comparison_text
+from classify.report.training import kept_epoch
 from classify.settings import ClassifyConfig
 from data.config import make_config
 from data.loader import Data
@@ -189,7 +194,7 @@ def test_every_text_has_the_words_of_the_target(target, task, words, tmp_path):
     negative, positive = words
     for part in (f"<title>{task}: {tmp_path}</title>", f"<h1>{task} chest radiographs</h1>",
                  f"50.0 % {positive} (30)", f"truly {negative} and of the truly {positive}.",
-                 f"called {negative}<", f"called {positive}<", f">{negative}</th>", f">{positive}</th>",
+                 f"predicted {negative}<", f"predicted {positive}<", f">{negative}</th>", f">{positive}</th>",
                  f"score is {positive}:", f">Share {positive}<"):  # fmt: skip
         assert part in page, part
     assert table.lower().startswith(f"# {tmp_path}: {task}\n".lower()) and f"; 50 % {positive}. " in table
@@ -223,7 +228,7 @@ def test_credentialed_report_shows_neither_images_nor_ids(tmp_path):
 
 def test_credentialed_images_shown_on_request_come_with_a_warning(tmp_path):
     comparison = comparison_of(config_of(tmp_path, source="mimic-cxr-jpg", report=True))
-    assert panels(comparison)[0]["source"].startswith("data:image/png")
+    assert panels(comparison)[0].source.startswith("data:image/png")
     assert any("data use agreement" in notice and "It shows radiographs" in notice for notice in notices(comparison))
 
 
@@ -288,9 +293,9 @@ def test_confusion_counts_every_case_of_every_seed_once():
     predictions = [pd.DataFrame({"label": [0, 0, 0, 1, 1], "score": s}) for s in ([0, 0, 1, 1, 1], [0, 1, 1, 0, 1])]
     evaluations = tuple(SimpleNamespace(predictions=p, threshold=0.5) for p in predictions)
     normal, abnormal = confusion(Line({}, None, evaluations), ("normal", "abnormal"))
-    assert (normal["counts"], abnormal["counts"]) == ((3, 3), (1, 3))
-    assert (normal["name"], abnormal["name"]) == ("normal", "abnormal")
-    assert abnormal["shares"] == [0.25, 0.75]
+    assert (normal.counts, abnormal.counts) == ((3, 3), (1, 3))
+    assert (normal.name, abnormal.name) == ("normal", "abnormal")
+    assert abnormal.shares == (0.25, 0.75)
 
 
 def test_kept_epoch_is_the_first_of_the_best():

@@ -1,0 +1,73 @@
+"""What a reader must know of a comparison before any number, and how it was made."""
+
+from collections.abc import Iterator
+
+from classify.comparison import Comparison
+from classify.report.budgets import Budget
+from classify.report.tables import cases
+from data.labels import words
+from data.settings import height_and_width
+from mae.engine.run import commit
+
+
+def notices(comparison: Comparison) -> Iterator[str]:
+    """What a reader must know before any number."""
+    config = comparison.config
+    manifest = comparison.data.manifest
+
+    if config.data.source == "phantom":
+        yield "The radiographs are synthetic: the numbers show that the software works and say nothing about patients."
+
+    if config.compare.split == "validate":
+        yield (
+            "These are validation images, on which epochs and thresholds were chosen too, so the numbers flatter; "
+            "compare.split=test opens the test split."
+        )
+
+    if manifest.credentialed:
+        notice = "Made from credentialed data: check the data use agreement before sharing any of it."
+        if manifest.may_show(config.report.images):
+            notice += " It shows radiographs."
+        yield notice
+
+
+def facts(comparison: Comparison, budgets: list[Budget]) -> Iterator[tuple[str, str]]:
+    """How the report was made, term by term."""
+    config = comparison.config
+    line = comparison.lines[0]
+    summary = line.evaluations[0].summary
+    yield "Run", config.run
+
+    # the cases
+    height, width = height_and_width(config.data.image_size)
+    yield "Source", f"{config.data.source}, {height} × {width} pixels ({config.data.resize})"
+    yield "Split", config.compare.split
+    yield "Evaluated", cases(summary)
+    positive = words(config.data.target)[1]
+    yield "Prevalence", f"{100 * line.labels.mean():.1f} % {positive} ({int(line.labels.sum()):,})"
+
+    # training and statistics
+    yield "Labelled for training", "; ".join(f"{budget.images:,} images" for budget in budgets)
+    yield "Training seeds", ", ".join(map(str, config.compare.seeds))
+    whom = "patients" if summary["patients_known"] else "images"
+    level = f"{100 * config.evaluate.level:g} %"
+    yield "Intervals", f"{level}, bootstrap of {whom}, {config.evaluate.replicates:,} replicates"
+
+    # the code and the data
+    yield "Commit", commit() or "not known (installed package)"
+    commits = _commits(comparison)
+    if commits and commits != [commit()]:
+        yield "Commit of the predictions", ", ".join(commits)
+    manifest = comparison.data.manifest.fingerprint()
+    store = comparison.data.store.fingerprint[:16]
+    yield "Data fingerprint", f"manifest {manifest}, store {store}"
+
+
+def _commits(comparison: Comparison) -> list[str]:
+    """The commits that made the predictions, where they are known."""
+    found = set()
+    for line in comparison.lines:
+        for evaluation in line.evaluations:
+            if evaluation.summary["commit"]:
+                found.add(str(evaluation.summary["commit"]))
+    return sorted(found)

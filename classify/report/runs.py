@@ -1,0 +1,53 @@
+"""The runs behind the tables: where each lies, and what it was made with."""
+
+from collections.abc import Iterator
+
+from classify.comparison import Comparison
+from classify.evaluate import Evaluation
+from classify.report.budgets import Budget
+from classify.report.figures import Row
+from classify.report.training import epochs_of, kept_epoch
+from classify.settings import ClassifyConfig
+from mae.engine.run import flat
+
+SECTIONS = ("data", "model", "pretrain", "finetune")
+# settings with a column of their own, and those that change nothing of what is learned
+SHOWN = {"finetune.run", "finetune.sample", "finetune.augment.enabled", "data.store", "data.workers"}
+
+
+def run_rows(comparison: Comparison, budgets: list[Budget]) -> Iterator[dict[str, str]]:
+    """Stage two's runs, row by row of the tables and seed by seed."""
+    for budget in budgets:
+        for row in budget.rows:
+            for evaluation in row.line.evaluations:
+                yield _run_row(comparison.config, row, evaluation)
+
+
+def _run_row(config: ClassifyConfig, row: Row, evaluation: Evaluation) -> dict[str, str]:
+    settings = evaluation.config.finetune
+    best = "–"
+    epochs = epochs_of(evaluation.run)
+    if epochs:
+        best = str(kept_epoch(epochs, settings.select)["epoch"])
+
+    return {
+        "Row": row.name,
+        "Folder": evaluation.run.name,
+        "Seed": str(evaluation.summary["seed"]),
+        "Epochs": str(settings.epochs),
+        "Best epoch": best,
+        "Threshold": f"{evaluation.threshold:.3f}",
+        "Training images": f"{evaluation.summary['meta']['train_images']:,}",
+        "Augmentation": "on" if settings.augment.enabled else "off",
+        "Settings of its own": ", ".join(own_settings(config, evaluation.config)) or "–",
+    }
+
+
+def own_settings(config: ClassifyConfig, changed: ClassifyConfig) -> Iterator[str]:
+    """`key=value` for what differs from the comparison's config and is not a column of the table already."""
+    for section in SECTIONS:
+        before = flat({section: getattr(config, section).model_dump()})
+        after = flat({section: getattr(changed, section).model_dump()})
+        for key, value in after.items():
+            if value != before[key] and key not in SHOWN:
+                yield f"{key}={value}"

@@ -1,0 +1,82 @@
+"""How training went: the curves of both stages."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from classify.comparison import Comparison
+from classify.report.budgets import Budget
+from classify.report.figures import Epoch, Row, RunCurves, reconstruction_losses, svg, training_curves
+from classify.settings import Select
+from mae.engine.tracker import read_metrics
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """A stage-one run."""
+
+    name: str
+    epochs: float
+    kept: Epoch
+    figure: str
+
+
+@dataclass(frozen=True)
+class Training:
+    """A row of the table: its stage-two runs, one for each seed."""
+
+    budget: Budget
+    row: Row
+    figure: str
+
+
+def epochs_of(folder: Path) -> list[Epoch]:
+    """The rows of a run's metrics.jsonl that end an epoch."""
+    return [row for row in read_metrics(folder) if "epoch" in row]
+
+
+def kept_epoch(epochs: Sequence[Epoch], select: Select) -> Epoch:
+    """The epoch best.pt holds: the first with the highest validation AUC, or with the lowest loss."""
+    if select == "auc":
+        return max(epochs, key=lambda row: row["validate/auc"])
+    return min(epochs, key=lambda row: row["validate/loss"])
+
+
+def pretrainings(comparison: Comparison) -> Iterator[Pretraining]:
+    """Losses of each stage-one run."""
+    for name, folder in comparison.pretrainings.items():
+        epochs = epochs_of(folder)
+        if epochs:
+            figure = svg(f"Reconstruction loss of {name}", reconstruction_losses, epochs)
+            yield Pretraining(name, epochs[-1]["epoch"], kept_epoch(epochs, "loss"), figure)
+
+
+def trainings(budgets: list[Budget]) -> Iterator[Training]:
+    """Curves of each row, its seeds in one figure; all AUC axes are alike."""
+    # all curves are read before the first is drawn
+    curves = []
+    aucs = []
+    for budget in budgets:
+        for row in budget.rows:
+            runs = _runs_of(row)
+            if runs:
+                curves.append((budget, row, runs))
+            for run in runs:
+                aucs += [epoch["validate/auc"] for epoch in run.epochs]
+    if not curves:
+        return
+
+    limits = (min(aucs) - 0.03, max(aucs) + 0.03)
+    for budget, row, runs in curves:
+        label = f"Training of {row.name}, {budget.heading}"
+        yield Training(budget, row, svg(label, training_curves, runs, row.colour, limits))
+
+
+def _runs_of(row: Row) -> list[RunCurves]:
+    """The curves of a row's runs that have any."""
+    found = []
+    for evaluation in row.line.evaluations:
+        epochs = epochs_of(evaluation.run)
+        if epochs:
+            found.append(RunCurves(epochs, kept_epoch(epochs, evaluation.config.finetune.select)))
+    return found
