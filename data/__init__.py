@@ -1,6 +1,7 @@
 """FILE → BATCH: radiographs and labels, and nothing of models."""
 
 from importlib import import_module
+from typing import Any
 
 _PUBLIC = {
     "load_config": "data.config",
@@ -12,7 +13,7 @@ _PUBLIC = {
 __all__ = list(_PUBLIC)
 
 
-def __getattr__(name: str):  # PEP 562: importing the package stays instant
+def __getattr__(name: str) -> Any:  # PEP 562: importing the package stays instant
     if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_PUBLIC[name]), name)

@@ -62,12 +62,12 @@ def whole_config() -> type[Settings]:
 class _Loader(yaml.SafeLoader):
     """YAML with 1e-3 as a number (YAML 1.2) and without silently repeated keys."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [key.value for key, _ in node.value]
-        for position, key in enumerate(keys):
-            if key in keys[:position]:
-                line = node.value[position][0].start_mark.line + 1
-                raise yaml.YAMLError(f"line {line}: {key!r} is given twice")
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.YAMLError(f"line {key.start_mark.line + 1}: {key.value!r} is given twice")
+            seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
@@ -75,7 +75,11 @@ class _Dumper(yaml.SafeDumper):
     """Writes what `_Loader` reads: the string "1e-3" in quotes."""
 
 
-_Loader.add_constructor("tag:yaml.org,2002:timestamp", yaml.SafeLoader.construct_yaml_str)  # 2026-01-01 is a name
+def _as_text(loader: _Loader, node: yaml.ScalarNode) -> str:
+    return str(loader.construct_scalar(node))
+
+
+_Loader.add_constructor("tag:yaml.org,2002:timestamp", _as_text)  # 2026-01-01 is a name
 for _yaml in (_Loader, _Dumper):
     _yaml.add_implicit_resolver(
         "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
@@ -137,9 +141,11 @@ def make_config(
     overrides_place: str = "command line",
 ) -> Settings:
     """Plain settings (a config file's or a checkpoint's) → Config; errors name the place they come from."""
-    merged, overrides = {"data": {}, **json.loads(json.dumps(raw, default=str))}, overrides or {}
+    overrides = overrides or {}
+    merged = {"data": {}, **json.loads(json.dumps(raw, default=str))}
     for key, value in _single(overrides.items()):
         _put(merged, key.split("."), value)
+
     try:  # JSON mode: strict types, but lists may become tuples
         return whole_config().model_validate_json(json.dumps(merged, default=str))
     except ValidationError as error:
@@ -176,7 +182,8 @@ def _single(overrides: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
             yield key, value
 
 
-def _put(tree: dict, keys: list[str], value: Any) -> None:
+def _put(tree: dict[str, Any], keys: list[str], value: Any) -> None:
+    """Set a nested value, making the sections on the way to it."""
     for key in keys[:-1]:
         if not isinstance(tree.get(key), dict):
             tree[key] = {}
@@ -187,8 +194,8 @@ def _put(tree: dict, keys: list[str], value: Any) -> None:
 def expand(text: str, place: str) -> str:
     """Replace `${NAME}` and `${NAME:-default}` by the environment; UserError if NAME is not set."""
 
-    def value(match: re.Match) -> str:
-        name, default = match.group(1), match.group(2)
+    def value(match: re.Match[str]) -> str:
+        name, default = match.groups()
         found = os.environ.get(name) or default
         if found is None:
             raise UserError(f"{place}: ${{{name}}} is not set; export {name}=/path, or give {place}=/path")
@@ -203,45 +210,68 @@ def expand(text: str, place: str) -> str:
 def _explain(error: ValidationError, place: str, overrides: Mapping[str, Any], overrides_place: str) -> str:
     """The first thing wrong, in one line; a key that is missing may be one that is misspelt."""
     first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
-    key, found, message = ".".join(str(part) for part in first["loc"]), first.get("input"), first["msg"]
+    key = ".".join(str(part) for part in first["loc"])
+    found = first.get("input")
+    message = first["msg"]
+
+    # the command line is to blame where it gives the key, a section above it or a setting below it
     if any(given == key or given.startswith(key + ".") or key.startswith(given + ".") for given in overrides):
         place = overrides_place
+
     if first["type"] == "extra_forbidden":
-        if key in whole_config().RENAMED:
-            return f"{place}: {key} is renamed to {whole_config().RENAMED[key]}"
-        while isinstance(found, dict) and len(found) == 1:  # optim: {lr: 1} → optim.lr
-            [(name, found)] = found.items()
-            key += f".{name}"
-        near = _nearest(key, _keys(True) + _keys(False) if isinstance(found, dict) else _keys(False))
-        return f"{place}: {key} is unknown" + (f"; did you mean {near}?" if near else "; see --print-config")
+        return f"{place}: {_unknown(key, found)}"
     if first["type"] == "missing":
         meaning = dict(describe(whole_config())).get(key, "")
         return f"{place}: {key} is missing" + (f" ({meaning})" if meaning else "")
     if first["type"] == "value_error":  # from a section's own check, which names the setting
         return f"{place}: {key}.{message.removeprefix('Value error, ')}"
+
+    # pydantic's own words, made like ours
     expected = re.sub(r"^\w+ should be", "expected", message)
     expected = expected.replace("an object", "a mapping").replace("a valid array", "a list")
     return f"{place}: {key}: found {json.dumps(found)}, {re.sub(r'^[A-Z][a-z]+ should', 'expected to', expected)}"
 
 
+def _unknown(key: str, found: Any) -> str:
+    """What to say of a key that does not exist: its name of today, or the one that may be meant."""
+    renamed = whole_config().RENAMED
+    if key in renamed:
+        return f"{key} is renamed to {renamed[key]}"
+
+    while isinstance(found, dict) and len(found) == 1:  # optim: {lr: 1} → optim.lr
+        [(name, found)] = found.items()
+        key += f".{name}"
+    names = _keys(sections=False)
+    if isinstance(found, dict):
+        names = _keys(sections=True) + names
+    near = _nearest(key, names)
+    return f"{key} is unknown" + (f"; did you mean {near}?" if near else "; see --print-config")
+
+
 def _nearest(key: str, names: Iterable[str]) -> str | None:
     """The valid name an unknown key may mean: a sibling if one is near, else one elsewhere."""
     parent, _, leaf = re.sub(r"\.\d+", "", key).rpartition(".")
-    best, best_rank = None, (False, 0.0)
+    best = None
+    best_rank = (False, 0.0, False, 0.0)
     for name in names:
         other, _, right = name.rpartition(".")
-        near, sibling = _nearness(leaf, right), other == parent
-        room = parent.split(".")[0] == other.split(".")[0]
-        rank = (sibling, near, room, difflib.SequenceMatcher(None, parent, other).ratio())
-        if near >= (0.6 if sibling else 0.7) and rank > best_rank:
-            best, best_rank = name, rank
+        nearness = _nearness(leaf, right)
+        sibling = other == parent
+        same_section = parent.split(".")[0] == other.split(".")[0]
+        rank = (sibling, nearness, same_section, difflib.SequenceMatcher(None, parent, other).ratio())
+        if nearness >= (0.6 if sibling else 0.7) and rank > best_rank:
+            best = name
+            best_rank = rank
     return best
 
 
 def _nearness(wrong: str, right: str) -> float:
     """0 to 1; words of the other, as lr of base_lr, are near."""
-    words, others = set(wrong.split("_")), set(right.split("_"))
-    return 0.8 if words < others or others < words else difflib.SequenceMatcher(None, wrong, right).ratio()
+    words = set(wrong.split("_"))
+    others = set(right.split("_"))
+    if words < others or others < words:
+        return 0.8
+    return difflib.SequenceMatcher(None, wrong, right).ratio()
 
 
 def describe(cls: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -254,8 +284,10 @@ def describe(cls: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]
 
 def _section(annotation: Any) -> type[BaseModel] | None:
     """The settings class a field holds, alone or in a tuple."""
-    classes = (part for part in (annotation, *get_args(annotation)) if isinstance(part, type))
-    return next((part for part in classes if issubclass(part, BaseModel)), None)
+    for part in (annotation, *get_args(annotation)):
+        if isinstance(part, type) and issubclass(part, BaseModel):
+            return part
+    return None
 
 
 @cache
@@ -282,8 +314,10 @@ def print_config(config: BaseModel, indent: str = "") -> str:
             continue
 
         meaning = field.description or ""
-        if not field.is_required() and (default := field.get_default(call_default_factory=True)) != value:
-            meaning += f" (default: {_inline(default)})"
+        if not field.is_required():
+            default = field.get_default(call_default_factory=True)
+            if default != value:
+                meaning += f" (default: {_inline(default)})"
         lines.append(f"{indent}{name}: {_inline(value)}  # {meaning}")
     return "\n".join(lines)
 

@@ -19,7 +19,8 @@ from pydicom.pixels import get_decoder, pixel_array
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from data.refusal import check_size, refuse
-from data.tones import Tone, between_tails, equalized, to_bytes
+from data.settings import Tone
+from data.tones import between_tails, equalized, to_bytes
 
 SECONDS = 120  # for a plugin to decode one file
 GREYS = ("MONOCHROME1", "MONOCHROME2")
@@ -125,7 +126,7 @@ def in_child(decode: Callable[[], np.ndarray], most_bytes: int) -> np.ndarray:
             _decode_and_exit(decode, shared)
         if os.waitpid(child, 0)[1] != 0:
             raise RuntimeError("the decoder crashed, failed or did not end")
-        return np.load(shared, allow_pickle=False)
+        return np.load(BytesIO(shared), allow_pickle=False)
 
 
 def _decode_and_exit(decode: Callable[[], np.ndarray], shared: mmap) -> NoReturn:

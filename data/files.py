@@ -23,7 +23,7 @@ from data.images import read_fitted
 from data.manifest import Manifest
 from data.preparation import allowed, describe_store
 from data.refusal import UnreadableImage
-from data.settings import DataSettings, Size, height_and_width
+from data.settings import DataSettings, Resize, Size, Tone, height_and_width
 from data.workers import start_processes
 
 JOB = 8  # images a process reads at a time: many processes share a batch
@@ -43,11 +43,13 @@ class ImageFiles:
         self.unreadable: set[int] = set()
         self.allowed = allowed(settings.max_rejected, len(table))
         self.how = (settings.image_size, settings.resize, settings.tone)
-        here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun's ranks on this machine
-        self.workers = settings.workers or max(1, len(os.sched_getaffinity(0)) // here)
+
+        ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun's, on this machine
+        self.workers = settings.workers or max(1, len(os.sched_getaffinity(0)) // ranks_here)
         self.pool: ProcessPoolExecutor | None = None
         self.folder = TemporaryDirectory(prefix="mae-")  # goes with us
-        self.scratch, self.number = Path(self.folder.name), count()
+        self.scratch = Path(self.folder.name)
+        self.number = count()
 
     def __len__(self) -> int:
         return len(self.index)
@@ -66,7 +68,9 @@ class ImageFiles:
         try:
             for rows in batches:
                 ahead.append(self._ask(rows))
-                if sum(len(asked.rows) for asked in ahead) > 2 * max(len(rows), JOB * self.workers):
+                # ask for twice what keeps every process busy, and hand out the oldest
+                waiting = sum(len(asked.rows) for asked in ahead)
+                if waiting > 2 * max(len(rows), JOB * self.workers):
                     yield self._collect(ahead.popleft())
             while ahead:
                 yield self._collect(ahead.popleft())
@@ -78,6 +82,7 @@ class ImageFiles:
         for _ in range(2):
             if self.pool is None:
                 self.pool = start_processes(self.workers)
+
             asked = _Asked(rows, self.pool, self.scratch / f"{next(self.number)}.npy")
             shape = (len(rows), *height_and_width(self.how[0]))
             np.lib.format.open_memmap(asked.place, "w+", np.uint8, shape).flush()
@@ -99,6 +104,7 @@ class ImageFiles:
                 images, reasons = self._ask(asked.rows).collect()
             except BrokenProcessPool:
                 raise self._killed() from None
+
         if any(reasons):
             self._leave_out(asked.rows, reasons)
             missing = np.array([reason is not None for reason in reasons])
@@ -122,6 +128,7 @@ class ImageFiles:
             if reason and row not in self.unreadable:
                 self.unreadable.add(row)
                 tqdm.write(f"warning: {reason}; left out", file=sys.stderr)
+
         found = len(self.unreadable)
         if found > self.allowed:
             raise UserError(
@@ -143,9 +150,9 @@ class _Asked:
     rows: np.ndarray
     pool: ProcessPoolExecutor
     place: Path
-    jobs: list[Future] = field(default_factory=list)
+    jobs: list[Future[list[str | None]]] = field(default_factory=list)
 
-    def submit(self, paths: Sequence[str], how: tuple[Size, str, str]) -> None:
+    def submit(self, paths: Sequence[str], how: tuple[Size, Resize, Tone]) -> None:
         for start in range(0, len(paths), JOB):
             self.jobs.append(self.pool.submit(read_some, str(self.place), start, paths[start : start + JOB], *how))
 
@@ -163,9 +170,10 @@ class _Asked:
         self.place.unlink(missing_ok=True)
 
 
-def read_some(place: str, start: int, paths: Sequence[str], size: Size, resize: str, tone: str) -> list[str | None]:
+def read_some(place: str, start: int, paths: Sequence[str], size: Size, resize: Resize, tone: Tone) -> list[str | None]:
     """Read files into an array file from row `start` on; returns why there is no image, if so, for each."""
-    images, reasons = np.load(place, mmap_mode="r+"), [None] * len(paths)
+    images = np.load(place, mmap_mode="r+")
+    reasons: list[str | None] = [None] * len(paths)
     for number, path in enumerate(paths):
         try:
             images[start + number] = read_fitted(path, size, resize, tone)

@@ -14,22 +14,22 @@ from functools import lru_cache
 from io import BytesIO
 from math import ceil
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Protocol, get_args
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from data.jpeg import block_means, means_only
 from data.refusal import MAX_PIXELS, UnreadableImage, check_size, refuse
-from data.settings import Size, height_and_width
-from data.tones import TONES, Tone, between_tails, to_bytes
+from data.settings import Resize, Size, Tone, height_and_width
+from data.tones import between_tails, to_bytes
 
 READER_VERSION = 2  # raise it whenever the same file would read differently: stores are then made anew
 MAX_BYTES = 2**30
 SPARE = 1.4  # a reduced decode keeps this many times the wanted side: with less, a sharp image loses its edges
 MAX_SCANS = 200  # of a progressive JPEG, each decoded over the whole image; usual: 6 or 10
 
-Resize = Literal["pad", "squash", "crop"]
+TONES = get_args(Tone)
 RESIZES = get_args(Resize)
 Note = Callable[[bytes], object]
 Extent = tuple[float, float]  # width and height of the radiograph in pixels of the array, maybe fractional
@@ -41,7 +41,8 @@ def read_image(path: str | Path, *, tone: Tone = "window", at_least: int | None 
     `at_least` lets a JPEG decode at 1/2, 1/4 or 1/8, its shorter side never below that many pixels.
     `tone` concerns DICOM only: `window` shows what a viewer shows, `mimic_jpg` what MIMIC-CXR-JPG holds.
     """
-    return _read(path, tone, at_least, all)[0]
+    image, _ = _read(path, tone, at_least, of_sides=all)
+    return image
 
 
 def read_fitted(
@@ -51,8 +52,10 @@ def read_fitted(
 
     `note` is called once with the bytes of the file (of an archive's member: its pixels), e.g. a hash's `update`.
     """
-    at_least = tuple(ceil(SPARE * side) for side in height_and_width(size))
-    image, extent = _read(path, tone, at_least, any if resize == "pad" else all, note)
+    height, width = height_and_width(size)
+    at_least = (ceil(SPARE * height), ceil(SPARE * width))
+    of_sides = any if resize == "pad" else all  # padded, one side may be shorter than the frame
+    image, extent = _read(path, tone, at_least, of_sides, note)
     return fit_image(image, size, resize, extent)
 
 
@@ -66,15 +69,26 @@ def fit_image(image: np.ndarray, size: Size, resize: Resize = "pad", extent: Ext
         raise ValueError(f"resize: found {resize!r}, expected one of {', '.join(RESIZES)}")
     extent = extent or (image.shape[1], image.shape[0])
     frame_h, frame_w = height_and_width(size)
-    width, height = _largest((frame_w, frame_h), extent) if resize == "crop" else extent
-    left, top = (extent[0] - width) / 2, (extent[1] - height) / 2
-    shown = _largest(extent, (frame_w, frame_h)) if resize == "pad" else (frame_w, frame_h)
+
+    # which part of the radiograph is shown
+    width, height = extent
+    if resize == "crop":
+        width, height = _largest((frame_w, frame_h), extent)
+    left = (extent[0] - width) / 2
+    top = (extent[1] - height) / 2
+
+    # how large it is shown inside the frame
+    shown: Extent = (frame_w, frame_h)
+    if resize == "pad":
+        shown = _largest(extent, shown)
     target_w, target_h = (max(1, round(side)) for side in shown)
+
     box = (left, top, left + width, top + height)
-    resized = Image.fromarray(image).resize((target_w, target_h), Image.Resampling.LANCZOS, box, 3.0)
+    resized = Image.fromarray(image).resize((target_w, target_h), Image.Resampling.LANCZOS, box, reducing_gap=3.0)
     fitted = np.zeros((frame_h, frame_w), np.uint8)
-    y, x = (frame_h - target_h) // 2, (frame_w - target_w) // 2
-    fitted[y : y + target_h, x : x + target_w] = resized
+    y = (frame_h - target_h) // 2
+    x = (frame_w - target_w) // 2
+    fitted[y : y + target_h, x : x + target_w] = np.asarray(resized)
     return fitted
 
 
@@ -85,27 +99,21 @@ def _largest(shape: Extent, frame: Extent) -> Extent:
     return frame[1] * shape[0] / shape[1], frame[1]
 
 
+class OfSides(Protocol):
+    """`all` or `any`: how many of an image's two sides must keep enough pixels."""
+
+    def __call__(self, enough: tuple[bool, bool], /) -> bool: ...
+
+
 def _read(
-    path: str | Path, tone: Tone, at_least: Size | None, of_sides: Callable, note: Note | None = None
+    path: str | Path, tone: Tone, at_least: Size | None, of_sides: OfSides, note: Note | None = None
 ) -> tuple[np.ndarray, Extent]:
-    note = note or (lambda _: None)
+    """Whatever is wrong with the file becomes UnreadableImage, in one line that names it."""
     if tone not in TONES:
         raise ValueError(f"tone: found {tone!r}, expected one of {', '.join(TONES)}")
     try:
         with _quiet():
-            if ".npz#" in str(path):
-                member = _archive_member(str(path))
-                note(member.tobytes())
-                return _whole(member)
-            data = _file_bytes(path)
-            note(data)
-            if data[128:132] == b"DICM" or data[:2] in (b"\x08\x00", b"\x02\x00"):  # the latter: no preamble
-                from data.dicom import read_dicom  # pydicom is loaded where a DICOM is met
-
-                return _whole(read_dicom(data, tone))
-            if data.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")):
-                return _read_picture(data, at_least, of_sides)
-            refuse("an empty file" if not data else "other bytes", "JPEG, PNG or DICOM")
+            return _read_content(path, tone, at_least, of_sides, note or _no_note)
     except UnreadableImage as reason:
         message = f"{path}: {reason}"
     except OSError as error:  # strerror: the file's trouble; without one it is Pillow's word on the content
@@ -114,6 +122,30 @@ def _read(
     except Exception as error:
         message = f"{path}: found damaged content ({type(error).__name__}), expected an intact image file"
     raise UnreadableImage(_one_line(message))
+
+
+def _no_note(content: bytes) -> None:
+    pass
+
+
+def _read_content(
+    path: str | Path, tone: Tone, at_least: Size | None, of_sides: OfSides, note: Note
+) -> tuple[np.ndarray, Extent]:
+    """The kind of a file is told by its first bytes."""
+    if ".npz#" in str(path):
+        member = _archive_member(str(path))
+        note(member.tobytes())
+        return _whole(member)
+
+    data = _file_bytes(path)
+    note(data)
+    if data[128:132] == b"DICM" or data[:2] in (b"\x08\x00", b"\x02\x00"):  # the latter: no preamble
+        from data.dicom import read_dicom  # pydicom is loaded where a DICOM is met
+
+        return _whole(read_dicom(data, tone))
+    if not data.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")):
+        refuse("an empty file" if not data else "other bytes", "JPEG, PNG or DICOM")
+    return _read_picture(data, at_least, of_sides)
 
 
 @contextmanager
@@ -149,8 +181,8 @@ def _file_bytes(path: str | Path) -> bytes:
 # JPEG and PNG
 
 
-def _read_picture(data: bytes, at_least: Size | None, of_sides: Callable) -> tuple[np.ndarray, Extent]:
-    """`of_sides`: whether `all` or `any` of the sides must keep that many pixels."""
+def _read_picture(data: bytes, at_least: Size | None, of_sides: OfSides) -> tuple[np.ndarray, Extent]:
+    """A JPEG is decoded at the smallest scale that keeps `at_least` pixels of all (or any) of its sides."""
     image = _open_picture(data)
     width, height = image.size
     check_size(width, height)
@@ -159,24 +191,42 @@ def _read_picture(data: bytes, at_least: Size | None, of_sides: Callable) -> tup
     upright = image.getexif().get(0x0112, 1) == 1
     scale = 1
     if at_least and upright:
-        least_h, least_w = height_and_width(at_least)
-        scale = next(s for s in (8, 4, 2, 1) if s == 1 or of_sides((width // s >= least_w, height // s >= least_h)))
+        scale = _scale(width, height, at_least, of_sides)
+
+    # at 1/8 only the blocks' means are wanted
     if "progressive" in image.info:
         data = _needed_scans(data, scale)
         image = _open_picture(data)
-    elif scale == 8 and (means := block_means(data)) is not None:
-        return means, (width / scale, height / scale)
+    elif scale == 8:
+        means = block_means(data)
+        if means is not None:
+            return means, (width / scale, height / scale)
+
     image.decodermaxblock = len(data)  # in one piece: libjpeg begins again with a scan's row where it runs dry
     drafted = image.draft("L", (max(1, width // scale), max(1, height // scale)))  # None: not a JPEG
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I"):
         return _whole(_stretch(np.asarray(image).astype(np.uint16)))
+
     grey = np.array(image.convert("L"))
-    # the exact end matters: squashing 139 decoded columns where 138.25 are radiograph shifts every edge
-    return (grey, drafted[1][2:]) if drafted and upright else _whole(grey)
+    if drafted and upright:
+        # the exact end matters: squashing 139 decoded columns where 138.25 are radiograph shifts every edge
+        _, (_, _, right, bottom) = drafted
+        return grey, (right, bottom)
+    return _whole(grey)
 
 
-def _open_picture(data: bytes) -> Image.Image:
+def _scale(width: int, height: int, at_least: Size, of_sides: OfSides) -> int:
+    """By how much a JPEG's decoder may divide the sides."""
+    least_h, least_w = height_and_width(at_least)
+    for scale in (8, 4, 2):
+        if of_sides((width // scale >= least_w, height // scale >= least_h)):
+            return scale
+    return 1
+
+
+def _open_picture(data: bytes) -> Any:
+    """Pillow's image of the file: of a class of its own for each format, with that format's attributes."""
     try:
         return Image.open(BytesIO(data), formats=("JPEG", "PNG"))
     except Image.DecompressionBombError:

@@ -19,7 +19,8 @@ SCAN, QUANTIZERS, END, TABLES, BASELINE, RESTARTS, JFIF, ADOBE = 0xDA, 0xDB, 0xD
 
 def means_only(data: bytes) -> bytes:
     """A progressive JPEG without its AC scans; at 1/8 scale it decodes to the same pixels, bit for bit."""
-    kept, place = [data[:2]], 2
+    kept = [data[:2]]
+    place = 2
     while found := MARKER.search(data, place):
         start, kind = found.start(), data[found.start() + 1]
         if kind == END:
@@ -61,10 +62,13 @@ def block_means(data: bytes) -> np.ndarray | None:
         dc, ac = ([tables[kind, which[kind]] for which in frame.tables] for kind in (0, 1))
         if any(max(symbols, default=0) > 11 for _, symbols in dc):
             return None
+
+        # what the reader looks up: DC codes, long and short, and AC codes, one and several at a time
         makers = ((huffman.codes, dc), (huffman.short_codes, dc), (huffman.codes, ac), (huffman.several, ac))
         lookups = [np.stack([make(*table) for table in part]) for make, part in makers]
     except (LookupError, ValueError):
         return None
+
     across, down = frame.units
     high, wide = frame.luma
     means = np.empty(across * down * high * wide, np.uint8)
@@ -72,6 +76,8 @@ def block_means(data: bytes) -> np.ndarray | None:
     end = huffman.read_means(content, place, across * down, frame.order, *lookups, frame.quantizer, means)
     if end < 0 or data[end : end + 2] != bytes([255, END]):
         return None
+
+    # units stand one after the other, each a block of rows and columns
     grey = means.reshape(down, across, high, wide).swapaxes(1, 2).reshape(down * high, across * wide)
     return np.ascontiguousarray(grey[: -(-frame.height // 8), : -(-frame.width // 8)])
 
@@ -98,12 +104,19 @@ class _Frame(NamedTuple):
 
 def _header(data: bytes) -> tuple[_Frame, dict[tuple[int, int], tuple[bytes, bytes]], int]:
     """Frame, Huffman tables by (class, number), place of the scan; LookupError or ValueError where it is not for us."""
-    place, quantizers, tables, frame, jfif = 2, {}, {}, b"", False
+    place = 2
+    quantizers: dict[int, int] = {}
+    tables: dict[tuple[int, int], tuple[bytes, bytes]] = {}
+    frame = b""
+    jfif = False
     while True:
         if data[place] != 255:
             raise ValueError("no marker")
-        kind, size = data[place + 1], int.from_bytes(data[place + 2 : place + 4], "big")
-        body, place = data[place + 4 : place + 2 + size], place + 2 + size
+        kind = data[place + 1]
+        size = int.from_bytes(data[place + 2 : place + 4], "big")
+        body = data[place + 4 : place + 2 + size]
+        place += 2 + size
+
         if kind == SCAN:
             return _frame(frame, body, quantizers, jfif), tables, place
         if kind == QUANTIZERS:
@@ -125,25 +138,32 @@ def _header(data: bytes) -> tuple[_Frame, dict[tuple[int, int], tuple[bytes, byt
 
 
 def _frame(frame: bytes, scan: bytes, quantizers: dict[int, int], jfif: bool) -> _Frame:
-    height, width, count = int.from_bytes(frame[1:3], "big"), int.from_bytes(frame[3:5], "big"), frame[5]
-    names, samplings, which = frame[6::3], [divmod(one, 16) for one in frame[7::3]], frame[8]
+    """The geometry of the image; ValueError where it is none that we read."""
+    height = int.from_bytes(frame[1:3], "big")
+    width = int.from_bytes(frame[3:5], "big")
+    count = frame[5]
+    names = frame[6::3]
+    samplings = [divmod(sampling, 16) for sampling in frame[7::3]]
+    quantizer = quantizers[frame[8]]
     if frame[0] != 8 or scan[0] != count or scan[1 : 1 + 2 * count : 2] != names or not height * width:
         raise ValueError("not 8 bits, not all in one scan, or empty")
     if count == 1:
         samplings = [(1, 1)]  # a lone component has no units
     elif count != 3 or not jfif:
         raise ValueError("neither grey nor surely YCbCr")
+
     if min(min(sampling) for sampling in samplings) == 0:
         raise ValueError("a component without blocks")
     wide, high = samplings[0]
     if (wide, high) != (max(s[0] for s in samplings), max(s[1] for s in samplings)):
         raise ValueError("luma of less than full size")
+
     return _Frame(
-        height,
-        width,
-        quantizers[which],
-        (high, wide),
-        (-(-width // (8 * wide)), -(-height // (8 * high))),
-        np.repeat(np.arange(count), [across * down for across, down in samplings]),
-        [divmod(one, 16) for one in scan[2 : 2 + 2 * count : 2]],
+        height=height,
+        width=width,
+        quantizer=quantizer,
+        luma=(high, wide),
+        units=(-(-width // (8 * wide)), -(-height // (8 * high))),  # rounded up
+        order=np.repeat(np.arange(count), [across * down for across, down in samplings]),
+        tables=[divmod(numbers, 16) for numbers in scan[2 : 2 + 2 * count : 2]],
     )

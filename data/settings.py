@@ -8,12 +8,15 @@ from data.config import Settings, either
 
 Side = Annotated[int, Field(ge=8, le=2048)]
 ImageSize = Annotated[Side | tuple[Side, Side], either("Input should be 8 to 2048, or [height, width] of these")]
-Count, Share = Annotated[int, Field(ge=0)], Annotated[float, Field(gt=0, lt=1)]
+Count = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(gt=0, lt=1)]
 MaxRejected = Annotated[Count | Share | None, either("Input should be a count of files, a share below 1, or null")]
 Store = Annotated[Literal[False] | Annotated[str, Field(min_length=1)], either("Input should be a folder, or false")]
 Layout = Literal[
     "mimic-cxr-jpg", "mimic-cxr-dicom", "chexpert", "nih-cxr14", "folder", "images", "table", "medmnist", "phantom"
 ]
+Resize = Literal["pad", "squash", "crop"]
+Tone = Literal["window", "mimic_jpg"]  # as a viewer shows it, or as MIMIC-CXR-JPG was made
 Size = int | tuple[int, int]  # of an image: the side of a square, or height and width
 
 
@@ -83,10 +86,8 @@ class DataSettings(Settings):
     test_fraction: float = Field(0.15, gt=0, lt=1, description="share of the patients for test, where none is given")
     split_seed: int = Field(0, ge=0, description="seed of splits and samples, the same for every training seed")
     image_size: ImageSize = Field(224, description="side of the stored square image, or its [height, width], pixels")
-    resize: Literal["pad", "squash", "crop"] = Field(
-        "pad", description="to that size: pad (keeps the aspect), squash, or crop the centre"
-    )
-    tone: Literal["window", "mimic_jpg"] = Field(
+    resize: Resize = Field("pad", description="to that size: pad (keeps the aspect), squash, or crop the centre")
+    tone: Tone = Field(
         "window", description="DICOM grey levels: VOI window, or min-max and histogram equalisation as MIMIC-CXR-JPG"
     )
     credentialed: bool | None = Field(

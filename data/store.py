@@ -13,14 +13,14 @@ import shutil
 from collections.abc import Generator, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from data.config import UserError
 from data.images import read_fitted
 from data.refusal import UnreadableImage
-from data.settings import Size, height_and_width
+from data.settings import Resize, Size, Tone, height_and_width
 from data.writing import read_json, replacing, write_csv, write_json, write_text
 
 DONE, REJECTED = 1, 2  # states of a row while the store is being written; 0: not yet decoded
@@ -98,9 +98,12 @@ class StoreWriter:
     """A store under construction: rows are decoded in any order, by any process, and survive a kill."""
 
     def __init__(self, folder: Path, image_ids: Sequence[str], paths: Sequence[str], size: Size):
-        self.folder, self.image_ids, self.paths = folder, image_ids, paths
+        self.folder = folder
+        self.image_ids = image_ids
+        self.paths = paths
         self.images = folder / "images.partial.npy"
         n = len(image_ids)
+
         arrays = (folder / "state.npy", folder / "bytes.npy", folder / "digests.npy", self.images)
         if not all(path.exists() for path in arrays):  # or it was begun by a version without one of them
             write_text(folder / "rejected.partial.csv", "image_id,path,reason\n")
@@ -108,6 +111,7 @@ class StoreWriter:
             _allocate(folder / "bytes.npy", (n,), np.int64)
             _allocate(folder / "digests.npy", (n,), f"S{DIGITS}")
             _allocate(self.images, (n, *height_and_width(size)))
+
         self.state = np.load(folder / "state.npy", mmap_mode="r+")  # n
         self.bytes = np.load(folder / "bytes.npy", mmap_mode="r+")  # n
         self.digests = np.load(folder / "digests.npy", mmap_mode="r+")  # n
@@ -121,20 +125,23 @@ class StoreWriter:
 
     def note(self, row: int, size: int, digest: str, reason: str | None) -> None:
         """Record that a row is decoded, or why it cannot be."""
-        self.bytes[row], self.digests[row] = size, digest
+        self.bytes[row] = size
+        self.digests[row] = digest
         if reason:
             with (self.folder / "rejected.partial.csv").open("a", newline="", encoding="utf-8") as file:
                 csv.writer(file).writerow([self.image_ids[row], self.paths[row], reason])
         self.state[row] = REJECTED if reason else DONE
 
-    def finish(self, description: dict) -> None:
+    def finish(self, description: dict[str, Any]) -> None:
         """Turn what was written into a store that `ImageStore` opens; `store.json` comes last."""
         # in order of arrival, some twice
         with (self.folder / "rejected.partial.csv").open(newline="", encoding="utf-8") as file:
             reasons = {line["image_id"]: line["reason"] for line in csv.DictReader(file)}
         ids, paths = self.image_ids, self.paths
-        done = ((ids[r], r, self.bytes[r], self.digests[r].decode()) for r in np.flatnonzero(self.state == DONE))
-        rejected = ((ids[r], paths[r], reasons[ids[r]]) for r in np.flatnonzero(self.state == REJECTED))
+        done_rows = np.flatnonzero(self.state == DONE).tolist()
+        rejected_rows = np.flatnonzero(self.state == REJECTED).tolist()
+        done = ((ids[row], row, self.bytes[row], self.digests[row].decode()) for row in done_rows)
+        rejected = ((ids[row], paths[row], reasons[ids[row]]) for row in rejected_rows)
         write_csv(self.folder / "index.csv", ("image_id", "row", "bytes", "digest"), done)
         write_csv(self.folder / "rejected.csv", ("image_id", "path", "reason"), rejected)
         self.images.replace(self.folder / "images.npy")
@@ -159,13 +166,15 @@ def _allocate(path: Path, shape: tuple[int, ...], dtype: type | str = np.uint8) 
             ) from None
 
 
-def decode_rows(images: str, jobs: Sequence[tuple[int, str]], size: Size, resize: str, tone: str) -> list[Decoded]:
+def decode_rows(images: str, jobs: Sequence[tuple[int, str]], size: Size, resize: Resize, tone: Tone) -> list[Decoded]:
     """Decode (row, path) jobs into the array file; returns what `StoreWriter.note` takes."""
     array = np.load(images, mmap_mode="r+")
     return [(row, *_decode(array, row, path, size, resize, tone)) for row, path in jobs]
 
 
-def _decode(array: np.ndarray, row: int, path: str, size: Size, resize: str, tone: str) -> tuple[int, str, str | None]:
+def _decode(
+    array: np.ndarray, row: int, path: str, size: Size, resize: Resize, tone: Tone
+) -> tuple[int, str, str | None]:
     digest = hashlib.sha256()
     try:
         array[row] = read_fitted(path, size, resize, tone, digest.update)

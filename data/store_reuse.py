@@ -7,10 +7,11 @@ import csv
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from data.store import StoreWriter
+from data.store import DONE, StoreWriter
 from data.writing import read_json, write_json
 
 ALIKE = ("source", "root", "archive", "image_size", "resize", "tone", "reader_version")  # of a description
@@ -18,7 +19,7 @@ BLOCK = 512  # rows copied at a time
 PLAN = "plan.json"
 
 
-def take_over(writer: StoreWriter, description: dict) -> Iterator[tuple[Path, int]]:
+def take_over(writer: StoreWriter, description: dict[str, Any]) -> Iterator[tuple[Path, int]]:
     """Copy what other stores beside this one hold of its images; yields folder and count, where there are any.
 
     A file must still have the size it had. Rejected files are not taken over: they may have been mended; nor is
@@ -35,16 +36,16 @@ def forget_plan(folder: Path) -> None:
     (folder / PLAN).unlink(missing_ok=True)
 
 
-def _plan(writer: StoreWriter, description: dict) -> None:
+def _plan(writer: StoreWriter, description: dict[str, Any]) -> None:
     write_json(writer.folder / PLAN, {**description, "image_ids": list(writer.image_ids)}, indent=None)
 
 
-def _is_alike(folder: Path, description: dict) -> bool:
+def _is_alike(folder: Path, description: dict[str, Any]) -> bool:
     other = _json_or_none(folder / "store.json") or _json_or_none(folder / PLAN) or {}
     return all(key in other and other[key] == description[key] for key in ALIKE)
 
 
-def _json_or_none(path: Path) -> dict | None:
+def _json_or_none(path: Path) -> dict[str, Any] | None:
     try:
         return read_json(path)
     except (OSError, ValueError):
@@ -56,9 +57,14 @@ def _copy(writer: StoreWriter, folder: Path) -> int:
         held, source = _held(folder)
     except (OSError, ValueError, KeyError):  # incomplete, being finished just now, or older than digests
         return 0
-    rows = [row for row in writer.todo().tolist() if writer.image_ids[row] in held]
-    sizes = {row: held[writer.image_ids[row]][1] for row in rows}
-    rows = [row for row in rows if _size(writer.paths[row]) == sizes[row]]
+
+    # a file must still have the size it had
+    rows = []
+    for row in writer.todo().tolist():
+        known = held.get(writer.image_ids[row])
+        if known is not None and _size(writer.paths[row]) == known[1]:
+            rows.append(row)
+
     images = np.load(writer.images, mmap_mode="r+")
     for start in range(0, len(rows), BLOCK):
         block = rows[start : start + BLOCK]
@@ -75,10 +81,15 @@ def _held(folder: Path) -> tuple[dict[str, tuple[int, int, str]], np.ndarray]:
             lines = csv.DictReader(file)
             held = {line["image_id"]: (int(line["row"]), int(line["bytes"]), line["digest"]) for line in lines}
         return held, np.load(folder / "images.npy", mmap_mode="r")
+
+    # under construction: its plan tells which image a row is
     ids = read_json(folder / PLAN)["image_ids"]
-    arrays = (np.load(folder / name, mmap_mode="r") for name in ("state.npy", "bytes.npy", "digests.npy"))
-    state, sizes, digests = arrays
-    held = {ids[row]: (row, int(sizes[row]), digests[row].decode()) for row in np.flatnonzero(state == 1).tolist()}
+    state, sizes, digests = (
+        np.load(folder / name, mmap_mode="r") for name in ("state.npy", "bytes.npy", "digests.npy")
+    )
+    held = {}
+    for row in np.flatnonzero(state == DONE).tolist():
+        held[ids[row]] = (row, int(sizes[row]), digests[row].decode())
     return held, np.load(folder / "images.partial.npy", mmap_mode="r")
 
 

@@ -1,11 +1,6 @@
 """Grey tones: what is stored → brightness, worked out once per value and not per pixel."""
 
-from typing import Literal, get_args
-
 import numpy as np
-
-Tone = Literal["window", "mimic_jpg"]  # as a viewer shows it, or as MIMIC-CXR-JPG was made
-TONES = get_args(Tone)
 
 TAILS = 0.005  # without a window, this share of the pixels is clipped at either end
 
@@ -14,8 +9,9 @@ def between_tails(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Values → 0…1 between the darkest and brightest `TAILS` of the pixels; `counts`: pixels at each value."""
     order = np.argsort(values, kind="stable")
     share = TAILS * counts.sum()
+    reverse = order[::-1]
     low = values[order][np.searchsorted(np.cumsum(counts[order]), share, side="right")]
-    high = values[order[::-1]][np.searchsorted(np.cumsum(counts[order[::-1]]), share, side="right")]
+    high = values[reverse][np.searchsorted(np.cumsum(counts[reverse]), share, side="right")]
     return np.clip((values - (low + high) / 2) / max(high - low, 1e-6) + 0.5, 0, 1)
 
 
@@ -23,7 +19,10 @@ def equalized(values: np.ndarray, counts: np.ndarray, negative: bool) -> np.ndar
     """Min-max, truncated to 8 bit, then OpenCV's equalizeHist, as MIMIC-CXR-JPG was made (Johnson 2019)."""
     low, high = values[counts > 0].min(), values[counts > 0].max()
     levels = np.clip((values - low) / max(high - low, 1e-6) * 255, 0, 255).astype(np.uint8)
-    levels = 255 - levels if negative else levels
+    if negative:
+        levels = 255 - levels
+
+    # each level becomes the share of pixels that are darker, the darkest level left out
     histogram = np.bincount(levels, weights=counts, minlength=256)
     above_darkest = np.cumsum(histogram) - histogram[np.flatnonzero(histogram)[0]]
     return np.rint(np.clip(above_darkest, 0, None) * 255 / max(above_darkest[-1], 1)).astype(np.uint8)[levels]
