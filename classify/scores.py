@@ -10,9 +10,10 @@ from classify.models.build import Model
 from classify.settings import Unit
 from data.loader import Loader
 from mae.engine.optim import autocast
+from mae.settings import Precision
 
 
-def predict_logits(model: Model, loader: Loader, device: torch.device, precision: str) -> Tensor:
+def predict_logits(model: Model, loader: Loader, device: torch.device, precision: Precision) -> Tensor:
     """Logits and labels (n 2) on the CPU of the loader's images in order; the model is in evaluation mode already.
 
     A label is NaN where the image could not be read.

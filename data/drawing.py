@@ -171,7 +171,8 @@ def _bands(height: np.ndarray, body: Anatomy) -> np.ndarray:
 
 def _shoulder_girdle(rng: np.random.Generator, body: Anatomy) -> np.ndarray:
     """Clavicles, scapulae and humeral heads."""  # h w
-    raised = np.where(LEFT, *rng.normal(0, 0.03, 2)) - 0.60 + rng.uniform(-0.06, 0.04)
+    left, right = rng.normal(0, 0.03, 2)
+    raised = np.where(LEFT, left, right) - 0.60 + rng.uniform(-0.06, 0.04)
     line = raised - rng.uniform(0.1, 0.3) * (SIDE - 0.07) + 0.03 * np.sin(SIDE * 8)
     line = line.astype(np.float32)
     thick = 0.026 + 0.02 * np.abs(SIDE - 0.42)

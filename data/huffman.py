@@ -4,7 +4,9 @@ libjpeg looks up one symbol at a time and keeps each coefficient. Here the bits 
 many symbols at a time as the next PEEK bits hold, which takes less than half the time.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numba import njit
@@ -13,7 +15,7 @@ PEEK = 13  # a table of 16 kB stays in a core's nearest cache
 LENGTH, COEFFICIENTS = 5, 4  # bits of a table's entry that tell a code's length, and the bits of several
 
 
-def _compiled(function):
+def _compiled(function: Callable[..., Any]) -> Any:
     """Kept on disk for the next process, where there is a place for it."""
     try:
         return njit(cache=True, nogil=True)(function)
@@ -27,7 +29,9 @@ def codes(counts: bytes, symbols: bytes) -> np.ndarray:
 
     counts: how many codes have 1, 2, … 16 bits. Raises ValueError where there are more than such codes can be.
     """
-    table, code, place = np.zeros(1 << 16, np.uint16), 0, 0
+    table = np.zeros(1 << 16, np.uint16)
+    code = 0
+    place = 0
     for length, count in enumerate(counts, start=1):
         for symbol in symbols[place : place + count]:
             if code >> length:
@@ -54,13 +58,16 @@ def several(counts: bytes, symbols: bytes) -> np.ndarray:
     Their bits, above them the coefficients they stand for, above these whether the last one ends the block; 0 where not
     even one is there whole.
     """
-    table, ahead = codes(counts, symbols).astype(np.int64), np.arange(1 << PEEK)
+    table = codes(counts, symbols).astype(np.int64)
+    ahead = np.arange(1 << PEEK)
     bits, coefficients, ended = (np.zeros_like(ahead) for _ in range(3))
     going = np.ones(len(ahead), bool)
     while going.any():
         entry = table[(ahead << (16 - PEEK + bits)) & 0xFFFF]
         length, zeros, size = entry & 31, entry >> (LENGTH + 4), (entry >> LENGTH) & 15
         whole = going & (length > 0) & (bits + length + size <= PEEK)
+
+        # what ends the block takes its bits too; what would leave it is not taken at all
         end = whole & (size == 0) & (zeros != 15)
         going = whole & ~end & (coefficients + zeros < 63)
         bits += np.where(end | going, length + size, 0)
@@ -70,7 +77,7 @@ def several(counts: bytes, symbols: bytes) -> np.ndarray:
 
 
 @_compiled
-def _fill(data, place, ahead, count, made_up):
+def _fill(data: np.ndarray, place: int, ahead: Any, count: int, made_up: int) -> tuple[int, Any, int, int]:
     """At least 32 more bits of the scan, at a marker or the end zeros that are made up."""
     if place + 4 <= len(data):
         word = np.uint32(0)
@@ -91,7 +98,18 @@ def _fill(data, place, ahead, count, made_up):
 
 
 @_compiled
-def read_means(data, place, units, order, dc, short_dc, ac, together, quantizer, means):
+def read_means(
+    data: np.ndarray,
+    place: int,
+    units: int,
+    order: np.ndarray,
+    dc: np.ndarray,
+    short_dc: np.ndarray,
+    ac: np.ndarray,
+    together: np.ndarray,
+    quantizer: int,
+    means: np.ndarray,
+) -> int:
     """Fill `means` (n) uint8 with the first component's, rounded as libjpeg does; returns the scan's end, or -1.
 
     data: (bytes) uint8 of the file, whose scan starts at `place`. order: (blocks) component of each block of one of
@@ -99,8 +117,11 @@ def read_means(data, place, units, order, dc, short_dc, ac, together, quantizer,
     2^PEEK) of `short_codes` and `several`. quantizer: the means'. Reads and writes nothing outside of these, whatever
     the scan says.
     """
-    ahead, count, made_up = np.uint64(0), 0, 0  # the bits that come next, from the top; how many; how many no file has
-    mean, done = 0, 0
+    ahead: Any = np.uint64(0)  # the bits that come next, from the top
+    count: Any = 0  # how many these are
+    made_up: Any = 0  # how many of them no file has
+    mean: Any = 0  # of the block before, of which each block codes the difference
+    done = 0
     for _ in range(units):
         for component in order:
             if count <= 32:
@@ -112,6 +133,7 @@ def read_means(data, place, units, order, dc, short_dc, ac, together, quantizer,
             if length == 0 or made_up > 64:
                 return -1
             ahead <<= np.uint64(length)
+            # the block's mean, of luma alone
             if component == 0:
                 if size:
                     value = np.int64(ahead >> np.uint64(64 - size))
@@ -120,7 +142,9 @@ def read_means(data, place, units, order, dc, short_dc, ac, together, quantizer,
                 done += 1
             ahead <<= np.uint64(size)
             count -= length + size
-            coefficient = 1
+
+            # its other coefficients are passed over, several at a time where they fit
+            coefficient: Any = 1
             while coefficient < 64:
                 if count <= 32:
                     place, ahead, count, made_up = _fill(data, place, ahead, count, made_up)
@@ -132,6 +156,8 @@ def read_means(data, place, units, order, dc, short_dc, ac, together, quantizer,
                     count -= entry & 15
                     coefficient = 64 if ended else following
                     continue
+
+                # one symbol, of up to 16 bits
                 entry = np.int64(ac[component, ahead >> np.uint64(48)])
                 length, zeros, size = entry & 31, entry >> (LENGTH + 4), (entry >> LENGTH) & 15
                 if length == 0:

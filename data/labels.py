@@ -83,9 +83,14 @@ def judge(findings: pd.DataFrame, uncertain: Uncertain, target: str | None = Non
     one: is that column's finding there? `uncertain` says what -1 counts as. Raises NoSuchFinding.
     """
     if target not in {None, *findings}:
-        raise NoSuchFinding(f"data.target: found {target!r}, expected one of {', '.join(findings)}")
-    cases = _abnormal_cases(findings, uncertain) if target is None else _target_cases(findings, target)
-    case = np.select([np.asarray(taken) for taken in cases.values()], range(len(cases)), len(cases))
+        raise NoSuchFinding(f"data.target: found {target!r}, expected one of {', '.join(map(str, findings))}")
+    if target is None:
+        cases = _abnormal_cases(findings, uncertain)
+    else:
+        cases = _target_cases(findings, target)
+
+    # of the rules that apply to a row the first decides; where none does, the row is blank
+    case = np.select(list(cases.values()), range(len(cases)), len(cases))
     meaning = MEANINGS | {"uncertain": {"unknown": np.nan, "positive": 1.0, "negative": 0.0}[uncertain]}
     label = np.array([meaning[rule] for rule in (*cases, "blank")])[case]
     return pd.Series(label, index=findings.index, name="label"), _named(case, rules(uncertain, target), findings.index)
@@ -93,13 +98,17 @@ def judge(findings: pd.DataFrame, uncertain: Uncertain, target: str | None = Non
 
 def _abnormal_cases(findings: pd.DataFrame, uncertain: Uncertain) -> dict[str, np.ndarray]:
     marks = findings.drop(columns=[NO_FINDING, SUPPORT_DEVICES], errors="ignore").to_numpy()
-    doubtful = {} if uncertain == "negative" else {"uncertain": (marks == -1).any(axis=1)}
-    return {"finding": (marks == 1).any(axis=1), **doubtful, "no finding": findings[NO_FINDING] == 1}
+    cases = {"finding": (marks == 1).any(axis=1)}
+    if uncertain != "negative":
+        cases["uncertain"] = (marks == -1).any(axis=1)
+    cases["no finding"] = (findings[NO_FINDING] == 1).to_numpy()
+    return cases
 
 
-def _target_cases(findings: pd.DataFrame, target: str) -> dict[str, pd.Series]:
+def _target_cases(findings: pd.DataFrame, target: str) -> dict[str, np.ndarray]:
     """A report that speaks of other things but not of the target denies it: the custom with these tables."""
-    mark, speaks = findings[target], findings.notna().any(axis=1)
+    mark = findings[target].to_numpy()
+    speaks = findings.notna().any(axis=1).to_numpy()
     return {"finding": mark == 1, "uncertain": mark == -1, "denied": mark == 0, "unsaid": speaks}
 
 
@@ -134,7 +143,7 @@ def words(target: str | None) -> tuple[str, str]:
 
 def tally(named: pd.Series) -> dict[str, int]:
     """Words → how many rows they took, rules without any row included."""
-    return {text: int(count) for text, count in named.value_counts(sort=False).items()}
+    return {str(text): int(count) for text, count in named.value_counts(sort=False).items()}
 
 
 def with_no_finding(findings: pd.DataFrame) -> pd.DataFrame:
@@ -146,4 +155,5 @@ def with_no_finding(findings: pd.DataFrame) -> pd.DataFrame:
 
 
 def _named(case: np.ndarray, texts: dict[str, str], index: pd.Index) -> pd.Series:
-    return pd.Series(pd.Categorical.from_codes(case, list(texts.values())), index=index, name="rule")
+    named = pd.Categorical.from_codes(case.tolist(), categories=pd.Index(list(texts.values())))
+    return pd.Series(named, index=index, name="rule")

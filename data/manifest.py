@@ -54,17 +54,22 @@ class Manifest:
 
     def breakdown(self) -> str:
         """The summary by view as well, then what every label rule took, then what was left out and why."""
-        rows = {}
+        rows: dict[str, dict[str, int]] = {}
         for split in SPLITS:
             part = self.table[self.table["split"] == split]
             views = part["view"].fillna("no view")
-            rows |= {f"{split}, {view}": _count(part[views == view], self.target) for view in sorted(views.unique())}
+            for view in sorted(views.unique()):
+                rows[f"{split}, {view}"] = _count(part[views == view], self.target)
         rows["all"] = _count(self.table, self.target)
+
         if self.rules is not None:
-            taken = self.rules.value_counts().items()
-            rows |= {f"rule: {rule}": _count(self.table[self.rules == rule], self.target) for rule, n in taken if n}
-        left = [note for note in self.notes if isinstance(note, LeftOut)]
-        return _as_text(rows | {f"left out: {note.reason}": {"images": note.images} for note in left})
+            for rule, count in self.rules.value_counts().items():
+                if count:
+                    rows[f"rule: {rule}"] = _count(self.table[self.rules == rule], self.target)
+        for note in self.notes:
+            if isinstance(note, LeftOut):
+                rows[f"left out: {note.reason}"] = {"images": note.images}
+        return _as_text(rows)
 
     def may_show(self, wished: bool | None) -> bool:
         """Whether images and plain ids may be shown: those of credentialed sources only where it is wished for.
@@ -91,7 +96,8 @@ def image_hashes(image_ids: Iterable[str]) -> np.ndarray:
 
 
 def _count(part: pd.DataFrame, target: str | None) -> dict[str, int]:
-    label, (negative, positive) = part["label"], words(target)
+    label = part["label"]
+    negative, positive = words(target)
     return {
         "images": len(part),
         "patients": part["patient_id"].nunique(),
@@ -120,17 +126,22 @@ def open_manifest(config: DataConfig | DataSettings, look_again: bool = False) -
     Which files are on disk is taken from the last `prepare`, unless `look_again`. Raises UserError, one
     line naming place, found and expected, for whatever the CSVs and folders lack.
     """
-    settings = config.data if isinstance(config, DataConfig) else config
+    settings = config if isinstance(config, DataSettings) else config.data
     sources = settings.each_source()
     mixed = settings.source == "mix"
-    parts = {name: _open_source(one, mixed, look_again) for name, one in sources.items()}
-    first = next(iter(parts.values()))
-    table, notes = _mix(parts) if mixed else (first.table, first.notes)
+    parts = {name: _open_source(source, mixed, look_again) for name, source in sources.items()}
+    if mixed:
+        table, notes = _mix(parts)
+    else:
+        [part] = parts.values()
+        table, notes = part.table, part.notes
+
     if settings.target and "rule" not in table:
         raise UserError(f"data.target: found no findings in source {', '.join(sources)}, expected {settings.target}")
     table, more = _sample(table, settings)
     table = table.reset_index(drop=True)
     rules = table.pop("rule") if "rule" in table else None
+
     private = is_credentialed(settings)
     if mixed:  # sources named `a` and `a/b` can give two patients one id
         _check_patients(table, "data.sources", private)
@@ -155,12 +166,17 @@ class _Part:
 def _open_source(settings: DataSettings, mixed: bool, look_again: bool) -> _Part:
     root = Path(expand(settings.root, "data.root"))
     credentialed = is_credentialed(settings)
-    table, notes = _read_mixed(settings, root) if mixed else read_source(settings, root)
+    if mixed:
+        table, notes = _read_mixed(settings, root)
+    else:
+        table, notes = read_source(settings, root)
     patients_known = bool(table["patient_id"].notna().all())
     _check(table, root, credentialed)
+
     for step in (_name_patients, _keep_views, _split):
         table, more = step(table, settings)
         notes += more
+
     table, more, look = _keep_present(table, settings, root, look_again)
     return _Part(table, notes + more, patients_known, look)
 
@@ -179,14 +195,18 @@ def _read_mixed(settings: DataSettings, root: Path) -> tuple[pd.DataFrame, list[
 
 def _mix(parts: dict[str, _Part]) -> tuple[pd.DataFrame, list[str]]:
     """Parts below each other; ids begin with their source, so that patients of different sources differ."""
-    tables, notes = [], []
+    tables: list[pd.DataFrame] = []
+    notes: list[str] = []
     for name, part in parts.items():
         ids = {column: f"{name}/" + part.table[column] for column in ("image_id", "patient_id", "study_id")}
         tables.append(part.table.assign(**ids))
-        notes += [note.of(name) if isinstance(note, LeftOut) else f"{name}: {note}" for note in part.notes]
+        for note in part.notes:
+            notes.append(note.of(name) if isinstance(note, LeftOut) else f"{name}: {note}")
+
+    # what one part lacks is NaN there
     table = pd.concat(tables, ignore_index=True)
     findings = [name for name in table if name not in (*COLUMNS, "rule")]
-    rule = [name for name in ("rule",) if name in table]
+    rule = ["rule"] if "rule" in table else []
     return table[[*COLUMNS, *findings, *rule]].astype(dict.fromkeys(findings, np.float32)), notes
 
 
@@ -196,12 +216,15 @@ def _keep_present(
     """The images on disk. Where none is, all are kept: labels can be counted before anything is downloaded."""
     if settings.source not in DOWNLOADS:
         return table, [], None
-    memory = None if look_again or settings.store is False else Path(expand(settings.store, "data.store"))
+    memory = None
+    if not look_again and settings.store is not False:
+        memory = Path(expand(settings.store, "data.store"))
     look = look_for(table["path"].tolist(), root, memory)
     missing = int((~look.there).sum())
     if missing == len(table):
         return table, [f"none of the {missing:,} images is on disk"], look
-    return table[look.there], [LeftOut(missing, "not on disk")] if missing else [], look
+    notes: list[str] = [LeftOut(missing, "not on disk")] if missing else []
+    return table[look.there], notes, look
 
 
 # ---------------------------------------------------------------- checks
@@ -264,14 +287,20 @@ def _keep_views(table: pd.DataFrame, settings: DataSettings) -> tuple[pd.DataFra
     if not settings.views or view.isna().all():
         return table, []
     wanted = {name.upper() for name in settings.views}
-    wanted |= {"FRONTAL"} if {"AP", "PA"} <= wanted else set()  # one of the two, nobody says which
+    if {"AP", "PA"} <= wanted:
+        wanted.add("FRONTAL")  # one of the two, nobody says which
     kept = view.isin(wanted)  # in MIMIC laterals are among those without a view
     if not kept.any():
         found = ", ".join(f"{name} ({n:,})" for name, n in view.value_counts().items())
         raise UserError(f"data.views: found views {found}, expected some of {', '.join(settings.views)}")
+
+    notes: list[str] = []
     others = view[~kept].value_counts()
-    notes = [LeftOut(int(others.sum()), f"view {', '.join(sorted(others.index))}")] if len(others) else []
-    return table[kept], notes + ([LeftOut(int(view.isna().sum()), "no view")] if view.isna().any() else [])
+    if len(others):
+        notes.append(LeftOut(int(others.sum()), f"view {', '.join(sorted(others.index))}"))
+    if view.isna().any():
+        notes.append(LeftOut(int(view.isna().sum()), "no view"))
+    return table[kept], notes
 
 
 def _split(table: pd.DataFrame, settings: DataSettings) -> tuple[pd.DataFrame, list[str]]:
@@ -281,13 +310,15 @@ def _split(table: pd.DataFrame, settings: DataSettings) -> tuple[pd.DataFrame, l
         table, given = table.assign(split="train"), {"train"}
     if "train" not in given:  # a data set to test on
         return table, []
+
     notes = []
     fractions = {"test": settings.test_fraction, "validate": settings.validate_fraction}
     if table["label"].isna().all():  # nothing to test
         del fractions["test"]
-    for split in [name for name in fractions if name not in given]:
-        table = _carve(table, split, fractions[split], settings.split_seed)
-        notes.append(f"no {split} split is given: drawn {fractions[split]:.0%} of the training patients of each label")
+    for split, fraction in fractions.items():
+        if split not in given:
+            table = _carve(table, split, fraction, settings.split_seed)
+            notes.append(f"no {split} split is given: drawn {fraction:.0%} of the training patients of each label")
     return table, notes
 
 
@@ -308,9 +339,11 @@ def _sample(table: pd.DataFrame, settings: DataSettings) -> tuple[pd.DataFrame, 
     train = table["split"] == "train"
     sampled = sample_patients(table[train], settings.sample, settings.split_seed)
     patients = sampled["patient_id"].nunique()
-    note = f"sample: {len(sampled):,} of {train.sum():,} training images, of {patients:,} patients"
-    left = LeftOut(int(train.sum()) - len(sampled), "not in the sample")
-    return table[~train | table.index.isin(sampled.index)], [note, *([left] if left.images else [])]
+    notes = [f"sample: {len(sampled):,} of {train.sum():,} training images, of {patients:,} patients"]
+    left = int(train.sum()) - len(sampled)
+    if left:
+        notes.append(LeftOut(left, "not in the sample"))
+    return table[~train | table.index.isin(sampled.index)], notes
 
 
 def sample_patients(table: pd.DataFrame, count: int, seed: int, place: str = "data.sample") -> pd.DataFrame:

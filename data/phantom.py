@@ -7,6 +7,7 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -127,7 +128,7 @@ def _dicom_id(rng: np.random.Generator) -> str:
 
 def _draw_all(root: Path, shots: pd.DataFrame, seed: int, workers: int) -> None:
     draw = partial(_draw_one, root, seed)
-    rows = shots.to_dict("records")
+    rows: list[dict[Any, Any]] = shots.to_dict("records")
     with tqdm(total=len(rows), desc="drawing radiographs", unit="image", disable=None) as bar:
         if workers <= 1:
             for row in rows:
@@ -140,7 +141,7 @@ def _draw_all(root: Path, shots: pd.DataFrame, seed: int, workers: int) -> None:
                 bar.update()
 
 
-def _draw_one(root: Path, seed: int, row: dict) -> None:
+def _draw_one(root: Path, seed: int, row: dict[Any, Any]) -> None:
     rng = np.random.default_rng([seed, 1, row["number"]])
     if row["view"] in ("AP", "PA"):
         anatomy = draw_anatomy(np.random.default_rng([seed, 2, row["subject_id"]]))
@@ -193,7 +194,7 @@ def _chexpert(rng: np.random.Generator, studies: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([studies[["subject_id", "study_id"]], table], axis=1)
 
 
-def _read_report(rng: np.random.Generator, findings: frozenset[str], devices: bool, certainty: str) -> dict:
+def _read_report(rng: np.random.Generator, findings: frozenset[str], devices: bool, certainty: str) -> dict[str, float]:
     """The columns one report fills; the others stay blank."""
     if certainty == "blank":
         return {}

@@ -30,7 +30,7 @@ def prepare(config: DataConfig | DataSettings, manifest: Manifest | None = None)
     Without a manifest it looks anew which files are on disk. Raises UserError when none is, and when more
     than `data.max_rejected` cannot be read.
     """
-    settings = config.data if isinstance(config, DataConfig) else config
+    settings = config if isinstance(config, DataSettings) else config.data
     manifest = manifest or open_manifest(settings, look_again=True)
     description = describe_store(settings, manifest.table)
     name = f"{settings.source}-{_pixels(settings.image_size)}px-{description['fingerprint'][:12]}"

@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Collection, Iterable, Mapping
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -60,14 +61,13 @@ def read_source(settings: DataSettings, root: Path) -> tuple[pd.DataFrame, list[
     return import_module(MODULES[settings.source]).read(settings, root)
 
 
-def manifest_table(columns: Mapping[str, object], source: str, findings: Collection[str] = ()) -> pd.DataFrame:
+def manifest_table(columns: pd.DataFrame, source: str, findings: Collection[str] = ()) -> pd.DataFrame:
     """The columns a layout has → all of `COLUMNS`, then `findings`, then `rule` if there is one; what it lacks is NaN.
 
     Text columns are of dtype object, `label` float64, findings float32, `rule` a category.
     """
-    table = pd.DataFrame(columns)
-    rule = [name for name in ("rule",) if name in table]
-    table = table.reindex(columns=[*COLUMNS, *findings, *rule])
+    rule = ["rule"] if "rule" in columns else []
+    table = columns.reindex(columns=[*COLUMNS, *findings, *rule])
     table["source"] = table["source"].astype(object).fillna(source)
     types = dict.fromkeys(COLUMNS, object) | {"label": np.float64} | dict.fromkeys(findings, np.float32)
     return table.astype(types).reset_index(drop=True)
@@ -117,7 +117,7 @@ def read_csv(
     return _parse(path, usecols=wanted, dtype=types)[wanted]
 
 
-def _parse(path: Path, **options) -> pd.DataFrame:
+def _parse(path: Path, **options: Any) -> pd.DataFrame:
     try:
         return pd.read_csv(path, encoding="utf-8-sig", skipinitialspace=True, **options)
     except FileNotFoundError:

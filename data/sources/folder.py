@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -24,16 +25,24 @@ def read(settings: DataSettings, root: Path) -> tuple[pd.DataFrame, list[str]]:
     `image_id` is the path below root. Raises UserError where there are no class folders.
     """
     require_folder(root)
+
+    # split folders hold class folders; without any, the root does
     splits = [folder for folder in _folders(root) if folder.name.lower() in SPLIT_WORDS]
-    parts = [(folder, SPLIT_WORDS[folder.name.lower()]) for folder in splits] or [(root, None)]
-    rows = [row for folder, split in parts for row in _read_classes(folder, root, split)]
+    rows: list[dict[str, Any]] = []
+    for folder in splits:
+        rows += _read_classes(folder, root, SPLIT_WORDS[folder.name.lower()])
+    if not splits:
+        rows += _read_classes(root, root, None)
     if not rows:
         raise UserError(
             f"data.root: {root}: found no class folders with images, "
             "expected such as NORMAL and PNEUMONIA, or train/NORMAL and train/PNEUMONIA"
         )
-    classes = Counter(row["class"] for row in rows)
-    notes = [f"class {name} → {'abnormal' if label(name) else 'normal'}: {n:,} images" for name, n in classes.items()]
+
+    notes = []
+    for name, count in Counter(row["class"] for row in rows).items():
+        meaning = "abnormal" if label(name) else "normal"
+        notes.append(f"class {name} → {meaning}: {count:,} images")
     notes += _left_out(root, splits)
     return manifest_table(pd.DataFrame(rows), settings.source), notes
 
@@ -47,7 +56,7 @@ def _folders(root: Path) -> list[Path]:
     return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def _read_classes(folder: Path, root: Path, split: str | None) -> Iterator[dict]:
+def _read_classes(folder: Path, root: Path, split: str | None) -> Iterator[dict[str, Any]]:
     for class_folder in _folders(folder):
         for path in _images(class_folder):
             image_id = path.relative_to(root).as_posix()

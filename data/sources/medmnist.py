@@ -45,7 +45,8 @@ def _require_keys(archive: np.lib.npyio.NpzFile, root: Path) -> None:
 
 
 def _read_part(archive: np.lib.npyio.NpzFile, part: str, root: Path) -> pd.DataFrame:
-    images, labels = _length(archive, f"{part}_images"), _labels(archive, f"{part}_labels", root)
+    images = _length(archive, f"{part}_images")
+    labels = _labels(archive, f"{part}_labels", root)
     if images != len(labels):
         raise UserError(f"data.root: {root}: found {len(labels)} {part}_labels, expected {images}, one per image")
     return pd.DataFrame(
@@ -70,6 +71,7 @@ def _labels(archive: np.lib.npyio.NpzFile, key: str, root: Path) -> np.ndarray:
 
 def _length(archive: np.lib.npyio.NpzFile, key: str) -> int:
     """The first axis of an array, from its header alone."""
+    assert archive.zip is not None  # it is open
     with archive.zip.open(f"{key}.npy") as file:
         version = np.lib.format.read_magic(file)
         read_header = {

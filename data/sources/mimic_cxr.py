@@ -123,7 +123,9 @@ def _with_splits(images: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, list[s
     splits = read_words(table["split"], SPLIT_WORDS, path).set_axis(table["dicom_id"])
     images = images.assign(split=images["dicom_id"].map(splits))
     known = images["split"].notna()
-    notes = [] if known.all() else [LeftOut(int((~known).sum()), "not in the split CSV")]
+    notes: list[str] = []
+    if not known.all():
+        notes.append(LeftOut(int((~known).sum()), "not in the split CSV"))
     return images[known], notes
 
 
@@ -132,12 +134,14 @@ def _with_splits(images: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, list[s
 
 def _read_labels(settings: DataSettings, labels: Path, images: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     """Findings, label and rule of the images' studies (index study_id), and each rule's count."""
-    ids = images["study_id"].unique()
+    ids = pd.Index(images["study_id"].unique())
     needed = "negbio" if settings.labeler == "negbio" else "chexpert"
     if settings.source == "mimic-cxr-dicom" and settings.labels_root is None and not _find_csv(labels, needed):
         return pd.DataFrame(index=ids), [f"no {needed} CSV of MIMIC-CXR-JPG: there are no labels"]
     studies, notes = _read_studies(settings, labels, ids)
-    test = images.loc[images["split"] == "test", "study_id"].unique() if "split" in images else ids[:0]
+    test = ids[:0]
+    if "split" in images:
+        test = pd.Index(images.loc[images["split"] == "test", "study_id"].unique())
     return studies, notes + _read_radiologists(settings, labels, studies, test)
 
 

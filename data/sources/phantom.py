@@ -17,10 +17,12 @@ def read(settings: DataSettings, root: Path) -> tuple[pd.DataFrame, list[str]]:
 
     Raises UserError if `root` holds anything but a drawing of these settings.
     """
-    wanted, notes = {"images": settings.phantom.images, "seed": settings.phantom.seed}, []
+    wanted = {"images": settings.phantom.images, "seed": settings.phantom.seed}
+    notes: list[str] = []
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         _draw(root, wanted, settings.workers or len(os.sched_getaffinity(0)))
         notes.append(f"drew {wanted['images']:,} phantom radiographs into {root}")
+
     found = _record(root)
     if found != wanted:
         held = f"a phantom of {_phrase(found)}" if found else "no phantom.json"
@@ -40,12 +42,12 @@ def _draw(root: Path, wanted: dict[str, int], workers: int) -> None:
             raise
 
 
-def _record(root: Path) -> dict | None:
+def _record(root: Path) -> dict[str, int] | None:
     try:
         return json.loads((root / "phantom.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
 
 
-def _phrase(record: dict) -> str:
+def _phrase(record: dict[str, int]) -> str:
     return ", ".join(f"{key} {value}" for key, value in record.items())

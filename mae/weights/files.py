@@ -6,7 +6,7 @@ import json
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +50,10 @@ def is_safetensors(path: Path) -> bool:
         return path.suffix == ".safetensors" or file.read(9)[8:] == b"{"  # eight bytes of length, then JSON
 
 
-def read_pickle(path: Path, allowed: tuple[type, ...] = ()) -> Any:
+def read_pickle(path: Path, allowed: Sequence[type] = ()) -> Any:
     """A torch file: tensors, plain values and objects of the `allowed` classes; UserError for any other."""
     try:
-        with torch.serialization.safe_globals(allowed):
+        with torch.serialization.safe_globals(list(allowed)):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
         if code := re.search(r"GLOBAL (\S+)", str(error)):
@@ -79,27 +79,35 @@ def is_foreign(path: str | Path) -> bool:
         raw = read_weights(path) if is_safetensors(path) else read_facebook(path)
     except (UserError, OSError):
         return False
-    raw = next((raw[name] for name in ("model", "state_dict") if isinstance(raw, dict) and name in raw), raw)
+    for wrapper in ("model", "state_dict"):
+        if isinstance(raw, dict) and wrapper in raw:
+            raw = raw[wrapper]
+            break
     kernels = ("patch_embed.proj.weight", "patch_embeddings.projection.weight")
     return isinstance(raw, dict) and any(str(name).endswith(kernels) for name in raw)
 
 
 def read_folder(folder: Path) -> dict[str, Tensor]:
     """The tensors of a folder in Hugging Face's layout, one file or several with an index."""
-    found = next((folder / name for name in NAMES if (folder / name).is_file()), None)
-    if found is None:
+    there = [folder / name for name in NAMES if (folder / name).is_file()]
+    if not there:
         raise UserError(f"{folder}: found no weights, expected {NAMES[0]} or {NAMES[2]}")
+    found = there[0]
     if found.suffix != ".json":
         return tensors_of(read_weights(found), found)
+
+    # an index: it says in which file each tensor is
     places = read_json(found).get("weight_map")
     if not isinstance(places, dict) or not places:
         raise UserError(f"{found}: found no weight_map, expected the file of every tensor")
+
     tensors: dict[str, Tensor] = {}
     for name in sorted(set(places.values())):
         if not (shard := folder / Path(name).name).is_file():
             raise UserError(f"{found}: found no {name} beside it, expected every file it names")
         tensors |= tensors_of(read_weights(shard), shard)
-    if lost := sorted(places.keys() - tensors.keys()):
+    lost = sorted(places.keys() - tensors.keys())
+    if lost:
         raise UserError(f"{found}: found no tensor {lost[0]} in {places[lost[0]]}, expected what the index promises")
     return tensors
 
@@ -149,5 +157,5 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()
         hashed.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        hashed.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        hashed.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return hashed.hexdigest()[:16]

@@ -112,26 +112,40 @@ class Translation:
 
     def without_decoder(self) -> "Translation":
         """The encoder's part; the decoder's tensors are not used."""
-        left = [name for ours, names in self.origins.items() if ours.startswith("decoder.") for name in names]
-        return replace(
-            self,
-            weights={ours: tensor for ours, tensor in self.weights.items() if not ours.startswith("decoder.")},
-            origins={ours: names for ours, names in self.origins.items() if not ours.startswith("decoder.")},
-            unexpected=self.unexpected + left,
-            adapted={name: how for name, how in self.adapted.items() if name not in left},
-        )
+        weights = {}
+        origins = {}
+        left: list[str] = []
+        for ours, names in self.origins.items():
+            if ours.startswith("decoder."):
+                left += names
+            else:
+                weights[ours] = self.weights[ours]
+                origins[ours] = names
+
+        adapted = {name: how for name, how in self.adapted.items() if name not in left}
+        return replace(self, weights=weights, origins=origins, unexpected=self.unexpected + left, adapted=adapted)
 
 
 def translate(tensors: Mapping[str, Tensor], layout: Names, place: str) -> Translation:
     """Their tensors → ours: kernels become linear, q, k and v are joined, the class tokens' positions folded in."""
+    # first the names
     backwards = {theirs: ours for ours, theirs in layout.items()}
     renamed = {name: rename(name, backwards) for name in tensors}
     weights = {ours: tensors[name] for name, ours in renamed.items() if ours}
     unexpected = [name for name, ours in renamed.items() if not ours]
     _check_is_a_vit(weights, unexpected, place)
     kernel = weights["encoder.embed.weight"]
-    origins = {ours: (name,) for name, ours in renamed.items() if ours}
-    found = Translation(weights, origins, unexpected, {}, kernel.shape[-1], kernel.shape[1])
+    origins: dict[str, tuple[str, ...]] = {ours: (name,) for name, ours in renamed.items() if ours}
+    found = Translation(
+        weights=weights,
+        origins=origins,
+        unexpected=unexpected,
+        adapted={},
+        patch_size=kernel.shape[-1],
+        in_channels=kernel.shape[1],
+    )
+
+    # then how the tensors lie
     if "decoder.embed.weight" not in weights:  # a stray mask token is no decoder
         found = found.without_decoder()
     _make_float(found)
