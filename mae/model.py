@@ -57,6 +57,7 @@ class MaskedAutoencoder(nn.Module):
         self.encoder = encoder
         self.decoder = decoder
         self.norm_pixel_loss = norm_pixel_loss
+        self.report: Any = None  # of the weights it was made of, where those were another program's
 
     @property
     def patches(self) -> int:

@@ -1,4 +1,17 @@
-"""Exchange of weights with Hugging Face, facebookresearch/mae and timm; nothing is dropped in silence."""
+"""Exchange of weights with Hugging Face, facebookresearch/mae and timm; nothing is dropped in silence.
+
+The way in, for a tensor of a file:
+
+    files.py                    the file or folder → names and tensors, nothing of it run
+    huggingface.py, timm.py     whose names these are, and what the file says besides → Facts
+    layouts.py                  their name and layout → ours: a Translation, which notes what it did
+    source.py                   Translation + Facts → Source: the weights, and the model they belong to
+    load.py                     Source + Target (what is wished for) → MaskedAutoencoder, with a Report on every tensor
+    adapt.py                    three channels → grey, one grid of positions → another
+
+`start.py` does this for `model.init`: which program a file is of, and the config with the file's sizes. `save.py` is the
+way back, by the same tables of `layouts.py`.
+"""
 
 from mae.weights.files import is_foreign
 from mae.weights.load import load_facebook, load_huggingface, load_timm

@@ -53,21 +53,20 @@ _HUGGINGFACE_TOKENS = {
     "decoder.norm": "decoder.decoder_norm",
     "decoder.predict": "decoder.decoder_pred",
 }
-HUGGINGFACE = _names(  # as files have it
-    _HUGGINGFACE_TOKENS,
-    {
-        "norm1": "layernorm_before",
-        "attention.q": "attention.attention.query",
-        "attention.k": "attention.attention.key",
-        "attention.v": "attention.attention.value",
-        "attention.out": "attention.output.dense",
-        "norm2": "layernorm_after",
-        "mlp.up": "intermediate.dense",
-        "mlp.down": "output.dense",
-    },
-    "vit.encoder.layer",
-    "decoder.decoder_encoder.layer",
-)
+_HUGGINGFACE_BLOCK = {
+    "norm1": "layernorm_before",
+    "attention.q": "attention.attention.query",
+    "attention.k": "attention.attention.key",
+    "attention.v": "attention.attention.value",
+    "attention.out": "attention.output.dense",
+    "norm2": "layernorm_after",
+    "mlp.up": "intermediate.dense",
+    "mlp.down": "output.dense",
+}
+# as published files have it, facebook/vit-mae-base among them: written by transformers 4, read by 4 and 5
+HUGGINGFACE = _names(_HUGGINGFACE_TOKENS, _HUGGINGFACE_BLOCK, "vit.encoder.layer", "decoder.decoder_layers")
+# as transformers 5 writes it, whose decoder 4 does not find (transformers 46650)
+HUGGINGFACE_5 = _names(_HUGGINGFACE_TOKENS, _HUGGINGFACE_BLOCK, "vit.encoder.layer", "decoder.decoder_encoder.layer")
 HUGGINGFACE_MODULES = _names(  # as transformers 5 calls them in memory
     _HUGGINGFACE_TOKENS,
     {
@@ -204,9 +203,12 @@ def _take_class_position(found: Translation) -> None:
         name = f"{room}.positions"
         if name not in found.weights:
             continue
-        first, found.weights[name] = found.weights[name][0, 0], found.weights[name][0, 1:]  # d, n d
+        positions = found.weights[name][0]  # 1+n d
+        first = positions[0]  # d
+        found.weights[name] = positions[1:]
         if not first.any():
             continue  # sine-cosine positions leave the class token alone
+
         if room == "encoder":
             _shift(found, {"encoder.class_token": first}, "the class token's position is added to the token: the same")
             found.note(name, "without the class token's")
@@ -222,17 +224,22 @@ def _shift(found: Translation, shifts: Mapping[str, Tensor], how: str) -> None:
 
 
 def to_huggingface(weights: Mapping[str, Tensor], patch_size: int) -> dict[str, Tensor]:
-    """Ours → theirs, as their files have it; the way back from `translate`."""
-    found = {}
+    """Ours → theirs, as published files have it; the way back from `translate`."""
+    parts: dict[str, Tensor] = {}  # under our names, in their layout
     for name, tensor in weights.items():
         if ".qkv." in name:
             for part, chunk in zip("qkv", tensor.chunk(3), strict=True):
-                found[rename(name.replace(".qkv.", f".{part}."), HUGGINGFACE)] = chunk
+                parts[name.replace(".qkv.", f".{part}.")] = chunk
         elif name == "encoder.embed.weight":
-            kernel = rearrange(tensor, "d (p q c) -> d c p q", p=patch_size, q=patch_size)
-            found[rename(name, HUGGINGFACE)] = kernel
-        elif name.endswith(".positions"):
-            found[rename(name, HUGGINGFACE)] = torch.cat([torch.zeros_like(tensor[:1]), tensor])[None]
+            parts[name] = rearrange(tensor, "d (p q c) -> d c p q", p=patch_size, q=patch_size)
+        elif name.endswith(".positions"):  # the class token has one of zeros there
+            parts[name] = torch.cat([torch.zeros_like(tensor[:1]), tensor])[None]
         else:
-            found[rename(name, HUGGINGFACE)] = tensor
-    return {name: tensor.contiguous().clone() for name, tensor in found.items()}
+            parts[name] = tensor
+
+    found = {}
+    for name, tensor in parts.items():
+        theirs = rename(name, HUGGINGFACE)
+        assert theirs is not None, name
+        found[theirs] = tensor.contiguous().clone()
+    return found

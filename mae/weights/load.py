@@ -65,13 +65,16 @@ def checked(source: Source) -> Source:
     """The source; UserError unless its tensors are all those of the model they belong to."""
     with torch.device("meta"):
         wanted = build_mae(**model_arguments(source, Target())).state_dict()
-    weights, decoder = source.found.weights, source.decoder is not None
+    weights = source.found.weights
     for name, tensor in weights.items():
         if name not in wanted or wanted[name].shape != tensor.shape:
             expected = tuple(wanted[name].shape) if name in wanted else "none"
             raise UserError(f"{source.place}: found {name} {tuple(tensor.shape)}, expected {expected}")
-    for name in sorted(wanted.keys() - weights.keys() - {*STATISTICS, "encoder.norm.weight", "encoder.norm.bias"}):
-        if decoder or not name.startswith("decoder."):
+
+    # a decoder may be missing as a whole, and a feature extractor may lack its last norm
+    optional = {*STATISTICS, "encoder.norm.weight", "encoder.norm.bias"}
+    for name in sorted(wanted.keys() - weights.keys() - optional):
+        if source.decoder is not None or not name.startswith("decoder."):
             raise UserError(f"{source.place}: found no tensor for {name}, expected all of encoder and, if any, decoder")
     return source
 
@@ -90,43 +93,66 @@ def _kept(source: Source, target: Target) -> Source:
 def model_arguments(source: Source, target: Target) -> dict[str, Any]:
     """What `build_mae` is given for a source and a target."""
     source = _kept(source, target)
-    sizes, channels = source.encoder_sizes, target.in_channels or source.found.in_channels
+    sizes = source.encoder_sizes
+    channels = target.in_channels or source.found.in_channels
     if channels not in (1, source.found.in_channels):
         raise UserError(
             f"{source.place}: found weights for {source.found.in_channels} channel(s), expected {channels}; "
             "give model.in_channels=1"
         )
+
+    # folded to grey, the weights contain the normalisation of their channels
     folded = channels != source.found.in_channels
-    like = next((n for n, size in PRESETS.items() if size["width"] == sizes["width"]), "vit_base_patch16")
-    fresh = {name: getattr(target, name) or PRESETS[like][name] for name in PRESETS[like] if "decoder" in name}
-    norm = source.norm_pixel_loss if target.norm_pixel_loss is None else target.norm_pixel_loss
-    size = tuple(side * source.found.patch_size for side in source.grid)
+
+    # a decoder that the source lacks gets the sizes wished for, else those of the preset of this width
+    preset = preset_like(sizes["width"])
+    decoder_sizes: dict[str, int | None] = {}
+    for name, size in PRESETS[preset].items():
+        if name.startswith("decoder_"):
+            decoder_sizes[name] = getattr(target, name) or size
+    if source.decoder:
+        decoder_sizes = source.decoder_sizes
+
+    height, width = (side * source.found.patch_size for side in source.grid)
     return {
-        "preset": like,
-        "image_size": height_and_width(target.image_size) if target.image_size else size,
+        "preset": preset,
+        "image_size": height_and_width(target.image_size or (height, width)),
         "in_channels": channels,
         "decoder": source.decoder or target.decoder or "self",
-        "norm_pixel_loss": norm,
+        "norm_pixel_loss": source.norm_pixel_loss if target.norm_pixel_loss is None else target.norm_pixel_loss,
         "pixel_mean": 0.0 if folded else source.pixel_mean,
         "pixel_std": 1.0 if folded else source.pixel_std,
         "norm_eps": source.eps,
         **sizes,
-        **(source.decoder_sizes if source.decoder else fresh),
+        **decoder_sizes,
     }
+
+
+def preset_like(width: int) -> str:
+    """The first preset of that width; ViT-B where there is none."""
+    for name, sizes in PRESETS.items():
+        if sizes["width"] == width:
+            return name
+    return "vit_base_patch16"
 
 
 def _adapted(source: Source, encoder: Encoder, norm_pixel_loss: bool) -> dict[str, Tensor]:
     """The source's weights, of the model's channels and grid."""
-    weights, found = dict(source.found.weights), source.found
+    found = source.found
+    weights = dict(found.weights)
     if encoder.in_channels != found.in_channels:
         channels = found.in_channels
-        mean, std = as_channels(source.pixel_mean, channels), as_channels(source.pixel_std, channels)
+        mean = as_channels(source.pixel_mean, channels)
+        std = as_channels(source.pixel_std, channels)
         weights = fold_to_grey(weights, mean, std, norm_pixel_loss)
+
+        # and say so
         exact = "approximately: norm-pixel loss" if norm_pixel_loss else "exactly"
         for name, how in {"encoder.embed": "exactly", "decoder.predict": exact}.items():
             for leaf in ("weight", "bias"):
                 if f"{name}.{leaf}" in weights:
                     found.note(f"{name}.{leaf}", f"{channels} channels and their normalisation → grey, {how}")
+
     for name in ("encoder.positions", "decoder.positions"):
         if name in weights and source.grid != encoder.grid:
             weights[name] = resample(weights[name], source.grid, encoder.grid)
@@ -142,7 +168,10 @@ def _fill(model: MaskedAutoencoder, weights: Mapping[str, Tensor]) -> tuple[str,
 
 
 def _report(source: Source, missing: tuple[str, ...]) -> Report:
-    used = [name for names in source.found.origins.values() for name in names] + list(source.consumed)
+    used: list[str] = []
+    for names in source.found.origins.values():
+        used += names
+    used += source.consumed
     return Report(
         place=source.place,
         license=source.license,

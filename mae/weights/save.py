@@ -11,6 +11,7 @@ from data.writing import replacing, write_json, write_text
 from mae.decoder import Decoder
 from mae.encoder import Encoder
 from mae.model import MaskedAutoencoder
+from mae.transformer import Block
 from mae.weights.layouts import to_huggingface
 
 README = """---
@@ -37,7 +38,7 @@ def save_huggingface(
     encoder, decoder = model.encoder, model.decoder
     if isinstance(decoder, Decoder) and encoder.grid[0] == encoder.grid[1]:
         weights = to_huggingface(_weights(encoder, "encoder") | _weights(decoder, "decoder"), encoder.patch_size)
-        config = encoder_config(encoder, "ViTMAEForPreTraining") | _decoder_config(model)
+        config = encoder_config(encoder, "ViTMAEForPreTraining") | _decoder_config(decoder, model.norm_pixel_loss)
         write_folder(folder, weights, config, encoder, license, say)
         return
     why = "a decoder for images that are not square" if isinstance(decoder, Decoder) else "a cross decoder"
@@ -68,17 +69,22 @@ def _weights(module: Encoder | Decoder, room: str) -> dict[str, Tensor]:
 def encoder_config(encoder: Encoder, architecture: str) -> dict[str, Any]:
     """What transformers' config.json says of an encoder."""
     height, width = (side * encoder.patch_size for side in encoder.grid)
+    block = _first_block(encoder)
     return {
+        # what it is
         "architectures": [architecture],
         "model_type": "vit_mae" if architecture == "ViTMAEForPreTraining" else "vit",
+        # its sizes
         "hidden_size": encoder.width,
         "num_hidden_layers": len(encoder.blocks),
-        "num_attention_heads": encoder.blocks[0].attention.heads,
-        "intermediate_size": encoder.blocks[0].mlp.up.out_features,
+        "num_attention_heads": block.attention.heads,
+        "intermediate_size": block.mlp.up.out_features,
+        # how it computes
         "hidden_act": "gelu",
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
         "layer_norm_eps": encoder.norm.eps,
+        # what it reads
         "image_size": height if height == width else [height, width],
         "patch_size": encoder.patch_size,
         "num_channels": encoder.in_channels,
@@ -86,15 +92,21 @@ def encoder_config(encoder: Encoder, architecture: str) -> dict[str, Any]:
     }
 
 
-def _decoder_config(model: MaskedAutoencoder) -> dict[str, Any]:
-    decoder = model.decoder
+def _first_block(module: Encoder | Decoder) -> Block:
+    block = module.blocks[0]
+    assert isinstance(block, Block)
+    return block
+
+
+def _decoder_config(decoder: Decoder, norm_pixel_loss: bool) -> dict[str, Any]:
+    block = _first_block(decoder)
     return {
         "decoder_hidden_size": decoder.embed.out_features,
         "decoder_num_hidden_layers": len(decoder.blocks),
-        "decoder_num_attention_heads": decoder.blocks[0].attention.heads,
-        "decoder_intermediate_size": decoder.blocks[0].mlp.up.out_features,
+        "decoder_num_attention_heads": block.attention.heads,
+        "decoder_intermediate_size": block.mlp.up.out_features,
         "mask_ratio": 0.75,  # transformers' default; ours is a choice of every call
-        "norm_pix_loss": model.norm_pixel_loss,
+        "norm_pix_loss": norm_pixel_loss,
     }
 
 
@@ -109,15 +121,19 @@ def write_folder(
     """config.json, model.safetensors, preprocessor_config.json and README.md; `weights` by transformers' names."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    architecture = config["architectures"][0]
+    spoken = license or "not stated"
+
     with replacing(folder / "model.safetensors") as temporary:
         save_file(dict(weights), temporary, {"format": "pt"})
-    settings = {**config, "torch_dtype": "float32", **({"license": license} if license else {})}
+    settings = {**config, "torch_dtype": "float32"}
+    if license:
+        settings["license"] = license
     write_json(folder / "config.json", settings, indent=2)
     write_json(folder / "preprocessor_config.json", _preprocessing(encoder), indent=2)
-    architecture, spoken = config["architectures"][0], license or "not stated"
+
     front = f"license: {license.lower()}\n" if license else ""
-    readme = README.format(front=front, architecture=architecture, license=spoken)
-    write_text(folder / "README.md", readme)
+    write_text(folder / "README.md", README.format(front=front, architecture=architecture, license=spoken))
     say(f"{folder}: {len(weights)} tensors written, for {architecture}; licence {spoken}")
 
 

@@ -80,16 +80,25 @@ def _depth(found: Translation, room: str) -> int:
 
 def own_source(checkpoint: Checkpoint) -> Source:
     """A checkpoint of mae-pretrain, as weights for another run."""
-    settings, weights = checkpoint.config.model, dict(checkpoint.weights)
+    settings = checkpoint.config.model
     sizes = _sizes_of(settings)
-    for name in STATISTICS:
-        weights.pop(name)
-    size, patch = height_and_width(checkpoint.config.data.image_size), sizes["patch_size"]
-    origins = {name: (name,) for name in weights}
+    patch = sizes["patch_size"]
+    height, width = height_and_width(checkpoint.config.data.image_size)
+
+    # names and layout are ours already; mean and deviation of the pixels come from the settings
+    weights = {name: tensor for name, tensor in checkpoint.weights.items() if name not in STATISTICS}
+    found = Translation(
+        weights=weights,
+        origins={name: (name,) for name in weights},
+        unexpected=[],
+        adapted={},
+        patch_size=patch,
+        in_channels=settings.in_channels,
+    )
     return Source(
         place=checkpoint.place,
-        found=Translation(weights, origins, [], {}, patch, settings.in_channels),
-        grid=(size[0] // patch, size[1] // patch),
+        found=found,
+        grid=(height // patch, width // patch),
         heads=sizes["heads"],
         pixel_mean=settings.pixel_mean,
         pixel_std=settings.pixel_std,
@@ -105,60 +114,110 @@ def own_source(checkpoint: Checkpoint) -> Source:
 
 def _sizes_of(settings: ModelSettings) -> dict[str, int]:
     """The sizes of a model section, what is null filled in by its preset."""
-    preset = PRESETS[settings.preset]
-    return {name: preset[name] if getattr(settings, name) is None else getattr(settings, name) for name in preset}
+    sizes = dict(PRESETS[settings.preset])
+    for name in sizes:
+        given = getattr(settings, name)
+        if given is not None:
+            sizes[name] = given
+    return sizes
 
 
 # ---------------------------------------------------------------- other programs' files
 
 
-def make_source(
-    place: str, found: Translation, target: Target, facts: Mapping[str, Any], assumed: tuple[str, ...] = ()
-) -> Source:
+@dataclass(frozen=True)
+class Facts:
+    """What a file says of its model besides the tensors; None where it does not say it."""
+
+    eps: float
+    norm_pixel_loss: bool
+    license: str
+    heads: int | None = None
+    decoder_heads: int | None = None
+    image_size: Any = None  # a side, or a list of height and width
+    pixel_mean: Levels | None = None
+    pixel_std: Levels | None = None
+    assumed: tuple[str, ...] = ()  # what its program does where the file is silent
+
+
+def make_source(place: str, found: Translation, target: Target, facts: Facts) -> Source:
     """A Source of a translation and what its file says; what neither file nor target says is assumed, and said."""
-    facts = dict(facts)
-    size, decoder = facts.pop("image_size", None), "self" if "decoder.embed.weight" in found.weights else None
-    notes = [*assumed, *_fill_in_statistics(facts, found.in_channels, target, place)]
-    notes += _fill_in_heads(facts, found.weights, target, place)
+    assumed = list(facts.assumed)
+    mean, std = _pixel_statistics(facts, found.in_channels, target, assumed)
+    _check_statistics(mean, std, found.in_channels, place)
+    heads = _heads(facts, found.weights, target, place, assumed)
+    decoder_heads = _decoder_heads(facts, found.weights, target, place, assumed)
+
     n = len(found.weights["encoder.positions"])
-    if decoder and (m := len(found.weights.get("decoder.positions", ()))) != n:
-        raise UserError(f"{place}: found {m} positions in the decoder, expected the encoder's {n}")
-    grid = _grid_of(n, found.patch_size, size, target.image_size, place)
-    return Source(place, found, grid, decoder=decoder, assumed=tuple(notes), **facts)
+    decoder = "self" if "decoder.embed.weight" in found.weights else None
+    if decoder:
+        in_decoder = len(found.weights.get("decoder.positions", ()))
+        if in_decoder != n:
+            raise UserError(f"{place}: found {in_decoder} positions in the decoder, expected the encoder's {n}")
+
+    return Source(
+        place=place,
+        found=found,
+        grid=_grid_of(n, found.patch_size, facts.image_size, target.image_size, place),
+        heads=heads,
+        pixel_mean=mean,
+        pixel_std=std,
+        eps=facts.eps,
+        norm_pixel_loss=facts.norm_pixel_loss,
+        license=facts.license,
+        decoder=decoder,
+        decoder_heads=decoder_heads,
+        assumed=tuple(assumed),
+    )
 
 
-def _fill_in_statistics(facts: dict[str, Any], channels: int, target: Target, place: str) -> list[str]:
-    """Mean and deviation of the pixels; returns what was assumed."""
-    notes = []
-    if "pixel_mean" not in facts and None not in (target.pixel_mean, target.pixel_std):
-        facts |= {"pixel_mean": target.pixel_mean, "pixel_std": target.pixel_std}
-    elif "pixel_mean" not in facts:
-        facts["pixel_mean"], facts["pixel_std"] = mean, std = IMAGENET if channels == 3 else (0.5, 0.25)
-        notes = [f"mean {mean} and deviation {std} of the pixels" + (", ImageNet's" if channels == 3 else "")]
-    if min(facts["pixel_std"] if isinstance(facts["pixel_std"], tuple) else [facts["pixel_std"]]) <= 0:
-        raise UserError(f"{place}: found pixel_std {facts['pixel_std']}, expected deviations above 0")
-    for name in ("pixel_mean", "pixel_std"):
-        if isinstance(facts[name], tuple) and len(facts[name]) != channels:
-            found = len(facts[name])
+def _pixel_statistics(facts: Facts, channels: int, target: Target, assumed: list[str]) -> tuple[Levels, Levels]:
+    """Mean and deviation of the pixels: the file's, else the target's, else what is usual."""
+    if facts.pixel_mean is not None and facts.pixel_std is not None:
+        return facts.pixel_mean, facts.pixel_std
+    if target.pixel_mean is not None and target.pixel_std is not None:
+        return target.pixel_mean, target.pixel_std
+
+    mean, std = IMAGENET if channels == 3 else (0.5, 0.25)
+    whose = ", ImageNet's" if channels == 3 else ""
+    assumed.append(f"mean {mean} and deviation {std} of the pixels{whose}")
+    return mean, std
+
+
+def _check_statistics(mean: Levels, std: Levels, channels: int, place: str) -> None:
+    lowest = min(std) if isinstance(std, tuple) else std
+    if lowest <= 0:
+        raise UserError(f"{place}: found pixel_std {std}, expected deviations above 0")
+    for name, levels in (("pixel_mean", mean), ("pixel_std", std)):
+        if isinstance(levels, tuple) and len(levels) != channels:
             raise UserError(
-                f"{place}: found {found} numbers for {name}, expected one for each of {channels} channel(s)"
+                f"{place}: found {len(levels)} numbers for {name}, expected one for each of {channels} channel(s)"
             )
-    return notes
 
 
-def _fill_in_heads(facts: dict[str, Any], weights: Mapping[str, Tensor], target: Target, place: str) -> list[str]:
-    """Heads of encoder and decoder, which no tensor tells; returns what was assumed."""
-    notes = []
-    if not facts.get("heads"):
-        width = weights["encoder.class_token"].shape[-1]
-        facts["heads"] = target.heads or _usual_heads(width, place)
-        notes += [] if target.heads else [f"{facts['heads']} heads, usual at width {width}"]
-    if "decoder.embed.weight" in weights and not facts.get("decoder_heads"):
-        facts["decoder_heads"] = target.decoder_heads or _usual_decoder_heads(
-            len(weights["decoder.embed.weight"]), place
-        )
-        notes += [] if target.decoder_heads else [f"{facts['decoder_heads']} decoder heads, the paper's"]
-    return notes
+def _heads(facts: Facts, weights: Mapping[str, Tensor], target: Target, place: str, assumed: list[str]) -> int:
+    """Heads of the encoder, which no tensor tells."""
+    if facts.heads:
+        return facts.heads
+    if target.heads:
+        return target.heads
+    width = weights["encoder.class_token"].shape[-1]
+    heads = _usual_heads(width, place)
+    assumed.append(f"{heads} heads, usual at width {width}")
+    return heads
+
+
+def _decoder_heads(
+    facts: Facts, weights: Mapping[str, Tensor], target: Target, place: str, assumed: list[str]
+) -> int | None:
+    """Heads of the decoder, where there is one."""
+    if facts.decoder_heads or "decoder.embed.weight" not in weights:
+        return facts.decoder_heads
+    if target.decoder_heads:
+        return target.decoder_heads
+    heads = _usual_decoder_heads(len(weights["decoder.embed.weight"]), place)
+    assumed.append(f"{heads} decoder heads, the paper's")
+    return heads
 
 
 def _usual_heads(width: int, place: str) -> int:
@@ -176,11 +235,17 @@ def _usual_decoder_heads(width: int, place: str) -> int:
 
 def _grid_of(n: int, patch_size: int, size: Any, wanted: Size | None, place: str) -> tuple[int, int]:
     """The grid of n positions: as the source says, else square, else the wanted one."""
-    sizes = [tuple(size) if isinstance(size, list) else height_and_width(size)] if size else []
-    sizes += [] if size else [(isqrt(n) * patch_size,) * 2]
-    sizes += [height_and_width(wanted)] if wanted and not size else []
+    sizes: list[tuple[int, int]] = []
+    if size:
+        sizes.append(tuple(size) if isinstance(size, list) else height_and_width(size))
+    else:
+        sizes.append((isqrt(n) * patch_size, isqrt(n) * patch_size))
+        if wanted:
+            sizes.append(height_and_width(wanted))
+
     for height, width in sizes:
-        if (grid := (height // patch_size, width // patch_size))[0] * grid[1] == n:
+        grid = (height // patch_size, width // patch_size)
+        if grid[0] * grid[1] == n:
             return grid
     expected = f"{size} pixels" if size else "a square"
     raise UserError(f"{place}: found {n} positions of patches, expected those of {expected} in patches of {patch_size}")

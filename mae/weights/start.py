@@ -49,6 +49,7 @@ def resolve(config: Kind) -> Kind:
 
 def _source_of(config: MAEConfig) -> tuple[Source, Target]:
     model = config.model
+    assert model.init is not None
     target = Target(
         image_size=config.data.image_size,
         in_channels=model.in_channels,
@@ -63,15 +64,18 @@ def _source_of(config: MAEConfig) -> tuple[Source, Target]:
 
 def _given(model: ModelSettings, name: str) -> Any:
     """A setting that is not at its default; a default may stand there only because a config was written out."""
-    return value if (value := getattr(model, name)) != type(model).model_fields[name].default else None
+    value = getattr(model, name)
+    return None if value == type(model).model_fields[name].default else value
 
 
 def open_source(path: str | Path, target: Target) -> Source:
     """Weights of any known kind, told by content: ours, Hugging Face's, facebookresearch's, timm's."""
     path = existing(path)
     if path.is_dir():
-        timm = (path / "config.json").is_file() and "pretrained_cfg" in read_json(path / "config.json")
-        return timm_source(path, target) if timm else huggingface_source(path, target)
+        if (path / "config.json").is_file() and "pretrained_cfg" in read_json(path / "config.json"):
+            return timm_source(path, target)
+        return huggingface_source(path, target)
+
     raw = read_weights(path) if is_safetensors(path) else read_facebook(path)
     if isinstance(raw, dict) and raw.get("format") == FORMAT:
         return own_source(load_checkpoint(path, "mae"))
@@ -86,16 +90,18 @@ def _resolved(config: Kind, source: Source, target: Target) -> Kind:
     """The config with what `build_mae` will be given; UserError naming a setting that says otherwise."""
     arguments = model_arguments(source, target)
     model = config.model
-    wanted = {name: _given(model, name) for name in GEOMETRY}
-    if preset := _given(model, "preset"):
-        wanted = {name: size if size is not None else PRESETS[preset].get(name) for name, size in wanted.items()}
-    for name, size in wanted.items():
+    preset = _given(model, "preset")
+    for name in GEOMETRY:
+        size = _given(model, name)
+        if size is None and preset:
+            size = PRESETS[preset].get(name)
         if size not in (None, arguments[name]):
             by = f"model.{name}" if getattr(model, name) == size else f"model.preset = {preset}"
             raise UserError(
                 f"{source.place}: found {name} {arguments[name]}, expected {size} by {by}; leave it out, or take "
                 "other weights"
             )
+
     arguments.pop("image_size")
     arguments["preset"] = preset or arguments["preset"]
     return change_config(config, {f"model.{name}": value for name, value in arguments.items()}, source.place)
