@@ -58,15 +58,16 @@ def audit(manifest: Manifest, store: ImageStore) -> dict[str, Any]:
     """Counts, and rows of the store: no ids, so a report of confidential images says nothing about them."""
     parts = _rows_of_splits(manifest, store.rows)
     prints = Prints(store, np.sort(np.concatenate(list(parts.values()))))
+
+    across = []
+    for earlier, later in combinations(SPLITS, 2):
+        across.append({"earlier": earlier, "later": later, **_across(prints, parts[earlier], parts[later])})
     return {
         **_uncompared(manifest, parts),
         "compared": True,
         "files_compared": prints.files is not None,
         "copies_within": {split: prints.copies(part) for split, part in parts.items()},
-        "across": [
-            {"earlier": earlier, "later": later, **_across(prints, parts[earlier], parts[later])}
-            for earlier, later in combinations(SPLITS, 2)
-        ],
+        "across": across,
     }
 
 
@@ -98,8 +99,13 @@ def _across(prints: "Prints", earlier: np.ndarray, later: np.ndarray) -> dict[st
 
 def served_pretraining(report: dict[str, Any], tested: np.ndarray, seen: np.ndarray) -> dict[str, Any]:
     """Of the rows `tested`, those `seen` by a pretraining, and the others whose twin in another split was."""
-    tests, served = set(tested.tolist()), set(seen.tolist())
-    pairs = [tuple(twin) for pair in report["across"] for twin in pair["twins"]]
+    tests = set(tested.tolist())
+    served = set(seen.tolist())
+
+    # twins count both ways: either may be the one that is tested
+    pairs = []
+    for pair in report["across"]:
+        pairs += [(row, twin, kind) for row, twin, kind in pair["twins"]]
     pairs += [(twin, row, kind) for row, twin, kind in pairs]
     kinds = {row: kind for row, twin, kind in pairs if row in tests - served and twin in served}
     counts = {kind: list(kinds.values()).count(kind) for kind in KINDS}
@@ -111,30 +117,42 @@ def served_pretraining(report: dict[str, Any], tested: np.ndarray, seen: np.ndar
 
 def audit_lines(report: dict[str, Any], store: ImageStore, named: bool) -> list[str]:
     """The report as lines to print, with a few image ids where they may be `named`."""
-    total = sum(report["images"].values())
-    patients = "no patient in two splits" if report["patients_in_two_splits"] == 0 else "patients are not all known"
-    names = {row: image_id for image_id, row in store.index.items()} if named else {}
-    leaks = [line for pair in report["across"] if (line := _leak_line(pair, report["images"], names))]
-    copies = [f"{count:,} in {split}" for split, count in report["copies_within"].items() if count]
-    only_pixels = report["compared"] and not report["files_compared"]
+    names: dict[int, str] = {}
+    if named:
+        names = {row: image_id for image_id, row in store.index.items()}
+
+    # what stands in two splits
+    leaks = []
+    for pair in report["across"]:
+        if pair["twins"]:
+            leaks.append(_leak_line(pair, report["images"], names))
     if not report["compared"]:
         leaks = ["images were not compared, which needs a store (data.store=stores)"]
-    return [
-        f"leak audit of {total:,} images: {patients}" + ("" if leaks else ", no image or near copy of one in two"),
-        *leaks,
-        *_served_line(report.get("pretraining"), report["compared"]),
-        *([f"copies within a split: {', '.join(copies)}"] if copies else []),
-        *(["the store is older than digests: pixels were compared, files not"] if only_pixels else []),
-    ]
+
+    total = sum(report["images"].values())
+    verdict = "no patient in two splits" if report["patients_in_two_splits"] == 0 else "patients are not all known"
+    if not leaks:
+        verdict += ", no image or near copy of one in two"
+    lines = [f"leak audit of {total:,} images: {verdict}", *leaks]
+
+    # what served a pretraining, and what stands twice in one split
+    lines += _served_line(report.get("pretraining"), report["compared"])
+    copies = [f"{count:,} in {split}" for split, count in report["copies_within"].items() if count]
+    if copies:
+        lines.append(f"copies within a split: {', '.join(copies)}")
+    if report["compared"] and not report["files_compared"]:
+        lines.append("the store is older than digests: pixels were compared, files not")
+    return lines
 
 
-def _leak_line(pair: dict[str, Any], sizes: dict[str, int], names: Mapping[int, str]) -> str | None:
-    count, later, earlier = len(pair["twins"]), pair["later"], pair["earlier"]
-    if not count:
-        return None
+def _leak_line(pair: dict[str, Any], sizes: dict[str, int], names: Mapping[int, str]) -> str:
+    later, earlier = pair["later"], pair["earlier"]
+    count = len(pair["twins"])
     kinds = ", ".join(f"{kind} {number:,}" for kind, number in pair["images"].items() if number)
-    shown = [f"{names[row]} = {names[twin]}" for row, twin, _ in pair["twins"][:EXAMPLES] if names]
-    examples = f"; such as {', '.join(shown)}" if shown else ""
+    examples = ""
+    if names:
+        shown = [f"{names[row]} = {names[twin]}" for row, twin, _ in pair["twins"][:EXAMPLES]]
+        examples = f"; such as {', '.join(shown)}"
     return f"warning: {count:,} of {sizes[later]:,} {later} images stand in {earlier} too ({kinds}){examples}"
 
 
@@ -156,14 +174,19 @@ class Prints:
     """
 
     def __init__(self, store: ImageStore, rows: np.ndarray):
-        self.images, self.rows = store.images, rows
+        self.images = store.images
+        self.rows = rows
         digests = store.digests()
         self.files = pd.factorize(pd.Series(rows).map(digests))[0] if digests else None
-        self.pixels = np.empty(len(rows), np.int64)
+
+        # block means of two sizes; coarse ones with two columns more, see `_candidates`
         height, width = store.images.shape[1:]
         fine, coarse = ((_bands(count, height), _bands(count, width)) for count in (FINE, COARSE))
         self.fine = np.empty((len(rows), len(fine[0]) * len(fine[1])), np.float16)
         self.coarse = np.empty((len(rows), len(coarse[0]) * len(coarse[1]) + 2), np.float32)
+        self.pixels = np.empty(len(rows), np.int64)
+
+        # read block by block: the images may be larger than the memory
         for start in range(0, len(rows), BLOCK):
             here = slice(start, start + BLOCK)
             block = store.images[rows[here]]
@@ -180,16 +203,24 @@ class Prints:
 
     def twins(self, earlier: np.ndarray, later: np.ndarray) -> dict[int, tuple[int, str]]:
         """Row of `later` → row of a twin in `earlier` and the kind of twin, the strongest there is."""
-        a, b = self._places(earlier), self._places(later)
+        a = self._places(earlier)
+        b = self._places(later)
         found: dict[int, tuple[int, str]] = {}
+
+        # equal digests, of files before pixels
         for kind, digests in zip(KINDS, (self.files, self.pixels), strict=False):
-            if digests is not None:
-                first = dict(zip(digests[a[::-1]].tolist(), earlier[::-1].tolist(), strict=True))
-                pairs = zip(later.tolist(), digests[b].tolist(), strict=True)
-                found = {row: (first[digest], kind) for row, digest in pairs if digest in first} | found
+            if digests is None:
+                continue
+            first = dict(zip(digests[a[::-1]].tolist(), earlier[::-1].tolist(), strict=True))
+            for row, digest in zip(later.tolist(), digests[b].tolist(), strict=True):
+                if digest in first and row not in found:
+                    found[row] = (first[digest], kind)
+
+        # nearly the same pixels
         rest = b[~np.isin(later, list(found))]
-        near = {int(self.rows[i]): (int(self.rows[j]), KINDS[2]) for i, j in self._near(a, rest)}
-        return found | near
+        for i, j in self._near(a, rest):
+            found[int(self.rows[i])] = (int(self.rows[j]), KINDS[2])
+        return found
 
     def _places(self, rows: np.ndarray) -> np.ndarray:
         return np.searchsorted(self.rows, rows)
@@ -210,6 +241,8 @@ class Prints:
         coarse = self.coarse[queries]
         coarse[:, -2:] = coarse[:, :-3:-1]  # so that the product is minus half the squared distance
         i, j = np.nonzero(coarse @ self.coarse[keys].T >= -(1 - LEAST) - SLACK)
+
+        # the pairs that coarse means leave are told apart by fine ones
         apart = np.empty(len(i), np.float32)
         for start in range(0, len(i), KEYS):
             here = slice(start, start + KEYS)
@@ -217,6 +250,8 @@ class Prints:
             apart[here] = np.square(difference).sum(1)
         close = np.flatnonzero(apart <= 2 * (1 - LEAST) + SLACK)
         close = close[np.lexsort((apart[close], i[close]))]
+
+        # a query's nearest few are enough: one of them is its copy, if it has any
         rank = np.arange(len(close)) - np.searchsorted(i[close], i[close])
         close = close[rank < NEAREST]
         return queries[i[close]], keys[j[close]]

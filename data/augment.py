@@ -38,17 +38,26 @@ def _grid(images: Tensor, settings: AugmentSettings, u: tuple[Tensor, ...]) -> T
     """The sampling grid (b h w 2) of crop ∘ rotation ∘ shift ∘ flip, in grid_sample's coordinates (-1..1)."""
     height, width = images.shape[-2:]
     low, high = settings.crop_scale
-    area, ratio = low + (high - low) * u[0], torch.exp((2 * u[1] - 1) * math.log(settings.crop_ratio))
-    x_scale, y_scale = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
+
+    # the crop's size, and where it lies
+    area = low + (high - low) * u[0]
+    ratio = torch.exp((2 * u[1] - 1) * math.log(settings.crop_ratio))
+    x_scale = (area * ratio).sqrt().clamp(max=1)
+    y_scale = (area / ratio).sqrt().clamp(max=1)
     x_shift = (2 * u[2] - 1) * (1 - x_scale) + (2 * u[3] - 1) * 2 * settings.translation
     y_shift = (2 * u[4] - 1) * (1 - y_scale) + (2 * u[5] - 1) * 2 * settings.translation
+
+    # what the grid's coordinates become: an affine map for each image
     angle = (2 * u[6] - 1) * math.radians(settings.rotation)
     mirror = torch.where(u[7] < settings.flip, -1.0, 1.0)
     aspect = height / width  # rotation is in pixels, the grid in half-sides
     of_x = torch.stack([mirror * x_scale * angle.cos(), mirror * x_scale * angle.sin() / aspect], dim=1)  # b 2
     of_y = torch.stack([-y_scale * angle.sin() * aspect, y_scale * angle.cos()], dim=1)
     shift = torch.stack([x_shift, y_shift], dim=1)
-    x, y = (_centres(side, images.device) for side in (width, height))
+
+    # the map of every pixel's centre, first in columns, then in rows
+    x = _centres(width, images.device)
+    y = _centres(height, images.device)
     in_columns = x[:, None] * of_x[:, None] + shift[:, None]  # b w 2
     return in_columns[:, None] + (y[:, None] * of_y[:, None])[:, :, None]  # F.affine_grid's, in a third of the time
 
@@ -72,8 +81,10 @@ def _erase(grey: Tensor, probability: float, u: tuple[Tensor, ...]) -> Tensor:
     """Grey out one square of a fifth of the side (Zhong et al. 2020) with the given probability."""
     height, width = grey.shape[-2:]
     side_y, side_x = max(height // 5, 1), max(width // 5, 1)
-    top, left = (u[1] * (height - side_y + 1)).long(), (u[2] * (width - side_x + 1)).long()
-    rows, columns = torch.arange(height, device=grey.device), torch.arange(width, device=grey.device)
+    top = (u[1] * (height - side_y + 1)).long()
+    left = (u[2] * (width - side_x + 1)).long()
+    rows = torch.arange(height, device=grey.device)
+    columns = torch.arange(width, device=grey.device)
     in_rows = (rows >= top[:, None]) & (rows < top[:, None] + side_y)  # b h
     in_columns = (columns >= left[:, None]) & (columns < left[:, None] + side_x)  # b w
     erased = in_rows[:, :, None] & in_columns[:, None, :] & (u[0] < probability)[:, None, None]  # b h w

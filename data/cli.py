@@ -86,6 +86,7 @@ def run_command(command: Callable[[], None]) -> NoReturn:
     """Run a command; a user's mistake becomes one line on stderr and exit code 2."""
     try:
         command()
+
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -56,25 +56,32 @@ def read_dicom(data: bytes, tone: Tone) -> np.ndarray:
 
 
 def _parse_dicom(data: bytes) -> Any:
+    """The dataset, once it is clear that it holds one image that we can show."""
     if DeflatedExplicitVRLittleEndian.encode() in data[:4096]:  # pydicom would inflate it whole, whatever its size
         refuse("a deflated DICOM", "one that is not")
     try:
         dataset = pydicom.dcmread(BytesIO(data), force=True, specific_tags=list(DICOM_TAGS))
     except Exception:  # never its text: a damaged file could put anything into it
         refuse("a damaged DICOM", "an intact one")
+
     if "PixelData" not in dataset or "Rows" not in dataset or "Columns" not in dataset:
         refuse("a DICOM without pixel data", "an image")
     check_size(dataset.Rows, dataset.Columns)
-    frames, bits, kind = (dataset.get(k) for k in ("NumberOfFrames", "BitsAllocated", "SamplesPerPixel"))
+    frames = dataset.get("NumberOfFrames")
+    bits = dataset.get("BitsAllocated")
+    samples = dataset.get("SamplesPerPixel")
     if int(frames or 1) > 1:
         refuse(f"{int(frames)} frames", "one")
-    if bits != 8 and (bits, kind) != (16, 1):
+    if bits != 8 and (bits, samples) != (16, 1):
         refuse(f"{int(bits)} bits allocated", "8 or 16 (8 for colour)")
-    known, found = GREYS if kind == 1 else COLOURS, dataset.get("PhotometricInterpretation")
+
+    known = GREYS if samples == 1 else COLOURS
+    found = dataset.get("PhotometricInterpretation")
     if found == "PALETTE COLOR":  # false colours: their brightness says nothing of the X-rays
         refuse("the photometric interpretation PALETTE COLOR", " or ".join(known))
     if found not in known:  # not quoted: in a damaged file it may be anything
-        refuse(f"{kind} samples in another photometric interpretation", " or ".join(known))
+        refuse(f"{samples} samples in another photometric interpretation", " or ".join(known))
+
     if "TransferSyntaxUID" not in dataset.file_meta:
         implicit = dataset.original_encoding[0]
         dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
@@ -88,13 +95,18 @@ def _stored_values(dataset: Any) -> np.ndarray:
         decoder = get_decoder(syntax)
     except NotImplementedError:
         refuse("pixel data in an unknown transfer syntax", "one that pydicom decodes")
-    high, bits = dataset.get("HighBit"), dataset.get("BitsStored")
+
+    high = dataset.get("HighBit")
+    bits = dataset.get("BitsStored")
     if not syntax.is_encapsulated and None not in (high, bits) and high != bits - 1:  # pydicom cuts off the upper bits
         refuse(f"{bits} bits stored below bit {high}", f"bit {bits - 1} to be the highest")
+
+    # which plugins would help, for who may install them
     missing = "; ".join(decoder.missing_dependencies).replace("requires gdcm", "requires python-gdcm")
     plugins = f"{missing}; pip install 'mae-cxr[dicom]' brings gdcm" if "gdcm" in missing else missing
     if not decoder.is_available:
         refuse(f"{syntax.name} pixel data", f"a plugin that decodes it ({plugins})")
+
     try:
         return _decode_pixels(dataset, decoder)
     except Exception:  # its text is long and may quote the file
@@ -186,7 +198,9 @@ def _look_up(values: np.ndarray, item: Any, dataset: Any) -> tuple[np.ndarray, i
 
 
 def _without_padding(codes: np.ndarray, counts: np.ndarray, dataset: Any) -> np.ndarray:
-    padding, limit = (_first(dataset.get(k)) for k in ("PixelPaddingValue", "PixelPaddingRangeLimit"))
+    """The counts of pixels at each value, those that are padding left out."""
+    padding = _first(dataset.get("PixelPaddingValue"))
+    limit = _first(dataset.get("PixelPaddingRangeLimit"))
     if padding is None:
         return counts
     ends = [padding, padding if limit is None else limit]

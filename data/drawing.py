@@ -53,6 +53,7 @@ def draw_anatomy(rng: np.random.Generator) -> Anatomy:
     """A random patient."""
     u = rng.uniform
     return Anatomy(
+        # the rib cage
         chest=u(0.62, 0.80),
         apex=u(-0.84, -0.74),
         dome=u(0.30, 0.46),
@@ -179,9 +180,11 @@ def _shoulder_girdle(rng: np.random.Generator, body: Anatomy) -> np.ndarray:
     off = np.abs(Y - line)
     clavicle = _edge(thick - off, 0.012) * (0.7 + 0.5 * (off > thick * 0.6))
     clavicle *= _edge(SIDE - 0.07, 0.02) * _edge(0.86 - SIDE, 0.03)
+
     border = 0.64 + rng.uniform(0, 0.12) + 0.16 * np.abs(Y + 0.35)  # h 1
     scapula = _edge(SIDE - border, 0.015) * _edge(1.0 - SIDE, 0.1) * _edge(-0.05 - Y, 0.12)
     scapula *= _edge(Y + 0.75, 0.05) * (0.6 + 0.8 * (border + 0.05 > SIDE))
+
     head = _chord(1 - ((SIDE - 1.05) / 0.15) ** 2 - ((Y + 0.66) / 0.15) ** 2)
     shaft = _edge(0.08 - np.abs(SIDE - 1.12), 0.02) * _edge(Y + 0.62, 0.05)
     return clavicle + 0.45 * scapula + 1.1 * np.maximum(head, shaft)
@@ -294,6 +297,8 @@ def _pixel(x: float, y: float) -> tuple[float, float]:
 def _attenuation(rng: np.random.Generator, body: Anatomy, findings: frozenset[str]) -> np.ndarray:
     """The body's attenuation along the beam, about 1 in the mediastinum and 0 in air."""  # h w
     chest = _chest(rng, body, "Cardiomegaly" in findings)
+
+    # air darkens the lungs; what ails them takes some of it away
     air = chest.lungs * (0.62 + 0.38 * _chord(1 - ((SIDE / body.chest - 0.52) / 0.6) ** 2))
     air = air * (1 - 0.8 * chest.heart) * (1 - 0.30 * _vessels(rng, body))
     air *= 1 + 0.04 * _clouds(rng, 60)
@@ -301,10 +306,13 @@ def _attenuation(rng: np.random.Generator, body: Anatomy, findings: frozenset[st
         air *= 1 - _opacity(rng, chest)
     if "Pleural Effusion" in findings:
         air *= 1 - _effusion(rng, chest, body)
+
+    # what lies along the beam adds up
     tissue = _soft_tissue(body) * (1 + 0.03 * _clouds(rng, 7)) + 0.10 * chest.heart
     bone = 0.10 * _ribs(body, chest.wall) + 0.14 * _shoulder_girdle(rng, body) + 0.12 * _spine(body)
     total = body.bulk**0.5 * tissue - 0.60 * air - 0.15 * _airway() - 0.16 * _bubble(rng, chest)
     total += body.bone * bone * (tissue > 0.2) + _breasts(rng, body)
+
     if DEVICES in findings:
         total += 0.7 * _device(rng)
     if rng.random() < 0.3:

@@ -79,12 +79,14 @@ def several(counts: bytes, symbols: bytes) -> np.ndarray:
 @_compiled
 def _fill(data: np.ndarray, place: int, ahead: Any, count: int, made_up: int) -> tuple[int, Any, int, int]:
     """At least 32 more bits of the scan, at a marker or the end zeros that are made up."""
+    # four bytes at once, where none of them is 255
     if place + 4 <= len(data):
         word = np.uint32(0)
         for offset in range(4):
             word = word << np.uint32(8) | np.uint32(data[place + offset])
         if (~word - np.uint32(0x01010101)) & word & np.uint32(0x80808080) == 0:  # no byte is 255
             return place + 4, ahead | np.uint64(word) << np.uint64(32 - count), count + 32, made_up
+
     while count <= 56:
         byte = np.uint64(0)
         if place + 1 >= len(data) or (data[place] == 255 and data[place + 1] != 0):

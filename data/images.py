@@ -114,6 +114,7 @@ def _read(
     try:
         with _quiet():
             return _read_content(path, tone, at_least, of_sides, note or _no_note)
+
     except UnreadableImage as reason:
         message = f"{path}: {reason}"
     except OSError as error:  # strerror: the file's trouble; without one it is Pillow's word on the content

@@ -14,7 +14,15 @@ import numpy as np
 
 FAST = find_spec("numba") is not None
 MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # inside a scan: neither a stuffed byte nor a restart
-SCAN, QUANTIZERS, END, TABLES, BASELINE, RESTARTS, JFIF, ADOBE = 0xDA, 0xDB, 0xD9, 0xC4, 0xC0, 0xDD, 0xE0, 0xEE
+# the second byte of the markers that we look at (T.81, table B.1)
+SCAN = 0xDA
+QUANTIZERS = 0xDB
+END = 0xD9
+TABLES = 0xC4
+BASELINE = 0xC0
+RESTARTS = 0xDD
+JFIF = 0xE0
+ADOBE = 0xEE
 
 
 def means_only(data: bytes) -> bytes:
@@ -22,12 +30,15 @@ def means_only(data: bytes) -> bytes:
     kept = [data[:2]]
     place = 2
     while found := MARKER.search(data, place):
-        start, kind = found.start(), data[found.start() + 1]
+        start = found.start()
+        kind = data[start + 1]
         if kind == END:
             kept.append(data[start:])
             break
+
         place = start + 2 + int.from_bytes(data[start + 2 : start + 4], "big")
         if kind == SCAN:
+            # a scan reaches to the next marker, and holds means if it begins with coefficient 0
             first_coefficient = data[place - 3 : place - 2]
             following = MARKER.search(data, place)
             place = following.start() if following else len(data)

@@ -98,10 +98,12 @@ class Loader:
     ):
         if seed is None:
             table = table.iloc[share[0] :: share[1]]
+
         self.store = data.store
         self.rows = table["row"].to_numpy(np.int64)
         self.labels = table["label"].to_numpy(np.float32, na_value=np.nan)
-        self.seed, self.share = seed, share
+        self.seed = seed
+        self.share = share
         self.batch_size = max(min(batch_size, len(table)), 1)  # of all shares together, where it is shuffled
         self.pin = torch.cuda.is_available()
 
@@ -115,17 +117,21 @@ class Loader:
         order = np.arange(len(self.rows))
         if self.seed is not None:
             order = np.random.default_rng([self.seed, epoch]).permutation(order)
+
+        # places in the table, batch by batch; of a shuffled batch every rank takes its share
         size = self.batch_size
         batches = [order[number * size : (number + 1) * size] for number in range(start, len(self))]
         if self.seed is not None:
             batches = [chosen[self.share[0] :: self.share[1]] for chosen in batches]
+
         read = self.store.read(self.rows[chosen] for chosen in batches)
         with closing(read):  # a reader ahead of us lets go of what nobody will want
             for chosen, images in zip(batches, read, strict=True):
                 yield self._batch(chosen, images)
 
     def _batch(self, chosen: np.ndarray, images: np.ndarray) -> Batch:
-        rows, labels = self.rows[chosen], self.labels[chosen]
+        rows = self.rows[chosen]
+        labels = self.labels[chosen]
         if self.store.unreadable:  # what stands in for such an image is not to be learnt as it, nor to be scored
             labels[np.isin(rows, list(self.store.unreadable))] = np.nan
         batch = Batch(torch.from_numpy(images[:, None]), torch.from_numpy(labels), torch.from_numpy(rows))

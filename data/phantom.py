@@ -67,9 +67,12 @@ def _plan_studies(rng: np.random.Generator, images: int) -> pd.DataFrame:
     frontals = frontals[: np.searchsorted(frontals.cumsum(), images) + 1]
     frontals[-1] -= frontals.sum() - images
     count = len(frontals)
+
+    # patients have one to three studies; who is ill, and how surely that is stated, is drawn apart
     patient = np.repeat(np.arange(count), rng.choice([1, 2, 3], size=count, p=[0.75, 0.18, 0.07]))[:count]
     sick = rng.permutation(np.arange(count) < round(ABNORMAL_SHARE * count))
     certainty = rng.permutation(_certainty(count))
+
     return pd.DataFrame(
         {
             "subject_id": 10_000_000 + np.sort(_distinct(rng, patient[-1] + 1, 9_999_999))[patient],
@@ -101,12 +104,15 @@ def _sicken(rng: np.random.Generator) -> frozenset[str]:
 
 def _plan_images(rng: np.random.Generator, studies: pd.DataFrame) -> pd.DataFrame:
     """One row per image; `number` seeds its drawing."""
+    # a study's images stand together, its lateral one last
     lateral = rng.random(len(studies)) < LATERAL_SHARE
     shots = studies.loc[studies.index.repeat(studies["frontals"] + lateral)]
     last = ~shots.index.duplicated(keep="last")
     count = len(shots)
+
     frontal_view = rng.choice(["AP", "PA"], size=count, p=[0.6, 0.4])
     view = np.where(last & lateral[shots.index], rng.choice(["LATERAL", "LL"], size=count), frontal_view)
+
     folder = [
         f"files/p{str(subject)[:2]}/p{subject}/s{study}"
         for subject, study in zip(shots["subject_id"], shots["study_id"], strict=True)
@@ -155,9 +161,13 @@ def _draw_one(root: Path, seed: int, row: dict[Any, Any]) -> None:
 def _metadata(rng: np.random.Generator, shots: pd.DataFrame) -> pd.DataFrame:
     """The official columns; a study has one date and one procedure."""
     count = len(shots)
+
+    # an AP image is taken at the bedside, so its whole study was
     portable = (shots["view"] == "AP").groupby(shots["study_id"]).transform("any")
     procedure = np.where(portable, "CHEST (PORTABLE AP)", "CHEST (PA AND LAT)")
     names = {"AP": "antero-posterior", "PA": "postero-anterior", "LATERAL": "lateral", "LL": "left lateral"}
+
+    # dates are shifted into the future, as MIMIC's are
     day = pd.Timestamp("2110-01-01") + pd.to_timedelta(shots["study_id"] % 36_500, unit="D")
     hour, minute, second = rng.integers(0, [[24], [60], [60]], (3, count))
     return pd.DataFrame(

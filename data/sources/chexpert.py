@@ -57,11 +57,14 @@ def _read_part(path: Path, split: str) -> pd.DataFrame:
     needed = FINDINGS if split != "test" else [name for name in FINDINGS if name in header]
     table = read_findings(path, ["Path", *views], needed)
     require_filled(table, ["Path"], path)
+
+    # patient and study stand in the path alone
     below = table["Path"].str.replace(r"^CheXpert-v1\.0[^/]*/", "", regex=True)
     parts = below.str.extract(r"(patient[^/]+)/(study[^/]+)/[^/]+$")
     if parts[0].isna().any():
         row = parts[0].isna().to_numpy().argmax()
         raise UserError(f"{path}: row {row + 2}: found no patient and study in Path, expected …/patient00001/study1/…")
+
     named = {"image_id": below, "patient_id": parts[0], "study_id": parts[0] + "/" + parts[1]}
     findings = with_no_finding(table[list(needed)]).reindex(columns=list(FINDINGS))
     return pd.concat([pd.DataFrame({**named, "split": split, "view": _views(table)}), findings], axis=1)

@@ -186,12 +186,14 @@ def _read_radiologists(settings: DataSettings, labels: Path, studies: pd.DataFra
     path = _find_csv(labels, "test-set-labeled")
     if path is None:
         return []
+
     header = csv_columns(path)
     opacity = {} if "Lung Opacity" in header else {AIRSPACE_OPACITY: "Lung Opacity"}
     findings = _read_findings(path, tuple(name for name in header if opacity.get(name, name) in FINDINGS))
     findings = with_no_finding(findings.rename(columns=opacity))
     if settings.target not in {None, *findings}:
         raise UserError(f"{path}: found columns {', '.join(header)}, expected {settings.target}, which is data.target")
+
     findings = findings[findings.index.isin(test)].reindex(columns=list(FINDINGS))
     label, rule = judge(findings, settings.uncertain, settings.target)
     _replace(studies, findings.assign(label=label, rule=rule))

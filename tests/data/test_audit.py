@@ -173,7 +173,7 @@ def test_evaluate_prints_the_audit_and_keeps_it_in_the_run(world, tmp_path):
 def test_the_known_copies_in_pneumoniamnist_are_found(tmp_path):
     archive = SHARED / "pneumoniamnist_dev.npz"
     opened = open_data(
-        tiny_config(tmp_path, data__source="medmnist", data__root=str(archive), data__image_size=28).data.data
+        tiny_config(tmp_path, data__source="medmnist", data__root=str(archive), data__image_size=28).data
     )
     report = audit(opened.manifest, opened.store)
     assert counts(report) == {("train", "validate"): {SAME_FILE: 8}}
