@@ -23,7 +23,7 @@ from PIL import Image
 from results import report
 
 from data.audit import audit
-from data.drawing import draw_radiograph
+from data.phantom_drawing import draw_radiograph
 from data.store import ImageStore
 
 DRAWN = 500

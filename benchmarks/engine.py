@@ -30,7 +30,8 @@ from mae.engine.loop import fit
 from mae.engine.memory import keep_freed_memory
 from mae.engine.optim import adamw, parameter_groups
 from mae.engine.run import device_of
-from mae.engine.stage import Schedule, Stage, Validation
+from mae.engine.schedule import Schedule
+from mae.engine.stage import Stage, Validation
 from mae.model import build_mae
 from mae.pretrain import pretrain_step
 from mae.settings import MAEConfig, OptimizerSettings

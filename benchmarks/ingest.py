@@ -30,8 +30,8 @@ from pydicom.uid import ExplicitVRLittleEndian
 from results import report
 
 from data import jpeg
-from data.drawing import draw_radiograph
 from data.images import SPARE, fit_image, read_fitted, read_image
+from data.phantom_drawing import draw_radiograph
 from data.preparation import CHUNK
 from data.store import decode_rows
 from data.workers import run_jobs

@@ -33,7 +33,7 @@ from torch.utils.data import DataLoader, Dataset
 from data.augment import DRAWS, augment
 from data.config import make_config
 from data.draws import uniform
-from data.files import ImageFiles
+from data.image_files import ImageFiles
 from data.loader import Data, Loader
 from data.manifest import Manifest, open_manifest
 from data.preparation import describe_store

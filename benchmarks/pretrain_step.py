@@ -35,8 +35,9 @@ from classify.finetune import classification_loss
 from classify.models.classifier import build_classifier
 from mae.cost import step_flops
 from mae.engine.memory import keep_freed_memory
-from mae.engine.optim import adamw, autocast, parameter_groups, set_learning_rate
+from mae.engine.optim import adamw, autocast, parameter_groups
 from mae.engine.run import environment
+from mae.engine.schedule import set_learning_rate
 from mae.linear import _multiply
 from mae.model import PRESETS, build_mae
 from mae.transformer import configure_blocks

@@ -22,9 +22,9 @@ from results import report
 from classify.models.classifier import build_classifier
 from classify.models.resnet import build_resnet
 from data.augment import DRAWS, augment
-from data.drawing import draw_radiograph
 from data.draws import uniform
 from data.images import read_fitted
+from data.phantom_drawing import draw_radiograph
 from data.settings import AugmentSettings
 from mae.engine.optim import adamw, parameter_groups
 from mae.model import build_mae

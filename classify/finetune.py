@@ -28,7 +28,8 @@ from mae.engine.checkpoint import Checkpoint
 from mae.engine.loop import fit
 from mae.engine.optim import adamw, parameter_groups, seeded
 from mae.engine.run import Resumable, check_run, configure_torch, is_finished, start_run, training_device
-from mae.engine.stage import Stage, Validation, schedule_of
+from mae.engine.schedule import schedule_of
+from mae.engine.stage import Stage, Validation
 from mae.pretrain import hyperparameters as mae_hyperparameters
 from mae.transformer import configure_blocks
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from data.config import UserError
-from data.files import ImageFiles
+from data.image_files import ImageFiles
 from data.manifest import Manifest, open_manifest
 from data.preparation import prepare
 from data.settings import DataSettings

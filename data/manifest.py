@@ -13,10 +13,7 @@ from data.config import UserError, expand
 from data.files_on_disk import Look, look_for
 from data.labels import NoSuchFinding, words
 from data.settings import DataConfig, DataSettings
-from data.sources import COLUMNS, SPLITS, LeftOut, read_source
-
-CREDENTIALED = {"mimic-cxr-jpg", "mimic-cxr-dicom", "chexpert"}  # their terms forbid passing images on
-DOWNLOADS = {"mimic-cxr-jpg", "mimic-cxr-dicom", "chexpert", "nih-cxr14"}  # their CSVs may list more than is there
+from data.sources import COLUMNS, SOURCES, SPLITS, LeftOut, read_source
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +114,7 @@ def is_credentialed(settings: DataSettings) -> bool:
     """Whether what is made of this data must stay private; a mix must if any part must."""
     if settings.credentialed is not None:
         return settings.credentialed
-    return any(part.source in CREDENTIALED for part in settings.each_source().values())
+    return any(SOURCES[part.source].credentialed for part in settings.each_source().values())
 
 
 def open_manifest(config: DataConfig | DataSettings, look_again: bool = False) -> Manifest:
@@ -214,7 +211,7 @@ def _keep_present(
     table: pd.DataFrame, settings: DataSettings, root: Path, look_again: bool
 ) -> tuple[pd.DataFrame, list[str], Look | None]:
     """The images on disk. Where none is, all are kept: labels can be counted before anything is downloaded."""
-    if settings.source not in DOWNLOADS:
+    if not SOURCES[settings.source].partial:
         return table, [], None
     memory = None
     if not look_again and settings.store is not False:

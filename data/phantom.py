@@ -14,8 +14,8 @@ import pandas as pd
 from PIL import Image
 from tqdm import tqdm
 
-from data.drawing import DEVICES, FINDINGS, draw_anatomy, draw_lateral, draw_radiograph
 from data.labels import FINDINGS as COLUMNS
+from data.phantom_drawing import DEVICES, FINDINGS, draw_anatomy, draw_lateral, draw_radiograph
 
 DENIED = ("Pneumothorax", "Pleural Effusion", "Consolidation", "Edema")  # what a report likes to exclude
 ABNORMAL_SHARE = 0.55  # of studies

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from data.config import UserError, expand
-from data.files import ImageFiles
+from data.image_files import ImageFiles
 from data.loader import Batch, Data
 from data.manifest import Manifest, open_manifest
 from data.preparation import describe_store, stores_folder

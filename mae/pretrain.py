@@ -22,7 +22,8 @@ from mae.engine.checkpoint import Checkpoint, load_weights
 from mae.engine.loop import fit
 from mae.engine.optim import adamw, autocast, parameter_groups, seeded
 from mae.engine.run import Resumable, check_run, configure_torch, is_finished, start_run, training_device
-from mae.engine.stage import Stage, Validation, schedule_of
+from mae.engine.schedule import schedule_of
+from mae.engine.stage import Stage, Validation
 from mae.model import MaskedAutoencoder, check_sizes, mae_from
 from mae.probe import probe
 from mae.reconstruct import reconstruct

@@ -1,11 +1,13 @@
 """Encoder + pooling + head: a linear probe where the encoder is frozen, else a fine-tuned classifier."""
 
 from collections.abc import Callable
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
 from classify.settings import Pool
+from data.config import UserError
 from mae.encoder import Encoder
 
 
@@ -59,6 +61,8 @@ class Classifier(nn.Module):
 
 def build_classifier(encoder: Encoder, pool: Pool = "mean", probe: bool = False, drop_path: float = 0.0) -> Classifier:
     """A classifier on a (pretrained or fresh) encoder; `drop_path` is the last block's rate in training."""
+    if pool not in get_args(Pool):
+        raise UserError(f"finetune.pool: found {pool!r}, expected one of {', '.join(get_args(Pool))}")
     encoder.drop_path = drop_path
     return Classifier(encoder, pool, probe)
 

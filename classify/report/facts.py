@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from classify.comparison import Comparison
 from classify.report.budgets import Budget
-from classify.report.tables import cases
+from classify.report.tables import case_count
 from data.labels import words
 from data.settings import height_and_width
 from mae.engine.run import commit
@@ -42,7 +42,7 @@ def facts(comparison: Comparison, budgets: list[Budget]) -> Iterator[tuple[str, 
     height, width = height_and_width(config.data.image_size)
     yield "Source", f"{config.data.source}, {height} × {width} pixels ({config.data.resize})"
     yield "Split", config.compare.split
-    yield "Evaluated", cases(summary)
+    yield "Evaluated", case_count(summary)
     positive = words(config.data.target)[1]
     yield "Prevalence", f"{100 * line.labels.mean():.1f} % {positive} ({int(line.labels.sum()):,})"
 

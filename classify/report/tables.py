@@ -106,13 +106,13 @@ def caption(comparison: Comparison, line: Line) -> str:
         resampled += " and seeds"
         training = f"{seeds} training seeds, mean shown"
     return (
-        f"Split {config.compare.split}: {cases(summary)}; {100 * line.labels.mean():.0f} % {positive}. "
+        f"Split {config.compare.split}: {case_count(summary)}; {100 * line.labels.mean():.0f} % {positive}. "
         f"In brackets {100 * config.evaluate.level:g} % bootstrap intervals, {resampled} resampled; {training}. "
         "Best epoch and threshold were chosen on validation."
     )
 
 
-def cases(summary: dict[str, Any]) -> str:
+def case_count(summary: dict[str, Any]) -> str:
     """What an evaluation counted: how many, of whom, and how many of them a pretraining had seen."""
     units = "images" if summary["unit"] == "image" else "studies"
     whom = f"of {summary['patients']:,} patients"

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Collection, Iterable, Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -27,16 +27,26 @@ SPLIT_WORDS = {
     "validation": "validate",
     "test": "test",
 }
-MODULES = {
-    "mimic-cxr-jpg": "data.sources.mimic_cxr",
-    "mimic-cxr-dicom": "data.sources.mimic_cxr",
-    "chexpert": "data.sources.chexpert",
-    "nih-cxr14": "data.sources.nih_cxr14",
-    "folder": "data.sources.folder",
-    "images": "data.sources.images",
-    "table": "data.sources.table",
-    "medmnist": "data.sources.medmnist",
-    "phantom": "data.sources.phantom",
+
+
+class Source(NamedTuple):
+    """What is to be known of a layout before it is read."""
+
+    module: str  # of data.sources
+    credentialed: bool  # its terms forbid passing images on: they are not shown unless that is wished for
+    partial: bool  # its CSVs may list more images than have been downloaded
+
+
+SOURCES = {
+    "mimic-cxr-jpg": Source("mimic_cxr", credentialed=True, partial=True),
+    "mimic-cxr-dicom": Source("mimic_cxr", credentialed=True, partial=True),
+    "chexpert": Source("chexpert", credentialed=True, partial=True),
+    "nih-cxr14": Source("nih_cxr14", credentialed=False, partial=True),
+    "folder": Source("folder", credentialed=False, partial=False),
+    "images": Source("images", credentialed=False, partial=False),
+    "table": Source("table", credentialed=False, partial=False),
+    "medmnist": Source("medmnist", credentialed=False, partial=False),
+    "phantom": Source("phantom", credentialed=False, partial=False),
 }
 
 
@@ -58,7 +68,7 @@ class LeftOut(str):
 
 def read_source(settings: DataSettings, root: Path) -> tuple[pd.DataFrame, list[str]]:
     """The table and notes of the layout that `settings.source` names; UserError if it is not one."""
-    return import_module(MODULES[settings.source]).read(settings, root)
+    return import_module(f"data.sources.{SOURCES[settings.source].module}").read(settings, root)
 
 
 def manifest_table(columns: pd.DataFrame, source: str, findings: Collection[str] = ()) -> pd.DataFrame:

@@ -17,7 +17,7 @@ from mae.engine import distributed
 from mae.engine.checkpoint import Checkpoint, NotSaved, check_weights, latest_checkpoint, save_checkpoint
 from mae.engine.hparams import describe_run, end_session, write_hyperparameters
 from mae.engine.memory import keep_freed_memory
-from mae.engine.optim import set_learning_rate
+from mae.engine.schedule import set_learning_rate
 from mae.engine.signals import Stopped, listening
 from mae.engine.stage import AnyStage, Batch
 from mae.engine.tracker import Progress, Tracker

@@ -1,6 +1,5 @@
 """Initial weights by seed, AdamW with parameter groups, and the learning rate as a function of the step."""
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -57,16 +56,3 @@ def adamw(groups: list[Group], betas: tuple[float, float]) -> torch.optim.AdamW:
         return torch.optim.AdamW([dict(group) for group in groups], lr=0.0, betas=betas, fused=True)
     except RuntimeError:
         return torch.optim.AdamW([dict(group) for group in groups], lr=0.0, betas=betas)
-
-
-def warmup_cosine(step: int, warmup: float, total: int, peak: float, floor: float = 0.0) -> float:
-    """Learning rate at a step: linear up to `peak` over `warmup` steps, then half a cosine to `floor`."""
-    if step < warmup:
-        return peak * step / warmup
-    progress = min((step - warmup) / max(total - warmup, 1), 1.0)
-    return floor + (peak - floor) * (1 + math.cos(math.pi * progress)) / 2
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = rate * group["lr_scale"]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from mae.engine.optim import warmup_cosine
+from mae.engine.schedule import Schedule
 from mae.settings import MAEConfig, OptimizerSettings
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -39,27 +39,6 @@ class Validation(NamedTuple):
     score: float  # the higher, the better: picks best.pt
     meta: dict[str, Any]  # what the checkpoint should know of it, such as a threshold
     details: Any = None  # what the stage's own `show` draws
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Learning rates over a run, at the batch size that is used."""
-
-    epochs: int
-    warmup_epochs: float | None  # None: a tenth of the epochs
-    peak: float
-    floor: float
-
-    def at(self, step: int, steps_per_epoch: int) -> float:
-        """The learning rate of a step, counted over the whole run."""
-        warmup = self.epochs / 10 if self.warmup_epochs is None else self.warmup_epochs
-        return warmup_cosine(step, warmup * steps_per_epoch, self.epochs * steps_per_epoch, self.peak, self.floor)
-
-
-def schedule_of(settings: OptimizerSettings, base_lr: float, batch_size: int, epochs: int) -> Schedule:
-    """Rates are given for a batch of 256 and scale with the batch (Goyal et al. 2017), as in the MAE paper."""
-    scale = batch_size / 256
-    return Schedule(epochs, settings.warmup_epochs, peak=base_lr * scale, floor=settings.min_lr * scale)
 
 
 def _shows_nothing(model: nn.Module, validation: Validation, board: SummaryWriter, step: int) -> None:

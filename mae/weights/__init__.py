@@ -9,13 +9,13 @@ The way in, for a tensor of a file:
     load.py                     Source + Target (what is wished for) → MaskedAutoencoder, with a Report on every tensor
     adapt.py                    three channels → grey, one grid of positions → another
 
-`start.py` does this for `model.init`: which program a file is of, and the config with the file's sizes. `save.py` is the
-way back, by the same tables of `layouts.py`.
+`start.py` does this for `model.init`: which program a file is of, and the config with the file's sizes.
+`save.py` is the way back, by the same tables of `layouts.py`.
 """
 
+from mae.weights.account import Report
 from mae.weights.files import is_foreign
 from mae.weights.load import load_facebook, load_huggingface, load_timm
-from mae.weights.report import Report
 from mae.weights.save import save_encoder, save_huggingface
 from mae.weights.source import Target
 from mae.weights.start import resolve, starting_point

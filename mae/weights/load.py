@@ -12,10 +12,10 @@ from data.config import UserError
 from data.settings import height_and_width
 from mae.encoder import Encoder
 from mae.model import PRESETS, MaskedAutoencoder, build_mae
+from mae.weights.account import Report
 from mae.weights.adapt import as_channels, fold_to_grey, resample
 from mae.weights.files import existing
 from mae.weights.huggingface import huggingface_source
-from mae.weights.report import Report
 from mae.weights.source import STATISTICS, Source, Target
 from mae.weights.timm import facebook_source, timm_source
 

@@ -12,7 +12,8 @@ from classify.models.classifier import Classifier, layer_scale
 from classify.scores import in_units
 from data.config import UserError
 from mae import build_mae
-from mae.engine.optim import adamw, parameter_groups, seeded, set_learning_rate
+from mae.engine.optim import adamw, parameter_groups, seeded
+from mae.engine.schedule import set_learning_rate
 
 DEPTH = 3
 

@@ -13,7 +13,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from data import drawing, phantom
+from data import phantom, phantom_drawing
 
 IMAGES = 1500
 METADATA_COLUMNS = [
@@ -97,7 +97,7 @@ def test_too_few_images_and_unknown_findings_are_refused(tmp_path):
     with pytest.raises(ValueError, match="at least 20"):
         phantom.write_tree(tmp_path / "tree", 19)
     with pytest.raises(ValueError, match="cannot draw \\['Fracture'\\]"):
-        drawing.draw_radiograph(np.random.default_rng(0), frozenset({"Fracture"}), 170, 190)
+        phantom_drawing.draw_radiograph(np.random.default_rng(0), frozenset({"Fracture"}), 170, 190)
 
 
 def test_no_patient_stands_in_two_splits(root):
@@ -164,14 +164,14 @@ def test_some_patients_return_and_some_studies_have_two_images(root):
 
 def test_equal_generators_draw_equal_radiographs():
     findings = frozenset({*phantom.FINDINGS, "Support Devices"})
-    one, two = (drawing.draw_radiograph(np.random.default_rng(5), findings, 170, 190) for _ in range(2))
+    one, two = (phantom_drawing.draw_radiograph(np.random.default_rng(5), findings, 170, 190) for _ in range(2))
     assert one.shape == (170, 190) and one.dtype == np.uint8
     np.testing.assert_array_equal(one, two)
 
 
 def test_the_heart_points_to_the_patients_left_on_the_images_right():
     rng = np.random.default_rng(0)
-    drawn = [drawing.draw_radiograph(rng, frozenset(), 180, 180) for _ in range(40)]
+    drawn = [phantom_drawing.draw_radiograph(rng, frozenset(), 180, 180) for _ in range(40)]
     mean = np.mean(drawn, axis=0)
     heights = np.s_[95:110]
     assert mean[heights, 96:116].mean() > mean[heights, 64:84].mean() + 20
@@ -180,8 +180,8 @@ def test_the_heart_points_to_the_patients_left_on_the_images_right():
 def test_the_heart_spans_more_than_055_of_the_chest_only_when_enlarged():
     rng = np.random.default_rng(0)
     for enlarged in [False, True] * 20:
-        body = drawing.draw_anatomy(rng)
-        columns = drawing.X[0, (drawing._chest(rng, body, enlarged).heart > 0).any(axis=0)]
+        body = phantom_drawing.draw_anatomy(rng)
+        columns = phantom_drawing.X[0, (phantom_drawing._chest(rng, body, enlarged).heart > 0).any(axis=0)]
         ratio = np.ptp(columns) / (2 * body.chest)
         assert ratio > 0.53 if enlarged else ratio < 0.50  # the grid takes up to 0.02 away
 

@@ -13,7 +13,8 @@ from classify.finetune import finetune_stage
 from classify.models.build import build_model
 from mae import build_mae, load_checkpoint
 from mae.engine.loop import fit
-from mae.engine.optim import adamw, parameter_groups, set_learning_rate, warmup_cosine
+from mae.engine.optim import adamw, parameter_groups
+from mae.engine.schedule import set_learning_rate, warmup_cosine
 from mae.engine.tracker import read_metrics
 from mae.pretrain import pretrain_stage
 

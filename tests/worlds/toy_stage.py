@@ -8,7 +8,8 @@ from torch import nn
 
 from classify.settings import ClassifyConfig
 from mae.engine.optim import adamw, parameter_groups
-from mae.engine.stage import Schedule, Stage, Validation
+from mae.engine.schedule import Schedule
+from mae.engine.stage import Stage, Validation
 from mae.settings import OptimizerSettings
 
 

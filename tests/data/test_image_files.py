@@ -15,7 +15,7 @@ import pytest
 import torch
 from tiny_world import call, tiny_config
 
-import data.files
+import data.image_files
 from classify.evaluate import evaluate
 from classify.finetune import finetune
 from data.cli import prepare as main
@@ -83,7 +83,7 @@ def test_a_killed_process_costs_nothing(stored, place):
 
 def test_processes_killed_again_and_again_are_one_line(place, monkeypatch):
     ending = partial(ProcessPoolExecutor, mp_context=get_context("spawn"), initializer=os._exit, initargs=(1,))
-    monkeypatch.setattr(data.files, "start_processes", ending)
+    monkeypatch.setattr(data.image_files, "start_processes", ending)
     with pytest.raises(UserError, match=r"^data.workers: found a process that reads images killed.*give fewer"):
         batches_of(open_data(from_files(place).data))
 
