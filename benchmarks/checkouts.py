@@ -65,6 +65,7 @@ def images_per_second(stage: str, checkout: Path, run: Path, stores: Path, argum
     key = "run" if stage == "pretrain" else "finetune.run"
     command = [
         sys.executable,
+        "-P",  # what lies in the current folder is not to be imported
         "-c",
         COMMANDS[stage],
         "--config",
