@@ -16,7 +16,7 @@ from classify.start import check_preprocessing, config_of, file_digest
 from data.audit import audit_lines, audited, keep, served_pretraining, uncompared
 from data.config import UserError, change_config
 from data.loader import Data, Loader, open_data
-from data.manifest import digest, image_hashes
+from data.manifest import digest
 from data.store import ImageStore
 from data.writing import read_json, write_json, write_text
 from mae.engine.checkpoint import Checkpoint, load_checkpoint, load_weights
@@ -81,11 +81,12 @@ def evaluate(run: str | Path, overrides: dict[str, Any] | None = None, data: Dat
     }
     if not _is_done(path, origin):
         table, scores = scored(checkpoint, config, data, table)
-        seen = np.isin(image_hashes(table["image_id"]), checkpoint.meta["seen"])
+        seen = _seen(data, table, checkpoint)
         facts = {
             "origin": origin,
             "patients_known": data.manifest.patients_known,
             "pretrained_on": int(seen.sum()),
+            "seen_elsewhere": checkpoint.meta.get("seen_elsewhere", False),
         }
         _write(path, checkpoint, config, in_units(table, scores, config.evaluate.unit), facts)
     return _read(path, config)
@@ -100,13 +101,17 @@ def _audit(path: Path, checkpoint: Checkpoint, config: ClassifyConfig, data: Dat
         report = uncompared(data.manifest, data.store.rows)
 
     # which rows of the store served the pretraining that these weights come from
-    images = data.manifest.table["image_id"].to_numpy()
-    seen = data.store.rows(images[np.isin(image_hashes(images), checkpoint.meta["seen"])])
-    tested = table["row"].to_numpy()
-    report = report | {"pretraining": served_pretraining(report, tested=tested, seen=seen[seen >= 0])}
+    everything = data.everything()
+    seen = everything["row"].to_numpy()[_seen(data, everything, checkpoint)]
+    report = report | {"pretraining": served_pretraining(report, tested=table["row"].to_numpy(), seen=seen)}
     keep(report, path)
-    named = data.manifest.may_show(config.report.images)
-    return audit_lines(report, data.store, named)  # type: ignore[arg-type]  # ImageFiles has an index too
+    return audit_lines(report, data.store.index, named=data.manifest.may_show(config.report.images))
+
+
+def _seen(data: Data, table: pd.DataFrame, checkpoint: Checkpoint) -> np.ndarray:
+    """(n) bool: which of the table's images served the pretraining, by their id or by their content."""
+    known = np.isin(data.identities(table), checkpoint.meta["seen"])  # n 2
+    return known[:, 0] | known[:, 1]
 
 
 def best_of(run: str | Path) -> Path:

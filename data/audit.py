@@ -115,11 +115,11 @@ def served_pretraining(report: dict[str, Any], tested: np.ndarray, seen: np.ndar
 # ---------------------------------------------------------------- what is printed
 
 
-def audit_lines(report: dict[str, Any], store: ImageStore, named: bool) -> list[str]:
+def audit_lines(report: dict[str, Any], index: Mapping[str, int], named: bool) -> list[str]:
     """The report as lines to print, with a few image ids where they may be `named`."""
     names: dict[int, str] = {}
     if named:
-        names = {row: image_id for image_id, row in store.index.items()}
+        names = {row: image_id for image_id, row in index.items()}
 
     # what stands in two splits
     leaks = []

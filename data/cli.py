@@ -29,7 +29,7 @@ def _prepare(argv: list[str] | None) -> None:
 
     store = prepare(config.data, manifest)
     named = manifest.may_show(config.report.images)
-    print(*audit_lines(audited(manifest, store), store, named), sep="\n")
+    print(*audit_lines(audited(manifest, store), store.index, named), sep="\n")
     size = "x".join(map(str, store.images.shape[1:]))
     print(f"store: {store.folder} ({len(store)} images of {size})")
 

@@ -58,6 +58,10 @@ class ImageFiles:
         """Rows (n) int64 of the images; -1 where there is none."""
         return np.fromiter((self.index.get(image_id, -1) for image_id in image_ids), np.int64)
 
+    def digests(self) -> dict[int, str]:
+        """None: nobody has read the files before."""
+        return {}
+
     def read(self, batches: Iterable[np.ndarray]) -> Generator[np.ndarray, None, None]:
         """Images (b h w) uint8 of each batch of rows, in order, whatever the number of processes.
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from data.config import UserError
 from data.image_files import ImageFiles
-from data.manifest import Manifest, open_manifest
+from data.manifest import Manifest, hashed, open_manifest
 from data.preparation import prepare
 from data.settings import DataSettings
 from data.store import ImageReader
@@ -40,14 +40,34 @@ class Data:
 
     def split(self, name: str) -> pd.DataFrame:
         """The split's manifest rows that could be read, with their store row; UserError if there are none."""
-        table = self.manifest.of_split(name)
-        table = table.assign(row=self.store.rows(table["image_id"]))
-        table = table[table["row"] >= 0]
+        table = self._readable(self.manifest.of_split(name))
         if table.empty:
             raise UserError(
                 f"data: found no readable image in split {name!r}, expected some; see mae-prepare's summary"
             )
         return table
+
+    def everything(self) -> pd.DataFrame:
+        """The rows of all splits that could be read, with their store row."""
+        return self._readable(self.manifest.table)
+
+    def _readable(self, table: pd.DataFrame) -> pd.DataFrame:
+        table = table.assign(row=self.store.rows(table["image_id"]))
+        return table[table["row"] >= 0]
+
+    def identities(self, table: pd.DataFrame) -> np.ndarray:
+        """(n 2) int64: what checkpoints remember of images they have seen, without naming them.
+
+        A hash of the image's id in its own data set, the same alone and in a mix, and one of its file's content, the
+        same under any id and in any folder. Where contents are not known, both are of the id. `table`: rows of `split`.
+        """
+        ids = table["own_id"] if "own_id" in table else table["image_id"]
+        by_id = hashed(ids)
+        by_content = by_id.copy()
+        digests = self.store.digests()
+        if digests:
+            by_content = hashed(f"sha256:{digests[row]}" for row in table["row"].tolist())
+        return np.stack([by_id, by_content], axis=1)
 
     def overfit(self, count: int, labelled: bool = False) -> "Data":
         """The same training images, the first `count`, for training and validation: for a check of the machinery.

@@ -21,7 +21,8 @@ class Manifest:
     """The radiographs of a run.
 
     `table` has the columns image_id, path, patient_id, study_id, split (train, validate, test), view,
-    label (1.0 abnormal, 0.0 normal, NaN unknown; or `target` present, absent), source, then any findings. Where the
+    label (1.0 abnormal, 0.0 normal, NaN unknown; or `target` present, absent), source, then any findings, and in a mix
+    `own_id`, the image_id without the name of its part. Where the
     layout has no patient or study, its image stands for it. `notes` are lines to print. `credentialed` data
     may neither be shown nor shared. `patients_known`: patient_id is a patient's for every image. `rules`
     are the words of the rule that decided each row's label, `looks` what is known of the files on disk.
@@ -86,9 +87,9 @@ def digest(table: pd.DataFrame, *columns: str) -> str:
     return hashlib.sha256(rows.encode()).hexdigest()[:16]
 
 
-def image_hashes(image_ids: Iterable[str]) -> np.ndarray:
-    """(n) int64: what a checkpoint remembers of the images it has seen, without naming them."""
-    hashes = (hashlib.sha256(image_id.encode()).digest()[:8] for image_id in image_ids)
+def hashed(names: Iterable[str]) -> np.ndarray:
+    """(n) int64: 64 bits of each name's SHA-256, which tell names apart without telling them."""
+    hashes = (hashlib.sha256(name.encode()).digest()[:8] for name in names)
     return np.fromiter((int.from_bytes(part, "little", signed=True) for part in hashes), np.int64)
 
 
@@ -196,15 +197,15 @@ def _mix(parts: dict[str, _Part]) -> tuple[pd.DataFrame, list[str]]:
     notes: list[str] = []
     for name, part in parts.items():
         ids = {column: f"{name}/" + part.table[column] for column in ("image_id", "patient_id", "study_id")}
-        tables.append(part.table.assign(**ids))
+        tables.append(part.table.assign(**ids, own_id=part.table["image_id"]))
         for note in part.notes:
             notes.append(note.of(name) if isinstance(note, LeftOut) else f"{name}: {note}")
 
     # what one part lacks is NaN there
     table = pd.concat(tables, ignore_index=True)
-    findings = [name for name in table if name not in (*COLUMNS, "rule")]
+    findings = [name for name in table if name not in (*COLUMNS, "own_id", "rule")]
     rule = ["rule"] if "rule" in table else []
-    return table[[*COLUMNS, *findings, *rule]].astype(dict.fromkeys(findings, np.float32)), notes
+    return table[[*COLUMNS, *findings, "own_id", *rule]].astype(dict.fromkeys(findings, np.float32)), notes
 
 
 def _keep_present(

@@ -32,6 +32,7 @@ class ImageReader(Protocol):
     """What training asks of a store, or of whatever stands in for one."""
 
     fingerprint: str
+    index: dict[str, int]  # image_id → row
 
     @property
     def unreadable(self) -> AbstractSet[int]:
@@ -40,6 +41,10 @@ class ImageReader(Protocol):
 
     def rows(self, image_ids: Iterable[str]) -> np.ndarray:
         """Rows (n) int64 of the images; -1 where there is none."""
+        ...
+
+    def digests(self) -> dict[int, str]:
+        """row → digest of the file's bytes; empty where nobody has read the files before."""
         ...
 
     def read(self, batches: Iterable[np.ndarray]) -> Generator[np.ndarray, None, None]:

@@ -154,10 +154,14 @@ class _RandomImages:
 
     def __init__(self, count: int, size: Size):
         shape = (count, *height_and_width(size))
+        self.index: dict[str, int] = {}
         self.images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)  # n h w
 
     def rows(self, image_ids: Iterable[str]) -> np.ndarray:
         return np.arange(len(self.images))
+
+    def digests(self) -> dict[int, str]:
+        return {}
 
     def read(self, batches: Iterable[np.ndarray]) -> Generator[np.ndarray, None, None]:
         for rows in batches:

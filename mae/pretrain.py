@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from einops import rearrange
@@ -15,7 +16,7 @@ from data.augment import DRAWS, augment
 from data.config import UserError, expand
 from data.draws import uniform
 from data.loader import Batch, Data, Loader, image_names, open_data
-from data.manifest import digest, image_hashes
+from data.manifest import digest
 from data.settings import Size
 from mae.engine import distributed
 from mae.engine.checkpoint import Checkpoint, load_weights
@@ -134,12 +135,19 @@ def pretrain_stage(
 
 
 def _meta(data: Data, start: Checkpoint | None) -> dict[str, Any]:
-    """What the weights owe to others: the images they have seen and, where they were not random, their licence."""
-    seen = torch.from_numpy(image_hashes(_seen(data)["image_id"]))
+    """What the weights owe to others: the images they have seen and, where they were not random, their licence.
+
+    seen_elsewhere: they began as another program's, and nobody here knows on what.
+    """
+    seen = torch.from_numpy(np.unique(data.identities(_seen(data))))
     if not start:
-        return {"seen": seen}
+        return {"seen": seen, "seen_elsewhere": False}
     earlier = torch.as_tensor(start.meta["seen"], dtype=seen.dtype)
-    return {"seen": torch.cat([seen, earlier]), "license": start.meta["license"]}
+    return {
+        "seen": torch.cat([seen, earlier]),
+        "seen_elsewhere": start.meta["seen_elsewhere"],
+        "license": start.meta["license"],
+    }
 
 
 def hyperparameters(config: MAEConfig) -> dict[str, float | str]:

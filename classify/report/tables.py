@@ -97,7 +97,8 @@ def caption(comparison: Comparison, line: Line) -> str:
     # rows were pretrained on different images: the row that has seen most of the split counts for all
     evaluations = [evaluation for of_row in comparison.lines for evaluation in of_row.evaluations]
     seen = max(evaluation.summary["pretrained_on"] for evaluation in evaluations)
-    summary = line.evaluations[0].summary | {"pretrained_on": seen}
+    elsewhere = any(evaluation.summary.get("seen_elsewhere") for evaluation in evaluations)
+    summary = line.evaluations[0].summary | {"pretrained_on": seen, "seen_elsewhere": elsewhere}
 
     resampled = "patients" if summary["patients_known"] else "images"
     seeds = len(config.compare.seeds)
@@ -121,6 +122,8 @@ def case_count(summary: dict[str, Any]) -> str:
     seen = ""
     if summary["pretrained_on"]:
         seen = f", {summary['pretrained_on']:,} images of them served pretraining"
+    if summary.get("seen_elsewhere"):
+        seen += "; weights of another program had seen images that are not known"
     return f"n = {summary['n']:,} {units} {whom}{seen}"
 
 

@@ -52,7 +52,8 @@ class Source:
     decoder_heads: int | None = None
     assumed: tuple[str, ...] = ()
     consumed: tuple[str, ...] = ()  # names that became settings
-    seen: Any = field(default_factory=list)  # hashes of the images that made the weights
+    seen: Any = field(default_factory=list)  # what is remembered of the images that made the weights
+    seen_elsewhere: bool = True  # whether there were others, which nobody here knows
 
     @property
     def encoder_sizes(self) -> dict[str, int]:
@@ -109,6 +110,7 @@ def own_source(checkpoint: Checkpoint) -> Source:
         decoder_heads=sizes["decoder_heads"],
         consumed=STATISTICS,
         seen=checkpoint.meta["seen"],
+        seen_elsewhere=checkpoint.meta.get("seen_elsewhere", False),
     )
 
 

@@ -36,7 +36,12 @@ def starting_point(config: MAEConfig, say: Say = _say_once) -> Checkpoint | None
         return None
     source, target = _source_of(config)
     settings = _resolved(config, source, target)
-    facts = {"seen": source.seen, "license": source.license, "init": digest(source.found.weights)}
+    facts = {
+        "seen": source.seen,
+        "seen_elsewhere": source.seen_elsewhere,
+        "license": source.license,
+        "init": digest(source.found.weights),
+    }
     with seeded(config.seed):
         model = convert(source, target, say)
     return Checkpoint("mae", settings.model_dump(mode="json"), model.state_dict(), facts, place=source.place)

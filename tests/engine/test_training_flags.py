@@ -42,7 +42,7 @@ def test_overfitting_drives_the_reconstruction_loss_down(world: World, tmp_path)
     assert "overfit: trains and validates on the same 8 images" in printed
     assert tracked(run)[-1] < 0.5 * tracked(run)[0]
     assert not (tmp_path / "mae").exists()
-    assert len(load_checkpoint(run / "last.pt").meta["seen"]) == 2 * 8  # training, and validation
+    assert len(load_checkpoint(run / "last.pt").meta["seen"]) == 2 * 8  # an id and a content of each image
 
 
 def test_overfitting_drives_the_classifiers_loss_to_the_floor(world: World, tmp_path):
