@@ -1,6 +1,6 @@
 """ImageStore: decoded radiographs in one memory-mapped array, shared by every run that reads them alike.
 
-A store folder holds `images.npy` (uint8, n h w), `index.csv` (image_id, row, bytes and digest of the file),
+A store folder holds `images.npy` (uint8, n h w), `index.csv` (image_id, row, bytes, digest and stamp of the file),
 `rejected.csv` (image_id, path, reason) and, written last, `store.json`. Labels and splits are not in
 it: they join at run time, so another label policy never decodes again.
 """
@@ -24,8 +24,10 @@ from data.settings import Resize, Size, Tone, height_and_width
 from data.writing import read_json, replacing, write_csv, write_json, write_text
 
 DONE, REJECTED = 1, 2  # states of a row while the store is being written; 0: not yet decoded
+STAMP_DIGITS = 16
+SCRATCH = ("state.npy", "bytes.npy", "digests.npy", "stamps.npy")  # of a store under construction
 DIGITS = 32  # of a file's SHA-256, in hex: 128 bits tell any two files apart, in half the index
-Decoded = tuple[int, int, str, str | None]  # row, bytes and digest of the file, reason if it is rejected
+Decoded = tuple[int, int, str, str, str | None]  # row; bytes, digest and stamp of the file; reason if it is rejected
 
 
 class ImageReader(Protocol):
@@ -109,17 +111,19 @@ class StoreWriter:
         self.images = folder / "images.partial.npy"
         n = len(image_ids)
 
-        arrays = (folder / "state.npy", folder / "bytes.npy", folder / "digests.npy", self.images)
+        arrays = [folder / name for name in SCRATCH] + [self.images]
         if not all(path.exists() for path in arrays):  # or it was begun by a version without one of them
             write_text(folder / "rejected.partial.csv", "image_id,path,reason\n")
             _allocate(folder / "state.npy", (n,))
             _allocate(folder / "bytes.npy", (n,), np.int64)
             _allocate(folder / "digests.npy", (n,), f"S{DIGITS}")
+            _allocate(folder / "stamps.npy", (n,), f"S{STAMP_DIGITS}")
             _allocate(self.images, (n, *height_and_width(size)))
 
         self.state = np.load(folder / "state.npy", mmap_mode="r+")  # n
         self.bytes = np.load(folder / "bytes.npy", mmap_mode="r+")  # n
         self.digests = np.load(folder / "digests.npy", mmap_mode="r+")  # n
+        self.stamps = np.load(folder / "stamps.npy", mmap_mode="r+")  # n
 
     def todo(self) -> np.ndarray:
         return np.flatnonzero(self.state == 0)
@@ -128,10 +132,11 @@ class StoreWriter:
     def rejected(self) -> int:
         return int((self.state == REJECTED).sum())
 
-    def note(self, row: int, size: int, digest: str, reason: str | None) -> None:
+    def note(self, row: int, size: int, digest: str, stamp: str, reason: str | None) -> None:
         """Record that a row is decoded, or why it cannot be."""
         self.bytes[row] = size
         self.digests[row] = digest
+        self.stamps[row] = stamp
         if reason:
             with (self.folder / "rejected.partial.csv").open("a", newline="", encoding="utf-8") as file:
                 csv.writer(file).writerow([self.image_ids[row], self.paths[row], reason])
@@ -145,13 +150,15 @@ class StoreWriter:
         ids, paths = self.image_ids, self.paths
         done_rows = np.flatnonzero(self.state == DONE).tolist()
         rejected_rows = np.flatnonzero(self.state == REJECTED).tolist()
-        done = ((ids[row], row, self.bytes[row], self.digests[row].decode()) for row in done_rows)
+        done = (
+            (ids[row], row, self.bytes[row], self.digests[row].decode(), self.stamps[row].decode()) for row in done_rows
+        )
         rejected = ((ids[row], paths[row], reasons[ids[row]]) for row in rejected_rows)
-        write_csv(self.folder / "index.csv", ("image_id", "row", "bytes", "digest"), done)
+        write_csv(self.folder / "index.csv", ("image_id", "row", "bytes", "digest", "stamp"), done)
         write_csv(self.folder / "rejected.csv", ("image_id", "path", "reason"), rejected)
         self.images.replace(self.folder / "images.npy")
         write_json(self.folder / "store.json", description)
-        for scratch in ("state.npy", "bytes.npy", "digests.npy", "rejected.partial.csv"):
+        for scratch in (*SCRATCH, "rejected.partial.csv"):
             (self.folder / scratch).unlink()
 
 
@@ -179,11 +186,29 @@ def decode_rows(images: str, jobs: Sequence[tuple[int, str]], size: Size, resize
 
 def _decode(
     array: np.ndarray, row: int, path: str, size: Size, resize: Resize, tone: Tone
-) -> tuple[int, str, str | None]:
+) -> tuple[int, str, str, str | None]:
     digest = hashlib.sha256()
     try:
+        before = stamp_of(path)  # a file that changes while it is read is another one afterwards
         array[row] = read_fitted(path, size, resize, tone, digest.update)
-        size_of_file = Path(re.sub(r"(\.npz)#.*", r"\1", path)).stat().st_size  # of a member: its archive's
-        return size_of_file, digest.hexdigest()[:DIGITS], None
     except UnreadableImage as error:
-        return 0, "", str(error)
+        return 0, "", "", str(error)
+    return file_of(path).stat().st_size, digest.hexdigest()[:DIGITS], before, None
+
+
+def stamp_of(path: str) -> str:
+    """16 hexadecimal digits that stay the same as long as nobody touches the file: of its path, size and times.
+
+    "" where there is no such file.
+    """
+    try:
+        status = os.stat(file_of(path))  # noqa: PTH116 (for hundreds of thousands of files)
+    except OSError:
+        return ""
+    facts = f"{path}\n{status.st_size}\n{status.st_mtime_ns}\n{status.st_ctime_ns}"
+    return hashlib.sha256(facts.encode(errors="surrogateescape")).hexdigest()[:STAMP_DIGITS]
+
+
+def file_of(path: str) -> Path:
+    """The file itself; of an archive's member the archive."""
+    return Path(re.sub(r"(\.npz)#.*", r"\1", path))

@@ -4,14 +4,13 @@ A store under construction says in `plan.json` what it will hold, so that a late
 """
 
 import csv
-import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.store import DONE, StoreWriter
+from data.store import DONE, SCRATCH, StoreWriter, stamp_of
 from data.writing import read_json, write_json
 
 ALIKE = ("source", "root", "archive", "image_size", "resize", "tone", "reader_version")  # of a description
@@ -22,12 +21,15 @@ PLAN = "plan.json"
 def take_over(writer: StoreWriter, description: dict[str, Any]) -> Iterator[tuple[Path, int]]:
     """Copy what other stores beside this one hold of its images; yields folder and count, where there are any.
 
-    A file must still have the size it had. Rejected files are not taken over: they may have been mended; nor is
-    a store older than digests: reading the files again is what gives them.
+    Only where the file is still the same: its path, size and times. Rejected files are not taken over: they may have
+    been mended. Nor is a store older than stamps: reading the files again is what gives them.
     """
     _plan(writer, description)
     for folder in sorted(writer.folder.parent.iterdir()):
-        if folder != writer.folder and _is_alike(folder, description) and (copied := _copy(writer, folder)):
+        if folder == writer.folder or not _is_alike(folder, description):
+            continue
+        copied = _copy(writer, folder)
+        if copied:
             yield folder, copied
 
 
@@ -37,7 +39,7 @@ def forget_plan(folder: Path) -> None:
 
 
 def _plan(writer: StoreWriter, description: dict[str, Any]) -> None:
-    write_json(writer.folder / PLAN, {**description, "image_ids": list(writer.image_ids)}, indent=None)
+    write_json(writer.folder / PLAN, description, indent=None)
 
 
 def _is_alike(folder: Path, description: dict[str, Any]) -> bool:
@@ -53,48 +55,52 @@ def _json_or_none(path: Path) -> dict[str, Any] | None:
 
 
 def _copy(writer: StoreWriter, folder: Path) -> int:
+    """Copy the rows of files that nobody has touched since; returns how many."""
     try:
         held, source = _held(folder)
-    except (OSError, ValueError, KeyError):  # incomplete, being finished just now, or older than digests
+    except (OSError, ValueError, KeyError):  # incomplete, being finished just now, or older than stamps
         return 0
 
-    # a file must still have the size it had
-    rows = []
+    # who a row was is told by its file, not by the id that a table gives it
+    found = {}
     for row in writer.todo().tolist():
-        known = held.get(writer.image_ids[row])
-        if known is not None and _size(writer.paths[row]) == known[1]:
-            rows.append(row)
+        stamp = stamp_of(writer.paths[row])
+        if stamp in held:
+            found[row] = held[stamp]
 
     images = np.load(writer.images, mmap_mode="r+")
+    rows = list(found)
     for start in range(0, len(rows), BLOCK):
         block = rows[start : start + BLOCK]
-        images[block] = source[[held[writer.image_ids[row]][0] for row in block]]
+        images[block] = source[[found[row].row for row in block]]
         for row in block:
-            writer.note(row, *held[writer.image_ids[row]][1:], None)
+            file = found[row]
+            writer.note(row, file.bytes, file.digest, file.stamp, None)
     return len(rows)
 
 
-def _held(folder: Path) -> tuple[dict[str, tuple[int, int, str]], np.ndarray]:
-    """image_id → row, bytes and digest of the file, and the images, of a store finished or not."""
+class _File(NamedTuple):
+    """What a store holds of a file: in which row, and by what it is known."""
+
+    row: int
+    bytes: int
+    digest: str
+    stamp: str
+
+
+def _held(folder: Path) -> tuple[dict[str, _File], np.ndarray]:
+    """The files of a store, finished or not, by their stamps, and its images."""
     if (folder / "store.json").is_file():
         with (folder / "index.csv").open(newline="", encoding="utf-8") as file:
-            lines = csv.DictReader(file)
-            held = {line["image_id"]: (int(line["row"]), int(line["bytes"]), line["digest"]) for line in lines}
-        return held, np.load(folder / "images.npy", mmap_mode="r")
+            files = [
+                _File(int(line["row"]), int(line["bytes"]), line["digest"], line["stamp"])
+                for line in csv.DictReader(file)
+            ]
+        return {file.stamp: file for file in files if file.stamp}, np.load(folder / "images.npy", mmap_mode="r")
 
-    # under construction: its plan tells which image a row is
-    ids = read_json(folder / PLAN)["image_ids"]
-    state, sizes, digests = (
-        np.load(folder / name, mmap_mode="r") for name in ("state.npy", "bytes.npy", "digests.npy")
-    )
+    # under construction
+    state, sizes, digests, stamps = (np.load(folder / name, mmap_mode="r") for name in SCRATCH)
     held = {}
     for row in np.flatnonzero(state == DONE).tolist():
-        held[ids[row]] = (row, int(sizes[row]), digests[row].decode())
+        held[stamps[row].decode()] = _File(row, int(sizes[row]), digests[row].decode(), stamps[row].decode())
     return held, np.load(folder / "images.partial.npy", mmap_mode="r")
-
-
-def _size(path: str) -> int | None:
-    try:
-        return os.stat(path).st_size  # noqa: PTH116 (for hundreds of thousands of files)
-    except OSError:
-        return None

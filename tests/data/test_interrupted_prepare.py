@@ -37,7 +37,7 @@ def test_an_interrupted_prepare_finishes_to_the_same_bytes(call, tmp_path, monke
     assert len(paths) == 60 - (call - 1) // 5 * 5  # what was reported is not read again
 
 
-@pytest.mark.parametrize("victim", ["state.npy", "bytes.npy", "digests.npy", "images.partial.npy"])
+@pytest.mark.parametrize("victim", ["state.npy", "bytes.npy", "digests.npy", "stamps.npy", "images.partial.npy"])
 def test_a_kill_while_the_arrays_are_made_is_mended(victim, tmp_path, monkeypatch):
     """Whichever array file is written last, the next start finds all it needs."""
     allocate = data.store._allocate
