@@ -40,6 +40,7 @@ def audited(manifest: Manifest, store: ImageStore) -> dict[str, Any]:
         report = read_json(path)
         if report["origin"] == origin:
             return report
+
     report = {"origin": origin, **audit(manifest, store)}
     with suppress(OSError):  # a shared store may be read-only
         keep(report, path)
@@ -86,15 +87,21 @@ def _uncompared(manifest: Manifest, parts: dict[str, np.ndarray]) -> dict[str, A
 
 def _rows_of_splits(manifest: Manifest, rows: Callable[[pd.Series], np.ndarray]) -> dict[str, np.ndarray]:
     numbers = rows(manifest.table["image_id"])
-    return {split: np.sort(numbers[(manifest.table["split"] == split) & (numbers >= 0)]) for split in SPLITS}
+    parts = {}
+    for split in SPLITS:
+        readable = (manifest.table["split"] == split) & (numbers >= 0)
+        parts[split] = np.sort(numbers[readable])
+    return parts
 
 
 def _across(prints: "Prints", earlier: np.ndarray, later: np.ndarray) -> dict[str, Any]:
     """How many of the later split's images have a twin in the earlier one, and which: [row, twin's row, kind]."""
-    twins = prints.twins(earlier, later)
-    kinds = [kind for _, kind in twins.values()]
-    counts = {kind: kinds.count(kind) for kind in KINDS}
-    return {"images": counts, "twins": [[row, twin, kind] for row, (twin, kind) in sorted(twins.items())]}
+    counts = dict.fromkeys(KINDS, 0)
+    twins = []
+    for row, (twin, kind) in sorted(prints.twins(earlier, later).items()):
+        counts[kind] += 1
+        twins.append([row, twin, kind])
+    return {"images": counts, "twins": twins}
 
 
 def served_pretraining(report: dict[str, Any], tested: np.ndarray, seen: np.ndarray) -> dict[str, Any]:
@@ -103,12 +110,17 @@ def served_pretraining(report: dict[str, Any], tested: np.ndarray, seen: np.ndar
     served = set(seen.tolist())
 
     # twins count both ways: either may be the one that is tested
-    pairs = []
+    pairs: list[Any] = []  # row, twin's row, kind
     for pair in report["across"]:
-        pairs += [(row, twin, kind) for row, twin, kind in pair["twins"]]
+        pairs += pair["twins"]
     pairs += [(twin, row, kind) for row, twin, kind in pairs]
-    kinds = {row: kind for row, twin, kind in pairs if row in tests - served and twin in served}
-    counts = {kind: list(kinds.values()).count(kind) for kind in KINDS}
+
+    # an image with several twins counts once
+    unseen = tests - served
+    kinds = {row: kind for row, twin, kind in pairs if row in unseen and twin in served}
+    counts = dict.fromkeys(KINDS, 0)
+    for kind in kinds.values():
+        counts[kind] += 1
     return {"tested": len(tests), "images": len(tests & served), "twins": counts}
 
 
@@ -130,7 +142,9 @@ def audit_lines(report: dict[str, Any], index: Mapping[str, int], named: bool) -
         leaks = ["images were not compared, which needs a store (data.store=stores)"]
 
     total = sum(report["images"].values())
-    verdict = "no patient in two splits" if report["patients_in_two_splits"] == 0 else "patients are not all known"
+    verdict = "no patient in two splits"
+    if report["patients_in_two_splits"] is None:
+        verdict = "patients are not all known"
     if not leaks:
         verdict += ", no image or near copy of one in two"
     lines = [f"leak audit of {total:,} images: {verdict}", *leaks]
@@ -159,9 +173,10 @@ def _leak_line(pair: dict[str, Any], sizes: dict[str, int], names: Mapping[int, 
 def _served_line(served: dict[str, Any] | None, compared: bool) -> list[str]:
     if not served or not (served["images"] or any(served["twins"].values())):
         return []
-    twins = sum(served["twins"].values())
-    found = f"{served['images']:,} of the {served['tested']:,} images predicted served pretraining"
-    return [f"warning: {found}" + (f", and {twins:,} more are copies of such" if compared else "")]
+    line = f"warning: {served['images']:,} of the {served['tested']:,} images predicted served pretraining"
+    if compared:
+        line += f", and {sum(served['twins'].values()):,} more are copies of such"
+    return [line]
 
 
 # ---------------------------------------------------------------- images compared
@@ -176,12 +191,17 @@ class Prints:
     def __init__(self, store: ImageStore, rows: np.ndarray):
         self.images = store.images
         self.rows = rows
+
+        # equal files get equal numbers, where the store knows them
+        self.files: np.ndarray | None = None
         digests = store.digests()
-        self.files = pd.factorize(pd.Series(rows).map(digests))[0] if digests else None
+        if digests:
+            self.files, _ = pd.factorize(pd.Series(rows).map(digests))
 
         # block means of two sizes; coarse ones with two columns more, see `_candidates`
         height, width = store.images.shape[1:]
-        fine, coarse = ((_bands(count, height), _bands(count, width)) for count in (FINE, COARSE))
+        fine = (_bands(FINE, height), _bands(FINE, width))
+        coarse = (_bands(COARSE, height), _bands(COARSE, width))
         self.fine = np.empty((len(rows), len(fine[0]) * len(fine[1])), np.float16)
         self.coarse = np.empty((len(rows), len(coarse[0]) * len(coarse[1]) + 2), np.float32)
         self.pixels = np.empty(len(rows), np.int64)
@@ -203,23 +223,24 @@ class Prints:
 
     def twins(self, earlier: np.ndarray, later: np.ndarray) -> dict[int, tuple[int, str]]:
         """Row of `later` → row of a twin in `earlier` and the kind of twin, the strongest there is."""
-        a = self._places(earlier)
-        b = self._places(later)
+        keys = self._places(earlier)
+        queries = self._places(later)
         found: dict[int, tuple[int, str]] = {}
 
         # equal digests, of files before pixels
         for kind, digests in zip(KINDS, (self.files, self.pixels), strict=False):
             if digests is None:
                 continue
-            first = dict(zip(digests[a[::-1]].tolist(), earlier[::-1].tolist(), strict=True))
-            for row, digest in zip(later.tolist(), digests[b].tolist(), strict=True):
+            # backwards, so that of equal images the first is kept
+            first = dict(zip(digests[keys[::-1]].tolist(), earlier[::-1].tolist(), strict=True))
+            for row, digest in zip(later.tolist(), digests[queries].tolist(), strict=True):
                 if digest in first and row not in found:
                     found[row] = (first[digest], kind)
 
         # nearly the same pixels
-        rest = b[~np.isin(later, list(found))]
-        for i, j in self._near(a, rest):
-            found[int(self.rows[i])] = (int(self.rows[j]), KINDS[2])
+        rest = queries[~np.isin(later, list(found))]
+        for query, key in self._near(keys, rest):
+            found[int(self.rows[query])] = (int(self.rows[key]), KINDS[2])
         return found
 
     def _places(self, rows: np.ndarray) -> np.ndarray:
@@ -230,9 +251,10 @@ class Prints:
         for start in range(0, len(queries), QUERIES):
             left = queries[start : start + QUERIES]
             for begin in range(0, len(keys), KEYS):
-                one, other = self._candidates(left, keys[begin : begin + KEYS])
-                sure = self._correlations(one, other) > LEAST
-                found = dict(zip(one[sure][::-1].tolist(), other[sure][::-1].tolist(), strict=True))
+                query, key = self._candidates(left, keys[begin : begin + KEYS])
+                near = self._correlations(query, key) > LEAST
+                # backwards, so that a query keeps its nearest
+                found = dict(zip(query[near][::-1].tolist(), key[near][::-1].tolist(), strict=True))
                 yield from found.items()
                 left = left[~np.isin(left, list(found))]
 
@@ -256,14 +278,15 @@ class Prints:
         close = close[rank < NEAREST]
         return queries[i[close]], keys[j[close]]
 
-    def _correlations(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    def _correlations(self, queries: np.ndarray, keys: np.ndarray) -> np.ndarray:
         """Of the stored pixels of pairs of images; 0 where one is all of a grey."""
-        found = np.empty(len(one), np.float32)
-        for start in range(0, len(one), BLOCK):
+        correlations = np.empty(len(queries), np.float32)
+        for start in range(0, len(queries), BLOCK):
             here = slice(start, start + BLOCK)
-            a, b = (_unit(self.images[self.rows[places[here]]]) for places in (one, other))
-            found[here] = np.einsum("np,np->n", a, b)
-        return found
+            query = _unit(self.images[self.rows[queries[here]]])  # n h·w
+            key = _unit(self.images[self.rows[keys[here]]])
+            correlations[here] = np.einsum("np,np->n", query, key)
+        return correlations
 
 
 def _digest(image: np.ndarray) -> int:
