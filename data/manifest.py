@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,19 +23,17 @@ class Manifest:
 
     `table` has the columns image_id, path, patient_id, study_id, split (train, validate, test), view,
     label (1.0 abnormal, 0.0 normal, NaN unknown; or `target` present, absent), source, then any findings, and in a mix
-    `own_id`, the image_id without the name of its part. Where the
-    layout has no patient or study, its image stands for it. `notes` are lines to print. `credentialed` data
-    may neither be shown nor shared. `patients_known`: patient_id is a patient's for every image. `rules`
-    are the words of the rule that decided each row's label, `looks` what is known of the files on disk.
+    `own_id`, the image_id without the name of its part. Where the layout has no patient or study, its image stands
+    for it.
     """
 
     table: pd.DataFrame
-    notes: tuple[str, ...]
-    credentialed: bool
-    patients_known: bool = True
+    notes: tuple[str, ...]  # lines to print
+    credentialed: bool  # may neither be shown nor shared
+    patients_known: bool = True  # patient_id is a patient's for every image
     target: str | None = None
-    rules: pd.Series | None = None
-    looks: tuple[Look, ...] = ()
+    rules: pd.Series | None = None  # the words of the rule that decided each row's label
+    looks: tuple[Look, ...] = ()  # what is known of the files on disk
 
     def of_split(self, split: str) -> pd.DataFrame:
         """The rows of one split, in order; UserError if there are none."""
@@ -47,8 +46,11 @@ class Manifest:
 
     def summary(self) -> str:
         """Images, patients, and normal, abnormal and unknown images per split, as text."""
-        parts = {split: self.table[self.table["split"] == split] for split in SPLITS} | {"all": self.table}
-        return _as_text({name: _count(part, self.target) for name, part in parts.items()})
+        rows = {}
+        for split in SPLITS:
+            rows[split] = _count(self.table[self.table["split"] == split], self.target)
+        rows["all"] = _count(self.table, self.target)
+        return _as_text(rows)
 
     def breakdown(self) -> str:
         """The summary by view as well, then what every label rule took, then what was left out and why."""
@@ -74,7 +76,9 @@ class Manifest:
 
         wished: the config's `report.images`. This is the one place that decides.
         """
-        return not self.credentialed if wished is None else wished
+        if wished is None:
+            return not self.credentialed
+        return wished
 
     def fingerprint(self) -> str:
         """16 hex digits of (image_id, split, label) of all rows, in whatever order they stand."""
@@ -89,8 +93,8 @@ def digest(table: pd.DataFrame, *columns: str) -> str:
 
 def hashed(names: Iterable[str]) -> np.ndarray:
     """(n) int64: 64 bits of each name's SHA-256, which tell names apart without telling them."""
-    hashes = (hashlib.sha256(name.encode()).digest()[:8] for name in names)
-    return np.fromiter((int.from_bytes(part, "little", signed=True) for part in hashes), np.int64)
+    digests = (hashlib.sha256(name.encode()).digest()[:8] for name in names)
+    return np.frombuffer(b"".join(digests), "<i8").astype(np.int64)
 
 
 def _count(part: pd.DataFrame, target: str | None) -> dict[str, int]:
@@ -107,8 +111,13 @@ def _count(part: pd.DataFrame, target: str | None) -> dict[str, int]:
 
 def _as_text(rows: dict[str, dict[str, int]]) -> str:
     """A line per row, numbers with thousands separators, a blank where a row has none."""
-    table = pd.DataFrame.from_dict(rows, orient="index", dtype=object)
-    return table.map(lambda number: "" if pd.isna(number) else f"{int(number):,}").to_string()
+
+    def shown(number: Any) -> str:
+        if pd.isna(number):
+            return ""
+        return f"{int(number):,}"
+
+    return pd.DataFrame.from_dict(rows, orient="index", dtype=object).map(shown).to_string()
 
 
 def is_credentialed(settings: DataSettings) -> bool:
@@ -127,6 +136,8 @@ def open_manifest(config: DataConfig | DataSettings, look_again: bool = False) -
     settings = config if isinstance(config, DataSettings) else config.data
     sources = settings.each_source()
     mixed = settings.source == "mix"
+
+    # each data set on its own, then all of them below each other
     parts = {name: _open_source(source, mixed, look_again) for name, source in sources.items()}
     if mixed:
         table, notes = _mix(parts)
@@ -136,16 +147,24 @@ def open_manifest(config: DataConfig | DataSettings, look_again: bool = False) -
 
     if settings.target and "rule" not in table:
         raise UserError(f"data.target: found no findings in source {', '.join(sources)}, expected {settings.target}")
+
+    # the sample is drawn of all of them together
     table, more = _sample(table, settings)
     table = table.reset_index(drop=True)
     rules = table.pop("rule") if "rule" in table else None
 
-    private = is_credentialed(settings)
+    credentialed = is_credentialed(settings)
     if mixed:  # sources named `a` and `a/b` can give two patients one id
-        _check_patients(table, "data.sources", private)
-    known = all(part.patients_known for part in parts.values())
-    looks = tuple(part.look for part in parts.values() if part.look)
-    return Manifest(table, (*notes, *more), private, known, settings.target, rules, looks)
+        _check_patients(table, "data.sources", credentialed)
+    return Manifest(
+        table=table,
+        notes=(*notes, *more),
+        credentialed=credentialed,
+        patients_known=all(part.patients_known for part in parts.values()),
+        target=settings.target,
+        rules=rules,
+        looks=tuple(part.look for part in parts.values() if part.look),
+    )
 
 
 # ---------------------------------------------------------------- sources
@@ -171,6 +190,7 @@ def _open_source(settings: DataSettings, mixed: bool, look_again: bool) -> _Part
     patients_known = bool(table["patient_id"].notna().all())
     _check(table, root, credentialed)
 
+    # splits are drawn of the views that are kept, whether or not their files are downloaded yet
     for step in (_name_patients, _keep_views, _split):
         table, more = step(table, settings)
         notes += more
@@ -218,10 +238,13 @@ def _keep_present(
     if not look_again and settings.store is not False:
         memory = Path(expand(settings.store, "data.store"))
     look = look_for(table["path"].tolist(), root, memory)
+
     missing = int((~look.there).sum())
     if missing == len(table):
         return table, [f"none of the {missing:,} images is on disk"], look
-    notes: list[str] = [LeftOut(missing, "not on disk")] if missing else []
+    notes: list[str] = []
+    if missing:
+        notes.append(LeftOut(missing, "not on disk"))
     return table[look.there], notes, look
 
 
@@ -232,9 +255,11 @@ def _check(table: pd.DataFrame, root: Path, credentialed: bool) -> None:
     if table.empty:
         raise UserError(f"{root}: found no images")
     _check_names(table["path"])
+
     repeated = table.loc[table["image_id"].duplicated(), "image_id"]
     if len(repeated):
         raise UserError(f"{root}: found repeated image_id{_example(repeated, credentialed)}, expected unique ones")
+
     blank = int(table["split"].isna().sum())
     if 0 < blank < len(table):
         raise UserError(f"{root}: found {blank:,} images without a split, expected one for all images or for none")
@@ -264,7 +289,9 @@ def _torn_patients(table: pd.DataFrame) -> pd.Series:
 
 def _example(ids: pd.Series, credentialed: bool) -> str:
     """How many, and the first unless ids are confidential."""
-    return f" ({len(ids):,})" if credentialed else f" ({len(ids):,}, such as {ids.iloc[0]})"
+    if credentialed:
+        return f" ({len(ids):,})"
+    return f" ({len(ids):,}, such as {ids.iloc[0]})"
 
 
 # ---------------------------------------------------------------- steps
@@ -273,11 +300,17 @@ def _example(ids: pd.Series, credentialed: bool) -> str:
 def _name_patients(table: pd.DataFrame, settings: DataSettings) -> tuple[pd.DataFrame, list[str]]:
     """Let an image stand for a patient or a study that is not named."""
     anonymous = table["patient_id"].isna()
-    named = {column: table[column].fillna(table["image_id"]) for column in ("patient_id", "study_id")}
+    table = table.assign(
+        patient_id=table["patient_id"].fillna(table["image_id"]),
+        study_id=table["study_id"].fillna(table["image_id"]),
+    )
     if not anonymous.any():
-        return table.assign(**named), []
-    which = "there are no patient ids" if anonymous.all() else f"{anonymous.sum():,} images have no patient id"
-    return table.assign(**named), [f"{which}: each such image counts as a patient, who may stand in two splits"]
+        return table, []
+
+    which = f"{anonymous.sum():,} images have no patient id"
+    if anonymous.all():
+        which = "there are no patient ids"
+    return table, [f"{which}: each such image counts as a patient, who may stand in two splits"]
 
 
 def _keep_views(table: pd.DataFrame, settings: DataSettings) -> tuple[pd.DataFrame, list[str]]:
@@ -305,7 +338,8 @@ def _split(table: pd.DataFrame, settings: DataSettings) -> tuple[pd.DataFrame, l
     """The official splits; what they lack is carved from train, test before validate."""
     given = set(table["split"].dropna())
     if not given:
-        table, given = table.assign(split="train"), {"train"}
+        table = table.assign(split="train")
+        given = {"train"}
     if "train" not in given:  # a data set to test on
         return table, []
 
@@ -323,12 +357,17 @@ def _split(table: pd.DataFrame, settings: DataSettings) -> tuple[pd.DataFrame, l
 def _carve(table: pd.DataFrame, split: str, fraction: float, seed: int) -> pd.DataFrame:
     """Move a fraction of the training patients to `split`, of the normal, abnormal and unknown alike."""
     train = table["split"] == "train"
+
+    # patients in the order of their lots
     health = table[train].groupby("patient_id")["label"].max().fillna(-1)  # one abnormal image: abnormal
     health = health.iloc[np.argsort(_lots(health.index, seed, split))]
+
+    # the first of each kind move, and someone of each kind stays on either side
     size = health.groupby(health).transform("size")
-    wanted = (fraction * size).round().clip(lower=1).clip(upper=size - 1)  # someone of each kind on either side
+    wanted = (fraction * size).round().clip(lower=1).clip(upper=size - 1)
     moved = health.index[health.groupby(health).cumcount() < wanted]
-    return table.assign(split=table["split"].mask(train & table["patient_id"].isin(moved), split).astype(object))
+    moving = train & table["patient_id"].isin(moved)
+    return table.assign(split=table["split"].mask(moving, split).astype(object))
 
 
 def _sample(table: pd.DataFrame, settings: DataSettings) -> tuple[pd.DataFrame, list[str]]:
@@ -353,6 +392,8 @@ def sample_patients(table: pd.DataFrame, count: int, seed: int, place: str = "da
     labelled = table["label"].notna()
     if labelled.sum() < count:
         raise UserError(f"{place}: found {labelled.sum():,} labelled training images, expected at least {count:,}")
+
+    # labelled images of each patient, the patients in the order of their lots
     images = labelled.groupby(table["patient_id"]).sum()
     images = images.iloc[np.argsort(_lots(images.index, seed, "sample"))]
     enough = int(np.searchsorted(images.cumsum(), count)) + 1
@@ -361,5 +402,5 @@ def sample_patients(table: pd.DataFrame, count: int, seed: int, place: str = "da
 
 def _lots(ids: Iterable[str], seed: int, purpose: str) -> np.ndarray:
     """A random number per id that nothing else in the table can change."""
-    digests = (hashlib.blake2b(f"{seed}/{purpose}/{one}".encode(), digest_size=8).digest() for one in ids)
+    digests = (hashlib.blake2b(f"{seed}/{purpose}/{name}".encode(), digest_size=8).digest() for name in ids)
     return np.frombuffer(b"".join(digests), np.uint64)
