@@ -40,8 +40,10 @@ def either(expected: str) -> WrapValidator:
     """One message for a setting that may take several shapes, instead of one from each: "Input should be …"."""
 
     def validate(value: Any, handler: Callable[[Any], Any]) -> Any:
+        if isinstance(value, list):
+            value = tuple(value)
         try:
-            return handler(tuple(value) if isinstance(value, list) else value)
+            return handler(value)
         except ValidationError:
             raise PydanticCustomError("either", expected) from None
 
@@ -116,8 +118,8 @@ def find_config(name_or_path: str | Path) -> Path:
 
 def shipped_configs() -> list[Path]:
     """The configs that come with the package: `configs/` in a checkout, `mae/configs/` in a wheel."""
-    here = Path(__file__).parents[1]
-    return sorted(file for folder in ("configs", "mae/configs") for file in (here / folder).glob("*.yaml"))
+    root = Path(__file__).parents[1]
+    return sorted([*(root / "configs").glob("*.yaml"), *(root / "mae/configs").glob("*.yaml")])
 
 
 def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:
@@ -142,6 +144,8 @@ def make_config(
 ) -> Settings:
     """Plain settings (a config file's or a checkpoint's) → Config; errors name the place they come from."""
     overrides = overrides or {}
+
+    # a copy, in which `data` is there to be filled by overrides
     merged = {"data": {}, **json.loads(json.dumps(raw, default=str))}
     for key, value in _single(overrides.items()):
         _put(merged, key.split("."), value)
@@ -163,10 +167,12 @@ def with_new_names(raw: Mapping[str, Any]) -> dict[str, Any]:
     """Plain settings of an earlier version under the names of today."""
     settings: dict[str, Any] = json.loads(json.dumps(raw, default=str))
     for before, now in whole_config().RENAMED.items():
+        # walk down to the section that holds the old name, as far as there is one
         *sections, name = before.split(".")
         holder: Any = settings
         for section in sections:
-            holder = holder.get(section) if isinstance(holder, dict) else None
+            if isinstance(holder, dict):
+                holder = holder.get(section)
 
         if isinstance(holder, dict) and name in holder:
             _put(settings, now.split("."), holder.pop(name))
@@ -209,7 +215,7 @@ def expand(text: str, place: str) -> str:
 
 def _explain(error: ValidationError, place: str, overrides: Mapping[str, Any], overrides_place: str) -> str:
     """The first thing wrong, in one line; a key that is missing may be one that is misspelt."""
-    first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
+    first = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     key = ".".join(str(part) for part in first["loc"])
     found = first.get("input")
     message = first["msg"]
@@ -222,14 +228,17 @@ def _explain(error: ValidationError, place: str, overrides: Mapping[str, Any], o
         return f"{place}: {_unknown(key, found)}"
     if first["type"] == "missing":
         meaning = dict(describe(whole_config())).get(key, "")
-        return f"{place}: {key} is missing" + (f" ({meaning})" if meaning else "")
+        if not meaning:
+            return f"{place}: {key} is missing"
+        return f"{place}: {key} is missing ({meaning})"
     if first["type"] == "value_error":  # from a section's own check, which names the setting
         return f"{place}: {key}.{message.removeprefix('Value error, ')}"
 
     # pydantic's own words, made like ours
     expected = re.sub(r"^\w+ should be", "expected", message)
     expected = expected.replace("an object", "a mapping").replace("a valid array", "a list")
-    return f"{place}: {key}: found {json.dumps(found)}, {re.sub(r'^[A-Z][a-z]+ should', 'expected to', expected)}"
+    expected = re.sub(r"^[A-Z][a-z]+ should", "expected to", expected)
+    return f"{place}: {key}: found {json.dumps(found)}, {expected}"
 
 
 def _unknown(key: str, found: Any) -> str:
@@ -245,7 +254,9 @@ def _unknown(key: str, found: Any) -> str:
     if isinstance(found, dict):
         names = _keys(sections=True) + names
     near = _nearest(key, names)
-    return f"{key} is unknown" + (f"; did you mean {near}?" if near else "; see --print-config")
+    if near is None:
+        return f"{key} is unknown; see --print-config"
+    return f"{key} is unknown; did you mean {near}?"
 
 
 def _nearest(key: str, names: Iterable[str]) -> str | None:
@@ -254,12 +265,15 @@ def _nearest(key: str, names: Iterable[str]) -> str | None:
     best = None
     best_rank = (False, 0.0, False, 0.0)
     for name in names:
-        other, _, right = name.rpartition(".")
-        nearness = _nearness(leaf, right)
-        sibling = other == parent
-        same_section = parent.split(".")[0] == other.split(".")[0]
-        rank = (sibling, nearness, same_section, difflib.SequenceMatcher(None, parent, other).ratio())
-        if nearness >= (0.6 if sibling else 0.7) and rank > best_rank:
+        section, _, setting = name.rpartition(".")
+        nearness = _nearness(leaf, setting)
+        sibling = section == parent
+        least = 0.6 if sibling else 0.7
+
+        # siblings first, then what is spelt most alike
+        same_room = parent.split(".")[0] == section.split(".")[0]
+        rank = (sibling, nearness, same_room, difflib.SequenceMatcher(None, parent, section).ratio())
+        if nearness >= least and rank > best_rank:
             best = name
             best_rank = rank
     return best
@@ -309,7 +323,9 @@ def print_config(config: BaseModel, indent: str = "") -> str:
     for name, field in sorted(fields, key=lambda item: isinstance(getattr(config, item[0]), BaseModel)):
         value = getattr(config, name)
         if isinstance(value, BaseModel):
-            lines += ["", f"{indent}{name}:"] if not indent else [f"{indent}{name}:"]
+            if not indent:
+                lines.append("")
+            lines.append(f"{indent}{name}:")
             lines.append(print_config(value, indent + "  "))
             continue
 
@@ -323,6 +339,7 @@ def print_config(config: BaseModel, indent: str = "") -> str:
 
 
 def _inline(value: Any) -> str:
-    plain = json.loads(json.dumps(value, default=lambda v: v.model_dump(mode="json")))
+    """A value as YAML in one line."""
+    plain = json.loads(json.dumps(value, default=lambda section: section.model_dump(mode="json")))
     text = yaml.dump(plain, Dumper=_Dumper, default_flow_style=True, width=10**6, sort_keys=False, allow_unicode=True)
     return text.strip().removesuffix("\n...")
