@@ -54,7 +54,9 @@ def read_fitted(
     """
     height, width = height_and_width(size)
     at_least = (ceil(SPARE * height), ceil(SPARE * width))
-    of_sides = any if resize == "pad" else all  # padded, one side may be shorter than the frame
+    of_sides: OfSides = all
+    if resize == "pad":
+        of_sides = any  # one side may be shorter than the frame
     image, extent = _read(path, tone, at_least, of_sides, note)
     return fit_image(image, size, resize, extent)
 
@@ -81,10 +83,12 @@ def fit_image(image: np.ndarray, size: Size, resize: Resize = "pad", extent: Ext
     shown: Extent = (frame_w, frame_h)
     if resize == "pad":
         shown = _largest(extent, shown)
-    target_w, target_h = (max(1, round(side)) for side in shown)
-
+    target_w = max(1, round(shown[0]))
+    target_h = max(1, round(shown[1]))
     box = (left, top, left + width, top + height)
     resized = Image.fromarray(image).resize((target_w, target_h), Image.Resampling.LANCZOS, box, reducing_gap=3.0)
+
+    # centred between black bars
     fitted = np.zeros((frame_h, frame_w), np.uint8)
     y = (frame_h - target_h) // 2
     x = (frame_w - target_w) // 2
@@ -118,7 +122,9 @@ def _read(
     except UnreadableImage as reason:
         message = f"{path}: {reason}"
     except OSError as error:  # strerror: the file's trouble; without one it is Pillow's word on the content
-        trouble = error.strerror.lower() if error.strerror else f"damaged content ({_one_line(error)})"
+        trouble = f"damaged content ({_one_line(error)})"
+        if error.strerror:
+            trouble = error.strerror.lower()
         message = f"{path}: found {trouble}, expected a readable image file"
     except Exception as error:
         message = f"{path}: found damaged content ({type(error).__name__}), expected an intact image file"
@@ -140,12 +146,14 @@ def _read_content(
 
     data = _file_bytes(path)
     note(data)
+    if not data:
+        refuse("an empty file", "JPEG, PNG or DICOM")
     if data[128:132] == b"DICM" or data[:2] in (b"\x08\x00", b"\x02\x00"):  # the latter: no preamble
         from data.dicom import read_dicom  # pydicom is loaded where a DICOM is met
 
         return _whole(read_dicom(data, tone))
     if not data.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")):
-        refuse("an empty file" if not data else "other bytes", "JPEG, PNG or DICOM")
+        refuse("other bytes", "JPEG, PNG or DICOM")
     return _read_picture(data, at_least, of_sides)
 
 
@@ -153,7 +161,8 @@ def _read_content(
 def _quiet() -> Iterator[None]:
     """No warnings, and no log of pydicom's: it quotes odd values, and a damaged one may hold the name."""
     logger = logging.getLogger("pydicom")
-    before, logger.disabled = logger.disabled, True
+    before = logger.disabled
+    logger.disabled = True
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -172,14 +181,16 @@ def _whole(image: np.ndarray) -> tuple[np.ndarray, Extent]:
 
 def _file_bytes(path: str | Path) -> bytes:
     status = Path(path).stat()
+    if stat.S_ISDIR(status.st_mode):
+        refuse("a folder", "an image file")
     if not stat.S_ISREG(status.st_mode):  # a pipe would hang, a device would never end
-        refuse("a folder" if stat.S_ISDIR(status.st_mode) else "no regular file", "an image file")
+        refuse("no regular file", "an image file")
     if status.st_size > MAX_BYTES:
         refuse(f"{status.st_size} bytes", f"at most {MAX_BYTES}")
     return Path(path).read_bytes()
 
 
-# JPEG and PNG
+# ---------------------------------------------------------------- JPEG and PNG
 
 
 def _read_picture(data: bytes, at_least: Size | None, of_sides: OfSides) -> tuple[np.ndarray, Extent]:
@@ -240,16 +251,19 @@ def _needed_scans(data: bytes, scale: int) -> bytes:
     scans = data.count(b"\xff\xda")
     if scans > MAX_SCANS:
         refuse(f"{scans} scans", f"at most {MAX_SCANS}")
-    return means_only(data) if scale == 8 else data
+    if scale == 8:
+        return means_only(data)
+    return data
 
 
 def _stretch(stored: np.ndarray) -> np.ndarray:
     """16-bit PNG: nobody says how many of the bits are used, so it is shown as a DICOM without a window."""
     values = np.arange(2**16, dtype=float)
-    return to_bytes(between_tails(values, np.bincount(stored.ravel(), minlength=2**16)))[stored]
+    counts = np.bincount(stored.ravel(), minlength=2**16)
+    return to_bytes(between_tails(values, counts))[stored]
 
 
-# MEDMNIST
+# ---------------------------------------------------------------- MedMNIST
 
 
 def _archive_member(path: str) -> np.ndarray:
@@ -260,7 +274,9 @@ def _archive_member(path: str) -> np.ndarray:
     if not number.isdecimal() or int(number) >= len(images):
         refuse(f"index {number!r:.20}", f"0 to {len(images) - 1}")
     image = images[int(number)]
-    return np.array(image if image.ndim == 2 else Image.fromarray(image).convert("L"))
+    if image.ndim == 3:
+        return np.array(Image.fromarray(image).convert("L"))
+    return np.array(image)
 
 
 @lru_cache(maxsize=3)  # train, val and test; the time and size make a rewritten archive another one
@@ -269,6 +285,9 @@ def _archive_array(archive: str, name: str, _time: int, _size: int) -> np.ndarra
         if name not in arrays:
             refuse(f"no {name!r}", f"one of {', '.join(arrays)}")
         images = arrays[name]
-    if images.dtype != np.uint8 or not (images.ndim == 3 or (images.ndim == 4 and images.shape[3] == 3)):
+
+    grey = images.ndim == 3
+    colour = images.ndim == 4 and images.shape[3] == 3
+    if images.dtype != np.uint8 or not (grey or colour):
         refuse(f"{images.dtype} {images.shape}", "uint8 (n h w) or (n h w 3)")
     return images

@@ -5,6 +5,7 @@ progressive file loses the scans that hold them (`means_only`), a baseline one i
 """
 
 import re
+from collections.abc import Callable
 from functools import lru_cache
 from importlib.util import find_spec
 from types import ModuleType
@@ -23,6 +24,8 @@ BASELINE = 0xC0
 RESTARTS = 0xDD
 JFIF = 0xE0
 ADOBE = 0xEE
+
+HuffmanTable = tuple[bytes, bytes]  # how many codes have 1, 2, … 16 bits, and their symbols in this order
 
 
 def means_only(data: bytes) -> bytes:
@@ -44,14 +47,18 @@ def means_only(data: bytes) -> bytes:
             place = following.start() if following else len(data)
             if first_coefficient != b"\0":
                 continue
+
         segment = data[start:place]
-        kept.append(_without_smoothing(segment) if kind == QUANTIZERS else segment)
+        if kind == QUANTIZERS:
+            segment = _without_smoothing(segment)
+        kept.append(segment)
     return b"".join(kept)
 
 
 def _without_smoothing(quantizers: bytes) -> bytes:
     """Zeros for every AC quantizer: the one sign at which libjpeg does not guess the missing coefficients."""
-    kept, tables = quantizers[:4], quantizers[4:]
+    kept = quantizers[:4]  # marker and length
+    tables = quantizers[4:]
     while tables:
         width = 1 + (tables[0] >> 4)  # bytes of an entry
         kept += tables[: 1 + width] + bytes(63 * width)
@@ -65,18 +72,26 @@ def block_means(data: bytes) -> np.ndarray | None:
     That is where numba is not installed (extra `fast`), and for any file but a whole baseline JPEG of one scan, grey or
     JFIF's colours, without restarts.
     """
-    huffman = _huffman() if FAST else None
+    if not FAST:
+        return None
+    huffman = _huffman()
     if huffman is None:
         return None
+
     try:
         frame, tables, place = _header(data)
-        dc, ac = ([tables[kind, which[kind]] for which in frame.tables] for kind in (0, 1))
+        dc = [tables[0, number] for number, _ in frame.tables]  # of each component
+        ac = [tables[1, number] for _, number in frame.tables]
         if any(max(symbols, default=0) > 11 for _, symbols in dc):
             return None
 
         # what the reader looks up: DC codes, long and short, and AC codes, one and several at a time
-        makers = ((huffman.codes, dc), (huffman.short_codes, dc), (huffman.codes, ac), (huffman.several, ac))
-        lookups = [np.stack([make(*table) for table in part]) for make, part in makers]
+        lookups = (
+            _stacked(huffman.codes, dc),
+            _stacked(huffman.short_codes, dc),
+            _stacked(huffman.codes, ac),
+            _stacked(huffman.several, ac),
+        )
     except (LookupError, ValueError):
         return None
 
@@ -93,6 +108,11 @@ def block_means(data: bytes) -> np.ndarray | None:
     return np.ascontiguousarray(grey[: -(-frame.height // 8), : -(-frame.width // 8)])
 
 
+def _stacked(make: Callable[[bytes, bytes], np.ndarray], tables: list[HuffmanTable]) -> np.ndarray:
+    """What `make` makes of each component's table."""
+    return np.stack([make(counts, symbols) for counts, symbols in tables])
+
+
 @lru_cache(maxsize=1)
 def _huffman() -> ModuleType | None:
     """The reader by numba, which takes a third of a second to load; None where numba does not know this numpy yet."""
@@ -104,6 +124,8 @@ def _huffman() -> ModuleType | None:
 
 
 class _Frame(NamedTuple):
+    """The geometry of an image: a unit holds the blocks of all components that cover the same pixels."""
+
     height: int
     width: int
     quantizer: int  # of the luma's means
@@ -113,11 +135,11 @@ class _Frame(NamedTuple):
     tables: list[tuple[int, int]]  # DC and AC table of each component
 
 
-def _header(data: bytes) -> tuple[_Frame, dict[tuple[int, int], tuple[bytes, bytes]], int]:
+def _header(data: bytes) -> tuple[_Frame, dict[tuple[int, int], HuffmanTable], int]:
     """Frame, Huffman tables by (class, number), place of the scan; LookupError or ValueError where it is not for us."""
     place = 2
     quantizers: dict[int, int] = {}
-    tables: dict[tuple[int, int], tuple[bytes, bytes]] = {}
+    tables: dict[tuple[int, int], HuffmanTable] = {}
     frame = b""
     jfif = False
     while True:
@@ -128,6 +150,7 @@ def _header(data: bytes) -> tuple[_Frame, dict[tuple[int, int], tuple[bytes, byt
         body = data[place + 4 : place + 2 + size]
         place += 2 + size
 
+        # tables may stand in one segment or in several
         if kind == SCAN:
             return _frame(frame, body, quantizers, jfif), tables, place
         if kind == QUANTIZERS:
@@ -156,17 +179,18 @@ def _frame(frame: bytes, scan: bytes, quantizers: dict[int, int], jfif: bool) ->
     names = frame[6::3]
     samplings = [divmod(sampling, 16) for sampling in frame[7::3]]
     quantizer = quantizers[frame[8]]
+
+    # whatever libjpeg decodes in another way is left to it
     if frame[0] != 8 or scan[0] != count or scan[1 : 1 + 2 * count : 2] != names or not height * width:
         raise ValueError("not 8 bits, not all in one scan, or empty")
     if count == 1:
         samplings = [(1, 1)]  # a lone component has no units
     elif count != 3 or not jfif:
         raise ValueError("neither grey nor surely YCbCr")
-
-    if min(min(sampling) for sampling in samplings) == 0:
+    if any(0 in sampling for sampling in samplings):
         raise ValueError("a component without blocks")
     wide, high = samplings[0]
-    if (wide, high) != (max(s[0] for s in samplings), max(s[1] for s in samplings)):
+    if any(across > wide or down > high for across, down in samplings):
         raise ValueError("luma of less than full size")
 
     return _Frame(
