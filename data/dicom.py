@@ -40,19 +40,25 @@ def read_dicom(data: bytes, tone: Tone) -> np.ndarray:
     stored = _stored_values(dataset)
     if stored.ndim == 3:
         return np.array(Image.fromarray(stored).convert("L"))
+
+    # every value that a pixel can have, in the order of its bits: a pixel's bits are the index of its tone
     stored = stored.astype(stored.dtype.newbyteorder("="), copy=False)
     index = stored.view(f"u{stored.itemsize}")
     codes = np.arange(2 ** (8 * stored.itemsize), dtype=index.dtype).view(stored.dtype).astype(float)
+
     negative = dataset.PhotometricInterpretation == "MONOCHROME1"
     values = _modality(codes, dataset)
     if tone == "mimic_jpg":
-        return equalized(values, np.bincount(index.ravel(), minlength=len(codes)), negative)[index]
+        counts = np.bincount(index.ravel(), minlength=len(codes))
+        return equalized(values, counts, negative)[index]
+
     shown = _voi(values, dataset)
     if shown is None:
         counts = np.bincount(index.ravel(), minlength=len(codes))
         shown = between_tails(values, _without_padding(codes, counts, dataset))
-    # here and nowhere else: Presentation LUT Shape INVERSE only repeats what MONOCHROME1 says
-    return to_bytes(1 - shown if negative else shown)[index]
+    if negative:  # here and nowhere else: Presentation LUT Shape INVERSE only repeats what MONOCHROME1 says
+        shown = 1 - shown
+    return to_bytes(shown)[index]
 
 
 def _parse_dicom(data: bytes) -> Any:
@@ -83,7 +89,7 @@ def _parse_dicom(data: bytes) -> Any:
         refuse(f"{samples} samples in another photometric interpretation", " or ".join(known))
 
     if "TransferSyntaxUID" not in dataset.file_meta:
-        implicit = dataset.original_encoding[0]
+        implicit, _ = dataset.original_encoding
         dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
     return dataset
 
@@ -102,15 +108,18 @@ def _stored_values(dataset: Any) -> np.ndarray:
         refuse(f"{bits} bits stored below bit {high}", f"bit {bits - 1} to be the highest")
 
     # which plugins would help, for who may install them
-    missing = "; ".join(decoder.missing_dependencies).replace("requires gdcm", "requires python-gdcm")
-    plugins = f"{missing}; pip install 'mae-cxr[dicom]' brings gdcm" if "gdcm" in missing else missing
+    plugins = "; ".join(decoder.missing_dependencies).replace("requires gdcm", "requires python-gdcm")
+    if "gdcm" in plugins:
+        plugins += "; pip install 'mae-cxr[dicom]' brings gdcm"
     if not decoder.is_available:
         refuse(f"{syntax.name} pixel data", f"a plugin that decodes it ({plugins})")
 
     try:
         return _decode_pixels(dataset, decoder)
     except Exception:  # its text is long and may quote the file
-        hint = f"intact data or a further plugin ({plugins})" if plugins else "intact data"
+        hint = "intact data"
+        if plugins:
+            hint = f"intact data or a further plugin ({plugins})"
         refuse(f"{syntax.name} pixel data that cannot be decoded", hint)
 
 
@@ -124,7 +133,9 @@ def _decode_pixels(dataset: Any, decoder: Any) -> np.ndarray:
         except Exception:
             if len(decoder.available_plugins) == 1:
                 raise
-    return in_child(lambda: pixel_array(dataset), dataset.Rows * dataset.Columns * dataset.SamplesPerPixel * 2)
+
+    most_bytes = dataset.Rows * dataset.Columns * dataset.SamplesPerPixel * 2
+    return in_child(lambda: pixel_array(dataset), most_bytes)
 
 
 def in_child(decode: Callable[[], np.ndarray], most_bytes: int) -> np.ndarray:
@@ -136,12 +147,14 @@ def in_child(decode: Callable[[], np.ndarray], most_bytes: int) -> np.ndarray:
         child = os.fork()
         if child == 0:
             _decode_and_exit(decode, shared)
-        if os.waitpid(child, 0)[1] != 0:
+        _, status = os.waitpid(child, 0)
+        if status != 0:
             raise RuntimeError("the decoder crashed, failed or did not end")
         return np.load(BytesIO(shared), allow_pickle=False)
 
 
 def _decode_and_exit(decode: Callable[[], np.ndarray], shared: mmap) -> NoReturn:
+    """The child: it never returns into its parent's code, whatever happens."""
     try:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(SECONDS)  # ends this process inside the library's own code, too
@@ -154,10 +167,14 @@ def _decode_and_exit(decode: Callable[[], np.ndarray], shared: mmap) -> NoReturn
 
 
 def _modality(codes: np.ndarray, dataset: Any) -> np.ndarray:
+    """Stored values → what the detector measured."""
     if dataset.get("ModalityLUTSequence"):
-        return _look_up(codes, dataset.ModalityLUTSequence[0], dataset)[0]
-    slope, intercept = dataset.get("RescaleSlope"), dataset.get("RescaleIntercept")
-    return codes * float(slope if slope is not None else 1) + float(intercept or 0)
+        values, _ = _look_up(codes, dataset.ModalityLUTSequence[0], dataset)
+        return values
+    slope = dataset.get("RescaleSlope")
+    if slope is None:
+        slope = 1
+    return codes * float(slope) + float(dataset.get("RescaleIntercept") or 0)
 
 
 def _voi(values: np.ndarray, dataset: Any) -> np.ndarray | None:
@@ -165,20 +182,26 @@ def _voi(values: np.ndarray, dataset: Any) -> np.ndarray | None:
     if dataset.get("VOILUTSequence") and "LUTData" in dataset.VOILUTSequence[0]:
         found, full_scale = _look_up(values, dataset.VOILUTSequence[0], dataset)
         return found / full_scale
-    center, width = _first(dataset.get("WindowCenter")), _first(dataset.get("WindowWidth"))
+
+    center = _first(dataset.get("WindowCenter"))
+    width = _first(dataset.get("WindowWidth"))
     if center is None or width is None or width <= 0:
         return None
     function = str(dataset.get("VOILUTFunction") or "LINEAR").upper()
     if function == "SIGMOID":
         return 1 / (1 + np.exp(np.clip(-4 * (values - center) / width, -700, 700)))
     if function == "LINEAR":  # PS3.3 C.11.2.1.2.1
-        center, width = center - 0.5, width - 1
+        center -= 0.5
+        width -= 1
     return np.clip((values - center) / max(width, 1e-6) + 0.5, 0, 1)
 
 
 def _first(value: Any) -> float | None:
-    if value is None or isinstance(value, str | int | float):
-        return None if value in (None, "") else float(value)
+    """The value of an element, the first where it has several; None if it is missing or blank."""
+    if value is None or value == "":
+        return None
+    if isinstance(value, str | int | float):
+        return float(value)
     return float(value[0]) if len(value) else None
 
 
@@ -187,14 +210,19 @@ def _look_up(values: np.ndarray, item: Any, dataset: Any) -> tuple[np.ndarray, i
     entries, first, bits = item.LUTDescriptor
     if first >= 2**15 and values.min() < 0:  # signed, written as unsigned
         first -= 2**16
+
     words = item.LUTData
     if isinstance(words, bytes):
-        words = np.frombuffer(words, "<u2" if dataset.original_encoding[1] else ">u2")
+        _, little_endian = dataset.original_encoding
+        words = np.frombuffer(words, "<u2" if little_endian else ">u2")
     table = np.atleast_1d(words).astype(np.int64).astype(np.uint16)
     if bits == 8 and len(table) * 2 - (entries or 2**16) % 2**16 in (0, 1):  # two entries in each word
         table = table.view(np.uint8)
+
+    # values outside of the table take its first or last entry
     full_scale = max(2**bits - 1, int(table.max()))
-    return table[np.clip(values - first, 0, len(table) - 1).astype(np.int64)].astype(float), full_scale
+    places = np.clip(values - first, 0, len(table) - 1).astype(np.int64)
+    return table[places].astype(float), full_scale
 
 
 def _without_padding(codes: np.ndarray, counts: np.ndarray, dataset: Any) -> np.ndarray:
@@ -203,8 +231,20 @@ def _without_padding(codes: np.ndarray, counts: np.ndarray, dataset: Any) -> np.
     limit = _first(dataset.get("PixelPaddingRangeLimit"))
     if padding is None:
         return counts
-    ends = [padding, padding if limit is None else limit]
-    if codes.min() < 0:  # signed, maybe written as unsigned
-        ends = [end - 2**16 if end >= 2**15 else end for end in ends]
-    valid = np.where((codes >= min(ends)) & (codes <= max(ends)), 0, counts)
+    if limit is None:
+        limit = padding
+    if codes.min() < 0:
+        padding = _signed(padding)
+        limit = _signed(limit)
+
+    low = min(padding, limit)
+    high = max(padding, limit)
+    valid = np.where((codes >= low) & (codes <= high), 0, counts)
     return valid if valid.any() else counts
+
+
+def _signed(value: float) -> float:
+    """A signed value that may be written as unsigned."""
+    if value >= 2**15:
+        return value - 2**16
+    return value
