@@ -59,7 +59,7 @@ class ImageFiles:
         return np.fromiter((self.index.get(image_id, -1) for image_id in image_ids), np.int64)
 
     def digests(self) -> dict[int, str]:
-        """None: nobody has read the files before."""
+        """Empty: nobody has read the files before."""
         return {}
 
     def read(self, batches: Iterable[np.ndarray]) -> Generator[np.ndarray, None, None]:
@@ -109,10 +109,13 @@ class ImageFiles:
             except BrokenProcessPool:
                 raise self._killed() from None
 
+        # another image of the batch stands in for one that cannot be read, and black where there is no other
         if any(reasons):
             self._leave_out(asked.rows, reasons)
             missing = np.array([reason is not None for reason in reasons])
-            images[missing] = 0 if missing.all() else images[~missing][0]
+            images[missing] = 0
+            if not missing.all():
+                images[missing] = images[~missing][0]
         return images
 
     def _let_go(self, pool: ProcessPoolExecutor) -> None:
@@ -158,12 +161,15 @@ class _Asked:
 
     def submit(self, paths: Sequence[str], how: tuple[Size, Resize, Tone]) -> None:
         for start in range(0, len(paths), JOB):
-            self.jobs.append(self.pool.submit(read_some, str(self.place), start, paths[start : start + JOB], *how))
+            some = paths[start : start + JOB]
+            self.jobs.append(self.pool.submit(read_some, str(self.place), start, some, *how))
 
     def collect(self) -> tuple[np.ndarray, list[str | None]]:
         """Images (b h w), and for each why there is none."""
         try:
-            reasons = [reason for job in self.jobs for reason in job.result()]
+            reasons: list[str | None] = []
+            for job in self.jobs:
+                reasons += job.result()
             return np.load(self.place), reasons
         finally:
             self.forget()

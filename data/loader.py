@@ -21,14 +21,17 @@ from data.store import ImageReader
 class Batch(NamedTuple):
     images: Tensor  # (b 1 h w) uint8
     labels: Tensor  # (b) float32: 1 abnormal, 0 normal, NaN unknown
-    numbers: Tensor  # (b) int64: the image's row in the store, what random draws hang on
+    numbers: Tensor  # (b) int64: the image's row in the store, which its random draws depend on
 
     def to(self, device: torch.device) -> "Batch":
         return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
 
     def parts(self, count: int) -> list["Batch"]:
         """The batch in `count` equal parts."""
-        return [Batch(*part) for part in zip(*(tensor.chunk(count) for tensor in self), strict=True)]
+        images = self.images.chunk(count)
+        labels = self.labels.chunk(count)
+        numbers = self.numbers.chunk(count)
+        return [Batch(*part) for part in zip(images, labels, numbers, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -61,9 +64,9 @@ class Data:
         A hash of the image's id in its own data set, the same alone and in a mix, and one of its file's content, the
         same under any id and in any folder. Where contents are not known, both are of the id. `table`: rows of `split`.
         """
-        ids = table["own_id"] if "own_id" in table else table["image_id"]
-        by_id = hashed(ids)
-        by_content = by_id.copy()
+        own_id = "own_id" if "own_id" in table else "image_id"
+        by_id = hashed(table[own_id])
+        by_content = by_id
         digests = self.store.digests()
         if digests:
             by_content = hashed(f"sha256:{digests[row]}" for row in table["row"].tolist())
@@ -74,16 +77,18 @@ class Data:
 
         labelled: normal and abnormal ones in turn, as far as there are any.
         """
+        what = "training images"
         table = self.split("train").drop(columns="row")
         if labelled:
+            what = "labelled training images"
             table = table[table["label"].notna()]
             turns = table.groupby("label").cumcount().sort_values(kind="stable")
             table = table.loc[turns.index]
         if len(table) < count:
-            what = "labelled training images" if labelled else "training images"
             raise UserError(f"command line: --overfit: found {count}, expected at most the {len(table):,} {what}")
+
         chosen = table.head(count)
-        table = pd.concat([chosen.assign(split=name) for name in ("train", "validate")], ignore_index=True)
+        table = pd.concat([chosen.assign(split="train"), chosen.assign(split="validate")], ignore_index=True)
         note = f"overfit: trains and validates on the same {count} images; a check of the machinery, not a result"
         return Data(replace(self.manifest, table=table, notes=(*self.manifest.notes, note)), self.store)
 
@@ -104,8 +109,7 @@ def open_data(settings: DataSettings) -> Data:
 class Loader:
     """Batches of the table's images: shuffled by (seed, epoch) where a seed is given, else in order.
 
-    share: (number, of how many), whose part of each shuffled batch, or of an ordered table, this is: every
-    `of how many`-th image.
+    share: (rank, world_size). Each rank takes every world_size-th image of each shuffled batch, or of an ordered table.
     """
 
     def __init__(
@@ -116,15 +120,16 @@ class Loader:
         seed: int | None = None,
         share: tuple[int, int] = (0, 1),
     ):
+        rank, world_size = share
         if seed is None:
-            table = table.iloc[share[0] :: share[1]]
+            table = table.iloc[rank::world_size]
 
         self.store = data.store
         self.rows = table["row"].to_numpy(np.int64)
         self.labels = table["label"].to_numpy(np.float32, na_value=np.nan)
         self.seed = seed
         self.share = share
-        self.batch_size = max(min(batch_size, len(table)), 1)  # of all shares together, where it is shuffled
+        self.batch_size = max(min(batch_size, len(table)), 1)  # of all ranks together, where it is shuffled
         self.pin = torch.cuda.is_available()
 
     def __len__(self) -> int:
@@ -139,10 +144,13 @@ class Loader:
             order = np.random.default_rng([self.seed, epoch]).permutation(order)
 
         # places in the table, batch by batch; of a shuffled batch every rank takes its share
-        size = self.batch_size
-        batches = [order[number * size : (number + 1) * size] for number in range(start, len(self))]
-        if self.seed is not None:
-            batches = [chosen[self.share[0] :: self.share[1]] for chosen in batches]
+        rank, world_size = self.share
+        batches = []
+        for number in range(start, len(self)):
+            chosen = order[number * self.batch_size : (number + 1) * self.batch_size]
+            if self.seed is not None:
+                chosen = chosen[rank::world_size]
+            batches.append(chosen)
 
         read = self.store.read(self.rows[chosen] for chosen in batches)
         with closing(read):  # a reader ahead of us lets go of what nobody will want
@@ -155,4 +163,6 @@ class Loader:
         if self.store.unreadable:  # what stands in for such an image is not to be learnt as it, nor to be scored
             labels[np.isin(rows, list(self.store.unreadable))] = np.nan
         batch = Batch(torch.from_numpy(images[:, None]), torch.from_numpy(labels), torch.from_numpy(rows))
-        return Batch(*(tensor.pin_memory() for tensor in batch)) if self.pin else batch
+        if self.pin:
+            batch = Batch(*(tensor.pin_memory() for tensor in batch))
+        return batch
