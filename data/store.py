@@ -10,7 +10,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any, Protocol
@@ -91,7 +91,8 @@ class ImageStore:
     def _ask_for(self, rows: np.ndarray) -> None:
         """Have the system read the rows into memory, without waiting for it; a hint, where it takes such."""
         if hasattr(os, "posix_fadvise"):
-            start, size = self.images.offset, self.images[0].nbytes
+            start = self.images.offset
+            size = self.images[0].nbytes
             for row in np.sort(rows).tolist():
                 os.posix_fadvise(self.file.fileno(), start + row * size, size, os.POSIX_FADV_WILLNEED)
 
@@ -111,8 +112,9 @@ class StoreWriter:
         self.images = folder / "images.partial.npy"
         n = len(image_ids)
 
+        # a new store, or one that was begun by a version without one of these files
         arrays = [folder / name for name in SCRATCH] + [self.images]
-        if not all(path.exists() for path in arrays):  # or it was begun by a version without one of them
+        if not all(path.exists() for path in arrays):
             write_text(folder / "rejected.partial.csv", "image_id,path,reason\n")
             _allocate(folder / "state.npy", (n,))
             _allocate(folder / "bytes.npy", (n,), np.int64)
@@ -144,22 +146,30 @@ class StoreWriter:
 
     def finish(self, description: dict[str, Any]) -> None:
         """Turn what was written into a store that `ImageStore` opens; `store.json` comes last."""
-        # in order of arrival, some twice
-        with (self.folder / "rejected.partial.csv").open(newline="", encoding="utf-8") as file:
-            reasons = {line["image_id"]: line["reason"] for line in csv.DictReader(file)}
-        ids, paths = self.image_ids, self.paths
-        done_rows = np.flatnonzero(self.state == DONE).tolist()
-        rejected_rows = np.flatnonzero(self.state == REJECTED).tolist()
-        done = (
-            (ids[row], row, self.bytes[row], self.digests[row].decode(), self.stamps[row].decode()) for row in done_rows
-        )
-        rejected = ((ids[row], paths[row], reasons[ids[row]]) for row in rejected_rows)
-        write_csv(self.folder / "index.csv", ("image_id", "row", "bytes", "digest", "stamp"), done)
-        write_csv(self.folder / "rejected.csv", ("image_id", "path", "reason"), rejected)
+        write_csv(self.folder / "index.csv", ("image_id", "row", "bytes", "digest", "stamp"), self._index_lines())
+        write_csv(self.folder / "rejected.csv", ("image_id", "path", "reason"), self._rejected_lines())
         self.images.replace(self.folder / "images.npy")
         write_json(self.folder / "store.json", description)
         for scratch in (*SCRATCH, "rejected.partial.csv"):
             (self.folder / scratch).unlink()
+
+    def _index_lines(self) -> Iterator[tuple[str, int, int, str, str]]:
+        for row in np.flatnonzero(self.state == DONE).tolist():
+            yield (
+                self.image_ids[row],
+                row,
+                int(self.bytes[row]),
+                self.digests[row].decode(),
+                self.stamps[row].decode(),
+            )
+
+    def _rejected_lines(self) -> Iterator[tuple[str, str, str]]:
+        # in order of arrival, some twice
+        with (self.folder / "rejected.partial.csv").open(newline="", encoding="utf-8") as file:
+            reasons = {line["image_id"]: line["reason"] for line in csv.DictReader(file)}
+        for row in np.flatnonzero(self.state == REJECTED).tolist():
+            image_id = self.image_ids[row]
+            yield image_id, self.paths[row], reasons[image_id]
 
 
 def _allocate(path: Path, shape: tuple[int, ...], dtype: type | str = np.uint8) -> None:

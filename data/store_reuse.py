@@ -68,6 +68,7 @@ def _copy(writer: StoreWriter, folder: Path) -> int:
         if stamp in held:
             found[row] = held[stamp]
 
+    # in blocks, so that few images are in memory at a time
     images = np.load(writer.images, mmap_mode="r+")
     rows = list(found)
     for start in range(0, len(rows), BLOCK):
@@ -90,17 +91,17 @@ class _File(NamedTuple):
 
 def _held(folder: Path) -> tuple[dict[str, _File], np.ndarray]:
     """The files of a store, finished or not, by their stamps, and its images."""
+    held: dict[str, _File] = {}
     if (folder / "store.json").is_file():
         with (folder / "index.csv").open(newline="", encoding="utf-8") as file:
-            files = [
-                _File(int(line["row"]), int(line["bytes"]), line["digest"], line["stamp"])
-                for line in csv.DictReader(file)
-            ]
-        return {file.stamp: file for file in files if file.stamp}, np.load(folder / "images.npy", mmap_mode="r")
+            for line in csv.DictReader(file):
+                if line["stamp"]:
+                    held[line["stamp"]] = _File(int(line["row"]), int(line["bytes"]), line["digest"], line["stamp"])
+        return held, np.load(folder / "images.npy", mmap_mode="r")
 
     # under construction
     state, sizes, digests, stamps = (np.load(folder / name, mmap_mode="r") for name in SCRATCH)
-    held = {}
     for row in np.flatnonzero(state == DONE).tolist():
-        held[stamps[row].decode()] = _File(row, int(sizes[row]), digests[row].decode(), stamps[row].decode())
+        stamp = stamps[row].decode()
+        held[stamp] = _File(row, int(sizes[row]), digests[row].decode(), stamp)
     return held, np.load(folder / "images.partial.npy", mmap_mode="r")
