@@ -19,9 +19,13 @@ def augment(images: Tensor, settings: AugmentSettings, draws: Tensor) -> Tensor:
     """
     if not settings.enabled:
         return images
-    count = CPU_IMAGES if images.device.type == "cpu" else max(len(images), 1)
-    parts = zip(images.split(count), draws.split(count), strict=True)
-    return torch.cat([_augment(part, settings, u.unbind(1)) for part, u in parts])
+    count = max(len(images), 1)
+    if images.device.type == "cpu":
+        count = CPU_IMAGES
+    parts = []
+    for some, u in zip(images.split(count), draws.split(count), strict=True):
+        parts.append(_augment(some, settings, u.unbind(1)))
+    return torch.cat(parts)
 
 
 def _augment(images: Tensor, settings: AugmentSettings, u: tuple[Tensor, ...]) -> Tensor:
@@ -70,6 +74,7 @@ def _centres(side: int, device: torch.device) -> Tensor:
 def _tone(grey: Tensor, settings: AugmentSettings, u: tuple[Tensor, ...]) -> Tensor:
     """Contrast about mid-grey, brightness and gamma of images in 0..1."""
     contrast, brightness, gamma = ((2 * part - 1)[:, None, None, None] for part in u)
+    # a tone that is switched off costs nothing
     if settings.contrast or settings.brightness:
         grey = (grey - 0.5) * (1 + settings.contrast * contrast) + 0.5 + settings.brightness * brightness
     if settings.gamma:
@@ -80,7 +85,10 @@ def _tone(grey: Tensor, settings: AugmentSettings, u: tuple[Tensor, ...]) -> Ten
 def _erase(grey: Tensor, probability: float, u: tuple[Tensor, ...]) -> Tensor:
     """Grey out one square of a fifth of the side (Zhong et al. 2020) with the given probability."""
     height, width = grey.shape[-2:]
-    side_y, side_x = max(height // 5, 1), max(width // 5, 1)
+    side_y = max(height // 5, 1)
+    side_x = max(width // 5, 1)
+
+    # where the square lies, and which pixels it covers
     top = (u[1] * (height - side_y + 1)).long()
     left = (u[2] * (width - side_x + 1)).long()
     rows = torch.arange(height, device=grey.device)

@@ -30,8 +30,8 @@ def _prepare(argv: list[str] | None) -> None:
     store = prepare(config.data, manifest)
     named = manifest.may_show(config.report.images)
     print(*audit_lines(audited(manifest, store), store.index, named), sep="\n")
-    size = "x".join(map(str, store.images.shape[1:]))
-    print(f"store: {store.folder} ({len(store)} images of {size})")
+    _, height, width = store.images.shape
+    print(f"store: {store.folder} ({len(store)} images of {height}x{width})")
 
 
 # ---------------------------------------------------------------- what all commands share
@@ -68,7 +68,9 @@ def configure(arguments: argparse.Namespace, kind: type[Config]) -> Config:
         overrides = parse_overrides(arguments.overrides)
         config = make_config({}, "command line", {"data.source": "phantom", **overrides})
     else:
-        wanted = "--config or --checkpoint" if hasattr(arguments, "checkpoint") else "--config"
+        wanted = "--config"
+        if hasattr(arguments, "checkpoint"):
+            wanted = "--config or --checkpoint"
         raise UserError(f"command line: {wanted} is missing; a config is a YAML file or a shipped one such as demo")
 
     if arguments.print_config:

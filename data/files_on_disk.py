@@ -47,9 +47,13 @@ def look_for(paths: Sequence[str], root: Path, memory: Path | None) -> Look:
 
     What is remembered stays true of the runs that rest on it, though a download goes on meanwhile.
     """
-    key = hashlib.sha256("\n".join([str(root.resolve()), *paths]).encode("utf-8", "surrogateescape")).hexdigest()[:16]
-    there = None if memory is None else _recall(_place(memory, key), len(paths))
-    return Look(root, key, _ask(paths)) if there is None else Look(root, key, there, recalled=True)
+    asked = "\n".join([str(root.resolve()), *paths])
+    key = hashlib.sha256(asked.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    if memory is not None:
+        there = _recall(_place(memory, key), len(paths))
+        if there is not None:
+            return Look(root, key, there, recalled=True)
+    return Look(root, key, _ask(paths))
 
 
 def _place(folder: Path, key: str) -> Path:
@@ -61,13 +65,18 @@ def _recall(path: Path, count: int) -> np.ndarray | None:
         there = np.load(path)
     except (OSError, ValueError, EOFError):  # not there, or damaged: the disk knows
         return None
-    return there if there.dtype == bool and there.shape == (count,) else None
+    if there.dtype != bool or there.shape != (count,):
+        return None
+    return there
 
 
 def _ask(paths: Sequence[str]) -> np.ndarray:
     chunks = [paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK)]
+    there: list[bool] = []
     with ThreadPoolExecutor(THREADS) as pool:
-        return np.array([one for found in pool.map(_exist, chunks) for one in found], bool)
+        for found in pool.map(_exist, chunks):
+            there += found
+    return np.array(there, bool)
 
 
 def _exist(paths: Sequence[str]) -> list[bool]:

@@ -36,6 +36,7 @@ def prepare(config: DataConfig | DataSettings, manifest: Manifest | None = None)
     name = f"{settings.source}-{_pixels(settings.image_size)}px-{description['fingerprint'][:12]}"
     stores = stores_folder(settings)
     folder = stores / name
+
     if not (folder / "store.json").exists():
         for look in manifest.looks:
             look.require_some()
@@ -57,11 +58,15 @@ def stores_folder(settings: DataSettings) -> Path:
 
 def describe_store(settings: DataSettings, table: pd.DataFrame) -> dict[str, Any]:
     """What the store holds and how it was read; its fingerprint changes with any of it."""
-    roots = [Path(expand(one.root, "data.root")) for one in settings.each_source().values()]
-    archives = [[root.stat().st_size, root.stat().st_mtime_ns] if root.is_file() else None for root in roots]
-    mixed = settings.source == "mix"
+    roots = []
+    archives = []
+    for source in settings.each_source().values():
+        path = Path(expand(source.root, "data.root"))
+        roots.append(str(path.resolve()))
+        archives.append(_size_and_time(path))
 
     # the same images under another root are another store only by `root`, not by every path
+    mixed = settings.source == "mix"
     prefix = "" if mixed else expand(settings.root, "data.root")
     pairs = zip(table["image_id"], table["path"], strict=True)
     images = sorted(f"{image_id}\t{path.removeprefix(prefix)}" for image_id, path in pairs)
@@ -69,7 +74,7 @@ def describe_store(settings: DataSettings, table: pd.DataFrame) -> dict[str, Any
     size = settings.image_size
     description = {
         "source": settings.source,
-        "root": [str(root.resolve()) for root in roots] if mixed else str(roots[0].resolve()),
+        "root": roots if mixed else roots[0],
         "archive": archives if mixed else archives[0],
         "image_size": size if isinstance(size, int) else list(size),  # as JSON has it
         "resize": settings.resize,
@@ -82,9 +87,20 @@ def describe_store(settings: DataSettings, table: pd.DataFrame) -> dict[str, Any
     return {**description, "fingerprint": hashlib.sha256(text.encode()).hexdigest()}
 
 
+def _size_and_time(path: Path) -> list[int] | None:
+    """What tells an archive from a rewritten one; None for a folder."""
+    if not path.is_file():
+        return None
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
 def _pixels(size: Size) -> str:
     """64, or 40x24: height and width."""
-    return str(size) if isinstance(size, int) else "x".join(map(str, size))
+    if isinstance(size, int):
+        return str(size)
+    height, width = size
+    return f"{height}x{width}"
 
 
 @contextmanager
@@ -105,6 +121,7 @@ def _write(settings: DataSettings, folder: Path, table: pd.DataFrame, descriptio
         print(f"{count:,} images taken over from {earlier}; delete it if no run needs it", flush=True)
     _decode_all(settings, writer)
 
+    # too many unreadable files are a mistake; a few are named and left out
     most = allowed(settings.max_rejected, len(table))
     if writer.rejected > most:
         raise UserError(
@@ -122,7 +139,9 @@ def allowed(limit: int | float | None, count: int) -> int:
     """How many of `count` files may be unreadable."""
     if limit is None:
         return max(10, count // 100)
-    return limit if isinstance(limit, int) else int(limit * count)
+    if isinstance(limit, int):
+        return limit
+    return int(limit * count)
 
 
 def _decode_all(settings: DataSettings, writer: StoreWriter) -> None:

@@ -22,7 +22,10 @@ Size = int | tuple[int, int]  # of an image: the side of a square, or height and
 
 def height_and_width(size: Size) -> tuple[int, int]:
     """A square's side counts for both."""
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
+    if isinstance(size, int):
+        return size, size
+    height, width = size
+    return height, width
 
 
 class PhantomSettings(Settings):
@@ -119,13 +122,17 @@ class DataSettings(Settings):
         """The settings of every single data set, by name."""
         if self.source != "mix":
             return {self.source: self}
-        own = {part.name or part.source: part.model_dump(exclude={"name"}, exclude_none=True) for part in self.sources}
-        return {name: self.model_copy(update={"sources": (), **given}) for name, given in own.items()}
+        settings = {}
+        for part in self.sources:
+            given = part.model_dump(exclude={"name"}, exclude_none=True)
+            settings[part.name or part.source] = self.model_copy(update={"sources": (), **given})
+        return settings
 
     @field_validator("image_size")
     @classmethod
     def _square_is_one_number(cls, size: Size) -> Size:
-        return size[0] if isinstance(size, tuple) and size[0] == size[1] else size  # [64, 64] is the store of 64
+        height, width = height_and_width(size)
+        return height if height == width else size  # [64, 64] is the store of 64
 
 
 class AugmentSettings(Settings):
