@@ -5,9 +5,10 @@ about a patient can reach a message or a log.
 """
 
 import faulthandler
+import math
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from io import BytesIO
 from mmap import mmap
 from typing import Any, NoReturn
@@ -171,10 +172,11 @@ def _modality(codes: np.ndarray, dataset: Any) -> np.ndarray:
     if dataset.get("ModalityLUTSequence"):
         values, _ = _look_up(codes, dataset.ModalityLUTSequence[0], dataset)
         return values
-    slope = dataset.get("RescaleSlope")
-    if slope is None:
-        slope = 1
-    return codes * float(slope) + float(dataset.get("RescaleIntercept") or 0)
+    slopes = [slope for slope in _decimals(dataset, "RescaleSlope") if slope]  # 0 would leave one grey
+    intercepts = [intercept for intercept in _decimals(dataset, "RescaleIntercept") if intercept is not None]
+    slope = slopes[0] if slopes else 1.0
+    intercept = intercepts[0] if intercepts else 0.0
+    return codes * slope + intercept
 
 
 def _voi(values: np.ndarray, dataset: Any) -> np.ndarray | None:
@@ -183,17 +185,51 @@ def _voi(values: np.ndarray, dataset: Any) -> np.ndarray | None:
         found, full_scale = _look_up(values, dataset.VOILUTSequence[0], dataset)
         return found / full_scale
 
-    center = _first(dataset.get("WindowCenter"))
-    width = _first(dataset.get("WindowWidth"))
-    if center is None or width is None or width <= 0:
-        return None
     function = str(dataset.get("VOILUTFunction") or "LINEAR").upper()
+    window = _window(dataset, least=1 if function == "LINEAR" else 0)
+    if window is None:
+        return None
+
+    center, width = window
     if function == "SIGMOID":
         return 1 / (1 + np.exp(np.clip(-4 * (values - center) / width, -700, 700)))
     if function == "LINEAR":  # PS3.3 C.11.2.1.2.1
         center -= 0.5
         width -= 1
     return np.clip((values - center) / max(width, 1e-6) + 0.5, 0, 1)
+
+
+def _window(dataset: Any, least: float) -> tuple[float, float] | None:
+    """The first of the file's windows that is one: of a width above 0, and of at least 1 where that is `least`.
+
+    A linear window's width must be at least 1 (PS3.3 C.11.2.1.2.1).
+    """
+    pairs = zip(_decimals(dataset, "WindowCenter"), _decimals(dataset, "WindowWidth"), strict=False)
+    for center, width in pairs:
+        if center is not None and width is not None and width > 0 and width >= least:
+            return center, width
+    return None
+
+
+def _decimals(dataset: Any, keyword: str) -> list[float | None]:
+    """The numbers of a decimal element, None for what is none: blank, NaN, or written with a comma."""
+    element = dataset.get_item(keyword)  # not converted yet: one that cannot be must not spoil the file
+    if element is None or element.value is None:
+        return []
+    value = element.value
+    if isinstance(value, bytes):
+        value = value.decode("ascii", errors="replace").split("\\")
+    elif isinstance(value, str) or not isinstance(value, Iterable):
+        value = [value]
+    return [_finite(number) for number in value]
+
+
+def _finite(value: Any) -> float | None:
+    try:
+        number = float(str(value).strip("\0 "))
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _first(value: Any) -> float | None:
@@ -219,8 +255,13 @@ def _look_up(values: np.ndarray, item: Any, dataset: Any) -> tuple[np.ndarray, i
     if bits == 8 and len(table) * 2 - (entries or 2**16) % 2**16 in (0, 1):  # two entries in each word
         table = table.view(np.uint8)
 
+    # a descriptor may promise more bits than the entries have: then viewers go by the largest entry
+    largest = int(table.max())
+    full_scale = max(2**bits - 1, largest)
+    if 0 < largest < 2 ** (bits - 1):
+        full_scale = largest
+
     # values outside of the table take its first or last entry
-    full_scale = max(2**bits - 1, int(table.max()))
     places = np.clip(values - first, 0, len(table) - 1).astype(np.int64)
     return table[places].astype(float), full_scale
 

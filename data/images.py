@@ -24,7 +24,7 @@ from data.refusal import MAX_PIXELS, UnreadableImage, check_size, refuse
 from data.settings import Resize, Size, Tone, height_and_width
 from data.tones import between_tails, to_bytes
 
-READER_VERSION = 2  # raise it whenever the same file would read differently: stores are then made anew
+READER_VERSION = 3  # raise it whenever the same file would read differently: stores are then made anew
 MAX_BYTES = 2**30
 SPARE = 1.4  # a reduced decode keeps this many times the wanted side: with less, a sharp image loses its edges
 MAX_SCANS = 200  # of a progressive JPEG, each decoded over the whole image; usual: 6 or 10

@@ -123,6 +123,11 @@ def _write(settings: DataSettings, folder: Path, table: pd.DataFrame, descriptio
 
     # too many unreadable files are a mistake; a few are named and left out
     most = allowed(settings.max_rejected, len(table))
+    if writer.rejected == len(table):
+        raise UserError(
+            f"{folder / 'rejected.partial.csv'}: found none of {len(table)} files readable, expected some; see the "
+            f"reasons there, mend the files or data.root, delete {folder} and run again"
+        )
     if writer.rejected > most:
         raise UserError(
             f"{folder / 'rejected.partial.csv'}: found {writer.rejected} unreadable of {len(table)} files, expected at "

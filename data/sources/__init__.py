@@ -17,6 +17,8 @@ import pandas as pd
 from data.config import UserError
 from data.settings import DataSettings
 
+BLANKS = " \t\r\n\v\f\u00a0\u2007\u202f\u200b\u200c\u200d\u2060\ufeff"  # also those that nobody sees
+NOT_A_NUMBER = ("nan", "NaN", "NA", "N/A", "null")
 COLUMNS = ("image_id", "path", "patient_id", "study_id", "split", "view", "label", "source")
 SPLITS = ("train", "validate", "test")
 SPLIT_WORDS = {
@@ -94,8 +96,14 @@ def require_folder(root: Path) -> None:
 
 
 def csv_columns(path: Path) -> list[str]:
-    """The header of a CSV, gzipped or not; UserError if it cannot be read."""
-    return list(_parse(path, nrows=0, dtype=str).columns)
+    """The header of a CSV, gzipped or not, without blanks around its names; UserError if it cannot be read."""
+    header = _parse(path, header=None, nrows=1, dtype=str, keep_default_na=False)
+    names = [str(name).strip(BLANKS) for name in header.iloc[0]] if len(header) else []
+    repeated = [name for number, name in enumerate(names) if name and name in names[:number]]
+    if repeated:
+        raise UserError(f"{path}: found column {repeated[0]} twice, expected it once")
+    # a column without a name cannot be asked for, but must be told from the others
+    return [name or f"unnamed column {number}" for number, name in enumerate(names, start=1)]
 
 
 def read_findings(path: Path, columns: Iterable[str], findings: Collection[str]) -> pd.DataFrame:
@@ -117,14 +125,37 @@ def read_csv(
 
     Raises UserError naming the file and, where one of `columns` is missing, found and expected.
     """
-    header, columns = csv_columns(path), list(columns)
+    header = csv_columns(path)
+    columns = list(columns)
     for column in columns:
         if column not in header:
             shown = ", ".join(header[:20]) + (", …" if len(header) > 20 else "")
             raise UserError(f"{path}: found columns {shown}, expected column {column}")
     wanted = columns + [name for name in optional if name in header and name not in columns]
-    types = {column: np.float32 if column in numbers else str for column in wanted}
-    return _parse(path, usecols=wanted, dtype=types)[wanted]
+    types: dict[str, Any] = {column: np.float32 if column in numbers else str for column in wanted}
+
+    # a text is what it says: a patient may be called NA. Blanks around it are not part of it.
+    blank = {column: [*NOT_A_NUMBER, ""] if column in numbers else [""] for column in wanted}
+    table = _parse(
+        path,
+        header=0,
+        names=header,
+        usecols=wanted,
+        dtype=types,
+        index_col=False,  # a comma at the end of every line makes no column an index
+        keep_default_na=False,
+        na_values=blank,
+    )[wanted]
+    for column in wanted:
+        if column not in numbers:
+            table[column] = stripped(table[column])
+    return table
+
+
+def stripped(texts: pd.Series) -> pd.Series:
+    """Texts without blanks at their ends, the invisible ones included; NaN where nothing is left."""
+    bare = texts.str.strip(BLANKS)
+    return bare.where(bare != "")
 
 
 def _parse(path: Path, **options: Any) -> pd.DataFrame:
@@ -132,6 +163,8 @@ def _parse(path: Path, **options: Any) -> pd.DataFrame:
         return pd.read_csv(path, encoding="utf-8-sig", skipinitialspace=True, **options)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
+    except UnicodeError:
+        raise UserError(f"{path}: found another encoding, expected UTF-8; save the table as CSV in UTF-8") from None
     except (OSError, EOFError, ValueError, zlib.error) as error:  # pandas' own errors are ValueErrors
         raise UserError(f"{path}: not a readable CSV: {' '.join(str(error).split())}") from None
 
@@ -142,6 +175,31 @@ def require_filled(frame: pd.DataFrame, columns: Iterable[str], place: Path) -> 
         blank = frame[column].isna().to_numpy()
         if blank.any():
             raise UserError(f"{place}: row {blank.argmax() + 2}: found no {column}, expected one in every row")
+
+
+def require_numbers(ids: pd.Series, place: Path) -> None:
+    """UserError for an id that is not digits alone: through a spreadsheet it becomes 7.0, which no other table has."""
+    strange = ~ids.str.fullmatch(r"\d+").to_numpy(dtype=bool)
+    if strange.any():
+        row = int(strange.argmax())
+        raise UserError(f"{place}: row {row + 2}: found {ids.name} {ids.iloc[row]!r}, expected digits alone")
+
+
+def require_one_spelling(ids: pd.Series, place: Path) -> None:
+    """UserError where one number is written in two ways, as 7 and 7.0 are: they would be two patients."""
+    texts = set(ids.dropna())
+    for text in texts:
+        bare = text.removesuffix(".0")
+        if bare != text and bare in texts:
+            raise UserError(f"{place}: found {ids.name} both as {bare} and as {text}, expected one spelling")
+
+
+def read_lines(path: Path) -> list[str]:
+    """The words of a text file; UserError where it is not in UTF-8."""
+    try:
+        return path.read_text("utf-8-sig").split()
+    except UnicodeError:
+        raise UserError(f"{path}: found another encoding, expected UTF-8; save it as text in UTF-8") from None
 
 
 def require_unique(values: pd.Series, place: Path) -> None:

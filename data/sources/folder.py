@@ -3,36 +3,45 @@
 `normal`, `no_finding`, `healthy`, `0` and `negative` mean normal, any other class abnormal.
 """
 
-import os
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from data.config import UserError
 from data.settings import DataSettings
-from data.sources import SPLIT_WORDS, manifest_table, require_folder
+from data.sources import BLANKS, SPLIT_WORDS, manifest_table, require_folder
+from data.sources.found_images import find_images
 
 NORMAL_NAMES = {"normal", "no finding", "healthy", "0", "negative"}
-IMAGE_ENDINGS = {".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".tif", ".tiff", ".dcm", ".dicom"}
+SPLIT_FOLDERS = SPLIT_WORDS | {"training": "train", "testing": "test", "dev": "validate"}
 
 
 def read(settings: DataSettings, root: Path) -> tuple[pd.DataFrame, list[str]]:
     """One row per image below a class folder, sorted by name; no patients, studies or views.
 
-    `image_id` is the path below root. Raises UserError where there are no class folders.
+    `image_id` is the path below root. Raises UserError where there are no class folders, and where a class folder
+    holds what looks like split or class folders: its layout is another one, and labels would be wrong.
     """
     require_folder(root)
+    found = find_images(root)
+    has_splits = any(_split_of(folder) for folder in _folders(root))
+    rows = []
+    left_out: Counter[str] = Counter()
+    for image in found.images:
+        parts = image.split("/")
+        split = _split_of(parts[0]) if has_splits else None
+        if has_splits and split is None and len(parts) > 1:
+            left_out[f"folder {parts[0]} left out: not a split"] += 1
+            continue
+        above = parts[1:] if split else parts  # class folder, any folders below it, name
+        if len(above) < 2:
+            left_out["in no class folder"] += 1
+            continue
 
-    # split folders hold class folders; without any, the root does
-    splits = [folder for folder in _folders(root) if folder.name.lower() in SPLIT_WORDS]
-    rows: list[dict[str, Any]] = []
-    for folder in splits:
-        rows += _read_classes(folder, root, SPLIT_WORDS[folder.name.lower()])
-    if not splits:
-        rows += _read_classes(root, root, None)
+        _check_class(root, above[:-1], split)
+        row = {"image_id": image, "path": f"{root}/{image}", "split": split}
+        rows.append(row | {"label": label(above[0]), "class": above[0]})
     if not rows:
         raise UserError(
             f"data.root: {root}: found no class folders with images, "
@@ -41,50 +50,38 @@ def read(settings: DataSettings, root: Path) -> tuple[pd.DataFrame, list[str]]:
 
     notes = []
     for name, count in Counter(row["class"] for row in rows).items():
-        meaning = "abnormal" if label(name) else "normal"
+        meaning = "abnormal" if label(str(name)) else "normal"
         notes.append(f"class {name} → {meaning}: {count:,} images")
-    notes += _left_out(root, splits)
-    return manifest_table(pd.DataFrame(rows), settings.source), notes
+    for reason, count in left_out.items():
+        notes.append(reason if reason.startswith("folder") else f"{count:,} images left out: {reason}")
+    return manifest_table(pd.DataFrame(rows), settings.source), notes + found.notes()
 
 
 def label(name: str) -> float:
     """A class folder's name → 0.0 normal, 1.0 abnormal."""
-    return float(name.lower().replace("_", " ").replace("-", " ") not in NORMAL_NAMES)
+    return float(_plain(name) not in NORMAL_NAMES)
 
 
-def _folders(root: Path) -> list[Path]:
-    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+def _plain(name: str) -> str:
+    return name.strip(BLANKS).lower().replace("_", " ").replace("-", " ")
 
 
-def _read_classes(folder: Path, root: Path, split: str | None) -> Iterator[dict[str, Any]]:
-    for class_folder in _folders(folder):
-        for path in _images(class_folder):
-            image_id = path.relative_to(root).as_posix()
-            yield {
-                "image_id": image_id,
-                "path": str(path),
-                "split": split,
-                "label": label(class_folder.name),
-                "class": class_folder.name,
-            }
+def _split_of(name: str) -> str | None:
+    return SPLIT_FOLDERS.get(_plain(name))
 
 
-def _images(folder: Path) -> list[Path]:
-    """Every image below a folder, hidden ones (macOS's `._a.jpg`) aside."""
-    found = []
-    for place, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(place, name) for name in names if _is_image(name)]
-    return sorted(found)
+def _check_class(root: Path, folders: list[str], split: str | None) -> None:
+    """UserError where a folder that would be a class, or one below it, is called like a split or a normal class."""
+    name, *below = folders
+    for inner in below:
+        if _split_of(inner) or label(inner) < label(name):  # a split, or normal ones among abnormal ones
+            raise UserError(
+                f"data.root: {root}: found {inner} inside {name}, which would be a class; "
+                "expected class folders in the root or in split folders, such as train/NORMAL"
+            )
+    if split and _split_of(name):
+        raise UserError(f"data.root: {root}: found split folder {name} inside another, expected class folders there")
 
 
-def _is_image(name: str) -> bool:
-    return not name.startswith(".") and Path(name).suffix.lower() in IMAGE_ENDINGS
-
-
-def _left_out(root: Path, splits: list[Path]) -> list[str]:
-    """Notes on images outside class folders, and on folders beside the split folders."""
-    loose = sum(_is_image(path.name) for folder in (root, *splits) for path in folder.iterdir() if path.is_file())
-    notes = [f"{loose:,} images left out: in no class folder"] if loose else []
-    beside = [folder.name for folder in _folders(root) if folder not in splits] if splits else []
-    return notes + [f"folder {name} left out: not a split" for name in beside]
+def _folders(root: Path) -> list[str]:
+    return sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))

@@ -28,11 +28,13 @@ from data.sources import (
     read_words,
     require_filled,
     require_folder,
+    require_numbers,
     require_unique,
 )
 
 WHERE = "https://physionet.org/content/mimic-cxr-jpg (credentialed access)"
 IDS = ("dicom_id", "subject_id", "study_id")
+NUMBERS = ("subject_id", "study_id")
 NAMES = {"dicom_id": "image_id", "subject_id": "patient_id", "ViewPosition": "view"}
 AIRSPACE_OPACITY = "Airspace Opacity"  # the radiologists' name of Lung Opacity
 RECORDS = "cxr-record-list.csv"
@@ -80,6 +82,8 @@ def _read_jpg_images(root: Path, labels: Path) -> tuple[pd.DataFrame, list[str]]
     path = _need_csv(labels, "metadata")
     images = read_csv(path, [*IDS, "ViewPosition"])
     require_filled(images, IDS, path)
+    for column in NUMBERS:
+        require_numbers(images[column], path)
     images, notes = _with_splits(images, _need_csv(labels, "split"))
     ids = zip(images["subject_id"], images["study_id"], images["dicom_id"], strict=True)
     images["path"] = [f"{root}/files/p{who[:2]}/p{who}/s{study}/{image}.jpg" for who, study, image in ids]
@@ -96,6 +100,8 @@ def _read_dicom_images(root: Path, labels: Path, alone: bool) -> tuple[pd.DataFr
         raise UserError(f"{root}: found no {RECORDS}[.gz], expected it here; it comes with MIMIC-CXR")
     images = read_csv(path, [*IDS, "path"])
     require_filled(images, images.columns, path)
+    for column in NUMBERS:
+        require_numbers(images[column], path)
     images["path"] = f"{root}/" + images["path"]
     notes = [_count(path, images)]
     if metadata := _find_csv(labels, "metadata"):
@@ -177,6 +183,7 @@ def _read_findings(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
     """Finding columns by study_id."""
     findings = read_findings(path, ["study_id"], columns)
     require_filled(findings, ["study_id"], path)
+    require_numbers(findings["study_id"], path)
     require_unique(findings["study_id"], path)
     return findings.set_index("study_id")
 

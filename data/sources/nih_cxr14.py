@@ -15,7 +15,7 @@ import pandas as pd
 from data.config import UserError
 from data.labels import NIH_FINDINGS, judge, tally
 from data.settings import DataSettings
-from data.sources import LeftOut, manifest_table, read_csv, require_filled, require_folder
+from data.sources import LeftOut, manifest_table, read_csv, read_lines, require_filled, require_folder
 
 LISTS = {"train": "train_val_list.txt", "test": "test_list.txt"}
 COLUMNS = {"Image Index": "image_id", "Patient ID": "patient_id", "View Position": "view"}
@@ -72,7 +72,7 @@ def _with_splits(images: pd.DataFrame, root: Path) -> tuple[pd.DataFrame, list[s
         return images, [f"no {' and '.join(LISTS.values())}: these splits are not the official ones"]
     if len(there) < len(LISTS):
         raise UserError(f"{root}: found {there[0]} alone, expected {' and '.join(LISTS.values())}, or neither")
-    listed = {name: split for split, file in LISTS.items() for name in (root / file).read_text("utf-8-sig").split()}
+    listed = {name: split for split, file in LISTS.items() for name in read_lines(root / file)}
     images = images.assign(split=images["image_id"].map(listed))
     known = images["split"].notna()
     return images[known], [] if known.all() else [LeftOut(int((~known).sum()), "in neither list of a split")]

@@ -17,6 +17,7 @@ from data.sources import (
     read_words,
     require_filled,
     require_folder,
+    require_one_spelling,
 )
 
 
@@ -33,6 +34,9 @@ def read(settings: DataSettings, root: Path) -> tuple[pd.DataFrame, list[str]]:
         raise UserError(f"{place}: no such file, expected the CSV that data.table names below data.root")
     table, findings = _read_table(place, settings.target)
     require_filled(table, ["path"], place)
+    for column in ("image_id", "patient_id", "study_id"):
+        if column in table:
+            require_one_spelling(table[column], place)
     if settings.target is None:
         table["label"] = read_words(table["label"], LABEL_WORDS, place)
     else:

@@ -195,7 +195,12 @@ def test_bare_folder_reads_images_at_any_depth(tmp_path):
     assert table["image_id"].tolist() == ["1.2.840.99", "a/IM-0001", "a/deep/er/c.jpeg", "b.PNG"]
     assert table["path"].tolist() == [f"{tmp_path}/{name}" for name in table["image_id"]]
     assert table[["label", "patient_id", "study_id", "split", "view"]].isna().all(axis=None)
-    assert notes == ["4 images without labels, for pretraining", "2 files passed over: no images"]
+    assert notes == [
+        "4 images without labels, for pretraining",
+        "1 files passed over: a DICOMDIR",
+        "2 files passed over: hidden",
+        "1 files passed over: no images",
+    ]
 
 
 def test_bare_folder_without_images_is_refused(tmp_path):

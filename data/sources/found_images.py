@@ -1,0 +1,67 @@
+"""Which files below a folder are radiographs: told by what they hold, and what is passed over is counted by reason."""
+
+import os
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ENDINGS = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".dcm", ".dicom"}
+DIRECTORY = "DICOMDIR"  # a table of contents, and by its bytes a DICOM file
+
+
+@dataclass
+class Found:
+    """Images as paths from the folder, in order of their names; how many other files there are, by reason."""
+
+    images: list[str] = field(default_factory=list)
+    passed_over: Counter[str] = field(default_factory=Counter)
+
+    def notes(self) -> list[str]:
+        return [f"{count:,} files passed over: {reason}" for reason, count in sorted(self.passed_over.items())]
+
+
+def find_images(root: Path) -> Found:
+    """Every image below `root`, linked folders included, each folder once.
+
+    A file with an image's ending is taken for one, so that a damaged one is listed as unreadable and not lost. Any
+    other file is one if its first bytes say so: DICOM files often have no ending, or are called by a UID.
+    """
+    found = Found()
+    seen = set()
+    for place, folders, names in os.walk(root, followlinks=True):
+        status = os.stat(place)  # noqa: PTH116 (os.walk gives texts)
+        if (status.st_dev, status.st_ino) in seen:  # a link to where we have been
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+
+        for name in names:
+            reason = _why_not(Path(place, name))
+            if reason:
+                found.passed_over[reason] += 1
+            else:
+                found.images.append(os.path.relpath(os.path.join(place, name), root))  # noqa: PTH118
+    found.images.sort()
+    return found
+
+
+def _why_not(path: Path) -> str | None:
+    """Why a file is no image; None if it is one."""
+    if path.name.startswith("."):  # macOS's `._a.jpg` has an image's ending
+        return "hidden"
+    if path.name == DIRECTORY:
+        return "a DICOMDIR"
+    if path.suffix.lower() in ENDINGS:
+        return None
+    try:
+        if not path.is_file():  # a pipe would hang
+            return "no regular file, or a link that leads nowhere"
+        with path.open("rb") as file:
+            return None if _is_image(file.read(132)) else "no images"
+    except OSError as error:
+        return (error.strerror or "cannot be opened").lower()
+
+
+def _is_image(start: bytes) -> bool:
+    return start[128:132] == b"DICM" or start.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"))

@@ -1,0 +1,136 @@
+"""A table is read as it is meant: blanks that nobody sees part no patient, and an id is an id, whatever it says."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from mimic_tree import build_mimic_tree
+from public_trees import build_chexpert_tree, build_nih_tree
+from tiny_world import tiny_config, write_table
+
+from data.config import UserError
+from data.manifest import open_manifest
+
+BLANKS = [" ", "\t", "\u00a0", "\u200b", "\ufeff", "  \u2007"]
+
+
+def manifest_of(root: Path, table: pd.DataFrame, **options) -> pd.DataFrame:
+    table.to_csv(root / "images/manifest.csv", index=False, **options)
+    return open_manifest(tiny_config(root).data).table
+
+
+@pytest.fixture
+def table(tmp_path) -> pd.DataFrame:
+    return write_table(tmp_path / "images")
+
+
+@pytest.mark.parametrize("blank", BLANKS)
+def test_blanks_at_either_end_change_nothing(blank, table, tmp_path):
+    plain = manifest_of(tmp_path, table)
+    texts = table.astype(str)
+    odd = texts.index % 2 == 0
+    for column in texts:
+        texts[column] = texts[column].where(odd, texts[column] + blank)
+        texts[column] = texts[column].where(~odd, blank + texts[column])
+    texts.columns = [f"{blank}{name}" if number % 2 else f"{name}{blank}" for number, name in enumerate(texts)]
+    pd.testing.assert_frame_equal(manifest_of(tmp_path, texts), plain)
+
+
+def test_a_cell_of_blanks_is_empty(table, tmp_path):
+    table["patient_id"] = table["patient_id"].where(table.index != 3, "  \u00a0 ")
+    found = manifest_of(tmp_path, table)
+    assert found.loc[3, "patient_id"] == found.loc[3, "image_id"]  # the image stands for a patient who is not named
+
+
+@pytest.mark.parametrize("name", ["NA", "null", "NaN", "None", "n/a", "-nan", "007", "1e5", "True", "#N/A"])
+def test_a_patient_may_be_called_anything(name, table, tmp_path):
+    who = table["patient_id"].unique()[0]
+    table["patient_id"] = table["patient_id"].replace({who: name})
+    found = manifest_of(tmp_path, table)
+    assert (found["patient_id"] == name).sum() == 2
+    assert found["patient_id"].nunique() == 30
+
+
+def test_one_number_in_two_spellings_is_an_error(table, tmp_path):
+    table["patient_id"] = [f"{number // 2}" + (".0" if number % 2 else "") for number in range(60)]
+    with pytest.raises(UserError, match=r"manifest\.csv: found patient_id both as \d+ and as \d+\.0, expected one"):
+        manifest_of(tmp_path, table)
+    table["patient_id"] = [f"{number // 2}.0" for number in range(60)]
+    assert manifest_of(tmp_path, table)["patient_id"].nunique() == 30
+
+
+@pytest.mark.parametrize("file", ["metadata", "chexpert"])
+def test_mimic_ids_that_went_through_a_spreadsheet_are_an_error(file, tmp_path):
+    build_mimic_tree(tmp_path / "mimic", [None] * 6, [True, False] * 3)
+    [path] = (tmp_path / "mimic").glob(f"*{file}.csv")
+    rows = pd.read_csv(path, dtype=str)
+    rows.loc[1, "study_id"] += ".0"
+    rows.to_csv(path, index=False)
+    config = tiny_config(tmp_path, data__source="mimic-cxr-jpg", data__root=str(tmp_path / "mimic"))
+    with pytest.raises(UserError, match=rf"{file}\.csv: row 3: found study_id '\d+\.0', expected digits alone"):
+        open_manifest(config.data)
+
+
+def build_mimic(root: Path) -> None:
+    build_mimic_tree(root, [None] * 6, [True, False] * 3)
+
+
+def build_nih(root: Path) -> None:
+    build_nih_tree(root, ["No Finding", "Mass", "Hernia|Mass", "No Finding", "Edema", "Nodule"])
+
+
+@pytest.mark.parametrize(
+    ("source", "build", "csv", "column"),
+    [
+        (
+            "mimic-cxr-jpg",
+            build_mimic,
+            "*metadata.csv",
+            "subject_id",
+        ),
+        ("chexpert", build_chexpert_tree, "train.csv", "Path"),
+        ("nih-cxr14", build_nih, "Data_Entry*.csv", "Patient ID"),
+    ],
+)
+def test_blanks_change_no_patient_of_a_public_layout(source, build, csv, column, tmp_path):
+    build(tmp_path / "root")
+    config = tiny_config(tmp_path, data__source=source, data__root=str(tmp_path / "root"))
+    plain = open_manifest(config.data).table
+    [path] = (tmp_path / "root").rglob(csv)
+    rows = pd.read_csv(path, dtype=str, keep_default_na=False)
+    rows[column] = [f"{text} " if number % 2 else text for number, text in enumerate(rows[column])]
+    rows.to_csv(path, index=False)
+    pd.testing.assert_frame_equal(open_manifest(config.data).table, plain)
+
+
+def test_a_column_that_is_there_twice_is_an_error(table, tmp_path):
+    text = table.to_csv(index=False)
+    header, rest = text.split("\n", 1)
+    path = tmp_path / "images/manifest.csv"
+    path.write_text(header.replace("label", " path") + "\n" + rest)
+    with pytest.raises(UserError, match=r"manifest\.csv: found column path twice, expected it once"):
+        open_manifest(tiny_config(tmp_path).data)
+
+
+def test_a_comma_at_the_end_of_every_line_shifts_no_column(table, tmp_path):
+    plain = manifest_of(tmp_path, table)
+    path = tmp_path / "images/manifest.csv"
+    header, *lines = path.read_text().splitlines()
+    path.write_text("\n".join([header, *(f"{line}," for line in lines)]) + "\n")
+    pd.testing.assert_frame_equal(open_manifest(tiny_config(tmp_path).data).table, plain)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
+def test_another_encoding_is_one_line(encoding, table, tmp_path):
+    table["patient_id"] = "é" + table["patient_id"]
+    with pytest.raises(UserError, match=r"manifest\.csv: found another encoding, expected UTF-8") as caught:
+        manifest_of(tmp_path, table, encoding=encoding)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_list_in_another_encoding_is_one_line(tmp_path):
+    build_nih(tmp_path / "nih")
+    (tmp_path / "nih/test_list.txt").write_bytes("Ünïcode.png\n".encode("latin-1"))
+    config = tiny_config(tmp_path, data__source="nih-cxr14", data__root=str(tmp_path / "nih"))
+    with pytest.raises(UserError, match=r"test_list\.txt: found another encoding, expected UTF-8"):
+        open_manifest(config.data)
