@@ -201,9 +201,12 @@ def _decode(
     try:
         before = stamp_of(path)  # a file that changes while it is read is another one afterwards
         array[row] = read_fitted(path, size, resize, tone, digest.update)
+        size_of_file = file_of(path).stat().st_size
     except UnreadableImage as error:
         return 0, "", "", str(error)
-    return file_of(path).stat().st_size, digest.hexdigest()[:DIGITS], before, None
+    except OSError as error:  # it went away just now
+        return 0, "", "", f"{path}: found {(error.strerror or str(error)).lower()}, expected a readable image file"
+    return size_of_file, digest.hexdigest()[:DIGITS], before, None
 
 
 def stamp_of(path: str) -> str:

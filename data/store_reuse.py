@@ -65,7 +65,7 @@ def _copy(writer: StoreWriter, folder: Path) -> int:
     found = {}
     for row in writer.todo().tolist():
         stamp = stamp_of(writer.paths[row])
-        if stamp in held:
+        if stamp and stamp in held:  # a file that is not there has none
             found[row] = held[stamp]
 
     # in blocks, so that few images are in memory at a time
