@@ -1,12 +1,13 @@
 """Processes that read images. Light: every one of them imports this."""
 
 import os
-import signal
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from multiprocessing import get_context, parent_process
 from threading import Thread
 from typing import Any
+
+from data.signals import held_back, ignore_in_child
 
 FEW = 8  # jobs for which starting processes costs more than it saves
 
@@ -28,12 +29,19 @@ def run_jobs(function: Callable[..., Any], jobs: Sequence[tuple[Any, ...]], work
 
 def start_processes(workers: int) -> ProcessPoolExecutor:
     """A pool of processes. Signals to stop are their parent's to follow."""
-    return ProcessPoolExecutor(workers, get_context("spawn"), initializer=_begin_process)
+    return _Pool(workers, get_context("spawn"), initializer=_begin_process)
+
+
+class _Pool(ProcessPoolExecutor):
+    """A pool whose processes hear no signal from their first moment on."""
+
+    def submit(self, *job: Any, **named: Any) -> Future[Any]:
+        with held_back():  # a process is started when there is something to do
+            return super().submit(*job, **named)
 
 
 def _begin_process() -> None:
-    for interrupt in (signal.SIGINT, signal.SIGUSR1):  # a terminal's Ctrl-C and Slurm's warning reach all processes
-        signal.signal(interrupt, signal.SIG_IGN)
+    ignore_in_child()
     # without this a process would wait for ever on a parent that was killed
     Thread(target=_end_with_parent, daemon=True).start()
 
