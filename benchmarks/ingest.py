@@ -12,7 +12,6 @@ idle machine.
 
 import argparse
 import hashlib
-import os
 import statistics
 import tempfile
 import time
@@ -34,7 +33,7 @@ from data.images import SPARE, fit_image, read_fitted, read_image
 from data.phantom_drawing import draw_radiograph
 from data.preparation import CHUNK
 from data.store import decode_rows
-from data.workers import run_jobs
+from data.workers import run_jobs, usable_cores
 
 JPEG, DICOM = (3056, 2544), (3000, 2500)  # height and width of most of MIMIC-CXR, and of a usual detector
 KINDS = {
@@ -213,7 +212,7 @@ def time_processes(path: Path, arguments: argparse.Namespace) -> dict[str, float
         jobs.append((str(images), chunk, arguments.size, "squash", "window"))
 
     counts = {"one process": 1}
-    if len(os.sched_getaffinity(0)) > 1:
+    if usable_cores() > 1:
         counts["two processes"] = 2
     turns = [{name: steady_rate(jobs, count) for name, count in counts.items()} for _ in range(3)]
     return {name: statistics.median(turn[name] for turn in turns) for name in counts}

@@ -39,6 +39,7 @@ from data.manifest import Manifest, open_manifest
 from data.preparation import describe_store
 from data.settings import AugmentSettings
 from data.store import ImageStore
+from data.workers import usable_cores
 from mae.engine.memory import keep_freed_memory
 
 ALL = AugmentSettings(flip=0.5, erase=0.5)  # every kind of augmentation, as much as is the default or more
@@ -160,7 +161,8 @@ def forgotten(data: Data) -> Data:
     del data.store.images  # what is mapped is kept
     with (folder / "images.npy").open("rb") as file:
         os.fsync(file.fileno())
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        if hasattr(os, "posix_fadvise"):  # elsewhere it stays in memory
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     data.store.images = np.load(folder / "images.npy", mmap_mode="r")
     return data
 
@@ -190,7 +192,7 @@ class UsualWay(Dataset):
         picture = Image.fromarray((drawn((256, 256), 1) * 255).clip(0, 255).astype(np.uint8))
         for path in self.paths:
             picture.save(path, quality=95)
-        cores = len(os.sched_getaffinity(0))
+        cores = usable_cores()
         self.loader = DataLoader(self, batch, shuffle=True, num_workers=cores, persistent_workers=True)
 
     def __len__(self) -> int:

@@ -27,7 +27,7 @@ from mae.engine import distributed
 from mae.engine.checkpoint import Checkpoint
 from mae.engine.loop import fit
 from mae.engine.optim import adamw, parameter_groups, seeded
-from mae.engine.run import Resumable, check_run, configure_torch, is_finished, start_run, training_device
+from mae.engine.run import Resumable, check_run, configure_torch, holding, is_finished, start_run, training_device
 from mae.engine.schedule import schedule_of
 from mae.engine.stage import Stage, Validation
 from mae.pretrain import hyperparameters as mae_hyperparameters
@@ -66,8 +66,10 @@ def finetune(config: ClassifyConfig, checkpoint: str | Path | None = None, data:
     check_run(folder, config, RESUMABLE, facts)
     if not is_finished(folder, config.finetune.epochs):
         stage = finetune_stage(config, data, splits, device, pretrained)
-        start_run(folder, config, facts)
-        fit(stage, folder)
+        with holding(folder):
+            check_run(folder, config, RESUMABLE, facts)  # somebody may have begun another one just now
+            start_run(folder, config, facts)
+            fit(stage, folder)
     return folder
 
 

@@ -8,7 +8,7 @@ import os
 import sys
 from collections import deque
 from collections.abc import Generator, Iterable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Executor, Future
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from itertools import count
@@ -24,7 +24,7 @@ from data.manifest import Manifest
 from data.preparation import allowed, describe_store
 from data.refusal import UnreadableImage
 from data.settings import DataSettings, Resize, Size, Tone, height_and_width
-from data.workers import start_processes
+from data.workers import start_processes, usable_cores
 
 JOB = 8  # images a process reads at a time: many processes share a batch
 
@@ -45,8 +45,8 @@ class ImageFiles:
         self.how = (settings.image_size, settings.resize, settings.tone)
 
         ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun's, on this machine
-        self.workers = settings.workers or max(1, len(os.sched_getaffinity(0)) // ranks_here)
-        self.pool: ProcessPoolExecutor | None = None
+        self.workers = settings.workers or max(1, usable_cores() // ranks_here)
+        self.pool: Executor | None = None
         self.folder = TemporaryDirectory(prefix="mae-")  # goes with us
         self.scratch = Path(self.folder.name)
         self.number = count()
@@ -118,7 +118,7 @@ class ImageFiles:
                 images[missing] = images[~missing][0]
         return images
 
-    def _let_go(self, pool: ProcessPoolExecutor) -> None:
+    def _let_go(self, pool: Executor) -> None:
         """Of a broken pool, unless a new one took its place already."""
         if self.pool is pool:
             pool.shutdown(wait=False)
@@ -155,7 +155,7 @@ class _Asked:
     """
 
     rows: np.ndarray
-    pool: ProcessPoolExecutor
+    pool: Executor
     place: Path
     jobs: list[Future[list[str | None]]] = field(default_factory=list)
 

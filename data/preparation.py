@@ -1,12 +1,10 @@
 """Manifest → ImageStore, parallel and resumable; bad files are listed, never silently dropped."""
 
-import fcntl
 import hashlib
 import json
-import os
 import sys
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Generator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +13,12 @@ from tqdm import tqdm
 
 from data.config import UserError, expand
 from data.images import READER_VERSION
+from data.locks import locked
 from data.manifest import Manifest, open_manifest
 from data.settings import DataConfig, DataSettings, Size
-from data.store import ImageStore, StoreWriter, decode_rows
+from data.store import Decoded, ImageStore, StoreWriter, decode_rows
 from data.store_reuse import forget_plan, take_over
-from data.workers import run_jobs
+from data.workers import TRIES, Job, Killed, run_jobs, run_one_by_one, usable_cores
 
 CHUNK = 32  # images a worker decodes between two reports
 
@@ -41,7 +40,7 @@ def prepare(config: DataConfig | DataSettings, manifest: Manifest | None = None)
         for look in manifest.looks:
             look.require_some()
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder):
+        with locked(folder, f"waiting for another command that prepares {folder}", wait=True):
             if not (folder / "store.json").exists():  # another command may just have written it
                 _write(settings, folder, manifest.table, description)
 
@@ -103,17 +102,6 @@ def _pixels(size: Size) -> str:
     return f"{height}x{width}"
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    with (folder / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"waiting for another command that prepares {folder}", file=sys.stderr, flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def _write(settings: DataSettings, folder: Path, table: pd.DataFrame, description: dict[str, Any]) -> None:
     table = table.sort_values("image_id")  # rows do not depend on splits or on the order of the CSVs
     writer = StoreWriter(folder, table["image_id"].tolist(), table["path"].tolist(), settings.image_size)
@@ -150,17 +138,54 @@ def allowed(limit: int | float | None, count: int) -> int:
 
 
 def _decode_all(settings: DataSettings, writer: StoreWriter) -> None:
-    """Decode what the writer still lacks, in chunks that processes share."""
+    """Decode what the writer still lacks, in chunks that processes share.
+
+    Raises UserError for images whose process was killed, alone, when all others are decoded: it may be for lack of
+    memory, so they are not rejected.
+    """
     todo = writer.todo().tolist()
+    suspects = writer.killers().tolist()
     jobs = []
     for start in range(0, len(todo), CHUNK):
-        chunk = [(row, writer.paths[row]) for row in todo[start : start + CHUNK]]
-        jobs.append((str(writer.images), chunk, settings.image_size, settings.resize, settings.tone))
+        jobs.append(_job(settings, writer, todo[start : start + CHUNK]))
 
-    workers = min(settings.workers or len(os.sched_getaffinity(0)), len(jobs))
-    bar = tqdm(total=len(todo), desc=f"decode to {_pixels(settings.image_size)} px", unit="image", disable=None)
-    with bar, closing(run_jobs(decode_rows, jobs, workers)) as decoded:
+    workers = min(settings.workers or usable_cores(), len(jobs))
+    size = _pixels(settings.image_size)
+    with tqdm(total=len(todo) + len(suspects), desc=f"decode to {size} px", unit="image", disable=None) as bar:
+        try:
+            _note_all(writer, run_jobs(decode_rows, jobs, workers), bar)
+        except Killed as killed:
+            for _, chunk, *_ in killed.jobs:
+                suspects += [row for row, _ in chunk]
+
+        # which of a chunk's images is it?
+        try:
+            _note_all(writer, run_one_by_one(decode_rows, [_job(settings, writer, [row]) for row in suspects]), bar)
+        except Killed as killed:
+            raise _killed(writer, [chunk[0][0] for _, chunk, *_ in killed.jobs]) from None
+
+
+def _job(settings: DataSettings, writer: StoreWriter, rows: list[int]) -> Job:
+    chunk = [(row, writer.paths[row]) for row in rows]
+    return str(writer.images), chunk, settings.image_size, settings.resize, settings.tone
+
+
+def _note_all(writer: StoreWriter, decoded: Generator[list[Decoded]], bar: "tqdm[Any]") -> None:
+    with closing(decoded):
         for results in decoded:
             for result in results:
                 writer.note(*result)
             bar.update(len(results))
+
+
+def _killed(writer: StoreWriter, rows: list[int]) -> UserError:
+    """What to say of images whose process is killed, which are remembered as such."""
+    for row in rows:
+        writer.suspect(row)
+    more = ""
+    if len(rows) > 1:
+        more = f" ({len(rows)} such files)"
+    return UserError(
+        f"{writer.paths[rows[0]]}: found the process that reads it killed {TRIES} times{more}, expected it to live; "
+        f"all others are decoded and kept: run again with more memory free, or take the file away"
+    )

@@ -6,12 +6,15 @@ it: they join at run time, so another label policy never decodes again.
 """
 
 import csv
+import errno
 import hashlib
+import math
 import os
 import re
 import shutil
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,11 +24,13 @@ from data.config import UserError
 from data.images import read_fitted
 from data.refusal import UnreadableImage
 from data.settings import Resize, Size, Tone, height_and_width
-from data.writing import read_json, replacing, write_csv, write_json, write_text
+from data.writing import flush_to_disk, read_json, replacing, write_csv, write_json, write_text
 
-DONE, REJECTED = 1, 2  # states of a row while the store is being written; 0: not yet decoded
+DONE, REJECTED, KILLER = 1, 2, 3  # states of a row while the store is being written; 0: not yet decoded
 STAMP_DIGITS = 16
 SCRATCH = ("state.npy", "bytes.npy", "digests.npy", "stamps.npy")  # of a store under construction
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+ZEROS = 2**24  # bytes written at a time where room cannot be reserved
 DIGITS = 32  # of a file's SHA-256, in hex: 128 bits tell any two files apart, in half the index
 Decoded = tuple[int, int, str, str, str | None]  # row; bytes, digest and stamp of the file; reason if it is rejected
 
@@ -90,9 +95,11 @@ class ImageStore:
 
     def _ask_for(self, rows: np.ndarray) -> None:
         """Have the system read the rows into memory, without waiting for it; a hint, where it takes such."""
-        if hasattr(os, "posix_fadvise"):
-            start = self.images.offset
-            size = self.images[0].nbytes
+        if not hasattr(os, "posix_fadvise"):
+            return
+        start = self.images.offset
+        size = self.images[0].nbytes
+        with suppress(OSError):  # a file system that takes no hints
             for row in np.sort(rows).tolist():
                 os.posix_fadvise(self.file.fileno(), start + row * size, size, os.POSIX_FADV_WILLNEED)
 
@@ -129,6 +136,14 @@ class StoreWriter:
 
     def todo(self) -> np.ndarray:
         return np.flatnonzero(self.state == 0)
+
+    def killers(self) -> np.ndarray:
+        """Rows that killed every process which read them, in an earlier attempt."""
+        return np.flatnonzero(self.state == KILLER)
+
+    def suspect(self, row: int) -> None:
+        """Record that every process which reads this row is killed: the next attempt reads it in one of its own."""
+        self.state[row] = KILLER
 
     @property
     def rejected(self) -> int:
@@ -175,17 +190,35 @@ class StoreWriter:
 def _allocate(path: Path, shape: tuple[int, ...], dtype: type | str = np.uint8) -> None:
     """An array file of zeros that appears only when it is complete; UserError where the disk is too small for it."""
     with replacing(path) as temporary:
-        np.lib.format.open_memmap(temporary, "w+", dtype, shape).flush()
-        needed = temporary.stat().st_size
-        try:  # a sparse file would end in a bus error when the disk fills up
-            with temporary.open("r+b") as file:
-                os.posix_fallocate(file.fileno(), 0, needed)
+        try:
+            np.lib.format.open_memmap(temporary, "w+", dtype, shape).flush()
+            _reserve(temporary)
         except OSError as error:
             free = shutil.disk_usage(path.parent).free
+            needed = math.prod(shape) * np.dtype(dtype).itemsize
             raise UserError(
                 f"{path.parent}: found {free / 1e9:.2f} GB free, expected {needed / 1e9:.2f} GB for a store "
-                f"({error.strerror}); make room, or give data.store=/elsewhere"
+                f"({error.strerror or error}); make room, or give data.store=/elsewhere"
             ) from None
+
+
+def _reserve(path: Path) -> None:
+    """Have the disk keep room for all of a sparse file: else it would end in a bus error when the disk fills up."""
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except (AttributeError, OSError) as error:  # macOS has no such call, NFS and others may refuse it
+            if isinstance(error, OSError) and error.errno in NO_ROOM:
+                raise
+        else:
+            return
+
+        # what is written has room; the header stays as it is
+        file.seek(np.load(path, mmap_mode="r").offset)
+        while file.tell() < size:
+            file.write(bytes(min(ZEROS, size - file.tell())))
+        flush_to_disk(file)
 
 
 def decode_rows(images: str, jobs: Sequence[tuple[int, str]], size: Size, resize: Resize, tone: Tone) -> list[Decoded]:

@@ -1,8 +1,10 @@
 """Processes that read images. Light: every one of them imports this."""
 
 import os
-from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+import sys
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context, parent_process
 from threading import Thread
 from typing import Any
@@ -10,34 +12,188 @@ from typing import Any
 from data.signals import held_back, ignore_in_child
 
 FEW = 8  # jobs for which starting processes costs more than it saves
+TRIES = 2  # of a job alone in a process, before it is given up
+Job = tuple[Any, ...]
 
 
-def run_jobs(function: Callable[..., Any], jobs: Sequence[tuple[Any, ...]], workers: int) -> Generator[Any]:
-    """The results of `function(*job)`, in whatever order they are ready."""
+class Killed(Exception):
+    """Jobs whose process was killed each time, though it did nothing else; all others are done."""
+
+    def __init__(self, jobs: Sequence[Job]):
+        super().__init__(f"{len(jobs)} jobs whose process was killed")
+        self.jobs = jobs
+
+
+def run_jobs(function: Callable[..., Any], jobs: Sequence[Job], workers: int) -> Generator[Any]:
+    """The results of `function(*job)`, in whatever order they are ready.
+
+    A process that is killed costs only time: what was in work is done again, one job after the other. Raises Killed,
+    when all else is done, if that kills processes too. Where the system starts none, this process does the work.
+    """
     if workers <= 1 or len(jobs) <= FEW:
-        for job in jobs:
-            yield function(*job)
+        yield from _here(function, jobs)
         return
 
-    with start_processes(workers) as pool:
+    left = list(jobs)
+    killed: list[Job] = []
+    while left:
+        pool = start_processes(workers)
+        if isinstance(pool, ThisProcess):
+            yield from _here(function, left)
+            break
+
+        left = yield from _in_parallel(pool, function, left)
+        if not left:
+            break
+        if not _processes_live():
+            _say("found every process killed as it starts, so this one does the work alone")
+            yield from _here(function, left)
+            break
+
+        # what was in work is among the first jobs left; one of them may kill whoever does it
+        _say("found a process killed (out of memory?), so what it did is done again")
+        suspects = left[: 2 * workers + 1]
+        left = left[len(suspects) :]
         try:
-            for future in as_completed([pool.submit(function, *job) for job in jobs]):
+            yield from run_one_by_one(function, suspects)
+        except Killed as again:
+            killed += again.jobs
+    if killed:
+        raise Killed(killed)
+
+
+def run_one_by_one(function: Callable[..., Any], jobs: Iterable[Job]) -> Generator[Any]:
+    """The results of `function(*job)`, each of another process than this one, which does nothing else meanwhile.
+
+    Raises Killed, when all else is done, if that process is killed each time.
+    """
+    killed = []
+    pool: Executor | None = None
+    try:
+        for job in jobs:
+            for _ in range(TRIES):
+                pool = pool or start_processes(1)
+                try:
+                    result = pool.submit(function, *job).result()
+                except BrokenProcessPool:
+                    pool.shutdown()
+                    pool = None
+                else:
+                    yield result
+                    break
+            else:
+                killed.append(job)
+    finally:
+        if pool:
+            pool.shutdown(cancel_futures=True)
+    if killed:
+        raise Killed(killed)
+
+
+def _here(function: Callable[..., Any], jobs: Iterable[Job]) -> Generator[Any]:
+    for job in jobs:
+        yield function(*job)
+
+
+def _in_parallel(pool: Executor, function: Callable[..., Any], jobs: Sequence[Job]) -> Generator[Any, None, list[Job]]:
+    """Yields results; returns the jobs that are left, in order, because a process was killed."""
+    numbers: dict[Future[Any], int] = {}
+    left = set(range(len(jobs)))
+    with pool:
+        try:
+            for number, job in enumerate(jobs):
+                numbers[pool.submit(function, *job)] = number
+        except (BrokenProcessPool, OSError):  # one was killed already, or one more cannot be started
+            pass
+
+        try:
+            for future in as_completed(numbers):
+                if isinstance(future.exception(), BrokenProcessPool):
+                    continue
+                left.remove(numbers[future])
                 yield future.result()
         finally:  # an interrupt does not wait for what is left
             pool.shutdown(cancel_futures=True)
+    return [jobs[number] for number in sorted(left)]
 
 
-def start_processes(workers: int) -> ProcessPoolExecutor:
-    """A pool of processes. Signals to stop are their parent's to follow."""
-    return _Pool(workers, get_context("spawn"), initializer=_begin_process)
+# ---------------------------------------------------------------- processes
+
+
+def usable_cores() -> int:
+    """The cores that this process may use; of those that the machine has, where nobody says so."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def start_processes(workers: int) -> Executor:
+    """A pool of processes, fewer where the system refuses so many. Signals to stop are their parent's to follow."""
+    wanted = workers
+    reason: Exception | None = None
+    while workers > 0:
+        try:
+            pool = _start(workers)
+        except (OSError, ImportError, NotImplementedError) as error:  # no semaphores, no room, no more processes
+            reason = error
+            workers //= 2
+        else:
+            if workers < wanted:
+                _say(f"found {workers} of {wanted} processes started ({reason}), so these do the work")
+            return pool
+    _say(f"found no way to start processes ({reason}), so this one does the work alone")
+    return ThisProcess()
 
 
 class _Pool(ProcessPoolExecutor):
-    """A pool whose processes hear no signal from their first moment on."""
+    """A pool whose processes hear no signal from their first moment on, its helper for semaphores included."""
+
+    def __init__(self, *arguments: Any, **named: Any):
+        with held_back():
+            super().__init__(*arguments, **named)
 
     def submit(self, *job: Any, **named: Any) -> Future[Any]:
         with held_back():  # a process is started when there is something to do
             return super().submit(*job, **named)
+
+
+def _start(workers: int) -> ProcessPoolExecutor:
+    pool = _Pool(workers, get_context("spawn"), initializer=_begin_process)
+    try:
+        for _ in range(workers):  # a pool starts a process when it gets a job and none is idle
+            pool.submit(os.getpid)
+    except BrokenProcessPool:  # who uses it finds out
+        pass
+    except OSError:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    return pool
+
+
+class ThisProcess(Executor):
+    """Stands in for a pool where the system starts no processes: a job is done when it is submitted."""
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(function(*args, **kwargs))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+def _processes_live() -> bool:
+    """Whether a process that has nothing to do lives."""
+    with start_processes(1) as pool:
+        try:
+            pool.submit(os.getpid).result()
+        except BrokenProcessPool:
+            return False
+    return True
+
+
+def _say(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr, flush=True)
 
 
 def _begin_process() -> None:

@@ -1,7 +1,6 @@
 """Source `phantom`: synthetic radiographs, drawn where there are none, read as the MIMIC-CXR-JPG they are."""
 
 import json
-import os
 from pathlib import Path
 
 import pandas as pd
@@ -10,6 +9,7 @@ from data.config import UserError
 from data.phantom import write_tree
 from data.settings import DataSettings
 from data.sources import mimic_cxr
+from data.workers import usable_cores
 
 
 def read(settings: DataSettings, root: Path) -> tuple[pd.DataFrame, list[str]]:
@@ -20,7 +20,7 @@ def read(settings: DataSettings, root: Path) -> tuple[pd.DataFrame, list[str]]:
     wanted = {"images": settings.phantom.images, "seed": settings.phantom.seed}
     notes: list[str] = []
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
-        _draw(root, wanted, settings.workers or len(os.sched_getaffinity(0)))
+        _draw(root, wanted, settings.workers or usable_cores())
         notes.append(f"drew {wanted['images']:,} phantom radiographs into {root}")
 
     found = _record(root)
