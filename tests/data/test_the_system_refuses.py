@@ -82,7 +82,7 @@ def test_files_that_kill_every_process_are_named_and_all_others_are_kept(tmp_pat
 
 def counted(paths):
     def reading(images, chunk, *how):
-        paths.extend(path for _, path in chunk)
+        paths.extend(path for _, path, *_ in chunk)
         return data.store.decode_rows(images, chunk, *how)
 
     return reading
