@@ -1,15 +1,15 @@
-"""The command lines of stage two, evaluation and comparison, parsed before torch is imported."""
+"""The command lines of stage two, evaluation and comparison. What they need is imported inside (data/cli.py)."""
 
 import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from classify.settings import ClassifyConfig
-from data.cli import Parser, command_parser, configure, print_and_stop, run_command
-from data.config import UserError, change_config, expand, parse_overrides
+from data.cli import Arguments, Parser, command_parser, configure, print_and_stop, run_command
+from data.errors import UserError
 from mae.cli import parse_training, training_parser
 
 if TYPE_CHECKING:
+    from classify.settings import ClassifyConfig
     from mae.engine.checkpoint import Checkpoint
 
 # the loss falls to its floor only if nothing about an image is drawn anew; without smoothing the floor is 0
@@ -21,27 +21,27 @@ OVERFIT = (
 )
 
 
-def finetune(argv: list[str] | None = None) -> None:
+def finetune(argv: Arguments = None) -> None:
     """The command mae-finetune."""
-    run_command(lambda: _finetune(argv))
+    run_command(_finetune, argv)
 
 
-def evaluate(argv: list[str] | None = None) -> None:
+def evaluate(argv: Arguments = None) -> None:
     """The command mae-evaluate."""
-    run_command(lambda: _evaluate(argv))
+    run_command(_evaluate, argv)
 
 
-def compare(argv: list[str] | None = None) -> None:
+def compare(argv: Arguments = None) -> None:
     """The command mae-compare."""
-    run_command(lambda: _compare(argv))
+    run_command(_compare, argv)
 
 
-def export(argv: list[str] | None = None) -> None:
+def export(argv: Arguments = None) -> None:
     """The command mae-export."""
-    run_command(lambda: _export(argv))
+    run_command(_export, argv)
 
 
-def _finetune(argv: list[str] | None) -> None:
+def _finetune(argv: Arguments) -> None:
     parser = training_parser(
         "mae-finetune",
         "Stage two: train a classifier on a pretrained encoder, or from a config alone a random ViT or a ResNet.",
@@ -57,6 +57,7 @@ def _finetune(argv: list[str] | None) -> None:
     # torch comes only now: --help and a wrong setting are answered at once
     from classify.finetune import finetune
     from classify.start import check_fit, resolved, run_folder
+    from data.config import change_config
     from data.loader import open_data
     from mae.engine import distributed
     from mae.engine.run import configure_torch, expect_checkpoint, training_device
@@ -94,11 +95,13 @@ def _finetune(argv: list[str] | None) -> None:
         print(f"next: mae-evaluate {folder}")
 
 
-def _beginning(arguments: argparse.Namespace) -> tuple[ClassifyConfig, str | None, "Checkpoint | None"]:
+def _beginning(arguments: argparse.Namespace) -> "tuple[ClassifyConfig, str | None, Checkpoint | None]":
     """The config of a fine-tuning, and the pretraining it begins from: the checkpoint's path and the checkpoint.
 
     Other programs' weights are no pretraining; they become the config's model.init.
     """
+    from classify.settings import ClassifyConfig
+
     path: str | None = arguments.checkpoint
     if not path:
         return configure(arguments, ClassifyConfig), None, None
@@ -109,6 +112,7 @@ def _beginning(arguments: argparse.Namespace) -> tuple[ClassifyConfig, str | Non
         config = configure(arguments, ClassifyConfig)
 
     from classify.start import config_for
+    from data.config import change_config, parse_overrides
     from mae.engine.checkpoint import load_checkpoint
     from mae.weights import is_foreign
 
@@ -124,13 +128,14 @@ def _beginning(arguments: argparse.Namespace) -> tuple[ClassifyConfig, str | Non
     return config, path, pretrained
 
 
-def _evaluate(argv: list[str] | None) -> None:
+def _evaluate(argv: Arguments) -> None:
     parser = Parser("mae-evaluate", description="Predict a split with trained classifiers.")
     parser.add_argument(
         "runs", nargs="+", metavar="RUN | key=value", help="folders of mae-finetune; settings to override"
     )
     parser.add_argument("--split", choices=("validate", "test"), help="the split (default: evaluate.split, test)")
     arguments = parser.parse(argv)
+    from data.config import parse_overrides
 
     # a word with = is a setting, unless there is a folder of that name
     runs = []
@@ -155,7 +160,9 @@ def _evaluate(argv: list[str] | None) -> None:
         print(f"{evaluation.path}: {case_count(evaluation.summary)}; threshold {evaluation.threshold:.3f}")
 
 
-def _compare(argv: list[str] | None) -> None:
+def _compare(argv: Arguments) -> None:
+    from classify.settings import ClassifyConfig
+
     parser = command_parser(
         "mae-compare", "Run a grid of pretrainings, fine-tunings and baselines; what is done is kept."
     )
@@ -163,6 +170,7 @@ def _compare(argv: list[str] | None) -> None:
 
     from classify.compare import compare
     from classify.report.tables import comparison_text
+    from data.config import expand
 
     comparison = compare(config)
     print("", comparison_text(comparison), "", sep="\n")
@@ -171,7 +179,7 @@ def _compare(argv: list[str] | None) -> None:
     print(f"curves: tensorboard --logdir {folder}")
 
 
-def _export(argv: list[str] | None) -> None:
+def _export(argv: Arguments) -> None:
     about = "Write a checkpoint as a folder for Hugging Face's transformers: ViTMAE, or a classifier as ViT."
     parser = Parser("mae-export", description=about)
     parser.add_argument("--checkpoint", metavar="FILE", required=True, help="of mae-pretrain or mae-finetune")

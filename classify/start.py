@@ -86,8 +86,12 @@ def check_fit(config: ClassifyConfig, pretrained: Checkpoint | None) -> None:
         raise UserError(f"finetune.model: found {settings.model}, expected vit with a --checkpoint")
     if settings.mode == "linear" and settings.model != "vit":
         raise UserError(f"finetune.mode: found linear, expected full for {settings.model} from random weights")
-    if settings.batch_size == 1 and (settings.mode == "linear" or settings.model != "vit"):
-        raise UserError("finetune.batch_size: found 1, expected at least 2 for batch normalisation")
+    smallest = 2 * settings.optimizer.accumulate
+    if settings.batch_size < smallest and (settings.mode == "linear" or settings.model != "vit"):
+        raise UserError(
+            f"finetune.batch_size: found {settings.batch_size}, expected at least {smallest} for batch normalisation: "
+            f"2 images in each part, accumulate={settings.optimizer.accumulate}"
+        )
 
     # the network and the images it is given
     if pretrained:

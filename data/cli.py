@@ -1,22 +1,35 @@
-"""Command lines: what all commands share, and mae-prepare. Parsed before anything heavy is imported."""
+"""Command lines: what all commands share, and mae-prepare.
+
+Everything but this is imported inside the commands: signals are followed from the first moment on, and a mistake in
+the command line is answered before torch is loaded.
+"""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-from data.config import Config, Settings, UserError, load_config, make_config, parse_overrides, print_config
-from data.settings import DataConfig
+from data.errors import UserError
+from data.signals import Stopped, stopping_on_signals
+
+if TYPE_CHECKING:
+    from data.config import Config, Settings
+
+Arguments = list[str] | None  # of a command line; None: those of this process
 
 
-def prepare(argv: list[str] | None = None) -> None:
+def prepare(argv: Arguments = None) -> None:
     """The command mae-prepare."""
-    run_command(lambda: _prepare(argv))
+    run_command(_prepare, argv)
 
 
-def _prepare(argv: list[str] | None) -> None:
+def _prepare(argv: Arguments) -> None:
+    from data.settings import DataConfig
+
     parser = command_parser("mae-prepare", "Decode a data set once, into a memory-mapped store.")
     config = configure(parser.parse(argv), DataConfig)
+
     from data.audit import audit_lines, audited
     from data.manifest import open_manifest
     from data.preparation import prepare
@@ -43,7 +56,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(f"command line: {message}; see {self.prog} --help")
 
-    def parse(self, argv: list[str] | None) -> argparse.Namespace:
+    def parse(self, argv: Arguments) -> argparse.Namespace:
         """Parse, with key=value before, between or after options."""
         return self.parse_intermixed_args(argv)
 
@@ -57,11 +70,13 @@ def command_parser(prog: str, about: str) -> Parser:
     return parser
 
 
-def configure(arguments: argparse.Namespace, kind: type[Config]) -> Config:
+def configure(arguments: argparse.Namespace, kind: "type[Config]") -> "Config":
     """The config that a parsed command line asks for, as the room of the command sees it.
 
     All sections are read and checked, those of later rooms too. --print-config prints it and stops.
     """
+    from data.config import load_config, make_config, parse_overrides
+
     if arguments.config:
         config = load_config(arguments.config, arguments.overrides)
     elif arguments.print_config:
@@ -79,21 +94,32 @@ def configure(arguments: argparse.Namespace, kind: type[Config]) -> Config:
     return config
 
 
-def print_and_stop(config: Settings) -> NoReturn:
+def print_and_stop(config: "Settings") -> NoReturn:
+    from data.config import print_config
+
     print(print_config(config))
     raise SystemExit(0)
 
 
-def run_command(command: Callable[[], None]) -> NoReturn:
-    """Run a command; a user's mistake becomes one line on stderr and exit code 2."""
+def run_command(command: Callable[[Arguments], None], argv: Arguments) -> NoReturn:
+    """Run a command: a user's mistake becomes one line on stderr and exit code 2, a signal one and 75."""
+    own_process = argv is None
+    if own_process:  # pictures go into files; Jupyter names a backend that only its own processes have
+        os.environ["MPLBACKEND"] = "agg"
+
     try:
-        command()
+        with stopping_on_signals(for_good=own_process):
+            command(argv)
 
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted; the last checkpoint is kept, the same command continues from it", file=sys.stderr)
+    except Stopped as stopped:
+        if stopped.speaks:
+            print(stopped.line, file=sys.stderr)
+        raise
+    except KeyboardInterrupt:  # the second Ctrl-C in a training, before its step was saved
+        print("interrupted; the last checkpoint is kept, the same command goes on from it", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:  # `mae-pretrain --print-config | head`
         sys.stderr.close()

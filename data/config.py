@@ -18,11 +18,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, WrapValidator
 from pydantic_core import PydanticCustomError
 
+from data.errors import UserError
+
 WHOLE = "classify.settings:ClassifyConfig"  # the config of all rooms; by name, so that no room imports a later one
-
-
-class UserError(ValueError):
-    """A mistake the user can mend: one line, `place: found X, expected Y`; commands exit with 2."""
 
 
 class Settings(BaseModel):

@@ -3,9 +3,7 @@
 import json
 import os
 import shutil
-from concurrent.futures import ProcessPoolExecutor
-from functools import partial
-from multiprocessing import get_context
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +14,14 @@ from tqdm import tqdm
 
 from data.labels import FINDINGS as COLUMNS
 from data.phantom_drawing import DEVICES, FINDINGS, draw_anatomy, draw_lateral, draw_radiograph
+from data.workers import run_jobs
 
 DENIED = ("Pneumothorax", "Pleural Effusion", "Consolidation", "Edema")  # what a report likes to exclude
 ABNORMAL_SHARE = 0.55  # of studies
 UNCERTAIN_SHARE = 0.04  # of studies: the labeler hesitates
 BLANK_SHARE = 0.03  # of studies: the report names nothing
 LATERAL_SHARE = 0.03  # lateral images per frontal image
+CHUNK = 16  # images a process draws between two reports
 SMALLEST_TREE = 20  # images; fewer cannot fill three splits
 
 
@@ -133,18 +133,19 @@ def _dicom_id(rng: np.random.Generator) -> str:
 
 
 def _draw_all(root: Path, shots: pd.DataFrame, seed: int, workers: int) -> None:
-    draw = partial(_draw_one, root, seed)
     rows: list[dict[Any, Any]] = shots.to_dict("records")
-    with tqdm(total=len(rows), desc="drawing radiographs", unit="image", disable=None) as bar:
-        if workers <= 1:
-            for row in rows:
-                draw(row)
-                bar.update()
-            return
-        # spawned, not forked: the caller may hold threads
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            for _ in pool.map(draw, rows, chunksize=16):
-                bar.update()
+    jobs = [(root, seed, rows[start : start + CHUNK]) for start in range(0, len(rows), CHUNK)]
+
+    bar = tqdm(total=len(rows), desc="drawing radiographs", unit="image", disable=None)
+    with bar, closing(run_jobs(_draw_some, jobs, workers)) as drawn:
+        for count in drawn:
+            bar.update(count)
+
+
+def _draw_some(root: Path, seed: int, rows: list[dict[Any, Any]]) -> int:
+    for row in rows:
+        _draw_one(root, seed, row)
+    return len(rows)
 
 
 def _draw_one(root: Path, seed: int, row: dict[Any, Any]) -> None:

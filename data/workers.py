@@ -1,7 +1,6 @@
 """Processes that read images. Light: every one of them imports this."""
 
 import os
-import signal
 import sys
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
@@ -10,16 +9,22 @@ from multiprocessing import get_context, parent_process
 from threading import Thread
 from typing import Any
 
+from data.errors import UserError
+from data.signals import held_back, ignore_in_child
+
 FEW = 8  # jobs for which starting processes costs more than it saves
 TRIES = 2  # of a job alone in a process, before it is given up
 Job = tuple[Any, ...]
 
 
-class Killed(Exception):
+class Killed(UserError):
     """Jobs whose process was killed each time, though it did nothing else; all others are done."""
 
     def __init__(self, jobs: Sequence[Job]):
-        super().__init__(f"{len(jobs)} jobs whose process was killed")
+        super().__init__(
+            f"data.workers: found a process killed {TRIES} times at the same work, expected it to live; "
+            "run again with more memory free"
+        )
         self.jobs = jobs
 
 
@@ -50,7 +55,7 @@ def run_jobs(function: Callable[..., Any], jobs: Sequence[Job], workers: int) ->
             break
 
         # what was in work is among the first jobs left; one of them may kill whoever does it
-        _say("found a process killed that reads images (out of memory?), so what it did is done again")
+        _say("found a process killed (out of memory?), so what was in work is done again")
         suspects = left[: 2 * workers + 1]
         left = left[len(suspects) :]
         try:
@@ -145,7 +150,7 @@ def start_processes(workers: int) -> Executor:
 
 
 def _start(workers: int) -> ProcessPoolExecutor:
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_begin_process)
+    pool = _Pool(workers, get_context("spawn"), initializer=_begin_process)
     try:
         for _ in range(workers):  # a pool starts a process when it gets a job and none is idle
             pool.submit(os.getpid)
@@ -155,6 +160,14 @@ def _start(workers: int) -> ProcessPoolExecutor:
         pool.shutdown(wait=False, cancel_futures=True)
         raise
     return pool
+
+
+class _Pool(ProcessPoolExecutor):
+    """A pool whose processes hear no signal from their first moment on."""
+
+    def submit(self, *job: Any, **named: Any) -> Future[Any]:
+        with held_back():  # a process is started when there is something to do
+            return super().submit(*job, **named)
 
 
 class ThisProcess(Executor):
@@ -184,8 +197,7 @@ def _say(text: str) -> None:
 
 
 def _begin_process() -> None:
-    for interrupt in (signal.SIGINT, signal.SIGUSR1):  # a terminal's Ctrl-C and Slurm's warning reach all processes
-        signal.signal(interrupt, signal.SIG_IGN)
+    ignore_in_child()
     # without this a process would wait for ever on a parent that was killed
     Thread(target=_end_with_parent, daemon=True).start()
 

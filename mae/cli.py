@@ -1,12 +1,11 @@
-"""The command line of stage one, parsed before torch is imported."""
+"""The command line of stage one. Nothing is imported before its signals are followed (data/cli.py)."""
 
 import argparse
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from data.cli import Parser, command_parser, configure, run_command
-from data.config import UserError, change_config, expand
-from mae.settings import MAEConfig
+from data.cli import Arguments, Parser, command_parser, configure, run_command
+from data.errors import UserError
 
 FLAGS = {"verbose": "engine.verbose=true", "deterministic": "engine.deterministic=true"}  # stand for settings
 
@@ -40,7 +39,7 @@ def training_parser(prog: str, about: str) -> Parser:
     return parser
 
 
-def parse_training(parser: Parser, argv: list[str] | None, overfit: Iterable[str]) -> argparse.Namespace:
+def parse_training(parser: Parser, argv: Arguments, overfit: Iterable[str]) -> argparse.Namespace:
     """Parse; what flags stand for and --overfit changes goes before the overrides, which may say otherwise."""
     arguments = parser.parse(argv)
     count = arguments.overfit
@@ -55,12 +54,15 @@ def parse_training(parser: Parser, argv: list[str] | None, overfit: Iterable[str
     return arguments
 
 
-def pretrain(argv: list[str] | None = None) -> None:
+def pretrain(argv: Arguments = None) -> None:
     """The command mae-pretrain."""
-    run_command(lambda: _pretrain(argv))
+    run_command(_pretrain, argv)
 
 
-def _pretrain(argv: list[str] | None) -> None:
+def _pretrain(argv: Arguments) -> None:
+    from data.config import change_config, expand
+    from mae.settings import MAEConfig
+
     parser = training_parser(
         "mae-pretrain", "Stage one: pretrain a masked autoencoder. An interrupted run continues where it stood."
     )
@@ -102,14 +104,15 @@ def _pretrain(argv: list[str] | None) -> None:
         print(f"next: mae-finetune --checkpoint {folder / 'last.pt'}")
 
 
-def reconstruct(argv: list[str] | None = None) -> None:
+def reconstruct(argv: Arguments = None) -> None:
     """The command mae-reconstruct."""
-    run_command(lambda: _reconstruct(argv))
+    run_command(_reconstruct, argv)
 
 
-def _reconstruct(argv: list[str] | None) -> None:
+def _reconstruct(argv: Arguments) -> None:
     arguments = _reconstruct_parser().parse(argv)
 
+    from data.config import change_config
     from mae.engine.checkpoint import load_checkpoint
     from mae.engine.run import configure_torch, device_of
     from mae.reconstruct import View, reconstruct_files

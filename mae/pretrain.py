@@ -98,6 +98,7 @@ def pretrain_stage(
 
     # each rank reads its share of the images
     train = data.split("train")
+    batches = Loader(data, train, settings.batch_size, config.seed, distributed.shard())
     held_out = Loader(data, data.split("validate"), settings.batch_size, share=distributed.shard())
 
     # what the loop asks for
@@ -122,8 +123,8 @@ def pretrain_stage(
         model=model,
         optimizer=adamw(parameter_groups(model.named_parameters(), optimizer.weight_decay), optimizer.betas),
         settings=optimizer,
-        schedule=schedule_of(optimizer, optimizer.base_lr, settings.batch_size, settings.epochs),
-        batches=Loader(data, train, settings.batch_size, config.seed, distributed.shard()),
+        schedule=schedule_of(optimizer, optimizer.base_lr, batches.batch_size, settings.epochs),
+        batches=batches,
         step=step,
         validate=validate_and_probe,
         validate_every=settings.validate_every,

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from data.config import UserError
+from data.signals import Stopped, noting_signals
 from mae.engine import distributed
 from mae.engine.checkpoint import Checkpoint, NotSaved, check_weights, latest_checkpoint, save_checkpoint
 from mae.engine.hparams import describe_run, end_session, write_hyperparameters
 from mae.engine.memory import keep_freed_memory
 from mae.engine.schedule import set_learning_rate
-from mae.engine.signals import Stopped, listening
-from mae.engine.stage import AnyStage, Batch
+from mae.engine.stage import AnyStage, Batch, Validation
 from mae.engine.tracker import Progress, Tracker
 from mae.engine.update import Update
 
@@ -57,7 +57,7 @@ def fit(stage: AnyStage, folder: Path) -> None:
     keep_freed_memory()
     run = _Run(stage, folder)
     try:
-        with listening() as signals:
+        with noting_signals() as signals:
             while run.position.epoch < stage.epochs:
                 run.train_epoch(signals)
                 run.end_epoch()
@@ -72,10 +72,17 @@ def _check_batch(stage: AnyStage) -> None:
     size = stage.batches.batch_size
     accumulate = stage.settings.accumulate
     ranks = distributed.world_size()
-    if size % (ranks * accumulate):
+    parts = ranks * accumulate
+    found = f"batch_size: found {size} (or that few training images)"
+    if size % parts:
+        raise UserError(f"{found}, expected a multiple of {parts}: {ranks} ranks times accumulate={accumulate}")
+
+    # one image has no variance; ranks share theirs
+    normalises = any(isinstance(module, distributed.BATCH_NORMS) for module in stage.model.modules())
+    if normalises and size < 2 * accumulate:
         raise UserError(
-            f"batch_size: found {size} (or that few training images), expected a multiple of {ranks * accumulate}: "
-            f"{ranks} ranks times accumulate={accumulate}"
+            f"{found}, expected at least {2 * accumulate} for batch normalisation: 2 images in each part, "
+            f"accumulate={accumulate}"
         )
 
 
@@ -93,11 +100,9 @@ class _Run:
 
         # one rank writes for all
         writes = distributed.is_main()
-        if writes:
-            write_hyperparameters(folder, stage.hyperparameters)
         self.tracker = Tracker(folder, self.position.step, enabled=writes)
-        if self.tracker.board is not None:
-            describe_run(self.tracker.board, stage.config, self.position.step)
+        self.tracker.draw(lambda board: write_hyperparameters(folder, stage.hyperparameters))
+        self.tracker.draw(lambda board: describe_run(board, stage.config, self.position.step))
 
         # the bar counts images over the whole run
         size = stage.batches.batch_size
@@ -125,10 +130,9 @@ class _Run:
             if not (ended or save_due or stop_due or len(self.pending) == self.settings.log_every):
                 continue
 
+            # `end_epoch` saves at the end; whoever stops before its validation goes on with that
             self._look()
-            if ended:  # `end_epoch` saves
-                continue
-            if save_due or self.watch.since_saved() > 60 * self.settings.save_minutes:
+            if not ended and (save_due or self.watch.since_saved() > 60 * self.settings.save_minutes):
                 self._save_last()
             self.stop_if(signals)
 
@@ -188,23 +192,23 @@ class _Run:
         return float(position.skipped)
 
     def end_epoch(self) -> None:
-        """Validate, show and save where this epoch's end is one at which that is done."""
+        """Validate, save and show where this epoch's end is one at which that is done."""
         stage = self.stage
         position = self.position
-        train_loss = position.loss_sum / max(position.loss_count, 1)
-        position.begin_epoch(position.epoch + 1)
-        if position.epoch % stage.validate_every and position.epoch < stage.epochs:
+        epoch = position.epoch + 1
+        train_loss = math.nan
+        if position.loss_count:
+            train_loss = position.loss_sum / position.loss_count
+        if epoch % stage.validate_every and epoch < stage.epochs:
+            position.begin_epoch(epoch)
             self._save_last()
             return
 
-        # what is validated is what is handed on
-        model = self.update.kept
-        validation = evaluating(model, lambda model: stage.validate(model, position.epoch))
-        logs = {"epoch": position.epoch, "epoch/train_loss": train_loss, **validation.metrics}
-        self.tracker.scalars(position.step, logs)
-        board = self.tracker.board
-        if board is not None:
-            evaluating(model, lambda model: stage.show(model, validation, board, position.step))
+        validation = self._validate(epoch)
+        position.begin_epoch(epoch)
+        metrics = {"train/loss": train_loss, **validation.metrics}
+        self.tracker.scalars(position.step, {"epoch": epoch, "epoch/train_loss": train_loss, **validation.metrics})
+        self.progress.line(f"{self.folder.name}: epoch {epoch}/{stage.epochs} {_numbers(metrics)}")
 
         # best.pt first: last.pt tells a resumed run what the best is
         if validation.score > position.best:
@@ -212,8 +216,30 @@ class _Run:
             self.tracker.best(position.step, validation.metrics)
             self._save("best.pt", validation.meta, optimizer=False)
         self._save_last(validation.meta)
-        numbers = f"train/loss {train_loss:.4f} {_numbers(validation.metrics)}"
-        self.progress.line(f"{self.folder.name}: epoch {position.epoch}/{stage.epochs} {numbers}")
+
+        # pictures come last: one that fails costs nothing but itself
+        model = self.update.kept
+        if math.isfinite(validation.score):
+            self.tracker.draw(
+                lambda board: evaluating(model, lambda model: stage.show(model, validation, board, position.step))
+            )
+
+    def _validate(self, epoch: int) -> Validation:
+        """The validation of what is handed on; what was learned is saved where it fails."""
+        try:
+            validation = evaluating(self.update.kept, lambda model: self.stage.validate(model, epoch))
+        except Exception:
+            self._save_last()
+            raise
+
+        broken = [name for name, value in validation.metrics.items() if not math.isfinite(value)]
+        if not broken:
+            return validation
+        self.progress.say(
+            f"warning: {self.folder.name}: {' and '.join(broken)} not finite after epoch {epoch}: not a candidate for "
+            "best.pt; lower base_lr or precision=fp32 may help in another run"
+        )
+        return validation._replace(score=-math.inf)
 
     def stop_if(self, signals: list[str]) -> None:
         """End the run after a signal to any rank, its checkpoint written."""
@@ -226,15 +252,21 @@ class _Run:
         if position.batch:  # at an epoch's end it is written already
             self._save_last()
         name = signals[0] if signals else "another rank's signal"
-        raise Stopped(self.folder, name, position.step)
+        line = f"{self.folder}: stopped by {name} at step {position.step}, which is saved; "
+        raise Stopped(line + "the same command goes on from it", speaks=distributed.is_main())
 
     def finish(self) -> None:
         """All ranks meet at the end; the checkpoint before the last is not needed any more."""
-        if distributed.is_main():
-            (self.folder / "previous.pt").unlink(missing_ok=True)
-        if self.tracker.board is not None:
-            end_session(self.tracker.board)
+        self.tracker.draw(end_session)
         distributed.barrier()
+        if not distributed.is_main():
+            return
+        if not (self.folder / "best.pt").exists():
+            raise UserError(
+                f"{self.folder}: found no validation with finite numbers in {self.stage.epochs} epochs, expected one "
+                "for best.pt; start another run (run=…) with lower base_lr or precision=fp32"
+            )
+        (self.folder / "previous.pt").unlink(missing_ok=True)
 
     def close(self) -> None:
         self.progress.close()
@@ -327,7 +359,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 def _numbers(metrics: dict[str, float]) -> str:
-    return " ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+    return " ".join(f"{name} {value:.4g}" for name, value in metrics.items() if math.isfinite(value))
 
 
 def evaluating(model: nn.Module, look: Callable[[nn.Module], Seen]) -> Seen:

@@ -80,9 +80,9 @@ def _made_with(path: Path) -> dict[str, Any]:
 
 
 def is_finished(folder: Path, epochs: int) -> bool:
-    """Whether the folder's run has trained for that many epochs."""
+    """Whether the folder's run has trained for that many epochs, and has its best.pt."""
     last = latest_checkpoint(folder)
-    return last is not None and last.progress["epoch"] >= epochs
+    return last is not None and last.progress["epoch"] >= epochs and (folder / "best.pt").exists()
 
 
 def expect_checkpoint(folder: Path) -> None:

@@ -24,7 +24,10 @@ class Schedule:
 
 
 def schedule_of(settings: OptimizerSettings, base_lr: float, batch_size: int, epochs: int) -> Schedule:
-    """Rates are given for a batch of 256 and scale with the batch (Goyal et al. 2017), as in the MAE paper."""
+    """Rates are given for a batch of 256 and scale with the batch (Goyal et al. 2017), as in the MAE paper.
+
+    batch_size: of the batches that are trained on; few training images make smaller ones than the config asks for.
+    """
     scale = batch_size / 256
     return Schedule(epochs, settings.warmup_epochs, peak=base_lr * scale, floor=settings.min_lr * scale)
 

@@ -66,6 +66,7 @@ class Stage(Generic[Network]):
     validate_every: int = 1
     meta: dict[str, Any] = field(default_factory=dict)
     name_images: Callable[[Any], list[str]] = _names_nobody  # ids of a batch's images
+    count: Callable[[Any], Tensor] | None = None  # of how many of a batch's images the loss is the mean; None: of all
     show: Callable[[Network, Validation, SummaryWriter, int], None] = _shows_nothing  # pictures for the board
     hyperparameters: dict[str, float | str] = field(default_factory=dict)  # what tells its runs apart
 

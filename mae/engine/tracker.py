@@ -1,7 +1,9 @@
 """Where numbers go while a run runs: metrics.jsonl, TensorBoard, and one line on the console."""
 
 import json
+import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,12 @@ class Tracker:
     def __init__(self, folder: Path, step: int, enabled: bool = True):
         self.path = folder / "metrics.jsonl"
         self.enabled = enabled
-        self.complained = False
+        self.complaints: set[str] = set()
         self.board: SummaryWriter | None = None
         if not enabled:
             return
 
+        folder.mkdir(parents=True, exist_ok=True)
         self._drop_after(step)
         self.board = SummaryWriter(folder, purge_step=step + 1)  # also where none was saved before the kill
 
@@ -35,17 +38,31 @@ class Tracker:
         write_text(self.path, "".join(f"{line}\n" for line in kept))
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """A row of metrics.jsonl, and a point of each curve on the board."""
-        self.note(step, **values)
-        if self.board is not None:
-            for name, value in values.items():
-                self.board.add_scalar(name, value, step)
+        """A row of metrics.jsonl, and a point of each curve on the board; what is not finite is no number."""
+        finite = {name: value for name, value in values.items() if math.isfinite(value)}
+        self.note(step, **finite)
+        self._curves(step, finite)
 
     def best(self, step: int, metrics: dict[str, float]) -> None:
         """The metrics of best.pt, on the board alone: in the HParams tab they stand beside the last ones."""
-        if self.board is not None:
-            for name, value in metrics.items():
-                self.board.add_scalar(f"best/{name}", value, step)
+        self._curves(step, {f"best/{name}": value for name, value in metrics.items()})
+
+    def _curves(self, step: int, values: dict[str, float]) -> None:
+        def draw(board: SummaryWriter) -> None:
+            for name, value in values.items():
+                board.add_scalar(name, value, step)
+
+        self.draw(draw)
+
+    def draw(self, picture: Callable[[SummaryWriter], object]) -> None:
+        """Let `picture` write to the board, where there is one. Whatever fails in it is a warning: runs go on."""
+        if self.board is None:
+            return
+        try:
+            picture(self.board)
+        except Exception as error:
+            reason = str(error).strip() or type(error).__name__
+            self._complain(f"{self.path.parent}: not shown in TensorBoard ({reason.splitlines()[0]})")
 
     def note(self, step: int, **values: Any) -> None:
         """A row of metrics.jsonl alone."""
@@ -57,13 +74,16 @@ class Tracker:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, **values}) + "\n")
         except OSError as error:  # a full disk must not end a run that goes well
-            if not self.complained:
-                print(f"warning: {self.path}: {error.strerror}; rows are lost", file=sys.stderr)
-            self.complained = True
+            self._complain(f"{self.path}: {error.strerror}; rows are lost")
+
+    def _complain(self, text: str) -> None:
+        """Once each."""
+        if text not in self.complaints:
+            tqdm.write(f"warning: {text}", file=sys.stderr)
+        self.complaints.add(text)
 
     def close(self) -> None:
-        if self.board is not None:
-            self.board.close()
+        self.draw(SummaryWriter.close)
 
 
 def _step(line: str) -> float:

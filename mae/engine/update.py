@@ -1,5 +1,6 @@
 """One optimizer update, all of it on the device: precision, accumulation, clipping, skipping, averaging."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -58,13 +59,23 @@ class Update:
         count = stage.settings.accumulate
         parts = [batch] if count == 1 else batch.parts(count)
         total = torch.zeros((), device=stage.device)
-        for number, part in enumerate(parts, start=1):
+        for number, (part, share) in enumerate(zip(parts, self._shares(parts), strict=True), start=1):
             with self._averaging(last=number == len(parts)):
                 with autocast(stage.device, stage.config.precision):
-                    loss = stage.step(self.model, part, epoch) / len(parts)
+                    loss = stage.step(self.model, part, epoch) * share
                 self.scaler.scale(loss).backward()
             total = total + loss.detach()
         return total
+
+    def _shares(self, parts: Sequence[Batch]) -> list[float] | Tensor:
+        """What each part's mean counts in the whole batch's: as many images as it is the mean of, over all ranks."""
+        count = self.stage.count
+        if count is None:
+            return [1 / len(parts)] * len(parts)
+
+        counts = torch.stack([count(part) for part in parts])  # k
+        mean_over_ranks = distributed.all_reduce_mean(counts.sum().float())
+        return counts / mean_over_ranks.clamp(min=1)
 
     def _averaging(self, last: bool) -> AbstractContextManager[None]:
         """Ranks average their gradients once a batch, with its last part."""

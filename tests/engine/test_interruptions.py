@@ -1,6 +1,5 @@
 """Real processes, killed and told to stop at random steps: what they end with equals an uninterrupted run."""
 
-import os
 import random
 import signal
 import subprocess
@@ -15,9 +14,9 @@ from stage_runs import assert_same
 from tiny_world import FOUR_EPOCHS, SETTINGS, places, write_config, write_table
 
 from data.config import UserError
+from data.signals import TRY_AGAIN
 from mae import load_checkpoint
 from mae.engine.checkpoint import Checkpoint, NotSaved, latest_checkpoint, save_checkpoint
-from mae.engine.signals import TRY_AGAIN, Stopped, listening
 from mae.engine.tracker import read_metrics
 
 STEPS = {"pretrain": 6 * 8, "finetune": 6 * 5}
@@ -104,23 +103,6 @@ def test_five_kills_a_torn_file_and_a_signal_equal_no_interruption(world, stage,
     assert code == 0, errors
     assert_same_end(whole, parts)
     assert not (parts / "previous.pt").exists()
-
-
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGINT, signal.SIGTERM])
-def test_a_signal_is_noted_and_handlers_are_put_back(number):
-    before = signal.getsignal(number)
-    with listening() as received:
-        os.kill(os.getpid(), number)
-        assert received == [number.name]
-        assert signal.getsignal(number) == before  # the second acts as it always did
-    assert signal.getsignal(number) == before
-
-
-def test_stopping_says_where_and_exits_with_a_code_of_its_own(tmp_path, capsys):
-    with pytest.raises(SystemExit) as caught, listening():
-        raise Stopped(tmp_path, "SIGTERM", 7)
-    assert caught.value.code == TRY_AGAIN == 75
-    assert capsys.readouterr().err.count("\n") == 1
 
 
 # ---------------------------------------------------------------- torn files, full disks

@@ -1,0 +1,163 @@
+"""Ending well: a signal ends any command with exit code 75, and the same command, given again, goes on.
+
+Outside the training loop a signal is an exception, as Ctrl-C is: files and processes are let go of on the way out. The
+loop asks for signals to be noted instead, and stops after a saved step. Light: commands import it before anything else.
+"""
+
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import Event, Thread
+from types import FrameType
+
+TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
+GRACE = 20.0  # seconds a command has to end by itself; Slurm and torchrun kill after 30
+
+# what schedulers, shells and terminals send to say that time is up; a system need not have all of them
+NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
+SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
+
+Handler = Callable[[int, FrameType | None], None]
+
+
+class Stopped(SystemExit):
+    """A signal ended it; exit code 75. `line` says so to whoever looks on; of several ranks one `speaks`."""
+
+    def __init__(self, line: str, speaks: bool = True):
+        super().__init__(TRY_AGAIN)
+        self.line = line
+        self.speaks = speaks
+
+
+@contextmanager
+def stopping_on_signals(for_good: bool) -> Iterator[None]:
+    """A signal that arrives in here raises `Stopped`; later ones are part of the same ending, and do nothing.
+
+    for_good: the process is about to end afterwards, so signals do nothing from then on. A main thread that cannot
+    hear the signal, say in torch's wait for other ranks, is ended after GRACE seconds.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        _set_all(signal.SIG_IGN)
+        raise Stopped(_ended_by(number))
+
+    before = _set_all(stop)
+    ended = Event()
+    with _watched(ended):
+        try:
+            yield
+        finally:
+            ended.set()
+            for number, handler in before.items():
+                signal.signal(number, signal.SIG_IGN if for_good else handler)
+
+
+@contextmanager
+def noting_signals() -> Iterator[list[str]]:
+    """A list that gets the name of each signal which arrives, for who looks at it between two steps.
+
+    A second Ctrl-C acts as it did before. What was noted and not stopped for acts so at the end.
+    """
+    received: list[str] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        arrived = signal.Signals(number)
+        received.append(arrived.name)
+        if arrived == signal.SIGINT:
+            signal.signal(arrived, before[arrived])
+
+    before = _set_all(note)
+    _Noting.now = bool(before)
+    try:
+        yield received
+    finally:
+        _Noting.now = False
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if received:
+        signal.raise_signal(signal.Signals[received[0]])
+
+
+def ignore_in_child() -> None:
+    """For a child process: whether to stop is its parent's to say. SIGTERM stays the parent's way to end it."""
+    for number in SIGNALS:
+        if number != signal.SIGTERM:
+            signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Children started in here hear no signal before they call `ignore_in_child`: a terminal's go to all processes."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+# ---------------------------------------------------------------- handlers
+
+
+class _Noting:
+    """Whether signals are noted now: a step may take longer than GRACE, and is worth waiting for."""
+
+    now = False
+
+
+def _ended_by(number: int) -> str:
+    return f"stopped by {signal.Signals(number).name}; what is finished is kept, the same command goes on from it"
+
+
+def _set_all(handler: "Handler | signal.Handlers") -> "dict[signal.Signals, Handler | int | None]":
+    """Set the handler of every signal; returns those before. {} outside the main thread: signals are someone else's."""
+    before = {}
+    for number in SIGNALS:
+        now = signal.getsignal(number)
+        if number == getattr(signal, "SIGHUP", None) and now is signal.SIG_IGN:
+            continue  # nohup's promise
+        try:
+            signal.signal(number, handler)
+        except ValueError:
+            return {}
+        before[number] = now
+    return before
+
+
+@contextmanager
+def _watched(ended: Event) -> Iterator[None]:
+    """A thread that hears signals even while the main thread is deep inside a library."""
+    here, there = socket.socketpair()
+    there.setblocking(False)
+    try:
+        earlier = signal.set_wakeup_fd(there.fileno(), warn_on_full_buffer=False)
+    except ValueError:  # not the main thread
+        here.close()
+        there.close()
+        yield
+        return
+
+    Thread(target=_see_to_it, args=(here, ended), daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(earlier)
+        there.close()
+
+
+def _see_to_it(reader: socket.socket, ended: Event) -> None:
+    """End the process where a signal has not done so after GRACE seconds."""
+    while number := reader.recv(1):
+        if number[0] not in SIGNALS or _Noting.now or ended.wait(GRACE):
+            continue
+        os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"{_ended_by(number[0])}\n".encode())
+        os._exit(TRY_AGAIN)
+    reader.close()
