@@ -208,7 +208,7 @@ def time_processes(path: Path, arguments: argparse.Namespace) -> dict[str, float
     np.lib.format.open_memmap(images, "w+", np.uint8, (len(rows), arguments.size, arguments.size)).flush()
     jobs = []
     for start in range(0, len(rows), CHUNK):
-        chunk = [(row, str(path)) for row in rows[start : start + CHUNK]]
+        chunk = [(row, str(path), None) for row in rows[start : start + CHUNK]]
         jobs.append((str(images), chunk, arguments.size, "squash", "window"))
 
     counts = {"one process": 1}

@@ -53,7 +53,7 @@ def look_for(paths: Sequence[str], root: Path, memory: Path | None) -> Look:
         there = _recall(_place(memory, key), len(paths))
         if there is not None:
             return Look(root, key, there, recalled=True)
-    return Look(root, key, _ask(paths))
+    return Look(root, key, exist(paths))
 
 
 def _place(folder: Path, key: str) -> Path:
@@ -70,14 +70,15 @@ def _recall(path: Path, count: int) -> np.ndarray | None:
     return there
 
 
-def _ask(paths: Sequence[str]) -> np.ndarray:
+def exist(paths: Sequence[str]) -> np.ndarray:
+    """(n) bool: which files are there, as the disk says now."""
     chunks = [paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK)]
     there: list[bool] = []
     with ThreadPoolExecutor(THREADS) as pool:
-        for found in pool.map(_exist, chunks):
+        for found in pool.map(_exist_here, chunks):
             there += found
     return np.array(there, bool)
 
 
-def _exist(paths: Sequence[str]) -> list[bool]:
+def _exist_here(paths: Sequence[str]) -> list[bool]:
     return [os.path.exists(path) for path in paths]  # noqa: PTH110 (Path objects take four times as long)

@@ -22,6 +22,7 @@ from PIL import Image, ImageOps
 from data.jpeg import block_means, means_only
 from data.refusal import MAX_PIXELS, UnreadableImage, check_size, refuse
 from data.settings import Resize, Size, Tone, height_and_width
+from data.stand_ins import ENOUGH, pointing_link, stand_in
 from data.tones import between_tails, to_bytes
 
 READER_VERSION = 3  # raise it whenever the same file would read differently: stores are then made anew
@@ -124,7 +125,7 @@ def _read(
     except OSError as error:  # strerror: the file's trouble; without one it is Pillow's word on the content
         trouble = f"damaged content ({_one_line(error)})"
         if error.strerror:
-            trouble = error.strerror.lower()
+            trouble = pointing_link(Path(path)) or error.strerror.lower()
         message = f"{path}: found {trouble}, expected a readable image file"
     except Exception as error:
         message = f"{path}: found damaged content ({type(error).__name__}), expected an intact image file"
@@ -153,7 +154,7 @@ def _read_content(
 
         return _whole(read_dicom(data, tone))
     if not data.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")):
-        refuse("other bytes", "JPEG, PNG or DICOM")
+        refuse(stand_in(data[:ENOUGH]) or "other bytes", "JPEG, PNG or DICOM")
     return _read_picture(data, at_least, of_sides)
 
 

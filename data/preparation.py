@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 from tqdm import tqdm
 
+from data.checksums import Listing, absolute, differing_tables, published_digests, read_listings, summary
 from data.config import UserError, expand
 from data.images import READER_VERSION
 from data.locks import locked
@@ -104,10 +105,23 @@ def _pixels(size: Size) -> str:
 
 def _write(settings: DataSettings, folder: Path, table: pd.DataFrame, description: dict[str, Any]) -> None:
     table = table.sort_values("image_id")  # rows do not depend on splits or on the order of the CSVs
-    writer = StoreWriter(folder, table["image_id"].tolist(), table["path"].tolist(), settings.image_size)
+    paths = table["path"].tolist()
+
+    # what is published of the files, and whether the tables are what was published
+    listings = read_listings(settings)
+    for listing in listings:
+        _warn(listing.warnings)
+    _warn(differing_tables(listings))
+    said = published_digests(listings)
+    published = [said.get(absolute(path)) if said else None for path in paths]
+
+    writer = StoreWriter(folder, table["image_id"].tolist(), paths, settings.image_size, published)
     for earlier, count in take_over(writer, description):
         print(f"{count:,} images taken over from {earlier}; delete it if no run needs it", flush=True)
+    writer.doubt()
     _decode_all(settings, writer)
+    for line in _compared(writer, listings):
+        print(line, flush=True)
 
     # too many unreadable files are a mistake; a few are named and left out
     most = allowed(settings.max_rejected, len(table))
@@ -126,6 +140,30 @@ def _write(settings: DataSettings, folder: Path, table: pd.DataFrame, descriptio
     forget_plan(folder)
     if writer.rejected:
         print(f"{writer.rejected} unreadable files are listed in {folder / 'rejected.csv'}", file=sys.stderr)
+
+
+def _warn(lines: list[str]) -> None:
+    for line in lines:
+        print(f"warning: {line}", file=sys.stderr, flush=True)
+
+
+def _compared(writer: StoreWriter, listings: list[Listing]) -> list[str]:
+    """What came of each list of checksums, in a line."""
+    if not listings:
+        return []
+    images = {absolute(path) for path in writer.paths if ".npz#" not in path}  # of an archive the whole is listed
+    reasons = writer.reasons()
+
+    lines = []
+    for listing in listings:
+        differing = 0
+        for row in writer.rejected_rows():
+            published = writer.published[row]
+            if published and listing.files.get(absolute(writer.paths[row])) == published:
+                differing += f"by {published.where}" in reasons[writer.image_ids[row]]
+        if images and listing.files:
+            lines.append(summary(listing, images, differing))
+    return lines
 
 
 def allowed(limit: int | float | None, count: int) -> int:
@@ -156,7 +194,7 @@ def _decode_all(settings: DataSettings, writer: StoreWriter) -> None:
             _note_all(writer, run_jobs(decode_rows, jobs, workers), bar)
         except Killed as killed:
             for _, chunk, *_ in killed.jobs:
-                suspects += [row for row, _ in chunk]
+                suspects += [row for row, *_ in chunk]
 
         # which of a chunk's images is it?
         try:
@@ -166,7 +204,7 @@ def _decode_all(settings: DataSettings, writer: StoreWriter) -> None:
 
 
 def _job(settings: DataSettings, writer: StoreWriter, rows: list[int]) -> Job:
-    chunk = [(row, writer.paths[row]) for row in rows]
+    chunk = [(row, writer.paths[row], writer.published[row]) for row in rows]
     return str(writer.images), chunk, settings.image_size, settings.resize, settings.tone
 
 

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from data.checksums import Published, hasher
 from data.config import UserError
 from data.images import read_fitted
 from data.refusal import UnreadableImage
@@ -32,6 +33,7 @@ SCRATCH = ("state.npy", "bytes.npy", "digests.npy", "stamps.npy")  # of a store 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 ZEROS = 2**24  # bytes written at a time where room cannot be reserved
 DIGITS = 32  # of a file's SHA-256, in hex: 128 bits tell any two files apart, in half the index
+Asked = tuple[int, str, Published | None]  # row; path; what a list of checksums says of the file
 Decoded = tuple[int, int, str, str, str | None]  # row; bytes, digest and stamp of the file; reason if it is rejected
 
 
@@ -112,10 +114,18 @@ class ImageStore:
 class StoreWriter:
     """A store under construction: rows are decoded in any order, by any process, and survive a kill."""
 
-    def __init__(self, folder: Path, image_ids: Sequence[str], paths: Sequence[str], size: Size):
+    def __init__(
+        self,
+        folder: Path,
+        image_ids: Sequence[str],
+        paths: Sequence[str],
+        size: Size,
+        published: Sequence[Published | None],
+    ):
         self.folder = folder
         self.image_ids = image_ids
         self.paths = paths
+        self.published = published  # what a list of checksums says of each file
         self.images = folder / "images.partial.npy"
         n = len(image_ids)
 
@@ -145,9 +155,22 @@ class StoreWriter:
         """Record that every process which reads this row is killed: the next attempt reads it in one of its own."""
         self.state[row] = KILLER
 
+    def doubt(self) -> None:
+        """Have rows decoded again that are not of the published bytes: taken over, or older than the list.
+
+        By SHA-256 alone, which is remembered.
+        """
+        for row in np.flatnonzero(self.state == DONE).tolist():
+            published = self.published[row]
+            if published and published.algorithm == "sha256" and not published.agrees(self.digests[row].decode()):
+                self.state[row] = 0
+
     @property
     def rejected(self) -> int:
-        return int((self.state == REJECTED).sum())
+        return len(self.rejected_rows())
+
+    def rejected_rows(self) -> list[int]:
+        return np.flatnonzero(self.state == REJECTED).tolist()
 
     def note(self, row: int, size: int, digest: str, stamp: str, reason: str | None) -> None:
         """Record that a row is decoded, or why it cannot be."""
@@ -178,11 +201,14 @@ class StoreWriter:
                 self.stamps[row].decode(),
             )
 
-    def _rejected_lines(self) -> Iterator[tuple[str, str, str]]:
-        # in order of arrival, some twice
+    def reasons(self) -> dict[str, str]:
+        """image_id → why it is rejected."""
         with (self.folder / "rejected.partial.csv").open(newline="", encoding="utf-8") as file:
-            reasons = {line["image_id"]: line["reason"] for line in csv.DictReader(file)}
-        for row in np.flatnonzero(self.state == REJECTED).tolist():
+            return {line["image_id"]: line["reason"] for line in csv.DictReader(file)}  # the last of several counts
+
+    def _rejected_lines(self) -> Iterator[tuple[str, str, str]]:
+        reasons = self.reasons()
+        for row in self.rejected_rows():
             image_id = self.image_ids[row]
             yield image_id, self.paths[row], reasons[image_id]
 
@@ -221,25 +247,53 @@ def _reserve(path: Path) -> None:
         flush_to_disk(file)
 
 
-def decode_rows(images: str, jobs: Sequence[tuple[int, str]], size: Size, resize: Resize, tone: Tone) -> list[Decoded]:
-    """Decode (row, path) jobs into the array file; returns what `StoreWriter.note` takes."""
+def decode_rows(images: str, jobs: Sequence[Asked], size: Size, resize: Resize, tone: Tone) -> list[Decoded]:
+    """Decode jobs into the array file; returns what `StoreWriter.note` takes."""
     array = np.load(images, mmap_mode="r+")
-    return [(row, *_decode(array, row, path, size, resize, tone)) for row, path in jobs]
+    return [(row, *_decode(array, row, path, published, size, resize, tone)) for row, path, published in jobs]
 
 
 def _decode(
-    array: np.ndarray, row: int, path: str, size: Size, resize: Resize, tone: Tone
+    array: np.ndarray, row: int, path: str, published: Published | None, size: Size, resize: Resize, tone: Tone
 ) -> tuple[int, str, str, str | None]:
-    digest = hashlib.sha256()
+    content = _Content(published)
     try:
         before = stamp_of(path)  # a file that changes while it is read is another one afterwards
-        array[row] = read_fitted(path, size, resize, tone, digest.update)
+        array[row] = read_fitted(path, size, resize, tone, content.note)
         size_of_file = file_of(path).stat().st_size
     except UnreadableImage as error:
-        return 0, "", "", str(error)
+        return 0, "", "", "; ".join([str(error), *content.differences()])
     except OSError as error:  # it went away just now
         return 0, "", "", f"{path}: found {(error.strerror or str(error)).lower()}, expected a readable image file"
-    return size_of_file, digest.hexdigest()[:DIGITS], before, None
+
+    for difference in content.differences():  # it can be read, and is not what was published
+        return 0, "", "", f"{path}: {difference}"
+    return size_of_file, content.sha256.hexdigest()[:DIGITS], before, None
+
+
+class _Content:
+    """A file's bytes as they are read: their digest, and whether it is the published one."""
+
+    def __init__(self, published: Published | None):
+        self.published = published
+        self.sha256 = hashlib.sha256()
+        self.compared = self.sha256
+        if published and published.algorithm != "sha256":
+            self.compared = hasher(published.algorithm)
+        self.noted = False
+
+    def note(self, content: bytes) -> None:
+        self.noted = True
+        self.sha256.update(content)
+        if self.compared is not self.sha256:
+            self.compared.update(content)
+
+    def differences(self) -> list[str]:
+        """None, or what differs."""
+        digest = self.compared.hexdigest()
+        if not self.published or not self.noted or self.published.agrees(digest):
+            return []
+        return [self.published.difference(digest)]
 
 
 def stamp_of(path: str) -> str:

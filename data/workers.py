@@ -9,6 +9,7 @@ from multiprocessing import get_context, parent_process
 from threading import Thread
 from typing import Any
 
+from data.errors import UserError
 from data.signals import held_back, ignore_in_child
 
 FEW = 8  # jobs for which starting processes costs more than it saves
@@ -16,11 +17,14 @@ TRIES = 2  # of a job alone in a process, before it is given up
 Job = tuple[Any, ...]
 
 
-class Killed(Exception):
+class Killed(UserError):
     """Jobs whose process was killed each time, though it did nothing else; all others are done."""
 
     def __init__(self, jobs: Sequence[Job]):
-        super().__init__(f"{len(jobs)} jobs whose process was killed")
+        super().__init__(
+            f"data.workers: found a process killed {TRIES} times at the same work, expected it to live; "
+            "run again with more memory free"
+        )
         self.jobs = jobs
 
 
@@ -51,7 +55,7 @@ def run_jobs(function: Callable[..., Any], jobs: Sequence[Job], workers: int) ->
             break
 
         # what was in work is among the first jobs left; one of them may kill whoever does it
-        _say("found a process killed (out of memory?), so what it did is done again")
+        _say("found a process killed (out of memory?), so what was in work is done again")
         suspects = left[: 2 * workers + 1]
         left = left[len(suspects) :]
         try:
@@ -168,6 +172,14 @@ def _start(workers: int) -> ProcessPoolExecutor:
         pool.shutdown(wait=False, cancel_futures=True)
         raise
     return pool
+
+
+class _Pool(ProcessPoolExecutor):
+    """A pool whose processes hear no signal from their first moment on."""
+
+    def submit(self, *job: Any, **named: Any) -> Future[Any]:
+        with held_back():  # a process is started when there is something to do
+            return super().submit(*job, **named)
 
 
 class ThisProcess(Executor):

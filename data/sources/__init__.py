@@ -16,6 +16,7 @@ import pandas as pd
 
 from data.config import UserError
 from data.settings import DataSettings
+from data.stand_ins import ENOUGH, GZIP, stand_in
 
 BLANKS = " \t\r\n\v\f\u00a0\u2007\u202f\u200b\u200c\u200d\u2060\ufeff"  # also those that nobody sees
 NOT_A_NUMBER = ("nan", "NaN", "NA", "N/A", "null")
@@ -97,6 +98,7 @@ def require_folder(root: Path) -> None:
 
 def csv_columns(path: Path) -> list[str]:
     """The header of a CSV, gzipped or not, without blanks around its names; UserError if it cannot be read."""
+    _require_no_stand_in(path)
     header = _parse(path, header=None, nrows=1, dtype=str, keep_default_na=False)
     names = [str(name).strip(BLANKS) for name in header.iloc[0]] if len(header) else []
     repeated = [name for number, name in enumerate(names) if name and name in names[:number]]
@@ -104,6 +106,17 @@ def csv_columns(path: Path) -> list[str]:
         raise UserError(f"{path}: found column {repeated[0]} twice, expected it once")
     # a column without a name cannot be asked for, but must be told from the others
     return [name or f"unnamed column {number}" for number, name in enumerate(names, start=1)]
+
+
+def _require_no_stand_in(path: Path) -> None:
+    """UserError where an error page or a pointer lies in the place of a table."""
+    try:
+        with path.open("rb") as file:
+            found = stand_in(file.read(ENOUGH))
+    except OSError as error:
+        raise UserError(f"{path}: found {(error.strerror or str(error)).lower()}, expected a table") from None
+    if found and not (path.suffix == ".gz" and found == GZIP):
+        raise UserError(f"{path}: found {found}, expected a table")
 
 
 def read_findings(path: Path, columns: Iterable[str], findings: Collection[str]) -> pd.DataFrame:
@@ -196,6 +209,7 @@ def require_one_spelling(ids: pd.Series, place: Path) -> None:
 
 def read_lines(path: Path) -> list[str]:
     """The words of a text file; UserError where it is not in UTF-8."""
+    _require_no_stand_in(path)
     try:
         return path.read_text("utf-8-sig").split()
     except UnicodeError:

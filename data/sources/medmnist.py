@@ -13,6 +13,7 @@ import pandas as pd
 from data.config import UserError
 from data.settings import DataSettings
 from data.sources import SPLIT_WORDS, manifest_table
+from data.stand_ins import ENOUGH, stand_in
 
 PARTS = ("train", "val", "test")
 
@@ -26,7 +27,9 @@ def read(settings: DataSettings, root: Path) -> tuple[pd.DataFrame, list[str]]:
         found = "is a folder, expected a MedMNIST .npz file" if root.exists() else "no such file"
         raise UserError(f"data.root: {root}: {found}")
     if not zipfile.is_zipfile(root):
-        raise UserError(f"data.root: {root}: found no .npz archive, expected a MedMNIST .npz file")
+        with root.open("rb") as file:
+            found = stand_in(file.read(ENOUGH)) or "no .npz archive"
+        raise UserError(f"data.root: {root}: found {found}, expected a MedMNIST .npz file")
     try:
         with np.load(root) as archive:
             _require_keys(archive, root)

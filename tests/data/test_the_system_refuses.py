@@ -82,7 +82,7 @@ def test_files_that_kill_every_process_are_named_and_all_others_are_kept(tmp_pat
 
 def counted(paths):
     def reading(images, chunk, *how):
-        paths.extend(path for _, path in chunk)
+        paths.extend(path for _, path, *_ in chunk)
         return data.store.decode_rows(images, chunk, *how)
 
     return reading
@@ -92,14 +92,14 @@ def counted(paths):
 
 
 def refuse_pools(monkeypatch, error, above=0):
-    pool = data.workers.ProcessPoolExecutor
+    pool = data.workers._Pool
 
     def refused(workers, *rest, **more):
         if workers > above:
             raise error
         return pool(workers, *rest, **more)
 
-    monkeypatch.setattr(data.workers, "ProcessPoolExecutor", refused)
+    monkeypatch.setattr(data.workers, "_Pool", refused)
 
 
 @pytest.mark.parametrize(

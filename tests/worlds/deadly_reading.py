@@ -14,7 +14,7 @@ ALWAYS, ONCE = b"kills always", b"kills once"
 
 def read_or_die(images, chunk, *how):
     """`decode_rows`, which a file that ends in one of these words kills; once: a trace beside it tells that it has."""
-    for _, path in chunk:
+    for _, path, *_ in chunk:
         content = Path(path).read_bytes()
         trace = Path(f"{path}.killed")
         if content.endswith(ALWAYS) or (content.endswith(ONCE) and not trace.exists()):
