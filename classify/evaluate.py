@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from classify.cases import labelled_rows
+from classify.cases import check_unit, labelled_rows
 from classify.metrics import binary_metrics, bootstrap_intervals, expected_calibration_error
 from classify.models.build import build_model
 from classify.scores import in_units, predict_logits, readable
-from classify.settings import ClassifyConfig, EvaluateSettings
+from classify.settings import ClassifyConfig, EvaluateSettings, Unit
 from classify.start import check_preprocessing, config_of, file_digest
 from data.audit import audit_lines, audited, keep, served_pretraining, uncompared
 from data.config import UserError, change_config
@@ -58,7 +58,10 @@ def evaluate(run: str | Path, overrides: dict[str, Any] | None = None, data: Dat
     opened_by_caller = data is not None
     data = data or open_data(config.data)
     split = config.evaluate.split
+    unit = config.evaluate.unit
     table = labelled_rows(data.split(split), split, config.data.target)
+    check_unit(table, split, unit, data.manifest)
+    threshold = _threshold_of(checkpoint, unit)
 
     # predictions of another data set stand beside those of the run's own
     images = digest(data.manifest.table, "image_id")
@@ -75,6 +78,7 @@ def evaluate(run: str | Path, overrides: dict[str, Any] | None = None, data: Dat
     origin = {
         "checkpoint": file_digest(checkpoint.place),
         "data": data.manifest.fingerprint(),
+        "cases": digest(table, "image_id", "patient_id", "study_id", "label"),
         "store": data.store.fingerprint,
         "evaluate": config.evaluate.model_dump(mode="json"),
         "precision": config.precision,
@@ -88,7 +92,8 @@ def evaluate(run: str | Path, overrides: dict[str, Any] | None = None, data: Dat
             "pretrained_on": int(seen.sum()),
             "seen_elsewhere": checkpoint.meta.get("seen_elsewhere", False),
         }
-        _write(path, checkpoint, config, in_units(table, scores, config.evaluate.unit), facts)
+        units = in_units(table, scores, unit, data.manifest.patients_known)
+        _write(path, checkpoint, config, units, threshold, facts)
     return _read(path, config)
 
 
@@ -112,6 +117,17 @@ def _seen(data: Data, table: pd.DataFrame, checkpoint: Checkpoint) -> np.ndarray
     """(n) bool: which of the table's images served the pretraining, by their id or by their content."""
     known = np.isin(data.identities(table), checkpoint.meta["seen"])  # n 2
     return known[:, 0] | known[:, 1]
+
+
+def _threshold_of(checkpoint: Checkpoint, unit: Unit) -> float:
+    """The decision threshold that was chosen on validation for images, or for studies."""
+    thresholds = checkpoint.meta["threshold"]
+    if unit not in thresholds:
+        raise UserError(
+            f"{checkpoint.place}: found no threshold for studies, as images of one validation study had different "
+            "labels, expected one; give evaluate.unit=image"
+        )
+    return thresholds[unit]
 
 
 def best_of(run: str | Path) -> Path:
@@ -172,9 +188,13 @@ def _read(path: Path, config: ClassifyConfig) -> Evaluation:
 
 
 def _write(
-    path: Path, checkpoint: Checkpoint, config: ClassifyConfig, units: pd.DataFrame, facts: dict[str, Any]
+    path: Path,
+    checkpoint: Checkpoint,
+    config: ClassifyConfig,
+    units: pd.DataFrame,
+    threshold: float,
+    facts: dict[str, Any],
 ) -> None:
-    threshold = checkpoint.meta["threshold"][config.evaluate.unit]
     predictions = units.assign(predicted=(units["score"].to_numpy() >= threshold).astype(int))
     summary = {
         **_measured(units, threshold, config.evaluate),

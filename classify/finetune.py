@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.tensorboard import SummaryWriter
 
-from classify.cases import UNITS, LabelledSplits, labelled_splits
+from classify.cases import LabelledSplits, check_unit, labelled_splits, undecided_studies
 from classify.dashboard import show_scores
 from classify.metrics import binary_metrics, choose_threshold
 from classify.models.build import Model, build_model
@@ -54,6 +54,7 @@ def finetune(config: ClassifyConfig, checkpoint: str | Path | None = None, data:
 
     data = data or open_data(config.data)
     splits = labelled_splits(data, config.finetune.sample, config.data.split_seed)
+    check_unit(splits.validate, "validate", config.evaluate.unit, data.manifest)
 
     # a finished run is left alone, an unfinished one continued, unless it was made with anything else
     folder = run_folder(config, checkpoint)
@@ -95,7 +96,7 @@ def finetune_stage(
         return finetune_step(model, batch, epoch, settings, config.seed)
 
     def validate_held_out(model: Model, epoch: int) -> Validation:
-        return validate(model, held_out, splits.validate, config, device)
+        return validate(model, held_out, splits.validate, config, device, data.manifest.patients_known)
 
     def show(model: Model, validation: Validation, board: SummaryWriter, step: int) -> None:
         threshold = validation.meta["threshold"]["image"]
@@ -234,11 +235,16 @@ def classification_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0) 
 
 
 def validate(
-    model: Model, held_out: Loader, table: pd.DataFrame, config: ClassifyConfig, device: torch.device
+    model: Model,
+    held_out: Loader,
+    table: pd.DataFrame,
+    config: ClassifyConfig,
+    device: torch.device,
+    patients_known: bool,
 ) -> Validation:
     """Validation AUC, loss and accuracy, and the decision thresholds, which go into the checkpoint.
 
-    There is a threshold for images and one for studies, whose mean scores are less spread.
+    There is a threshold for images, and one for studies, whose mean scores are less spread, where studies have labels.
     """
     settings = config.finetune
 
@@ -249,9 +255,10 @@ def validate(
     scores = torch.sigmoid(logits).numpy()
 
     # chosen here, and kept with the weights: other splits have no say in it
-    thresholds = {}
-    for unit in UNITS:
-        thresholds[unit] = _threshold(in_units(table, scores, unit), settings.threshold)
+    thresholds = {"image": _threshold(in_units(table, scores, "image"), settings.threshold)}
+    if undecided_studies(table, patients_known).empty:
+        studies = in_units(table, scores, "study", patients_known)
+        thresholds["study"] = _threshold(studies, settings.threshold)
 
     loss = classification_loss(logits, torch.from_numpy(labels)).item()
     metrics = binary_metrics(labels, scores, thresholds["image"])

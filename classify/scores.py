@@ -5,7 +5,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from classify.cases import labelled_rows
+from classify.cases import labelled_rows, study_numbers
 from classify.models.build import Model
 from classify.settings import Unit
 from data.loader import Loader
@@ -34,14 +34,18 @@ def readable(table: pd.DataFrame, predicted: Tensor, target: str | None) -> tupl
     return labelled_rows(table[was_read.numpy()], split, target), logits[was_read]
 
 
-def in_units(table: pd.DataFrame, scores: np.ndarray, unit: Unit) -> pd.DataFrame:
-    """Scores (n) of the table's images: a row per image, or per study with the mean of its images' scores."""
+def in_units(table: pd.DataFrame, scores: np.ndarray, unit: Unit, patients_known: bool = True) -> pd.DataFrame:
+    """Scores (n) of the table's images: a row per image, or per study with the mean of its images' scores.
+
+    The images of a study must have one label, which `classify.cases.check_unit` tells.
+    """
     columns = ["image_id", "patient_id", "study_id", "label"]
     scored = table[columns].assign(score=scores)
     if unit == "image":
         return scored
 
     # a study's images share patient and label; the study goes by the id of its first
-    means = {"image_id": "first", "patient_id": "first", "label": "first", "score": "mean"}
-    studies = scored.groupby("study_id", as_index=False, sort=False).agg(means)
-    return studies[[*columns, "score"]]
+    studies = scored.groupby(study_numbers(table, patients_known))
+    assert (studies["label"].nunique() == 1).all()
+    means = {"image_id": "first", "patient_id": "first", "study_id": "first", "label": "first", "score": "mean"}
+    return studies.agg(means).reset_index(drop=True)
