@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from classify.settings import Unit
+from classify.settings import ClassifyConfig
 from data.config import UserError
 from data.labels import words
 from data.loader import Data
@@ -73,16 +73,16 @@ def undecided_studies(table: pd.DataFrame, patients_known: bool) -> pd.DataFrame
     return studies[["patient_id", "study_id"]].first()[undecided]
 
 
-def check_unit(table: pd.DataFrame, split: str, unit: Unit, manifest: Manifest) -> None:
+def check_unit(table: pd.DataFrame, split: str, config: ClassifyConfig, manifest: Manifest) -> None:
     """UserError where studies are to be counted, and images of one have different labels."""
-    if unit == "image":
+    if config.evaluate.unit == "image":
         return
     undecided = undecided_studies(table, manifest.patients_known)
     if undecided.empty:
         return
 
     example = ""
-    if not manifest.credentialed:
+    if manifest.may_show(config.report.images):
         patient, study = undecided.iloc[0]
         example = f", such as study {study} of patient {patient}"
     both = " and ".join(words(manifest.target))

@@ -26,7 +26,7 @@ def dry_run(config: ClassifyConfig, checkpoint: str | Path | None = None) -> str
     prepared = data is not None
     if data is not None:
         splits = labelled_splits(data, config.finetune.sample, config.data.split_seed)
-        check_unit(splits.validate, "validate", config.evaluate.unit, data.manifest)
+        check_unit(splits.validate, "validate", config, data.manifest)
         source = "the config's images"
     else:
         data = random_data(config.finetune.batch_size, config.data.image_size)

@@ -60,7 +60,7 @@ def evaluate(run: str | Path, overrides: dict[str, Any] | None = None, data: Dat
     split = config.evaluate.split
     unit = config.evaluate.unit
     table = labelled_rows(data.split(split), split, config.data.target)
-    check_unit(table, split, unit, data.manifest)
+    check_unit(table, split, config, data.manifest)
     threshold = _threshold_of(checkpoint, unit)
 
     # predictions of another data set stand beside those of the run's own

@@ -54,7 +54,7 @@ def finetune(config: ClassifyConfig, checkpoint: str | Path | None = None, data:
 
     data = data or open_data(config.data)
     splits = labelled_splits(data, config.finetune.sample, config.data.split_seed)
-    check_unit(splits.validate, "validate", config.evaluate.unit, data.manifest)
+    check_unit(splits.validate, "validate", config, data.manifest)
 
     # a finished run is left alone, an unfinished one continued, unless it was made with anything else
     folder = run_folder(config, checkpoint)

@@ -147,11 +147,11 @@ def check_grid(config: ClassifyConfig, cells: list[Cell], data_of: Callable[[Dat
         check_fit(cell.config, None)
         training_device(cell.config)
         splits = labelled_splits(data, cell.config.finetune.sample, cell.config.data.split_seed)
-        check_unit(splits.validate, "validate", config.evaluate.unit, data.manifest)
+        check_unit(splits.validate, "validate", config, data.manifest)
 
         # all rows are tested on the same cases
         table = labelled_rows(data.split(split), split, cell.config.data.target)
-        check_unit(table, split, config.evaluate.unit, data.manifest)
+        check_unit(table, split, config, data.manifest)
         tested.add(digest(table, "image_id", "patient_id", "study_id", "label"))
         if len(tested) > 1:
             what = f"other {split} images or labels than the rows before it"
