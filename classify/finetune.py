@@ -16,7 +16,7 @@ from classify.dashboard import show_scores
 from classify.metrics import binary_metrics, choose_threshold
 from classify.models.build import Model, build_model
 from classify.models.classifier import Classifier, layer_scale
-from classify.scores import in_units, predict_logits, readable
+from classify.scores import in_units, predict_logits, with_scores
 from classify.settings import ClassifyConfig, FinetuneSettings, ThresholdRule
 from classify.start import beginning, check_fit, file_digest, run_folder
 from data.augment import DRAWS, augment
@@ -250,23 +250,22 @@ def validate(
 
     # each rank predicts its share, and all of them know all predictions
     predicted = distributed.all_gather_rows(predict_logits(model, held_out, device, config.precision))
-    table, logits = readable(table, predicted, config.data.target)
-    labels = table["label"].to_numpy(np.float32)
-    scores = torch.sigmoid(logits).numpy()
+    scored = with_scores(table, predicted, config.data.target, "validation")
 
     # chosen here, and kept with the weights: other splits have no say in it
-    thresholds = {"image": _threshold(in_units(table, scores, "image"), settings.threshold)}
-    if undecided_studies(table, patients_known).empty:
-        studies = in_units(table, scores, "study", patients_known)
-        thresholds["study"] = _threshold(studies, settings.threshold)
+    thresholds = {"image": _threshold(in_units(scored, "image"), settings.threshold)}
+    if undecided_studies(scored, patients_known).empty:
+        thresholds["study"] = _threshold(in_units(scored, "study", patients_known), settings.threshold)
 
-    loss = classification_loss(logits, torch.from_numpy(labels)).item()
-    metrics = binary_metrics(labels, scores, thresholds["image"])
+    logits = torch.tensor(scored["logit"].to_numpy())
+    labels = torch.tensor(scored["label"].to_numpy(np.float64))
+    loss = classification_loss(logits, labels).item()
+    metrics = binary_metrics(labels, scored["score"], thresholds["image"], logits)
     return Validation(
         metrics={"validate/loss": loss, "validate/auc": metrics.auc, "validate/accuracy": metrics.accuracy},
         score=metrics.auc if settings.select == "auc" else -loss,
         meta={"threshold": thresholds, "validate_auc": metrics.auc, "validate_loss": loss},
-        details=table.assign(score=scores),
+        details=scored,
     )
 
 
