@@ -3,6 +3,7 @@
 import pickle
 import sys
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -125,3 +126,13 @@ def check_weights(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
                 f"{checkpoint.place}: {name}: found {found.get(name, 'nothing')}, "
                 f"expected {wanted.get(name, 'nothing')}; the config describes a model of another size"
             )
+    expect_finite(checkpoint.weights, checkpoint.place)
+
+
+def expect_finite(tensors: Mapping[str, torch.Tensor], place: str) -> None:
+    """UserError naming the first tensor that holds NaN or infinity: no number that comes of it means anything."""
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point() or tensor.layout != torch.strided or tensor.is_meta:
+            continue
+        if not tensor.isfinite().all():
+            raise UserError(f"{place}: {name}: found NaN or infinity, expected finite numbers")
