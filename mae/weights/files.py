@@ -14,10 +14,9 @@ import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 
-from data.config import UserError
+from data.config import UserError, printable
 
 NAMES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-LONGEST = 200  # characters of a name that are shown
 LICENSES = ("LICENSE", "LICENSE.md", "LICENSE.txt")
 
 
@@ -135,12 +134,6 @@ def _front_matter(readme: Path) -> dict[str, Any]:
 def read_facebook(path: Path) -> Any:
     """As `read_weights`; the reference keeps its command line, an argparse.Namespace, beside the weights."""
     return read_weights(path, (argparse.Namespace,))
-
-
-def printable(text: object) -> str:
-    """A stranger's name as it may stand in a line: nothing in it ends the line or moves the cursor, and it is short."""
-    shown = "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in str(text))
-    return shown if len(shown) <= LONGEST else shown[:LONGEST] + "…"
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:

@@ -9,6 +9,7 @@ from einops import rearrange
 from torch import Tensor
 
 from data.config import UserError
+from mae.engine.checkpoint import is_dense
 
 Names = Mapping[str, str]  # ours → theirs, without .weight and .bias; `*` stands for a block's number
 
@@ -186,7 +187,7 @@ def _under_our_names(tensors: Mapping[str, Tensor], program: str, place: str) ->
 def _check_numbers(name: str, tensor: Tensor, place: str) -> None:
     """UserError for a tensor that is not simply real numbers, which a conversion to float32 would garble in silence."""
     kind = str(tensor.dtype).removeprefix("torch.")
-    if tensor.is_meta or tensor.layout != torch.strided or tensor.is_nested:
+    if not is_dense(tensor):
         kind = "no dense numbers"
     elif tensor.dtype in FLOATS:
         return

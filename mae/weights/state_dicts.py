@@ -15,9 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from data.config import UserError
+from data.config import UserError, printable
 from mae.engine.checkpoint import expect_finite
-from mae.weights.files import printable
 
 # every Vision Transformer of a program has one tensor of this name, and nothing else has
 LANDMARKS = {"timm": "patch_embed.proj.weight", "huggingface": "embeddings.patch_embeddings.projection.weight"}
