@@ -19,18 +19,27 @@ from typing import Any, Protocol, get_args
 import numpy as np
 from PIL import Image, ImageOps
 
-from data.jpeg import block_means, means_only
+from data.jpeg import bits_of, block_means, means_only
 from data.refusal import MAX_PIXELS, UnreadableImage, check_size, refuse
 from data.settings import Resize, Size, Tone, height_and_width
 from data.tones import between_tails, to_bytes
 
-READER_VERSION = 3  # raise it whenever the same file would read differently: stores are then made anew
+READER_VERSION = 4  # raise it whenever the same file would read differently: stores are then made anew
 MAX_BYTES = 2**30
 SPARE = 1.4  # a reduced decode keeps this many times the wanted side: with less, a sharp image loses its edges
 MAX_SCANS = 200  # of a progressive JPEG, each decoded over the whole image; usual: 6 or 10
 
 TONES = get_args(Tone)
 RESIZES = get_args(Resize)
+# shares of a colour's channels in its grey (ITU-R BT.601), in 65536ths, as Pillow rounds them
+LUMA = {"R": 19595, "G": 38470, "B": 7471}
+UPPER = {channel: share * 256 for channel, share in LUMA.items()}
+# PNGs of 16 bits of which Pillow keeps the upper 8: how their bytes can be had, and what each is worth in the grey
+WIDE: dict[str, dict[str, dict[str, int]]] = {
+    "RGB;16B": {"RGB;16B": UPPER, "RGB;16L": LUMA},
+    "RGBA;16B": {"RGBA;16B": UPPER, "RGBA;16L": LUMA},
+    "LA;16B": {"RGBA": {"R": 256 * 65536, "G": 65536}},
+}
 Note = Callable[[bytes], object]
 Extent = tuple[float, float]  # width and height of the radiograph in pixels of the array, maybe fractional
 
@@ -194,12 +203,51 @@ def _file_bytes(path: str | Path) -> bytes:
 
 
 def _read_picture(data: bytes, at_least: Size | None, of_sides: OfSides) -> tuple[np.ndarray, Extent]:
-    """A JPEG is decoded at the smallest scale that keeps `at_least` pixels of all (or any) of its sides."""
     image = _open_picture(data)
-    width, height = image.size
-    check_size(width, height)
-    if image.format == "PNG" and getattr(image, "n_frames", 1) > 1:
+    check_size(*image.size)
+    if image.format == "PNG":
+        return _whole(_read_png(image, data))
+    return _read_jpeg(image, data, at_least, of_sides)
+
+
+def _read_png(image: Any, data: bytes) -> np.ndarray:
+    """Grey of 8 bits as it is, of 16 bits stretched; colours as their grey, of as many bits."""
+    if getattr(image, "n_frames", 1) > 1:
         refuse(f"{image.n_frames} frames", "one")
+
+    for tile in image.tile:  # gone once the image is loaded
+        if tile[3] in WIDE:
+            wide = Image.fromarray(_wide_grey(data, WIDE[tile[3]]))
+            image.load()  # what is said of the image may follow its pixels
+            wide.info = image.info
+            image = wide
+
+    ImageOps.exif_transpose(image, in_place=True)
+    if image.mode.startswith("I"):
+        return _stretch(np.asarray(image).astype(np.uint16))
+    return np.array(image.convert("L"))
+
+
+def _wide_grey(data: bytes, shares: dict[str, dict[str, int]]) -> np.ndarray:
+    """The grey of a PNG's 16-bit colours, uint16 (h w), from the halves of `WIDE` that Pillow decodes one by one."""
+    total: Any = 2**15  # so that the last step rounds
+    for raw_mode, channels in shares.items():
+        half = _open_picture(data)
+        [(codec, box, offset, _)] = half.tile
+        half.tile = [(codec, box, offset, raw_mode)]
+        for channel, share in channels.items():
+            part = np.asarray(half.getchannel(channel)).astype(np.uint32)
+            part *= share
+            part += total
+            total = part
+    return (total >> 16).astype(np.uint16)
+
+
+def _read_jpeg(image: Any, data: bytes, at_least: Size | None, of_sides: OfSides) -> tuple[np.ndarray, Extent]:
+    """Decoded at the smallest scale that keeps `at_least` pixels of all (or any) of its sides."""
+    width, height = image.size
+    if image.mode == "CMYK" and "adobe" not in image.info:  # only Adobe's mark says that 0 is full ink
+        refuse("four colours without Adobe's mark", "grey, or colours whose polarity is known")
     upright = image.getexif().get(0x0112, 1) == 1
     scale = 1
     if at_least and upright:
@@ -215,17 +263,13 @@ def _read_picture(data: bytes, at_least: Size | None, of_sides: OfSides) -> tupl
             return means, (width / scale, height / scale)
 
     image.decodermaxblock = len(data)  # in one piece: libjpeg begins again with a scan's row where it runs dry
-    drafted = image.draft("L", (max(1, width // scale), max(1, height // scale)))  # None: not a JPEG
+    _, (_, _, right, bottom) = image.draft("L", (max(1, width // scale), max(1, height // scale)))
     ImageOps.exif_transpose(image, in_place=True)
-    if image.mode.startswith("I"):
-        return _whole(_stretch(np.asarray(image).astype(np.uint16)))
-
     grey = np.array(image.convert("L"))
-    if drafted and upright:
-        # the exact end matters: squashing 139 decoded columns where 138.25 are radiograph shifts every edge
-        _, (_, _, right, bottom) = drafted
-        return grey, (right, bottom)
-    return _whole(grey)
+    if not upright:
+        return _whole(grey)
+    # the exact end matters: squashing 139 decoded columns where 138.25 are radiograph shifts every edge
+    return grey, (right, bottom)
 
 
 def _scale(width: int, height: int, at_least: Size, of_sides: OfSides) -> int:
@@ -244,6 +288,9 @@ def _open_picture(data: bytes) -> Any:
     except Image.DecompressionBombError:
         refuse("far too many pixels declared", f"at most {MAX_PIXELS // 10**6} megapixels")
     except Image.UnidentifiedImageError:
+        bits = bits_of(data)
+        if bits not in (None, 8):
+            refuse(f"a JPEG of {bits} bits", "8 bits; a PNG or a DICOM may have more")
         refuse("a damaged header", "an intact JPEG or PNG")
 
 
@@ -257,7 +304,7 @@ def _needed_scans(data: bytes, scale: int) -> bytes:
 
 
 def _stretch(stored: np.ndarray) -> np.ndarray:
-    """16-bit PNG: nobody says how many of the bits are used, so it is shown as a DICOM without a window."""
+    """16 bits of a PNG: nobody says how many of the bits are used, so it is shown as a DICOM without a window."""
     values = np.arange(2**16, dtype=float)
     counts = np.bincount(stored.ravel(), minlength=2**16)
     return to_bytes(between_tails(values, counts))[stored]
