@@ -19,6 +19,7 @@ from PIL import Image
 from pydicom.pixels import get_decoder, pixel_array
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
+from data.aspect import pixel_aspect
 from data.refusal import check_size, refuse
 from data.settings import Tone
 from data.tones import between_tails, equalized, to_bytes
@@ -31,17 +32,35 @@ DICOM_TAGS = (
     *("NumberOfFrames", "Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
     *("PixelPaddingValue", "PixelPaddingRangeLimit", "RescaleSlope", "RescaleIntercept", "WindowCenter"),
     *("WindowWidth", "VOILUTFunction", "ModalityLUTSequence", "VOILUTSequence", "ExtendedOffsetTable"),
-    *("ExtendedOffsetTableLengths", "PixelData"),
+    *("ExtendedOffsetTableLengths", "PixelData", "PixelAspectRatio", "PixelSpacing", "ImagerPixelSpacing"),
+    *("NominalScannedPixelSpacing",),
 )
+# height and width of a pixel; the ratio counts where no spacing is given (PS3.3 C.7.6.3.1.7)
+SPACINGS = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio")
 
 
-def read_dicom(data: bytes, tone: Tone) -> np.ndarray:
-    """Every tone depends on the stored value alone: it is worked out once per value, not per pixel."""
+def read_dicom(data: bytes, tone: Tone) -> tuple[np.ndarray, float]:
+    """Grey levels uint8 (h w), and the height of a pixel divided by its width."""
     dataset = _parse_dicom(data)
     stored = _stored_values(dataset)
     if stored.ndim == 3:
-        return np.array(Image.fromarray(stored).convert("L"))
+        grey = np.array(Image.fromarray(stored).convert("L"))
+    else:
+        grey = _grey(stored, dataset, tone)
+    return grey, _aspect(dataset)
 
+
+def _aspect(dataset: Any) -> float:
+    for keyword in SPACINGS:
+        pair = _decimals(dataset, keyword)
+        aspect = pixel_aspect(*pair) if len(pair) == 2 else None
+        if aspect is not None:
+            return aspect
+    return 1.0
+
+
+def _grey(stored: np.ndarray, dataset: Any, tone: Tone) -> np.ndarray:
+    """Every tone depends on the stored value alone: it is worked out once per value, not per pixel."""
     # every value that a pixel can have, in the order of its bits: a pixel's bits are the index of its tone
     stored = stored.astype(stored.dtype.newbyteorder("="), copy=False)
     index = stored.view(f"u{stored.itemsize}")
