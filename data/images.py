@@ -71,6 +71,8 @@ def read_fitted(
 ) -> np.ndarray:
     """`fit_image(read_image(path), size, resize)` in square pixels, decoding a JPEG not much larger than that needs.
 
+    What shows one grey alone is no radiograph, and is refused.
+
     `note` is called once with the bytes of the file (of an archive's member: its pixels), e.g. a hash's `update`.
     """
     height, width = height_and_width(size)
@@ -79,6 +81,8 @@ def read_fitted(
     if resize == "pad":
         of_sides = any  # one side may be shorter than the frame
     decoded = _read(path, tone, at_least, of_sides, note)
+    if decoded.image.min() == decoded.image.max():  # whatever made it: the pixels, a window or a look-up table
+        raise UnreadableImage(_one_line(f"{path}: found one grey in every pixel, expected a radiograph"))
     return fit_image(decoded.image, size, resize, decoded.extent, decoded.aspect)
 
 
