@@ -174,14 +174,6 @@ def _start(workers: int) -> ProcessPoolExecutor:
     return pool
 
 
-class _Pool(ProcessPoolExecutor):
-    """A pool whose processes hear no signal from their first moment on."""
-
-    def submit(self, *job: Any, **named: Any) -> Future[Any]:
-        with held_back():  # a process is started when there is something to do
-            return super().submit(*job, **named)
-
-
 class ThisProcess(Executor):
     """Stands in for a pool where the system starts no processes: a job is done when it is submitted."""
 
