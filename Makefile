@@ -3,7 +3,7 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 
-.PHONY: install demo test lint format bench
+.PHONY: install demo test lint format bench soak
 install: .venv/installed
 
 .venv/installed: constraints.txt setup.cfg pyproject.toml
@@ -32,6 +32,10 @@ lint: install
 format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# a hundred interruptions of whole commands at random moments: about ten minutes
+soak: install
+	PYTHONPATH=tests/worlds $(BIN)/python tests/soak.py
 
 bench: install
 	$(BIN)/python benchmarks/throughput.py

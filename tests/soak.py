@@ -1,0 +1,163 @@
+"""make soak: whole commands, interrupted at random moments; the end equals an uninterrupted one.
+
+A phantom is drawn, prepared, pretrained on, fine-tuned, evaluated, compared and exported, once in peace and then again
+and again with SIGKILL, SIGTERM or SIGUSR1 at random moments, to the command alone or to all its processes. A command
+that was interrupted is given again. It must have ended with its code and no traceback, leaving no process behind.
+"""
+
+import argparse
+import json
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+from real_processes import ended, listens, send, start
+from stage_runs import assert_same
+from tiny_world import FOUR_EPOCHS, SETTINGS, places, write_config
+
+from data.signals import TRY_AGAIN
+from mae import load_checkpoint
+
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1)
+MOST = 3  # interruptions of a command before it is left in peace
+ROWS = [
+    {"name": "MAE", "pretraining": ["mae"], "set": {"finetune.mode": "linear"}},
+    {"name": "Random ViT"},
+    {"name": "ResNet", "set": {"finetune.model": "resnet18"}},
+]
+Command = tuple[str, ...]
+
+
+def commands(place: Path) -> list[Command]:
+    """What is run in a folder, one after the other, and what is written there to run it with."""
+    settings = SETTINGS | FOUR_EPOCHS | places(place, "runs/mae")
+    settings |= {"data.source": "phantom", "data.phantom.images": 500, "data.workers": 2, "data.image_size": 16}
+    settings |= {"engine.log_every": 1, "engine.save_steps": 7, "evaluate.replicates": 200, "pretrain.panel_images": 2}
+    settings |= {"pretrain.batch_size": 32, "finetune.batch_size": 32}
+    config = str(write_config(place / "config.yaml", settings))
+    grid = {"run": f"{place}/grid", "compare.rows": ROWS, "compare.pretrainings": {"mae": {}}, "compare.seeds": [0]}
+    compared = str(write_config(place / "compare.yaml", settings | grid))
+
+    runs = place / "runs"
+    return [
+        ("prepare", "--config", config),
+        ("pretrain", "--config", config),
+        ("finetune", "--checkpoint", f"{runs}/mae/best.pt"),
+        ("evaluate", f"{runs}/mae-full"),
+        ("compare", "--config", compared),
+        ("export", "--checkpoint", f"{runs}/mae/best.pt", "--out", f"{place}/exported"),
+    ]
+
+
+def in_peace(place: Path) -> list[float]:
+    """Run all commands; returns how long each took, in seconds."""
+    took = []
+    for command, *words in commands(place):
+        begun = time.monotonic()
+        code, errors = ended(start(command, *words))
+        assert code == 0, errors
+        took.append(time.monotonic() - begun)
+    return took
+
+
+def interrupted(place: Path, took: list[float], chance: random.Random, left: int) -> Counter[str]:
+    """Run all commands with up to `left` interruptions; returns how many there were of each kind."""
+    counts: Counter[str] = Counter()
+    for (command, *words), seconds in zip(commands(place), took, strict=True):
+        for _ in range(min(MOST, left - counts.total())):
+            number = chance.choice(SIGNALS)
+            to_all = chance.random() < 0.5
+            moment = chance.uniform(0, seconds)
+            if interrupt(command, words, number, to_all, moment):
+                counts[f"{command} {number.name}"] += 1
+        code, errors = ended(start(command, *words))
+        assert code == 0, (command, errors)
+    return counts
+
+
+def interrupt(command: str, words: list[str], number: signal.Signals, to_all: bool, moment: float) -> bool:
+    """Whether the command was interrupted: it may have ended before."""
+    process = start(command, *words)
+    time.sleep(moment)
+    while number != signal.SIGKILL and process.poll() is None and not listens(process):
+        time.sleep(0.001)  # Python itself is starting, or ending
+    if process.poll() is None:
+        send(process, number, to_all)
+    code, errors = ended(process)
+    expected = {-signal.SIGKILL} if number == signal.SIGKILL else {TRY_AGAIN}
+    assert code in expected | {0}, (command, number, to_all, moment, code, errors)
+    assert "Traceback" not in errors, (command, number, to_all, moment, errors)
+    return code != 0
+
+
+# ---------------------------------------------------------------- the same end
+
+TEXTS = (
+    "predictions/*.csv",
+    "comparison.csv",
+    "comparison.md",
+    "exported/*",
+    "stores/*/index.csv",
+    "stores/*/images.npy",
+)
+ENDS = ("*.tmp", "*.partial*")
+
+
+def assert_same_end(whole: Path, parts: Path) -> None:
+    """Files byte for byte, checkpoints bit for bit; nothing half-written that a later command would read."""
+    compared = 0
+    for pattern in ("images/**/*.*", *(f"**/{text}" for text in TEXTS)):
+        for path in sorted(whole.glob(pattern)):
+            other = parts / path.relative_to(whole)
+            assert path.read_bytes() == other.read_bytes(), other
+            compared += 1
+    for path in sorted(whole.glob("**/*.pt")):
+        one, two = load_checkpoint(path), load_checkpoint(parts / path.relative_to(whole))
+        for part in ("weights", "optimizer", "state", "progress"):
+            assert_same(getattr(one, part), getattr(two, part), f"{path} {part}")
+        compared += 1
+    assert (parts / "grid/report.html").read_text().rstrip().endswith("</html>")
+
+    names = sorted(str(path.relative_to(whole)) for path in whole.rglob("*") if path.suffix in (".pt", ".csv", ".json"))
+    assert len(names) > 10
+    for name in names:
+        assert (parts / name).exists(), name
+    unfinished = [path for end in ENDS for path in parts.glob(f"runs/**/{end}")]
+    assert not unfinished, unfinished
+    assert compared > 500, compared
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--interruptions", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=None, help="of the moments (default: another each time)")
+    arguments = parser.parse_args()
+    seed = arguments.seed if arguments.seed is not None else random.SystemRandom().randrange(10**6)
+    chance = random.Random(seed)
+    print(f"seed {seed}", flush=True)
+
+    counts: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory() as folder:
+        # every pass has the same paths, which configs and checkpoints hold
+        place, whole = Path(folder) / "place", Path(folder) / "whole"
+        place.mkdir()
+        took = in_peace(place)
+        place.rename(whole)
+        print("in peace:", ", ".join(f"{seconds:.1f} s" for seconds in took), flush=True)
+
+        while counts.total() < arguments.interruptions:
+            place.mkdir()
+            counts += interrupted(place, took, chance, arguments.interruptions - counts.total())
+            assert_same_end(whole, place)
+            shutil.rmtree(place)
+            print(f"{counts.total()} interruptions, and the same end", flush=True)
+    print(json.dumps(dict(sorted(counts.items()))))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
