@@ -114,8 +114,11 @@ def _parse_dicom(data: bytes) -> Any:
     except Exception:  # never its text: a damaged file could put anything into it
         refuse("a damaged DICOM", "an intact one")
 
-    if not _value(dataset, "PixelData"):
+    pixels = _value(dataset, "PixelData")
+    if pixels is None:
         refuse(f"no {_named('PixelData')}", "an image")
+    if not isinstance(pixels, bytes):
+        refuse(f"no bytes in {_named('PixelData')}", "an image")
     _check_transfer_syntax(dataset)
     _check_numbers(dataset)
     _check_interpretation(dataset)
@@ -144,14 +147,14 @@ def _check_transfer_syntax(dataset: Any) -> None:
         return
     if dataset["PixelData"].is_undefined_length:
         refuse(f"no {_named('TransferSyntaxUID')}", "the one by which the pixel data is compressed")
-    dataset.file_meta.TransferSyntaxUID = PARSED[dataset.original_encoding]
+    dataset.file_meta.add_new("TransferSyntaxUID", "UI", PARSED[dataset.original_encoding])
 
 
 def _check_numbers(dataset: Any) -> None:
     """Every number that decoding needs is one; a value that is none is not quoted: it may be anything, even a name."""
     for keyword, wanted in NUMBERS.items():
         if keyword != "PlanarConfiguration" or dataset.SamplesPerPixel > 1:
-            setattr(dataset, keyword, _number(dataset, keyword, wanted))
+            dataset.add_new(keyword, "US", _number(dataset, keyword, wanted))
     check_size(dataset.Rows, dataset.Columns)
 
     if dataset.SamplesPerPixel > 1 and dataset.BitsAllocated != 8:

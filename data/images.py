@@ -297,12 +297,15 @@ def _read_jpeg(image: Any, data: bytes, at_least: Size | None, of_sides: OfSides
             return Decoded(means, (width / scale, height / scale), aspect)
 
     image.decodermaxblock = len(data)  # in one piece: libjpeg begins again with a scan's row where it runs dry
-    _, (_, _, right, bottom) = image.draft("L", (max(1, width // scale), max(1, height // scale)))
+    drafted = image.draft("L", (max(1, width // scale), max(1, height // scale)))
+    if not drafted:
+        refuse("a JPEG without pixels", "an intact one")
     ImageOps.exif_transpose(image, in_place=True)
     grey = np.array(image.convert("L"))
     if not upright:
         return _whole(grey, aspect)
     # the exact end matters: squashing 139 decoded columns where 138.25 are radiograph shifts every edge
+    _, (_, _, right, bottom) = drafted
     return Decoded(grey, (right, bottom), aspect)
 
 
