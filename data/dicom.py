@@ -24,10 +24,12 @@ from pydicom.uid import (
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
+    RLELossless,
 )
 
 from data.aspect import pixel_aspect
-from data.refusal import check_size, refuse
+from data.jpeg import check_scans
+from data.refusal import UnreadableImage, check_size, refuse
 from data.settings import Tone
 from data.tones import between_tails, equalized, to_bytes
 
@@ -223,6 +225,8 @@ def _stored_values(dataset: Any) -> np.ndarray:
 
     try:
         stored = _decode_pixels(dataset, decoder)
+    except UnreadableImage:
+        raise
     except Exception:  # its text is long and may quote the file
         hint = "intact data"
         if plugins:
@@ -240,6 +244,8 @@ def _decode_pixels(dataset: Any, decoder: Any) -> np.ndarray:
     """By Pillow or pydicom itself where they can, so that a store does not depend on what else is installed."""
     if not decoder.UID.is_encapsulated:
         return pixel_array(dataset)
+    if RLELossless != decoder.UID:  # nothing else holds the two bytes of a scan's beginning by chance
+        check_scans(dataset.PixelData)
     for plugin in {"pillow", "pydicom"} & set(decoder.available_plugins):
         try:
             return pixel_array(dataset, decoding_plugin=plugin)

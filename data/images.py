@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from data.aspect import pixel_aspect
-from data.jpeg import bits_of, block_means, means_only
+from data.jpeg import bits_of, block_means, check_scans, means_only
 from data.refusal import MAX_PIXELS, UnreadableImage, check_size, refuse
 from data.settings import Resize, Size, Tone, height_and_width
 from data.tones import between_tails, to_bytes
@@ -29,7 +29,6 @@ from data.tones import between_tails, to_bytes
 READER_VERSION = 4  # raise it whenever the same file would read differently: stores are then made anew
 MAX_BYTES = 2**30
 SPARE = 1.4  # a reduced decode keeps this many times the wanted side: with less, a sharp image loses its edges
-MAX_SCANS = 200  # of a progressive JPEG, each decoded over the whole image; usual: 6 or 10
 
 TONES = get_args(Tone)
 RESIZES = get_args(Resize)
@@ -289,8 +288,10 @@ def _read_jpeg(image: Any, data: bytes, at_least: Size | None, of_sides: OfSides
 
     # at 1/8 only the blocks' means are wanted
     if "progressive" in image.info:
-        data = _needed_scans(data, scale)
-        image = _open_picture(data)
+        check_scans(data)
+        if scale == 8:
+            data = means_only(data)
+            image = _open_picture(data)
     elif scale == 8:
         means = block_means(data)
         if means is not None:
@@ -329,15 +330,6 @@ def _open_picture(data: bytes) -> Any:
         if bits not in (None, 8):
             refuse(f"a JPEG of {bits} bits", "8 bits; a PNG or a DICOM may have more")
         refuse("a damaged header", "an intact JPEG or PNG")
-
-
-def _needed_scans(data: bytes, scale: int) -> bytes:
-    scans = data.count(b"\xff\xda")
-    if scans > MAX_SCANS:
-        refuse(f"{scans} scans", f"at most {MAX_SCANS}")
-    if scale == 8:
-        return means_only(data)
-    return data
 
 
 def _stretch(stored: np.ndarray) -> np.ndarray:
