@@ -77,6 +77,7 @@ def read_dicom(data: bytes, tone: Tone) -> tuple[np.ndarray, float]:
 
 
 def _aspect(dataset: Any) -> float:
+    """A pixel's height divided by its width; 1 where the file says nothing that can be used."""
     for keyword in SPACINGS:
         pair = _decimals(dataset, keyword)
         aspect = pixel_aspect(*pair) if len(pair) == 2 else None
