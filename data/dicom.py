@@ -24,10 +24,12 @@ from pydicom.uid import (
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
+    RLELossless,
 )
 
 from data.aspect import pixel_aspect
-from data.refusal import check_size, refuse
+from data.jpeg import check_scans
+from data.refusal import UnreadableImage, check_size, refuse
 from data.settings import Tone
 from data.tones import between_tails, equalized, to_bytes
 
@@ -75,6 +77,7 @@ def read_dicom(data: bytes, tone: Tone) -> tuple[np.ndarray, float]:
 
 
 def _aspect(dataset: Any) -> float:
+    """A pixel's height divided by its width; 1 where the file says nothing that can be used."""
     for keyword in SPACINGS:
         pair = _decimals(dataset, keyword)
         aspect = pixel_aspect(*pair) if len(pair) == 2 else None
@@ -114,8 +117,11 @@ def _parse_dicom(data: bytes) -> Any:
     except Exception:  # never its text: a damaged file could put anything into it
         refuse("a damaged DICOM", "an intact one")
 
-    if not _value(dataset, "PixelData"):
+    pixels = _value(dataset, "PixelData")
+    if pixels is None:
         refuse(f"no {_named('PixelData')}", "an image")
+    if not isinstance(pixels, bytes):
+        refuse(f"no bytes in {_named('PixelData')}", "an image")
     _check_transfer_syntax(dataset)
     _check_numbers(dataset)
     _check_interpretation(dataset)
@@ -144,14 +150,14 @@ def _check_transfer_syntax(dataset: Any) -> None:
         return
     if dataset["PixelData"].is_undefined_length:
         refuse(f"no {_named('TransferSyntaxUID')}", "the one by which the pixel data is compressed")
-    dataset.file_meta.TransferSyntaxUID = PARSED[dataset.original_encoding]
+    dataset.file_meta.add_new("TransferSyntaxUID", "UI", PARSED[dataset.original_encoding])
 
 
 def _check_numbers(dataset: Any) -> None:
     """Every number that decoding needs is one; a value that is none is not quoted: it may be anything, even a name."""
     for keyword, wanted in NUMBERS.items():
         if keyword != "PlanarConfiguration" or dataset.SamplesPerPixel > 1:
-            setattr(dataset, keyword, _number(dataset, keyword, wanted))
+            dataset.add_new(keyword, "US", _number(dataset, keyword, wanted))
     check_size(dataset.Rows, dataset.Columns)
 
     if dataset.SamplesPerPixel > 1 and dataset.BitsAllocated != 8:
@@ -220,6 +226,8 @@ def _stored_values(dataset: Any) -> np.ndarray:
 
     try:
         stored = _decode_pixels(dataset, decoder)
+    except UnreadableImage:
+        raise
     except Exception:  # its text is long and may quote the file
         hint = "intact data"
         if plugins:
@@ -237,6 +245,8 @@ def _decode_pixels(dataset: Any, decoder: Any) -> np.ndarray:
     """By Pillow or pydicom itself where they can, so that a store does not depend on what else is installed."""
     if not decoder.UID.is_encapsulated:
         return pixel_array(dataset)
+    if RLELossless != decoder.UID:  # nothing else holds the two bytes of a scan's beginning by chance
+        check_scans(dataset.PixelData)
     for plugin in {"pillow", "pydicom"} & set(decoder.available_plugins):
         try:
             return pixel_array(dataset, decoding_plugin=plugin)

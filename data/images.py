@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from data.aspect import pixel_aspect
-from data.jpeg import bits_of, block_means, means_only
+from data.jpeg import bits_of, block_means, check_scans, means_only
 from data.refusal import MAX_PIXELS, UnreadableImage, check_size, refuse
 from data.settings import Resize, Size, Tone, height_and_width
 from data.stand_ins import ENOUGH, pointing_link, stand_in
@@ -30,7 +30,6 @@ from data.tones import between_tails, to_bytes
 READER_VERSION = 4  # raise it whenever the same file would read differently: stores are then made anew
 MAX_BYTES = 2**30
 SPARE = 1.4  # a reduced decode keeps this many times the wanted side: with less, a sharp image loses its edges
-MAX_SCANS = 200  # of a progressive JPEG, each decoded over the whole image; usual: 6 or 10
 
 TONES = get_args(Tone)
 RESIZES = get_args(Resize)
@@ -290,20 +289,25 @@ def _read_jpeg(image: Any, data: bytes, at_least: Size | None, of_sides: OfSides
 
     # at 1/8 only the blocks' means are wanted
     if "progressive" in image.info:
-        data = _needed_scans(data, scale)
-        image = _open_picture(data)
+        check_scans(data)
+        if scale == 8:
+            data = means_only(data)
+            image = _open_picture(data)
     elif scale == 8:
         means = block_means(data)
         if means is not None:
             return Decoded(means, (width / scale, height / scale), aspect)
 
     image.decodermaxblock = len(data)  # in one piece: libjpeg begins again with a scan's row where it runs dry
-    _, (_, _, right, bottom) = image.draft("L", (max(1, width // scale), max(1, height // scale)))
+    drafted = image.draft("L", (max(1, width // scale), max(1, height // scale)))
+    if not drafted:
+        refuse("a JPEG without pixels", "an intact one")
     ImageOps.exif_transpose(image, in_place=True)
     grey = np.array(image.convert("L"))
     if not upright:
         return _whole(grey, aspect)
     # the exact end matters: squashing 139 decoded columns where 138.25 are radiograph shifts every edge
+    _, (_, _, right, bottom) = drafted
     return Decoded(grey, (right, bottom), aspect)
 
 
@@ -327,15 +331,6 @@ def _open_picture(data: bytes) -> Any:
         if bits not in (None, 8):
             refuse(f"a JPEG of {bits} bits", "8 bits; a PNG or a DICOM may have more")
         refuse("a damaged header", "an intact JPEG or PNG")
-
-
-def _needed_scans(data: bytes, scale: int) -> bytes:
-    scans = data.count(b"\xff\xda")
-    if scans > MAX_SCANS:
-        refuse(f"{scans} scans", f"at most {MAX_SCANS}")
-    if scale == 8:
-        return means_only(data)
-    return data
 
 
 def _stretch(stored: np.ndarray) -> np.ndarray:

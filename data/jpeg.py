@@ -13,6 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data.refusal import refuse
+
+MAX_SCANS = 200  # usual: 6 or 10
 FAST = find_spec("numba") is not None
 MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # inside a scan: neither a stuffed byte nor a restart
 # the second byte of the markers that we look at (T.81, table B.1)
@@ -27,6 +30,13 @@ JFIF = 0xE0
 ADOBE = 0xEE
 
 HuffmanTable = tuple[bytes, bytes]  # how many codes have 1, 2, … 16 bits, and their symbols in this order
+
+
+def check_scans(data: bytes) -> None:
+    """Refuse a JPEG of very many scans: a few bytes each, and each is decoded over the whole image."""
+    scans = data.count(bytes([255, SCAN]))
+    if scans > MAX_SCANS:
+        refuse(f"{scans} scans", f"at most {MAX_SCANS}")
 
 
 def means_only(data: bytes) -> bytes:

@@ -5,6 +5,7 @@ The files are read by a child process of limited memory and time, so that a cras
 
 import os
 import random
+import shutil
 import struct
 import zlib
 from io import BytesIO
@@ -12,84 +13,31 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from damaged_files import damaged, encapsulated, whole_files
 from limited_reader import outcomes
 from PIL import Image, features
-from pydicom.encaps import encapsulate
-from pydicom.uid import ImplicitVRLittleEndian, JPEG2000Lossless, JPEGBaseline8Bit, RLELossless
-from radiograph_files import dicom, lut, picture, save, scene
+from pydicom.uid import JPEG2000Lossless, JPEGBaseline8Bit
+from radiograph_files import dicom, picture, save, scene
 
-TRIALS = 40  # damaged copies of each kind of file
-
-
-# damaged at random
-def whole_files(folder: Path) -> dict[str, bytes]:
-    """One intact file of each kind."""
-    grey, twelve = scene(250).astype(np.uint8), scene(4000).astype(np.uint16)
-    window = {"WindowCenter": 2000, "WindowWidth": 3000}
-    colour = Image.fromarray(grey).convert("RGB")
-    curve = np.arange(4096, dtype=np.uint16)
-    files = [
-        picture(grey, folder / "grey.jpg"),
-        picture(colour, folder / "progressive.jpg", progressive=True),
-        picture(grey, folder / "8.png"),
-        picture(twelve, folder / "16.png"),
-        picture(colour.convert("P"), folder / "palette.png"),
-        save(dicom(twelve, **window, PixelPaddingValue=0), folder / "explicit.dcm"),
-        save(dicom(twelve, syntax=ImplicitVRLittleEndian, VOILUTSequence=lut(curve, 0, 12)), folder / "implicit.dcm"),
-        save(dicom(twelve, **window, syntax=RLELossless), folder / "rle.dcm"),
-        save(dicom(np.asarray(colour), bits=8, photometric="RGB"), folder / "colour.dcm"),
-        save(encapsulated(folder / "grey.jpg", JPEGBaseline8Bit), folder / "jpeg.dcm"),
-    ]
-    if features.check("jpg_2000"):
-        picture(grey, folder / "grey.j2k")
-        files.append(save(encapsulated(folder / "grey.j2k", JPEG2000Lossless), folder / "j2k.dcm"))
-    return {path.name: path.read_bytes() for path in files}
+FILES = int(os.environ.get("MAE_DAMAGED_FILES", "120"))  # how many are tried: a few in the suite, thousands by hand
+PORTION = 1000  # that one child reads
 
 
-def encapsulated(stream: Path, syntax: str):
-    image = dicom(scene(250).astype(np.uint8), bits=8)
-    image.file_meta.TransferSyntaxUID = syntax
-    image.PixelData = encapsulate([stream.read_bytes()])
-    image["PixelData"].VR = "OB"
-    return image
-
-
-def damaged(whole: bytes, rng: random.Random) -> bytes:
-    """A copy with one to three kinds of damage; half of it near the start, where the headers are."""
-    data = bytearray(whole)
-    for _ in range(rng.randint(1, 3)):
-        reach = len(data) if rng.random() < 0.5 else min(len(data), 1500)
-        at = rng.randrange(reach) if reach else 0
-        kind = rng.choice(("cut", "flip", "bytes", "zeros", "remove", "repeat", "insert"))
-        if kind == "cut":
-            del data[at:]
-        elif kind == "flip" and data:
-            data[at] ^= 1 << rng.randrange(8)
-        elif kind == "bytes":
-            for place in rng.sample(range(reach), min(reach, 12)):
-                data[place] = rng.choice((0, 255, rng.randrange(256)))
-        elif kind == "zeros":
-            data[at : at + 40] = bytes(len(data[at : at + 40]))
-        elif kind == "remove":
-            del data[at : at + rng.randint(1, 60)]
-        elif kind == "repeat":
-            data[at:at] = data[at : at + rng.randint(1, 3000)]
-        else:
-            data[at:at] = rng.randbytes(rng.randint(1, 60))
-    return bytes(data)
-
-
-@pytest.mark.parametrize("seed", [1, 2])
-def test_damaged_files_are_read_or_refused(tmp_path, seed):
+def test_damaged_files_are_read_or_refused(tmp_path):
     intact, folder = tmp_path / "intact", tmp_path / "damaged"
     intact.mkdir()
-    folder.mkdir()
-    rng = random.Random(seed)
-    for name, whole in whole_files(intact).items():
-        for trial in range(TRIALS // 2):
-            (folder / f"{name}.{trial}").write_bytes(damaged(whole, rng))
-    refused = [reason for reason in outcomes(folder).values() if reason]
-    assert len(refused) > 50  # the damage is real
+    rng = random.Random(FILES)
+    files = whole_files(intact)
+    names = sorted(files)
+    refused = 0
+    for start in range(0, FILES, PORTION):
+        folder.mkdir()
+        for number in range(start, min(start + PORTION, FILES)):
+            name = names[number % len(names)]
+            (folder / f"{number}.{name}").write_bytes(damaged(name, files, rng))
+        refused += sum(reason is not None for reason in outcomes(folder).values())
+        shutil.rmtree(folder)
+    assert FILES / 4 < refused < FILES  # the damage is real, and not all of it matters
 
 
 def test_garbage_with_the_first_bytes_of_a_kind_is_refused(tmp_path):
@@ -112,9 +60,10 @@ def test_a_file_is_what_its_bytes_say_and_not_its_name(tmp_path):
     intact.mkdir()
     folder.mkdir()
     for name, whole in whole_files(intact).items():
-        for ending in (".dcm", ".jpg", ".png", ".txt", ""):
+        for ending in (".dcm", ".jpg", ""):
             (folder / f"{name.replace('.', '_')}{ending}").write_bytes(whole)
-    assert not any(outcomes(folder).values())
+    found = outcomes(folder)
+    assert {name for name, reason in found.items() if reason} == {name for name in found if "deflated" in name}
 
 
 # made to hurt
@@ -135,12 +84,14 @@ def huge(folder: Path) -> None:
     progressive = picture(small, folder / "scans", format="JPEG", progressive=True).read_bytes()
     last = progressive[progressive.rindex(b"\xff\xda") : -2]
     (folder / "scans").write_bytes(progressive[:-2] + last * 1000 + progressive[-2:])
+    save(encapsulated(folder / "scans", JPEGBaseline8Bit), folder / "scans.dcm")
 
 
 def test_huge_declarations_are_refused_before_anything_is_allocated(tmp_path):
     huge(tmp_path)
     found = outcomes(tmp_path)
-    assert "scans, expected at most 200" in found.pop("scans")
+    for name in ("scans", "scans.dcm"):
+        assert "scans, expected at most 200" in found.pop(name)
     assert all("60000 x 60000 pixels declared" in r or "too many pixels declared" in r for r in found.values()), found
 
 
