@@ -10,7 +10,7 @@ from data.config import UserError, change_config, expand
 from data.settings import DataSettings
 from mae.engine.checkpoint import Checkpoint, load_checkpoint
 from mae.model import check_sizes
-from mae.weights import resolve, starting_point
+from mae.weights import resolve, starting_point, without_weights
 
 PREPROCESSING = ("image_size", "resize", "tone")  # of the data section: travels with the weights
 
@@ -27,11 +27,11 @@ def beginning(config: ClassifyConfig, checkpoint: str | Path | None) -> tuple[Cl
     if checkpoint:
         return config, load_checkpoint(checkpoint, kind="mae")
     if config.finetune.model != "vit":
-        return config, None
+        return without_weights(config), None
 
     start = starting_point(config)
     if start is None:
-        return config, None
+        return without_weights(config), None
     return config_of(start), start
 
 
@@ -50,7 +50,7 @@ def config_for(checkpoint: Checkpoint, config: ClassifyConfig | None, overrides:
     # sizes that the config gives must be those of the weights; what it leaves out, the weights bring
     for name in wanted.model.model_fields_set:
         then, now = getattr(made.model, name), getattr(wanted.model, name)
-        if then != now:
+        if now is not None and then != now:
             raise UserError(
                 f"{checkpoint.place}: found model.{name} = {then}, expected {now} by the config; "
                 f"leave model.{name} out, or pretrain that size"

@@ -30,7 +30,7 @@ from mae.probe import probe
 from mae.reconstruct import reconstruct
 from mae.settings import MAEConfig, ModelSettings, Precision, PretrainSettings
 from mae.transformer import configure_blocks
-from mae.weights import starting_point
+from mae.weights import starting_point, without_weights
 
 RESUMABLE = Resumable(
     sections=("seed", "precision", "data", "model", "pretrain"),
@@ -47,8 +47,7 @@ def pretrain(config: MAEConfig, data: Data | None = None) -> Path:
     configure_torch(config)
     device = training_device(config)
     start = starting_point(config)
-    if start:
-        config = start.config
+    config = start.config if start else without_weights(config)
     data = data or open_data(config.data)
 
     # a folder is continued only by the config, the images and the initial weights that began it

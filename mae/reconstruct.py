@@ -220,7 +220,7 @@ def notes_of(checkpoint: Checkpoint, view: View) -> list[str]:
     ]
 
     # where its brightness and contrast come from
-    if not config.model.norm_pixel_loss:
+    if config.model.norm_pixel_loss is False:
         notes.append(GREY_LEVELS)
     elif not view.hidden_statistics:
         notes.append(CONTINUED)

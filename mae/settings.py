@@ -52,9 +52,19 @@ class ModelSettings(Settings):
     decoder_heads: int | None = Field(None, ge=1, description="decoder attention heads; null: the preset's")
 
     # pixels and norms
-    norm_pixel_loss: bool = Field(True, description="predict each patch normalised by its own mean and deviation")
-    pixel_mean: Mean = Field(0.5, description="mean grey level that standardises images, 0 to 1, one or one a channel")
-    pixel_std: Spread = Field(0.25, description="deviation that standardises images, 0 to 1, one or one a channel")
+    norm_pixel_loss: bool | None = Field(
+        None,
+        description="predict each patch normalised by its own mean and deviation; null: as model.init's decoder was "
+        "trained, true for a fresh one",
+    )
+    pixel_mean: Mean = Field(
+        0.5,
+        description="mean grey level that standardises images, 0 to 1, one or one a channel; with model.init: what its "
+        "images were standardised by, where its file does not say",
+    )
+    pixel_std: Spread = Field(
+        0.25, description="deviation that standardises images, 0 to 1, one or one a channel; with model.init likewise"
+    )
     norm_eps: float = Field(1e-6, gt=0, le=1e-3, description="eps of the LayerNorms; published weights bring theirs")
 
     @model_validator(mode="after")

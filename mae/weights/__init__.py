@@ -18,7 +18,7 @@ from mae.weights.account import Report
 from mae.weights.load import load_facebook, load_huggingface, load_timm
 from mae.weights.save import save_encoder, save_huggingface
 from mae.weights.source import Target
-from mae.weights.start import is_foreign, resolve, starting_point
+from mae.weights.start import is_foreign, resolve, starting_point, without_weights
 
 __all__ = [
     "Report",
@@ -31,4 +31,5 @@ __all__ = [
     "save_encoder",
     "save_huggingface",
     "starting_point",
+    "without_weights",
 ]

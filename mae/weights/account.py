@@ -19,6 +19,7 @@ class Report:
     missing: tuple[str, ...] = ()  # the model's names, left at fresh initialisation
     unexpected: tuple[str, ...] = ()  # the source's names, not used
     assumed: tuple[str, ...] = ()  # what the source does not say
+    loss: str = ""  # what a decoder that was taken over will be trained to predict
 
     def __str__(self) -> str:
         lines = [f"{self.place}: {len(self.loaded)} tensors loaded, licence {self.license or 'not stated'}"]
@@ -29,6 +30,8 @@ class Report:
             lines.append(f"  missing, left at fresh initialisation: {_shorten(self.missing)}")
         if self.unexpected:
             lines.append(f"  unexpected, not used: {_shorten(self.unexpected)}")
+        if self.loss:
+            lines.append(f"  loss: {self.loss}")
         lines += [f"  assumed: {what}" for what in self.assumed]
         return "\n".join(lines)
 

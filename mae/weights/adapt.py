@@ -8,25 +8,29 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def fold_to_grey(weights: Mapping[str, Tensor], mean: Tensor, std: Tensor, norm_pixel_loss: bool) -> dict[str, Tensor]:
-    """Weights that read standardised channels (mean, std: c) → the same function of one grey channel in 0..1.
+def fold_to_grey(
+    weights: Mapping[str, Tensor], mean: Tensor, std: Tensor, grey: tuple[float, float], norm_pixel_loss: bool
+) -> dict[str, Tensor]:
+    """Weights that read standardised channels (mean, std: c) → the same function of one, standardised by `grey`.
 
-    A grey level g reaches channel c as (g - μ_c) / σ_c, so the kernel becomes ΣW_c/σ_c and the bias loses ΣW_cμ_c/σ_c:
-    exact. The prediction becomes the mean of the channels' predicted grey levels: exact too. Under norm-pixel loss
-    it is the mean of the channels' predictions, which are in units of a deviation over all channels: an approximation
-    by a factor a patch.
+    A grey level g = m + s·x reaches channel c as (g - μ_c) / σ_c, so the kernel becomes s·ΣW_c/σ_c and the bias gains
+    ΣW_c(m - μ_c)/σ_c: exact. The prediction becomes the mean of the channels' predicted grey levels: exact too. Under
+    norm-pixel loss it is the mean of the channels' predictions, which are in units of a deviation over all channels:
+    an approximation by a factor a patch.
     """
+    m, s = grey
     mean, std = mean.double(), std.double()
     kernel = rearrange(weights["encoder.embed.weight"].double(), "d (n c) -> d n c", c=len(mean))
     folded = {
-        "encoder.embed.weight": (kernel / std).sum(-1),  # d n
-        "encoder.embed.bias": weights["encoder.embed.bias"].double() - (kernel * (mean / std)).sum((1, 2)),  # d
+        "encoder.embed.weight": s * (kernel / std).sum(-1),  # d n
+        "encoder.embed.bias": weights["encoder.embed.bias"].double() + (kernel * ((m - mean) / std)).sum((1, 2)),  # d
     }
     if "decoder.predict.weight" in weights:
         predict = rearrange(weights["decoder.predict.weight"].double(), "(n c) e -> n c e", c=len(mean))
         bias = rearrange(weights["decoder.predict.bias"].double(), "(n c) -> n c", c=len(mean))
         if not norm_pixel_loss:
-            predict, bias = predict * std[:, None], bias * std + mean
+            predict = predict * std[:, None] / s
+            bias = (bias * std + mean - m) / s
         folded |= {"decoder.predict.weight": predict.mean(1), "decoder.predict.bias": bias.mean(1)}  # n e, n
     return {**weights, **{name: tensor.float() for name, tensor in folded.items()}}
 

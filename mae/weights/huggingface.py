@@ -6,17 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from data.config import UserError
+from data.config import UserError, printable
 from mae.weights.files import license_of, read_folder, read_json, read_weights
+from mae.weights.layouts import NO_BIASES
 from mae.weights.source import Facts, Source, Target, as_levels, make_source
 from mae.weights.state_dicts import StateDict, state_dict_of
 
-DEFAULTS = Facts(
-    eps=1e-12,
-    norm_pixel_loss=False,
-    license="unknown",
-    assumed=("LayerNorm eps 1e-12 and plain pixels, transformers' defaults",),
-)
+DEFAULTS = Facts(eps=1e-12, license="unknown", assumed=("LayerNorm eps 1e-12, transformers' default",))
+LARGEST = 2**31  # any number of a config.json, and no infinity
 NUMBERS = ("image_size", "num_attention_heads", "decoder_num_attention_heads", "layer_norm_eps")  # as they are used
 
 
@@ -50,17 +47,16 @@ def _facts(config: dict[str, Any], place: Path) -> Facts:
         if name not in config:
             raise UserError(f"{place}: found no {name}, expected the config.json of a ViTMAE or ViT")
     for name in NUMBERS:
-        values = config.get(name, 1)
-        for value in values if isinstance(values, list) else [values]:
-            if not isinstance(value, int | float) or value <= 0:
-                raise UserError(f"{place}: found {name} {json.dumps(values)}, expected a number above 0")
+        _expect_numbers(config, name, place)
+    for name in ("norm_pix_loss", "qkv_bias"):
+        _expect_truth(config, name, place)
     activation = config.get("hidden_act", "gelu")
     if activation != "gelu":
-        raise UserError(f"{place}: found hidden_act {activation}, expected gelu")
+        raise UserError(f"{place}: found hidden_act {printable(activation)}, expected gelu")
 
     return Facts(
         eps=config.get("layer_norm_eps", DEFAULTS.eps),
-        norm_pixel_loss=bool(config.get("norm_pix_loss", False)),
+        norm_pixel_loss=config.get("norm_pix_loss"),
         license=DEFAULTS.license,
         heads=config["num_attention_heads"],
         decoder_heads=config.get("decoder_num_attention_heads"),
@@ -68,17 +64,41 @@ def _facts(config: dict[str, Any], place: Path) -> Facts:
     )
 
 
+def _expect_numbers(config: Mapping[str, Any], name: str, place: Path) -> None:
+    """UserError unless the setting, if there is one, is a number above 0 of its kind, or a size's two."""
+    values = config.get(name, 1)
+    kind = (int, float) if name == "layer_norm_eps" else (int,)
+    several = values if isinstance(values, list) and name == "image_size" and len(values) == 2 else [values]
+    for value in several:
+        if not isinstance(value, kind) or isinstance(value, bool) or not 0 < value < LARGEST:
+            raise UserError(f"{place}: found {name} {_shown(values)}, expected a number above 0")
+
+
+def _expect_truth(config: Mapping[str, Any], name: str, place: Path) -> None:
+    if not isinstance(config.get(name), bool | None):
+        raise UserError(f"{place}: found {name} {_shown(config[name])}, expected true or false")
+
+
+def _shown(value: Any) -> str:
+    return printable(json.dumps(value))
+
+
 def _preprocessing(path: Path) -> dict[str, Any]:
     """Mean and deviation, grey levels in 0..1, that a folder's images are standardised by."""
     config = read_json(path) if path.is_file() else {}
-    if not config.get("do_normalize", True):
+    for name in ("do_normalize", "do_rescale"):
+        _expect_truth(config, name, path)
+    if config.get("do_normalize") is False:
         return {"pixel_mean": 0.0, "pixel_std": 1.0}
     if "image_mean" not in config or "image_std" not in config:
         return {}
 
     white = 255.0  # of the pixels that mean and deviation are about
-    if config.get("do_rescale", True):
-        white *= config.get("rescale_factor", 1 / 255)
+    if config.get("do_rescale") is not False:
+        factor = as_levels(config.get("rescale_factor", 1 / 255), 1, path)
+        if isinstance(factor, tuple) or factor <= 0:
+            raise UserError(f"{path}: found rescale_factor {_shown(factor)}, expected a number above 0")
+        white *= factor
     return {f"pixel_{name}": as_levels(config[f"image_{name}"], white, path) for name in ("mean", "std")}
 
 
@@ -90,6 +110,8 @@ def _check_against(source: Source, config: dict[str, Any]) -> None:
     pairs.append(("num_channels", config.get("num_channels", 3), source.found.in_channels))
     for name, said, found in pairs:
         if said not in (found, [found, found]):
-            raise UserError(
-                f"{source.place}: found {name} {json.dumps(said)} in config.json, expected {found} by weights"
-            )
+            raise UserError(f"{source.place}: found {name} {_shown(said)} in config.json, expected {found} by weights")
+
+    # transformers' layers have biases unless they are said to have none
+    if config.get("qkv_bias") is not False and any(NO_BIASES in how for how in source.found.adapted.values()):
+        raise UserError(f"{source.place}: found attention without biases, expected them by config.json")

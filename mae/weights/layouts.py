@@ -89,6 +89,7 @@ TO_OURS = {
     for program, layouts in {"timm": [TIMM], "huggingface": [HUGGINGFACE, HUGGINGFACE_5, HUGGINGFACE_MODULES]}.items()
 }
 QKV = ("attention.q", "attention.k", "attention.v")
+NO_BIASES = "has no biases: zeros, the same"
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -256,7 +257,7 @@ def _zero_biases(found: Translation, place: str) -> None:
                 raise UserError(f"{place}: found {biases[0]} and no {bias}, expected biases in all blocks or in none")
             found.weights[bias] = found.weights[name].new_zeros(found.weights[name].shape[:1])
             found.origins[bias] = ()
-            found.note(name, "has no biases: zeros, the same")
+            found.note(name, NO_BIASES)
 
 
 def _take_class_position(found: Translation) -> None:

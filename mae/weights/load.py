@@ -12,12 +12,12 @@ from data.config import UserError
 from data.settings import height_and_width
 from mae.encoder import Encoder
 from mae.engine.checkpoint import expect_finite
-from mae.model import PRESETS, MaskedAutoencoder, build_mae
+from mae.model import NORM_PIXEL_LOSS, PRESETS, MaskedAutoencoder, build_mae
 from mae.weights.account import Report
 from mae.weights.adapt import as_channels, fold_to_grey, resample
 from mae.weights.files import existing
 from mae.weights.huggingface import huggingface_source
-from mae.weights.source import STATISTICS, Source, Target
+from mae.weights.source import FOLDED, STATISTICS, Levels, Source, Target, same_levels
 from mae.weights.timm import facebook_source, timm_source
 
 Say = Callable[[str], None]
@@ -54,7 +54,7 @@ def convert(source: Source, target: Target, say: Say = print) -> MaskedAutoencod
     arguments = model_arguments(source, target)
     model = build_mae(**arguments)
     missing = _fill(model, _adapted(source, model.encoder, model.norm_pixel_loss))
-    model.report = _report(source, missing)
+    model.report = replace(_report(source, missing), loss=_loss_of(source, model.norm_pixel_loss))
     say(str(model.report))
     return model
 
@@ -88,7 +88,8 @@ def _kept(source: Source, target: Target) -> Source:
     differ = [name for name, size in here.items() if getattr(target, name) not in (None, size)]
     if not differ:
         return source
-    return replace(source, found=source.found.without_decoder(), decoder=None, decoder_heads=None)
+    found = source.found.without_decoder()
+    return replace(source, found=found, decoder=None, decoder_heads=None, norm_pixel_loss=None)
 
 
 def model_arguments(source: Source, target: Target) -> dict[str, Any]:
@@ -102,8 +103,10 @@ def model_arguments(source: Source, target: Target) -> dict[str, Any]:
             "give model.in_channels=1"
         )
 
-    # folded to grey, the weights contain the normalisation of their channels
-    folded = channels != source.found.in_channels
+    # a decoder goes on with what it was trained for, unless something else is wished for
+    norm_pixel_loss = target.norm_pixel_loss
+    if norm_pixel_loss is None:
+        norm_pixel_loss = NORM_PIXEL_LOSS if source.norm_pixel_loss is None else source.norm_pixel_loss
 
     # a decoder that the source lacks gets the sizes wished for, else those of the preset of this width
     preset = preset_like(sizes["width"])
@@ -120,13 +123,29 @@ def model_arguments(source: Source, target: Target) -> dict[str, Any]:
         "image_size": height_and_width(target.image_size or (height, width)),
         "in_channels": channels,
         "decoder": source.decoder or target.decoder or "self",
-        "norm_pixel_loss": source.norm_pixel_loss if target.norm_pixel_loss is None else target.norm_pixel_loss,
-        "pixel_mean": 0.0 if folded else source.pixel_mean,
-        "pixel_std": 1.0 if folded else source.pixel_std,
+        "norm_pixel_loss": norm_pixel_loss,
         "norm_eps": source.eps,
+        **_statistics(source, target, channels),
         **sizes,
         **decoder_sizes,
     }
+
+
+def _statistics(source: Source, target: Target, channels: int) -> dict[str, Levels]:
+    """Mean and deviation that the model standardises its images by."""
+    if channels == source.found.in_channels:
+        return {"pixel_mean": source.pixel_mean, "pixel_std": source.pixel_std}
+
+    # folded to grey, the weights contain those of their channels, unless the target says them as one number each
+    mean, std = target.pixel_mean, target.pixel_std
+    if (
+        not isinstance(mean, float)
+        or not isinstance(std, float)
+        or not same_levels(mean, source.pixel_mean)
+        or not same_levels(std, source.pixel_std)
+    ):
+        mean, std = FOLDED
+    return {"pixel_mean": mean, "pixel_std": std}
 
 
 def preset_like(width: int) -> str:
@@ -145,7 +164,8 @@ def _adapted(source: Source, encoder: Encoder, norm_pixel_loss: bool) -> dict[st
         channels = found.in_channels
         mean = as_channels(source.pixel_mean, channels)
         std = as_channels(source.pixel_std, channels)
-        weights = fold_to_grey(weights, mean, std, norm_pixel_loss)
+        grey = float(encoder.mean), float(encoder.std)
+        weights = fold_to_grey(weights, mean, std, grey, norm_pixel_loss)
 
         # and say so
         exact = "approximately: norm-pixel loss" if norm_pixel_loss else "exactly"
@@ -166,6 +186,16 @@ def _fill(model: MaskedAutoencoder, weights: Mapping[str, Tensor]) -> tuple[str,
     own = model.state_dict()
     model.load_state_dict({**own, **weights})
     return tuple(name for name in own if name not in {*weights, *STATISTICS})
+
+
+def _loss_of(source: Source, norm_pixel_loss: bool) -> str:
+    """In words, what the source's decoder will predict."""
+    if source.decoder is None:
+        return ""
+    kinds = {True: "each patch normalised (norm_pixel_loss true)", False: "plain pixels (norm_pixel_loss false)"}
+    if norm_pixel_loss == source.norm_pixel_loss:
+        return f"{kinds[norm_pixel_loss]}, as the decoder was trained for"
+    return f"{kinds[norm_pixel_loss]}, as asked for; the decoder was trained for {kinds[not norm_pixel_loss]}"
 
 
 def _report(source: Source, missing: tuple[str, ...]) -> Report:

@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from math import isqrt
+from math import isfinite, isqrt
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from data.config import UserError
+from data.config import UserError, printable
 from data.settings import Size, height_and_width
 from mae.engine.checkpoint import Checkpoint
 from mae.model import PRESETS
@@ -17,6 +18,7 @@ from mae.weights.state_dicts import StateDict
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation that published weights were made with
 STATISTICS = ("encoder.mean", "encoder.std")  # of the pixels: buffers that come from settings
+FOLDED = 0.0, 1.0  # mean and deviation of a grey model whose weights contain those of their channels
 Levels = float | tuple[float, ...]
 
 
@@ -35,6 +37,10 @@ class Target:
     decoder_depth: int | None = None
     decoder_heads: int | None = None
 
+    def says_folded(self, channels: int) -> bool:
+        """Whether mean 0 and deviation 1 only say that the weights' channels were folded into one, which has these."""
+        return self.in_channels == 1 != channels and (self.pixel_mean, self.pixel_std) == FOLDED
+
 
 @dataclass(frozen=True)
 class Source:
@@ -47,7 +53,7 @@ class Source:
     pixel_mean: Levels
     pixel_std: Levels
     eps: float
-    norm_pixel_loss: bool
+    norm_pixel_loss: bool | None  # what the decoder predicts; None where there is none
     license: str | None  # of the weights, where they have one
     decoder: str | None = None
     decoder_heads: int | None = None
@@ -105,7 +111,7 @@ def own_source(checkpoint: Checkpoint) -> Source:
         pixel_mean=settings.pixel_mean,
         pixel_std=settings.pixel_std,
         eps=settings.norm_eps,
-        norm_pixel_loss=settings.norm_pixel_loss,
+        norm_pixel_loss=settings.norm_pixel_loss is not False,
         license=checkpoint.meta.get("license"),
         decoder=settings.decoder,
         decoder_heads=sizes["decoder_heads"],
@@ -133,8 +139,8 @@ class Facts:
     """What a file says of its model besides the tensors; None where it does not say it."""
 
     eps: float
-    norm_pixel_loss: bool
     license: str
+    norm_pixel_loss: bool | None = None
     heads: int | None = None
     decoder_heads: int | None = None
     image_size: Any = None  # a side, or a list of height and width
@@ -159,6 +165,10 @@ def make_source(state_dict: StateDict, target: Target, facts: Facts) -> Source:
         in_decoder = len(found.weights.get("decoder.positions", ()))
         if in_decoder != n:
             raise UserError(f"{place}: found {in_decoder} positions in the decoder, expected the encoder's {n}")
+    norm_pixel_loss = facts.norm_pixel_loss if decoder else None
+    if decoder and norm_pixel_loss is None:
+        norm_pixel_loss = False
+        assumed.append("plain pixels, the default of all these programs")
 
     return Source(
         place=place,
@@ -168,7 +178,7 @@ def make_source(state_dict: StateDict, target: Target, facts: Facts) -> Source:
         pixel_mean=mean,
         pixel_std=std,
         eps=facts.eps,
-        norm_pixel_loss=facts.norm_pixel_loss,
+        norm_pixel_loss=norm_pixel_loss,
         license=facts.license,
         decoder=decoder,
         decoder_heads=decoder_heads,
@@ -192,12 +202,12 @@ def _pixel_statistics(facts: Facts, channels: int, target: Target, assumed: list
     """Mean and deviation of the pixels: the file's, else the target's, else what is usual."""
     if facts.pixel_mean is not None and facts.pixel_std is not None:
         return facts.pixel_mean, facts.pixel_std
-    if target.pixel_mean is not None and target.pixel_std is not None:
+    if target.pixel_mean is not None and target.pixel_std is not None and not target.says_folded(channels):
         return target.pixel_mean, target.pixel_std
 
     mean, std = IMAGENET if channels == 3 else (0.5, 0.25)
     whose = ", ImageNet's" if channels == 3 else ""
-    assumed.append(f"mean {mean} and deviation {std} of the pixels{whose}")
+    assumed.append(f"mean {mean} and deviation {std} of the pixels{whose}; pixel_mean and pixel_std say others")
     return mean, std
 
 
@@ -268,10 +278,19 @@ def _grid_of(n: int, patch_size: int, size: Any, wanted: Size | None, place: str
     raise UserError(f"{place}: found {n} positions of patches, expected those of {expected} in patches of {patch_size}")
 
 
+def same_levels(one: Levels, other: Levels) -> bool:
+    """Whether two means, or two deviations, are the same for every channel."""
+    a = torch.tensor(one, dtype=torch.float64)  # c, or one number for all
+    b = torch.tensor(other, dtype=torch.float64)
+    if a.ndim and b.ndim and len(a) != len(b):
+        return False
+    return torch.allclose(a, b, rtol=1e-6)
+
+
 def as_levels(value: Any, scale: float, place: Any) -> Levels:
     """A file's mean or deviation of pixels, whose white is `scale`, as grey levels in 0..1."""
     values = value if isinstance(value, list) and value else [value]
-    if not all(isinstance(each, int | float) for each in values):
-        raise UserError(f"{place}: found {value!r} for mean or deviation, expected a number for each channel")
+    if not all(isinstance(each, int | float) and isfinite(each) for each in values):
+        raise UserError(f"{place}: found {printable(value)} for mean or deviation, expected a number for each channel")
     levels = tuple(each / scale for each in values)
     return levels[0] if len(levels) == 1 else levels

@@ -7,17 +7,17 @@ from data.config import UserError, change_config, expand
 from mae.engine.checkpoint import FORMAT, Checkpoint, load_checkpoint
 from mae.engine.distributed import is_main
 from mae.engine.optim import seeded
-from mae.model import PRESETS
+from mae.model import NORM_PIXEL_LOSS, PRESETS
 from mae.settings import MAEConfig, ModelSettings
 from mae.weights.files import digest, existing, read_facebook, read_json
 from mae.weights.huggingface import huggingface_source, of_huggingface
 from mae.weights.load import Say, checked, convert, model_arguments
-from mae.weights.source import Source, Target, own_source
+from mae.weights.source import Levels, Source, Target, own_source, same_levels
 from mae.weights.state_dicts import holds_a_model, state_dict_of
 from mae.weights.timm import is_of_facebook, of_facebook, of_timm, timm_source
 
 Kind = TypeVar("Kind", bound=MAEConfig)
-GEOMETRY = ("patch_size", "width", "depth", "heads", "pixel_mean", "pixel_std", "norm_eps")  # the file decides
+GEOMETRY = ("patch_size", "width", "depth", "heads", "norm_eps")  # the file decides
 
 
 def _say_once(text: str) -> None:
@@ -48,22 +48,37 @@ def starting_point(config: MAEConfig, say: Say = _say_once) -> Checkpoint | None
 
 def resolve(config: Kind) -> Kind:
     """The config with the sizes of the weights that `model.init` names; UserError where it asks for others."""
-    return config if config.model.init is None else _resolved(config, *_source_of(config))
+    return without_weights(config) if config.model.init is None else _resolved(config, *_source_of(config))
+
+
+def without_weights(config: Kind) -> Kind:
+    """The config with what its settings come to where a run begins from nobody's weights."""
+    if config.model.norm_pixel_loss is not None:
+        return config
+    return change_config(config, {"model.norm_pixel_loss": NORM_PIXEL_LOSS})
 
 
 def _source_of(config: MAEConfig) -> tuple[Source, Target]:
     model = config.model
     assert model.init is not None
+    mean, std = _statistics_given(model)
     target = Target(
         image_size=config.data.image_size,
         in_channels=model.in_channels,
         norm_pixel_loss=model.norm_pixel_loss,
         **{name: getattr(model, name) for name in ("heads", "decoder_width", "decoder_depth", "decoder_heads")},
         decoder="cross" if model.decoder == "cross" else None,
-        pixel_mean=_given(model, "pixel_mean") if model.in_channels == 3 else None,  # grey may be folded: 0 and 1 then
-        pixel_std=_given(model, "pixel_std") if model.in_channels == 3 else None,
+        pixel_mean=mean,
+        pixel_std=std,
     )
     return checked(open_source(expand(model.init, "model.init"), target)), target
+
+
+def _statistics_given(model: ModelSettings) -> tuple[Levels | None, Levels | None]:
+    """The config's mean and deviation of the pixels, if either is not at its default: they belong together."""
+    if _given(model, "pixel_mean") is None and _given(model, "pixel_std") is None:
+        return None, None
+    return model.pixel_mean, model.pixel_std
 
 
 def _given(model: ModelSettings, name: str) -> Any:
@@ -125,6 +140,20 @@ def _resolved(config: Kind, source: Source, target: Target) -> Kind:
                 "other weights"
             )
 
+    _check_statistics(model, source, target)
     arguments.pop("image_size")
     arguments["preset"] = preset or arguments["preset"]
     return change_config(config, {f"model.{name}": value for name, value in arguments.items()}, source.place)
+
+
+def _check_statistics(model: ModelSettings, source: Source, target: Target) -> None:
+    """UserError where the config's mean or deviation of the pixels is not that of the file."""
+    if target.says_folded(source.found.in_channels):
+        return
+    for name, found in (("pixel_mean", source.pixel_mean), ("pixel_std", source.pixel_std)):
+        given = _given(model, name)
+        if given is not None and not same_levels(given, found):
+            raise UserError(
+                f"{source.place}: found {name} {found}, expected {given} by model.{name}; leave it out, or take other "
+                "weights"
+            )

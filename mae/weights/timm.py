@@ -6,12 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from data.config import UserError
 from mae.weights.files import license_of, read_facebook, read_folder, read_json, read_weights
 from mae.weights.source import Facts, Source, Target, as_levels, make_source
 from mae.weights.state_dicts import StateDict, state_dict_of
 
 FACEBOOK_LICENSE = "CC-BY-NC-4.0"  # of facebookresearch/mae, code and weights
-TIMM_FACTS = Facts(eps=1e-6, norm_pixel_loss=True, license="unknown", assumed=("LayerNorm eps 1e-6, timm's default",))
+TIMM_FACTS = Facts(eps=1e-6, license="unknown", assumed=("LayerNorm eps 1e-6, timm's default",))
 
 
 def facebook_source(path: str | Path, target: Target) -> Source:
@@ -32,9 +33,8 @@ def timm_source(source: str | Path | Mapping[str, Any], target: Target) -> Sourc
 
 def of_facebook(found: StateDict, target: Target) -> Source:
     said = found.arguments.get("norm_pix_loss")
-    facts = Facts(eps=1e-6, norm_pixel_loss=bool(said), license=FACEBOOK_LICENSE)
-    if said is None:
-        facts = replace(facts, assumed=("plain pixels, the reference's default",))
+    norm_pixel_loss = bool(said) if isinstance(said, int) else None
+    facts = Facts(eps=1e-6, norm_pixel_loss=norm_pixel_loss, license=FACEBOOK_LICENSE)
     found = replace(found, others=[name for name in found.others if name != "args"])
     return _with_one_norm(found, target, facts)
 
@@ -50,7 +50,9 @@ def is_of_facebook(found: StateDict) -> bool:
 
 def _facts_of_folder(folder: Path) -> Facts:
     """With the licence, and the statistics that its images were standardised by."""
-    trained = read_json(folder / "config.json").get("pretrained_cfg", {})
+    trained = read_json(folder / "config.json").get("pretrained_cfg")
+    if not isinstance(trained, dict):
+        raise UserError(f"{folder}: found no settings for pretrained_cfg in config.json, expected those of timm")
     statistics: dict[str, Any] = {}
     for name in ("mean", "std"):
         if name in trained:
