@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -267,9 +268,17 @@ def _check(table: pd.DataFrame, root: Path, credentialed: bool) -> None:
 
 
 def _check_names(paths: pd.Series) -> None:
-    """What is written of images is UTF-8, which the names of files need not be."""
+    """What is written of images is UTF-8, which neither the names of files nor the locale need be."""
+    names = "\n".join(paths)
+    encoding = sys.getfilesystemencoding()
+    if encoding != "utf-8" and not names.isascii():
+        odd = [path for path in paths if not path.isascii()]
+        raise UserError(
+            f"{odd[0]}: found a name beyond ASCII ({len(odd):,} such) in a locale of {encoding}, expected UTF-8; "
+            "set PYTHONUTF8=1"
+        )
     try:
-        "\n".join(paths).encode()
+        names.encode()
     except UnicodeEncodeError:
         odd = [path for path in paths if re.search("[\ud800-\udfff]", path)]  # what os.fsdecode makes of other bytes
         shown = odd[0].encode(errors="surrogateescape").decode(errors="backslashreplace")

@@ -211,7 +211,7 @@ def read_lines(path: Path) -> list[str]:
     """The words of a text file; UserError where it is not in UTF-8."""
     _require_no_stand_in(path)
     try:
-        return path.read_text("utf-8-sig").split()
+        return path.read_text(encoding="utf-8-sig").split()
     except UnicodeError:
         raise UserError(f"{path}: found another encoding, expected UTF-8; save it as text in UTF-8") from None
 
