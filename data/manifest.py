@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from data.config import UserError, expand
+from data.errors import printable
 from data.files_on_disk import Look, look_for
 from data.labels import NoSuchFinding, words
 from data.settings import DataConfig, DataSettings
@@ -60,7 +61,7 @@ class Manifest:
             part = self.table[self.table["split"] == split]
             views = part["view"].fillna("no view")
             for view in sorted(views.unique()):
-                rows[f"{split}, {view}"] = _count(part[views == view], self.target)
+                rows[printable(f"{split}, {view}")] = _count(part[views == view], self.target)
         rows["all"] = _count(self.table, self.target)
 
         if self.rules is not None:
@@ -159,7 +160,7 @@ def open_manifest(config: DataConfig | DataSettings, look_again: bool = False) -
         _check_patients(table, "data.sources", credentialed)
     return Manifest(
         table=table,
-        notes=(*notes, *more),
+        notes=tuple(note if isinstance(note, LeftOut) else printable(note) for note in (*notes, *more)),
         credentialed=credentialed,
         patients_known=all(part.patients_known for part in parts.values()),
         target=settings.target,
