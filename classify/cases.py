@@ -1,17 +1,15 @@
 """Who is counted: the labelled images of a split, label budgets, and what a unit is."""
 
 from dataclasses import dataclass
-from typing import get_args
 
+import numpy as np
 import pandas as pd
 
-from classify.settings import Unit
+from classify.settings import ClassifyConfig
 from data.config import UserError
 from data.labels import words
 from data.loader import Data
-from data.manifest import digest, sample_patients
-
-UNITS: tuple[Unit, ...] = get_args(Unit)
+from data.manifest import Manifest, digest, sample_patients
 
 
 @dataclass(frozen=True)
@@ -49,3 +47,46 @@ def labelled_rows(table: pd.DataFrame, split: str, target: str | None) -> pd.Dat
             f"data: found only {found} images ({len(known):,}) in split {split!r}, expected {' and '.join(names)}"
         )
     return known
+
+
+# ---------------------------------------------------------------- units
+
+
+def study_numbers(table: pd.DataFrame, patients_known: bool) -> np.ndarray:
+    """(n) whole numbers that tell the table's studies apart, in order of first appearance.
+
+    A study is a patient's: many data sets count the studies of each patient anew. An image that stands for an unknown
+    patient says nothing of whose study it is, so there the study's own id has to be enough.
+    """
+    patient = table["patient_id"]
+    if not patients_known:
+        patient = patient.mask(patient == table["image_id"], "")
+
+    studies = pd.DataFrame({"patient": patient, "study": table["study_id"]}).groupby(["patient", "study"], sort=False)
+    return studies.ngroup().to_numpy()
+
+
+def undecided_studies(table: pd.DataFrame, patients_known: bool) -> pd.DataFrame:
+    """Patient and study id of the studies whose images have different labels: neither normal nor abnormal."""
+    studies = table.groupby(study_numbers(table, patients_known))
+    undecided = studies["label"].nunique() > 1
+    return studies[["patient_id", "study_id"]].first()[undecided]
+
+
+def check_unit(table: pd.DataFrame, split: str, config: ClassifyConfig, manifest: Manifest) -> None:
+    """UserError where studies are to be counted, and images of one have different labels."""
+    if config.evaluate.unit == "image":
+        return
+    undecided = undecided_studies(table, manifest.patients_known)
+    if undecided.empty:
+        return
+
+    example = ""
+    if manifest.may_show(config.report.images):
+        patient, study = undecided.iloc[0]
+        example = f", such as study {study} of patient {patient}"
+    both = " and ".join(words(manifest.target))
+    raise UserError(
+        f"evaluate.unit: found {len(undecided):,} studies in split {split!r} with {both} images{example}, "
+        "expected one label for all images of a study; mend the table, or give evaluate.unit=image"
+    )

@@ -9,8 +9,9 @@ from classify.evaluate import Evaluation, evaluate
 from classify.finetune import finetune
 from classify.grid import Cell, check_grid, expand_grid
 from classify.report.write import write_comparison
+from classify.scores import UNIT_IDS
 from classify.settings import ClassifyConfig
-from data.config import expand
+from data.config import UserError, expand
 from data.loader import Data, open_data
 from data.settings import DataSettings
 from mae.pretrain import pretrain
@@ -50,9 +51,22 @@ def compare(config: ClassifyConfig, say: Callable[[str], None] = print) -> Compa
         run = finetune(cell.config, checkpoint, data)
         evaluations.append(evaluate(run, _how_to_evaluate(config), data))
 
+    _check_cases(evaluations)
     comparison = Comparison(config, data_of(config.data), _lines(cells, evaluations), pretrainings)
     write_comparison(comparison, Path(expand(config.run, "run")))
     return comparison
+
+
+def _check_cases(evaluations: list[Evaluation]) -> None:
+    """UserError unless all rows predicted the same cases: they are compared case by case."""
+    columns = [*UNIT_IDS, "label"]
+    first = evaluations[0]
+    for evaluation in evaluations:
+        if not evaluation.predictions[columns].equals(first.predictions[columns]):
+            raise UserError(
+                f"{evaluation.path}: found other cases or labels than in {first.path}, expected the same in every row; "
+                "some images can perhaps be read in one of them only"
+            )
 
 
 def _lines(cells: list[Cell], evaluations: list[Evaluation]) -> tuple[Line, ...]:

@@ -33,6 +33,10 @@ class Line:
         return np.stack([e.predictions["score"].to_numpy() for e in self.evaluations])  # s n
 
     @property
+    def logits(self) -> np.ndarray:
+        return np.stack([e.predictions["logit"].to_numpy() for e in self.evaluations])  # s n
+
+    @property
     def thresholds(self) -> np.ndarray:
         return np.array([e.threshold for e in self.evaluations])  # s
 
@@ -47,6 +51,7 @@ class Line:
             groups=self.patients,
             replicates=settings.replicates,
             level=settings.level,
+            logits=self.logits,
         )
 
 
@@ -94,6 +99,7 @@ def _difference(line: Line, baseline: Line) -> dict[str, BootstrapDifference]:
         groups=line.patients,
         replicates=settings.replicates,
         level=settings.level,
+        logits=(line.logits, baseline.logits),
     )
 
 

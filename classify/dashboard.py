@@ -19,13 +19,16 @@ from mae.contact_sheet import sheet
 MISTAKES = 6  # how many are shown
 BINS = np.linspace(0, 1, 26)  # of scores
 Names = tuple[str, str]  # of the classes, by label
-Drawing = Callable[[Axes, np.ndarray, np.ndarray, float, Names], None]  # (axes, labels, scores, threshold, names)
+Drawing = Callable[[Axes, pd.DataFrame, float, Names], None]  # (axes, scored images, threshold, names)
 
 
 def show_scores(
     data: Data, scored: pd.DataFrame, threshold: float, board: SummaryWriter, step: int, may_show_images: bool
 ) -> None:
-    """Curves, counts and histograms of the validation images' scores; the worst mistakes where images may be shown."""
+    """Curves, counts and histograms of the validation images' scores; the worst mistakes where images may be shown.
+
+    `scored` has the columns label, logit and score, a row per image.
+    """
     names = words(data.manifest.target)
     labels = scored["label"].to_numpy(int)  # n
     scores = scored["score"].to_numpy(float)  # n
@@ -37,28 +40,30 @@ def show_scores(
 
     # as pictures
     for name, draw in DRAWINGS.items():
-        board.add_image(f"validate/{name}", raster(draw, labels, scores, threshold, names), step, dataformats="HWC")
+        board.add_image(f"validate/{name}", raster(draw, scored, threshold, names), step, dataformats="HWC")
     if may_show_images:
         for number, (_, mistake) in enumerate(worst_mistakes(scored, threshold).iterrows(), start=1):
             board.add_image(f"worst_mistakes/{number}", picture(data, mistake, names), step, dataformats="HW")
 
 
-def raster(draw: Drawing, labels: np.ndarray, scores: np.ndarray, threshold: float, names: Names) -> np.ndarray:
-    """A drawing of the scores (n) as 8-bit colours (h w 3), of the size at which TensorBoard lays images out."""
+def raster(draw: Drawing, scored: pd.DataFrame, threshold: float, names: Names) -> np.ndarray:
+    """A drawing of the scored images as 8-bit colours (h w 3), of the size at which TensorBoard lays images out."""
     with rc_context(STYLE):
         figure = Figure((4, 4), layout="constrained")
-        draw(figure.subplots(), labels, scores, threshold, names)
+        draw(figure.subplots(), scored, threshold, names)
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3]
 
 
-def draw_roc(axes: Axes, labels: np.ndarray, scores: np.ndarray, threshold: float, names: Names) -> None:
+def draw_roc(axes: Axes, scored: pd.DataFrame, threshold: float, names: Names) -> None:
     """ROC curve, the threshold marked."""
-    x, y, _ = roc_curve(labels, scores)
+    labels = scored["label"].to_numpy(int)  # n
+    logits = scored["logit"].to_numpy(float)  # n, which tell apart what rounds to one score
+    x, y, _ = roc_curve(labels, logits)
 
     # where the threshold stands on the curve
-    predicted = scores >= threshold
+    predicted = scored["score"].to_numpy(float) >= threshold
     false_positive_rate = predicted[labels == 0].mean()
     sensitivity = predicted[labels == 1].mean()
 
@@ -66,12 +71,12 @@ def draw_roc(axes: Axes, labels: np.ndarray, scores: np.ndarray, threshold: floa
     axes.plot(x, y, color=COLOURS[0], linewidth=1.6)
     axes.plot(false_positive_rate, sensitivity, "o", color=COLOURS[0], mec="white", markersize=8)
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal", xlabel="1 − specificity")
-    axes.set(ylabel="Sensitivity (recall)", title=f"ROC, AUC {roc_auc_score(labels, scores):.3f}")
+    axes.set(ylabel="Sensitivity (recall)", title=f"ROC, AUC {roc_auc_score(labels, logits):.3f}")
 
 
-def draw_confusion(axes: Axes, labels: np.ndarray, scores: np.ndarray, threshold: float, names: Names) -> None:
+def draw_confusion(axes: Axes, scored: pd.DataFrame, threshold: float, names: Names) -> None:
     """How many of each class are predicted as which, and which share of the class that is."""
-    counts = confusion_matrix(labels, scores >= threshold, labels=[0, 1])
+    counts = confusion_matrix(scored["label"].to_numpy(int), scored["score"] >= threshold, labels=[0, 1])
     shares = counts / counts.sum(axis=1, keepdims=True)
 
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
@@ -84,10 +89,10 @@ def draw_confusion(axes: Axes, labels: np.ndarray, scores: np.ndarray, threshold
     axes.grid(False)
 
 
-def draw_histogram(axes: Axes, labels: np.ndarray, scores: np.ndarray, threshold: float, names: Names) -> None:
+def draw_histogram(axes: Axes, scored: pd.DataFrame, threshold: float, names: Names) -> None:
     """Histogram of each class's scores, with the threshold."""
     for label, name in enumerate(names):
-        axes.hist(scores[labels == label], BINS.tolist(), color=COLOURS[label], alpha=0.6, label=name)
+        axes.hist(scored["score"][scored["label"] == label], BINS.tolist(), color=COLOURS[label], alpha=0.6, label=name)
     axes.axvline(threshold, color=GREY, linestyle="--", linewidth=1)
     axes.set(xlim=(0, 1), xlabel="Score", ylabel="Images", title="Scores of each class")
     axes.legend()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from classify.cases import LabelledSplits, labelled_splits
+from classify.cases import LabelledSplits, check_unit, labelled_splits
 from classify.finetune import finetune_stage
 from classify.settings import ClassifyConfig
 from classify.start import beginning, check_fit
@@ -26,6 +26,7 @@ def dry_run(config: ClassifyConfig, checkpoint: str | Path | None = None) -> str
     prepared = data is not None
     if data is not None:
         splits = labelled_splits(data, config.finetune.sample, config.data.split_seed)
+        check_unit(splits.validate, "validate", config, data.manifest)
         source = "the config's images"
     else:
         data = random_data(config.finetune.batch_size, config.data.image_size)

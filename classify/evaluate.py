@@ -1,17 +1,20 @@
 """A trained classifier on a split: predictions/<split>.csv, and its metrics beside it as .json."""
 
+import hashlib
+import json
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from classify.cases import labelled_rows
+from classify.cases import check_unit, labelled_rows
 from classify.metrics import binary_metrics, bootstrap_intervals, expected_calibration_error
 from classify.models.build import build_model
-from classify.scores import in_units, predict_logits, readable
-from classify.settings import ClassifyConfig, EvaluateSettings
+from classify.scores import in_units, predict_logits, side_by_side, with_scores
+from classify.settings import ClassifyConfig, EvaluateSettings, Unit
 from classify.start import check_preprocessing, config_of, file_digest
 from data.audit import audit_lines, audited, keep, served_pretraining, uncompared
 from data.config import UserError, change_config
@@ -23,12 +26,13 @@ from mae.engine.checkpoint import Checkpoint, load_checkpoint, load_weights
 from mae.engine.loop import evaluating
 from mae.engine.run import commit, configure_torch, device_of
 
+NUMBERS = {"label": float, "logit": float, "score": float, "predicted": int}  # columns of predictions beside the ids
 FREE = ("data", "evaluate", "device", "precision", "threads")  # what may be set anew
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A run's predictions for the labelled units of a split (columns patient_id, label, score, …)."""
+    """A run's predictions for the labelled units of a split (columns patient_id, label, score, …), in order of ids."""
 
     path: Path  # of the predictions
     config: ClassifyConfig
@@ -46,7 +50,8 @@ def evaluate(run: str | Path, overrides: dict[str, Any] | None = None, data: Dat
     """Predict a split with the run's best.pt and write `predictions/<split>.csv` and `.json`.
 
     The threshold is the one chosen on validation. What is already there for the same weights and
-    settings is read back. Raises UserError if the run has no classifier, or the split no labelled image.
+    settings is read back, unless somebody has changed it since. Raises UserError if the run has no classifier, the
+    split no labelled image, or a score is not finite.
     """
     # the weights, and how they are to be evaluated
     best = best_of(run)
@@ -58,7 +63,10 @@ def evaluate(run: str | Path, overrides: dict[str, Any] | None = None, data: Dat
     opened_by_caller = data is not None
     data = data or open_data(config.data)
     split = config.evaluate.split
+    unit = config.evaluate.unit
     table = labelled_rows(data.split(split), split, config.data.target)
+    check_unit(table, split, config, data.manifest)
+    threshold = _threshold_of(checkpoint, unit)
 
     # predictions of another data set stand beside those of the run's own
     images = digest(data.manifest.table, "image_id")
@@ -75,21 +83,26 @@ def evaluate(run: str | Path, overrides: dict[str, Any] | None = None, data: Dat
     origin = {
         "checkpoint": file_digest(checkpoint.place),
         "data": data.manifest.fingerprint(),
+        "cases": digest(table, "image_id", "patient_id", "study_id", "label"),
         "store": data.store.fingerprint,
         "evaluate": config.evaluate.model_dump(mode="json"),
         "precision": config.precision,
     }
-    if not _is_done(path, origin):
-        table, scores = scored(checkpoint, config, data, table)
-        seen = _seen(data, table, checkpoint)
+    evaluation = _kept(path, config, origin)
+    if evaluation is None:
+        scored = score_images(checkpoint, config, data, table)
+        seen = _seen(data, scored, checkpoint)
         facts = {
             "origin": origin,
             "patients_known": data.manifest.patients_known,
             "pretrained_on": int(seen.sum()),
             "seen_elsewhere": checkpoint.meta.get("seen_elsewhere", False),
         }
-        _write(path, checkpoint, config, in_units(table, scores, config.evaluate.unit), facts)
-    return _read(path, config)
+        units = in_units(scored, unit, data.manifest.patients_known)
+        _write(path, checkpoint, config, units, threshold, facts)
+        evaluation = _kept(path, config, origin)
+        assert evaluation is not None
+    return evaluation
 
 
 def _audit(path: Path, checkpoint: Checkpoint, config: ClassifyConfig, data: Data, table: pd.DataFrame) -> list[str]:
@@ -112,6 +125,17 @@ def _seen(data: Data, table: pd.DataFrame, checkpoint: Checkpoint) -> np.ndarray
     """(n) bool: which of the table's images served the pretraining, by their id or by their content."""
     known = np.isin(data.identities(table), checkpoint.meta["seen"])  # n 2
     return known[:, 0] | known[:, 1]
+
+
+def _threshold_of(checkpoint: Checkpoint, unit: Unit) -> float:
+    """The decision threshold that was chosen on validation for images, or for studies."""
+    thresholds = checkpoint.meta["threshold"]
+    if unit not in thresholds:
+        raise UserError(
+            f"{checkpoint.place}: found no threshold for studies, as images of one validation study had different "
+            "labels, expected one; give evaluate.unit=image"
+        )
+    return thresholds[unit]
 
 
 def best_of(run: str | Path) -> Path:
@@ -137,10 +161,8 @@ def _config_for(checkpoint: Checkpoint, overrides: dict[str, Any]) -> ClassifyCo
     return config
 
 
-def scored(
-    checkpoint: Checkpoint, config: ClassifyConfig, data: Data, table: pd.DataFrame
-) -> tuple[pd.DataFrame, np.ndarray]:
-    """The table's images that can be read, in order, and their scores (n) in 0..1."""
+def score_images(checkpoint: Checkpoint, config: ClassifyConfig, data: Data, table: pd.DataFrame) -> pd.DataFrame:
+    """The table's images that can be read, in order, with their logit and their score in 0..1."""
     device = device_of(config.device)
     model = build_model(config)
     load_weights(model, checkpoint)
@@ -148,36 +170,50 @@ def scored(
 
     loader = Loader(data, table, config.evaluate.batch_size)
     predicted = evaluating(model, lambda _: predict_logits(model, loader, device, config.precision))
-    table, logits = readable(table, predicted, config.data.target)
-    return table, logits.double().sigmoid().numpy()
+    return with_scores(table, predicted, config.data.target, checkpoint.place)
 
 
 # ---------------------------------------------------------------- files
 
 
-def _is_done(path: Path, origin: dict[str, Any]) -> bool:
-    """Whether predictions of the same origin stand there already."""
-    if not (path.with_suffix(".json").exists() and path.with_suffix(".csv").exists()):
-        return False
+def _kept(path: Path, config: ClassifyConfig, origin: dict[str, Any]) -> Evaluation | None:
+    """Predictions of the same origin that stand there already, if they are still what was written."""
     try:
-        return read_json(path.with_suffix(".json"))["origin"] == origin
-    except (ValueError, KeyError):
-        return False
+        summary = read_json(path.with_suffix(".json"))
+        table = path.with_suffix(".csv").read_bytes()
+        if summary["origin"] != origin:
+            return None
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
 
+    # a table that was sorted or edited would be laid beside those of other models row by row
+    if summary.pop("digest", None) != _digest(summary, table):
+        print(f"{path}.csv: changed since it was written, so it is predicted anew")
+        return None
 
-def _read(path: Path, config: ClassifyConfig) -> Evaluation:
-    predictions = pd.read_csv(path.with_suffix(".csv"), dtype={"patient_id": str, "study_id": str, "image_id": str})
-    summary = read_json(path.with_suffix(".json"))
+    # ids are text whatever they say, and numbers are read as they were written, to the last bit
+    predictions = pd.read_csv(BytesIO(table), dtype=str, na_filter=False)
+    predictions = side_by_side(predictions.astype(NUMBERS))
     return Evaluation(path.with_suffix(".csv"), config, summary["metrics"]["threshold"], predictions, summary)
 
 
+def _digest(summary: dict[str, Any], table: bytes) -> str:
+    """16 hexadecimal digits of what is written of an evaluation, in both of its files."""
+    text = json.dumps(summary, sort_keys=True)
+    return hashlib.sha256(text.encode() + table).hexdigest()[:16]
+
+
 def _write(
-    path: Path, checkpoint: Checkpoint, config: ClassifyConfig, units: pd.DataFrame, facts: dict[str, Any]
+    path: Path,
+    checkpoint: Checkpoint,
+    config: ClassifyConfig,
+    units: pd.DataFrame,
+    threshold: float,
+    facts: dict[str, Any],
 ) -> None:
-    threshold = checkpoint.meta["threshold"][config.evaluate.unit]
     predictions = units.assign(predicted=(units["score"].to_numpy() >= threshold).astype(int))
     summary = {
-        **_measured(units, threshold, config.evaluate),
+        **_measured(side_by_side(units), threshold, config.evaluate),
         "seed": config.seed,
         "commit": commit(),
         **facts,
@@ -185,19 +221,22 @@ def _write(
         "config": checkpoint.settings,
     }
 
+    table = predictions[["image_id", "patient_id", "study_id", *NUMBERS]].to_csv(index=False)
+
     # the summary vouches for the predictions: the old one goes first, the new one comes last
     path.parent.mkdir(parents=True, exist_ok=True)
     path.with_suffix(".json").unlink(missing_ok=True)
-    write_text(path.with_suffix(".csv"), predictions.to_csv(index=False))
-    write_json(path.with_suffix(".json"), summary)
+    write_text(path.with_suffix(".csv"), table)
+    write_json(path.with_suffix(".json"), summary | {"digest": _digest(summary, table.encode())})
 
 
 def _measured(units: pd.DataFrame, threshold: float, settings: EvaluateSettings) -> dict[str, Any]:
     """What the summary says of the scores: how many there are, metrics, and their intervals."""
     labels = units["label"].to_numpy()
     scores = units["score"].to_numpy()
+    logits = units["logit"].to_numpy()
 
-    metrics = binary_metrics(labels, scores, threshold)
+    metrics = binary_metrics(labels, scores, threshold, logits)
     intervals = bootstrap_intervals(
         labels,
         scores,
@@ -205,6 +244,7 @@ def _measured(units: pd.DataFrame, threshold: float, settings: EvaluateSettings)
         groups=units["patient_id"].to_numpy(),
         replicates=settings.replicates,
         level=settings.level,
+        logits=logits,
     )
 
     return {

@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.tensorboard import SummaryWriter
 
-from classify.cases import UNITS, LabelledSplits, labelled_splits
+from classify.cases import LabelledSplits, check_unit, labelled_splits, undecided_studies
 from classify.dashboard import show_scores
 from classify.metrics import binary_metrics, choose_threshold
 from classify.models.build import Model, build_model
 from classify.models.classifier import Classifier, layer_scale
-from classify.scores import in_units, predict_logits, readable
+from classify.scores import in_units, predict_logits, with_scores
 from classify.settings import ClassifyConfig, FinetuneSettings, ThresholdRule
 from classify.start import beginning, check_fit, file_digest, run_folder
 from data.augment import DRAWS, augment
@@ -27,7 +27,7 @@ from mae.engine import distributed
 from mae.engine.checkpoint import Checkpoint
 from mae.engine.loop import fit
 from mae.engine.optim import adamw, parameter_groups, seeded
-from mae.engine.run import Resumable, check_run, configure_torch, is_finished, start_run, training_device
+from mae.engine.run import Resumable, check_run, configure_torch, holding, is_finished, start_run, training_device
 from mae.engine.schedule import schedule_of
 from mae.engine.stage import Stage, Validation
 from mae.pretrain import hyperparameters as mae_hyperparameters
@@ -54,6 +54,7 @@ def finetune(config: ClassifyConfig, checkpoint: str | Path | None = None, data:
 
     data = data or open_data(config.data)
     splits = labelled_splits(data, config.finetune.sample, config.data.split_seed)
+    check_unit(splits.validate, "validate", config, data.manifest)
 
     # a finished run is left alone, an unfinished one continued, unless it was made with anything else
     folder = run_folder(config, checkpoint)
@@ -66,8 +67,10 @@ def finetune(config: ClassifyConfig, checkpoint: str | Path | None = None, data:
     check_run(folder, config, RESUMABLE, facts)
     if not is_finished(folder, config.finetune.epochs):
         stage = finetune_stage(config, data, splits, device, pretrained)
-        start_run(folder, config, facts)
-        fit(stage, folder)
+        with holding(folder):
+            check_run(folder, config, RESUMABLE, facts)  # somebody may have begun another one just now
+            start_run(folder, config, facts)
+            fit(stage, folder)
     return folder
 
 
@@ -95,7 +98,7 @@ def finetune_stage(
         return finetune_step(model, batch, epoch, settings, config.seed)
 
     def validate_held_out(model: Model, epoch: int) -> Validation:
-        return validate(model, held_out, splits.validate, config, device)
+        return validate(model, held_out, splits.validate, config, device, data.manifest.patients_known)
 
     def show(model: Model, validation: Validation, board: SummaryWriter, step: int) -> None:
         threshold = validation.meta["threshold"]["image"]
@@ -235,32 +238,37 @@ def classification_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0) 
 
 
 def validate(
-    model: Model, held_out: Loader, table: pd.DataFrame, config: ClassifyConfig, device: torch.device
+    model: Model,
+    held_out: Loader,
+    table: pd.DataFrame,
+    config: ClassifyConfig,
+    device: torch.device,
+    patients_known: bool,
 ) -> Validation:
     """Validation AUC, loss and accuracy, and the decision thresholds, which go into the checkpoint.
 
-    There is a threshold for images and one for studies, whose mean scores are less spread.
+    There is a threshold for images, and one for studies, whose mean scores are less spread, where studies have labels.
     """
     settings = config.finetune
 
     # each rank predicts its share, and all of them know all predictions
     predicted = distributed.all_gather_rows(predict_logits(model, held_out, device, config.precision))
-    table, logits = readable(table, predicted, config.data.target)
-    labels = table["label"].to_numpy(np.float32)
-    scores = torch.sigmoid(logits).numpy()
+    scored = with_scores(table, predicted, config.data.target, "validation")
 
     # chosen here, and kept with the weights: other splits have no say in it
-    thresholds = {}
-    for unit in UNITS:
-        thresholds[unit] = _threshold(in_units(table, scores, unit), settings.threshold)
+    thresholds = {"image": _threshold(in_units(scored, "image"), settings.threshold)}
+    if undecided_studies(scored, patients_known).empty:
+        thresholds["study"] = _threshold(in_units(scored, "study", patients_known), settings.threshold)
 
-    loss = classification_loss(logits, torch.from_numpy(labels)).item()
-    metrics = binary_metrics(labels, scores, thresholds["image"])
+    logits = torch.tensor(scored["logit"].to_numpy())
+    labels = torch.tensor(scored["label"].to_numpy(np.float64))
+    loss = classification_loss(logits, labels).item()
+    metrics = binary_metrics(labels, scored["score"], thresholds["image"], logits)
     return Validation(
         metrics={"validate/loss": loss, "validate/auc": metrics.auc, "validate/accuracy": metrics.accuracy},
         score=metrics.auc if settings.select == "auc" else -loss,
         meta={"threshold": thresholds, "validate_auc": metrics.auc, "validate_loss": loss},
-        details=table.assign(score=scores),
+        details=scored,
     )
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from classify.cases import labelled_rows, labelled_splits
+from classify.cases import check_unit, labelled_rows, labelled_splits
 from classify.finetune import RESUMABLE
 from classify.settings import ClassifyConfig, CompareSettings, RowSettings
 from classify.start import PREPROCESSING, check_fit, resolved
@@ -146,11 +146,13 @@ def check_grid(config: ClassifyConfig, cells: list[Cell], data_of: Callable[[Dat
         data = data_of(cell.config.data)
         check_fit(cell.config, None)
         training_device(cell.config)
-        labelled_splits(data, cell.config.finetune.sample, cell.config.data.split_seed)
+        splits = labelled_splits(data, cell.config.finetune.sample, cell.config.data.split_seed)
+        check_unit(splits.validate, "validate", config, data.manifest)
 
         # all rows are tested on the same cases
         table = labelled_rows(data.split(split), split, cell.config.data.target)
-        tested.add(digest(table, "image_id", "patient_id", "label"))
+        check_unit(table, split, config, data.manifest)
+        tested.add(digest(table, "image_id", "patient_id", "study_id", "label"))
         if len(tested) > 1:
             what = f"other {split} images or labels than the rows before it"
             raise UserError(f"compare.rows: {cell.name}: found {what}, expected the same cases in every row")

@@ -16,14 +16,39 @@ from typing import Any, NoReturn
 import numpy as np
 import pydicom
 from PIL import Image
+from pydicom.multival import MultiValue
 from pydicom.pixels import get_decoder, pixel_array
-from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.tag import Tag
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
 
+from data.aspect import pixel_aspect
 from data.refusal import check_size, refuse
 from data.settings import Tone
 from data.tones import between_tails, equalized, to_bytes
 
 SECONDS = 120  # for a plugin to decode one file
+UNUSABLE = object()
+# what a value says of how the file was written, for files that do not say it: implicit types, little endian
+PARSED = {
+    (True, True): ImplicitVRLittleEndian,
+    (False, True): ExplicitVRLittleEndian,
+    (False, False): ExplicitVRBigEndian,
+}
+# what decoding needs to know, and which values it takes
+NUMBERS: dict[str, range | tuple[int, ...]] = {
+    "SamplesPerPixel": (1, 3),
+    "Rows": range(1, 2**16),
+    "Columns": range(1, 2**16),
+    "BitsAllocated": (8, 16),
+    "BitsStored": range(1, 17),
+    "PixelRepresentation": (0, 1),
+    "PlanarConfiguration": (0, 1),
+}
 GREYS = ("MONOCHROME1", "MONOCHROME2")
 COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 DICOM_TAGS = (
@@ -31,17 +56,35 @@ DICOM_TAGS = (
     *("NumberOfFrames", "Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
     *("PixelPaddingValue", "PixelPaddingRangeLimit", "RescaleSlope", "RescaleIntercept", "WindowCenter"),
     *("WindowWidth", "VOILUTFunction", "ModalityLUTSequence", "VOILUTSequence", "ExtendedOffsetTable"),
-    *("ExtendedOffsetTableLengths", "PixelData"),
+    *("ExtendedOffsetTableLengths", "PixelData", "PixelAspectRatio", "PixelSpacing", "ImagerPixelSpacing"),
+    *("NominalScannedPixelSpacing",),
 )
+# height and width of a pixel; the ratio counts where no spacing is given (PS3.3 C.7.6.3.1.7)
+SPACINGS = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio")
 
 
-def read_dicom(data: bytes, tone: Tone) -> np.ndarray:
-    """Every tone depends on the stored value alone: it is worked out once per value, not per pixel."""
+def read_dicom(data: bytes, tone: Tone) -> tuple[np.ndarray, float]:
+    """Grey levels uint8 (h w), and the height of a pixel divided by its width."""
     dataset = _parse_dicom(data)
     stored = _stored_values(dataset)
     if stored.ndim == 3:
-        return np.array(Image.fromarray(stored).convert("L"))
+        grey = np.array(Image.fromarray(stored).convert("L"))
+    else:
+        grey = _grey(stored, dataset, tone)
+    return grey, _aspect(dataset)
 
+
+def _aspect(dataset: Any) -> float:
+    for keyword in SPACINGS:
+        pair = _decimals(dataset, keyword)
+        aspect = pixel_aspect(*pair) if len(pair) == 2 else None
+        if aspect is not None:
+            return aspect
+    return 1.0
+
+
+def _grey(stored: np.ndarray, dataset: Any, tone: Tone) -> np.ndarray:
+    """Every tone depends on the stored value alone: it is worked out once per value, not per pixel."""
     # every value that a pixel can have, in the order of its bits: a pixel's bits are the index of its tone
     stored = stored.astype(stored.dtype.newbyteorder("="), copy=False)
     index = stored.view(f"u{stored.itemsize}")
@@ -71,41 +114,101 @@ def _parse_dicom(data: bytes) -> Any:
     except Exception:  # never its text: a damaged file could put anything into it
         refuse("a damaged DICOM", "an intact one")
 
-    if "PixelData" not in dataset or "Rows" not in dataset or "Columns" not in dataset:
-        refuse("a DICOM without pixel data", "an image")
-    check_size(dataset.Rows, dataset.Columns)
-    frames = dataset.get("NumberOfFrames")
-    bits = dataset.get("BitsAllocated")
-    samples = dataset.get("SamplesPerPixel")
-    if int(frames or 1) > 1:
-        refuse(f"{int(frames)} frames", "one")
-    if bits != 8 and (bits, samples) != (16, 1):
-        refuse(f"{int(bits)} bits allocated", "8 or 16 (8 for colour)")
+    if not _value(dataset, "PixelData"):
+        refuse(f"no {_named('PixelData')}", "an image")
+    _check_transfer_syntax(dataset)
+    _check_numbers(dataset)
+    _check_interpretation(dataset)
+    return dataset
 
-    known = GREYS if samples == 1 else COLOURS
-    found = dataset.get("PhotometricInterpretation")
+
+def _value(dataset: Any, keyword: str) -> Any:
+    """What an element holds; None where it is missing or empty, UNUSABLE where not even pydicom can tell."""
+    try:
+        value = dataset.get(keyword)
+    except Exception:
+        return UNUSABLE
+    empty = value is None or (hasattr(value, "__len__") and len(value) == 0)
+    return None if empty else value
+
+
+def _named(keyword: str) -> str:
+    """Rows (0028,0010)"""
+    tag = Tag(keyword)
+    return f"{keyword} ({tag.group:04X},{tag.element:04X})"
+
+
+def _check_transfer_syntax(dataset: Any) -> None:
+    """Without one, what is not compressed can be read as it was parsed."""
+    if _value(dataset.file_meta, "TransferSyntaxUID") is not None:
+        return
+    if dataset["PixelData"].is_undefined_length:
+        refuse(f"no {_named('TransferSyntaxUID')}", "the one by which the pixel data is compressed")
+    dataset.file_meta.TransferSyntaxUID = PARSED[dataset.original_encoding]
+
+
+def _check_numbers(dataset: Any) -> None:
+    """Every number that decoding needs is one; a value that is none is not quoted: it may be anything, even a name."""
+    for keyword, wanted in NUMBERS.items():
+        if keyword != "PlanarConfiguration" or dataset.SamplesPerPixel > 1:
+            setattr(dataset, keyword, _number(dataset, keyword, wanted))
+    check_size(dataset.Rows, dataset.Columns)
+
+    if dataset.SamplesPerPixel > 1 and dataset.BitsAllocated != 8:
+        refuse(f"{dataset.BitsAllocated} in {_named('BitsAllocated')}", "8 for colour")
+    if dataset.BitsStored > dataset.BitsAllocated:
+        refuse(f"{dataset.BitsStored} in {_named('BitsStored')}", f"at most the {dataset.BitsAllocated} allocated")
+
+    frames = _first(dataset, "NumberOfFrames")
+    if frames is not None and frames > 1:
+        refuse(f"{_quoted(frames)} frames", "one")
+    if "NumberOfFrames" in dataset:  # one, or nothing that can be used
+        del dataset.NumberOfFrames
+
+
+def _number(dataset: Any, keyword: str, wanted: range | tuple[int, ...]) -> int:
+    expected = " or ".join(map(str, wanted))
+    if isinstance(wanted, range):
+        expected = f"a whole number from {wanted[0]} to {wanted[-1]}"
+
+    value = _value(dataset, keyword)
+    if value is None:
+        refuse(f"no {_named(keyword)}", expected)
+    if not isinstance(value, int):
+        refuse(f"no number in {_named(keyword)}", expected)
+    if value not in wanted:
+        refuse(f"{_quoted(value)} in {_named(keyword)}", expected)
+    return int(value)
+
+
+def _quoted(number: float) -> str:
+    """Whatever two bytes can hold; a longer one may be somebody's."""
+    return str(int(number)) if -(2**15) <= number < 2**16 else "far too many"
+
+
+def _check_interpretation(dataset: Any) -> None:
+    known = GREYS if dataset.SamplesPerPixel == 1 else COLOURS
+    found = _value(dataset, "PhotometricInterpretation")
+    if found is None:
+        refuse(f"no {_named('PhotometricInterpretation')}", " or ".join(known))
     if found == "PALETTE COLOR":  # false colours: their brightness says nothing of the X-rays
         refuse("the photometric interpretation PALETTE COLOR", " or ".join(known))
     if found not in known:  # not quoted: in a damaged file it may be anything
-        refuse(f"{samples} samples in another photometric interpretation", " or ".join(known))
-
-    if "TransferSyntaxUID" not in dataset.file_meta:
-        implicit, _ = dataset.original_encoding
-        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
-    return dataset
+        refuse(f"{dataset.SamplesPerPixel} samples in another photometric interpretation", " or ".join(known))
 
 
 def _stored_values(dataset: Any) -> np.ndarray:
     """uint8/int8/uint16/int16 (h w), or RGB uint8 (h w 3), by any decoder pydicom finds."""
-    syntax = dataset.file_meta.TransferSyntaxUID
+    syntax = _value(dataset.file_meta, "TransferSyntaxUID")
     try:
         decoder = get_decoder(syntax)
-    except NotImplementedError:
+    except Exception:  # not quoted: it may be anything
         refuse("pixel data in an unknown transfer syntax", "one that pydicom decodes")
 
-    high = dataset.get("HighBit")
-    bits = dataset.get("BitsStored")
-    if not syntax.is_encapsulated and None not in (high, bits) and high != bits - 1:  # pydicom cuts off the upper bits
+    high = _value(dataset, "HighBit")
+    bits = dataset.BitsStored
+    wrong = isinstance(high, int) and high != bits - 1
+    if wrong and not syntax.is_encapsulated:  # pydicom would cut off the upper bits
         refuse(f"{bits} bits stored below bit {high}", f"bit {bits - 1} to be the highest")
 
     # which plugins would help, for who may install them
@@ -116,12 +219,18 @@ def _stored_values(dataset: Any) -> np.ndarray:
         refuse(f"{syntax.name} pixel data", f"a plugin that decodes it ({plugins})")
 
     try:
-        return _decode_pixels(dataset, decoder)
+        stored = _decode_pixels(dataset, decoder)
     except Exception:  # its text is long and may quote the file
         hint = "intact data"
         if plugins:
             hint = f"intact data or a further plugin ({plugins})"
         refuse(f"{syntax.name} pixel data that cannot be decoded", hint)
+
+    # what is more than one frame would make several
+    shape = (dataset.Rows, dataset.Columns)
+    if stored.shape[:2] != shape or stored[0, 0].size != dataset.SamplesPerPixel:
+        refuse("pixel data of another size", f"one image of {shape[0]} rows and {shape[1]} columns")
+    return stored
 
 
 def _decode_pixels(dataset: Any, decoder: Any) -> np.ndarray:
@@ -169,8 +278,9 @@ def _decode_and_exit(decode: Callable[[], np.ndarray], shared: mmap) -> NoReturn
 
 def _modality(codes: np.ndarray, dataset: Any) -> np.ndarray:
     """Stored values → what the detector measured."""
-    if dataset.get("ModalityLUTSequence"):
-        values, _ = _look_up(codes, dataset.ModalityLUTSequence[0], dataset)
+    looked_up = _look_up(codes, "ModalityLUTSequence", dataset)
+    if looked_up is not None:
+        values, _ = looked_up
         return values
     slopes = [slope for slope in _decimals(dataset, "RescaleSlope") if slope]  # 0 would leave one grey
     intercepts = [intercept for intercept in _decimals(dataset, "RescaleIntercept") if intercept is not None]
@@ -181,11 +291,12 @@ def _modality(codes: np.ndarray, dataset: Any) -> np.ndarray:
 
 def _voi(values: np.ndarray, dataset: Any) -> np.ndarray | None:
     """Values → 0…1 by the first view the file itself asks for; None if it asks for none."""
-    if dataset.get("VOILUTSequence") and "LUTData" in dataset.VOILUTSequence[0]:
-        found, full_scale = _look_up(values, dataset.VOILUTSequence[0], dataset)
+    looked_up = _look_up(values, "VOILUTSequence", dataset)
+    if looked_up is not None:
+        found, full_scale = looked_up
         return found / full_scale
 
-    function = str(dataset.get("VOILUTFunction") or "LINEAR").upper()
+    function = str(_value(dataset, "VOILUTFunction") or "LINEAR").upper()
     window = _window(dataset, least=1 if function == "LINEAR" else 0)
     if window is None:
         return None
@@ -232,31 +343,33 @@ def _finite(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _first(value: Any) -> float | None:
-    """The value of an element, the first where it has several; None if it is missing or blank."""
-    if value is None or value == "":
+def _first(dataset: Any, keyword: str) -> float | None:
+    """The number of an element, the first where it has several; None where there is none."""
+    value = _value(dataset, keyword)
+    if isinstance(value, MultiValue):
+        value = value[0]
+    return _finite(value)
+
+
+def _look_up(values: np.ndarray, keyword: str, dataset: Any) -> tuple[np.ndarray, int] | None:
+    """Values after a modality or VOI LUT, and its full scale; None where the file has none that can be used.
+
+    Not by pydicom: that wraps indices of 8-bit tables at 256.
+    """
+    try:
+        item = _value(dataset, keyword)[0]
+        entries, first, bits = (int(number) for number in item.LUTDescriptor)
+        table = _table(item.LUTData, entries, bits, dataset)
+        largest = int(table.max())
+    except Exception:  # it is missing, empty or no table
         return None
-    if isinstance(value, str | int | float):
-        return float(value)
-    return float(value[0]) if len(value) else None
 
-
-def _look_up(values: np.ndarray, item: Any, dataset: Any) -> tuple[np.ndarray, int]:
-    """Modality or VOI LUT and its full scale. Not pydicom's: that wraps indices of 8-bit tables at 256."""
-    entries, first, bits = item.LUTDescriptor
     if first >= 2**15 and values.min() < 0:  # signed, written as unsigned
         first -= 2**16
 
-    words = item.LUTData
-    if isinstance(words, bytes):
-        _, little_endian = dataset.original_encoding
-        words = np.frombuffer(words, "<u2" if little_endian else ">u2")
-    table = np.atleast_1d(words).astype(np.int64).astype(np.uint16)
-    if bits == 8 and len(table) * 2 - (entries or 2**16) % 2**16 in (0, 1):  # two entries in each word
-        table = table.view(np.uint8)
-
     # a descriptor may promise more bits than the entries have: then viewers go by the largest entry
-    largest = int(table.max())
+    if not 1 <= bits <= 16:
+        bits = 16
     full_scale = max(2**bits - 1, largest)
     if 0 < largest < 2 ** (bits - 1):
         full_scale = largest
@@ -266,10 +379,21 @@ def _look_up(values: np.ndarray, item: Any, dataset: Any) -> tuple[np.ndarray, i
     return table[places].astype(float), full_scale
 
 
+def _table(words: Any, entries: int, bits: int, dataset: Any) -> np.ndarray:
+    """The entries of a LUT, uint8 or uint16 (n)."""
+    if isinstance(words, bytes):
+        _, little_endian = dataset.original_encoding
+        words = np.frombuffer(words, "<u2" if little_endian else ">u2")
+    table = np.atleast_1d(words).astype(np.int64).astype(np.uint16)
+    if bits == 8 and len(table) * 2 - (entries or 2**16) % 2**16 in (0, 1):  # two entries in each word
+        table = table.view(np.uint8)
+    return table
+
+
 def _without_padding(codes: np.ndarray, counts: np.ndarray, dataset: Any) -> np.ndarray:
     """The counts of pixels at each value, those that are padding left out."""
-    padding = _first(dataset.get("PixelPaddingValue"))
-    limit = _first(dataset.get("PixelPaddingRangeLimit"))
+    padding = _first(dataset, "PixelPaddingValue")
+    limit = _first(dataset, "PixelPaddingRangeLimit")
     if padding is None:
         return counts
     if limit is None:

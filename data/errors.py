@@ -1,6 +1,7 @@
 """What users can mend themselves. Light: commands import it before anything else."""
 
 LONGEST = 2000  # characters of a message: a damaged table may hold a field of megabytes
+ESCAPED = 10  # characters that one may become
 
 
 class UserError(ValueError):
@@ -10,19 +11,17 @@ class UserError(ValueError):
     """
 
     def __init__(self, message: str):
-        super().__init__(shortened(printable(message)))
+        super().__init__(printable(_shortened(message), longest=ESCAPED * LONGEST))
 
 
-def printable(text: str) -> str:
-    """The text with escapes, such as \\n and \\u200b, for what would not be seen as it is."""
-    if text.isprintable():
-        return text
-    shown = [sign if sign.isprintable() else sign.encode("unicode_escape").decode("ascii") for sign in text]
-    return "".join(shown)
+def printable(text: object, longest: int = 200) -> str:
+    """A stranger's name as it may stand in a line: nothing in it ends the line or moves the cursor, and it is short."""
+    shown = "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in str(text))
+    return shown if len(shown) <= longest else shown[:longest] + "…"
 
 
-def shortened(text: str) -> str:
-    """A text of any length without its middle; how it begins and ends says what is wrong."""
+def _shortened(text: str) -> str:
+    """Without its middle, if it is long: how it begins and ends says what is wrong."""
     if len(text) <= LONGEST:
         return text
     half = LONGEST // 2 - 1

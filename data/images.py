@@ -1,8 +1,9 @@
 """FILE → one radiograph, 8-bit grey (h w): JPEG, PNG, DICOM and members of a MedMNIST archive.
 
 The kind of a file is told by its first bytes, never by its name. Whatever is wrong with it ends in
-`UnreadableImage`, one line `path: found X, expected Y`. An EXIF orientation is honoured, alpha is
-dropped, an embedded colour profile is ignored.
+`UnreadableImage`, one line `path: found X, expected Y`. An EXIF orientation is honoured, and so is what a
+file says of pixels that are not square: a DICOM's spacings or aspect ratio, a PNG's pHYs, a JPEG's JFIF
+density. Alpha is dropped, an embedded colour profile and a resolution in EXIF are ignored.
 """
 
 import logging
@@ -14,26 +15,46 @@ from functools import lru_cache
 from io import BytesIO
 from math import ceil
 from pathlib import Path
-from typing import Any, Protocol, get_args
+from typing import Any, NamedTuple, Protocol, get_args
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from data.jpeg import block_means, means_only
+from data.aspect import pixel_aspect
+from data.jpeg import bits_of, block_means, means_only
 from data.refusal import MAX_PIXELS, UnreadableImage, check_size, refuse
 from data.settings import Resize, Size, Tone, height_and_width
 from data.stand_ins import ENOUGH, pointing_link, stand_in
 from data.tones import between_tails, to_bytes
 
-READER_VERSION = 3  # raise it whenever the same file would read differently: stores are then made anew
+READER_VERSION = 4  # raise it whenever the same file would read differently: stores are then made anew
 MAX_BYTES = 2**30
 SPARE = 1.4  # a reduced decode keeps this many times the wanted side: with less, a sharp image loses its edges
 MAX_SCANS = 200  # of a progressive JPEG, each decoded over the whole image; usual: 6 or 10
 
 TONES = get_args(Tone)
 RESIZES = get_args(Resize)
+# shares of a colour's channels in its grey (ITU-R BT.601), in 65536ths, as Pillow rounds them
+LUMA = {"R": 19595, "G": 38470, "B": 7471}
+UPPER = {channel: share * 256 for channel, share in LUMA.items()}
+# PNGs of 16 bits of which Pillow keeps the upper 8: how their bytes can be had, and what each is worth in the grey
+WIDE: dict[str, dict[str, dict[str, int]]] = {
+    "RGB;16B": {"RGB;16B": UPPER, "RGB;16L": LUMA},
+    "RGBA;16B": {"RGBA;16B": UPPER, "RGBA;16L": LUMA},
+    "LA;16B": {"RGBA": {"R": 256 * 65536, "G": 65536}},
+}
 Note = Callable[[bytes], object]
+ORIENTATION = 0x0112  # the EXIF tag
+TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange rows and columns
 Extent = tuple[float, float]  # width and height of the radiograph in pixels of the array, maybe fractional
+
+
+class Decoded(NamedTuple):
+    """Pixels, and what they show: where the radiograph ends among them, and a pixel's height divided by its width."""
+
+    image: np.ndarray  # uint8 (h w)
+    extent: Extent
+    aspect: float
 
 
 def read_image(path: str | Path, *, tone: Tone = "window", at_least: int | None = None) -> np.ndarray:
@@ -41,15 +62,17 @@ def read_image(path: str | Path, *, tone: Tone = "window", at_least: int | None 
 
     `at_least` lets a JPEG decode at 1/2, 1/4 or 1/8, its shorter side never below that many pixels.
     `tone` concerns DICOM only: `window` shows what a viewer shows, `mimic_jpg` what MIMIC-CXR-JPG holds.
+    Pixels stay as they are stored, even if they are not square; `read_fitted` makes them so.
     """
-    image, _ = _read(path, tone, at_least, of_sides=all)
-    return image
+    return _read(path, tone, at_least, of_sides=all).image
 
 
 def read_fitted(
     path: str | Path, size: Size, resize: Resize = "pad", tone: Tone = "window", note: Note | None = None
 ) -> np.ndarray:
-    """`fit_image(read_image(path), size, resize)`, decoding a JPEG not much larger than that needs.
+    """`fit_image(read_image(path), size, resize)` in square pixels, decoding a JPEG not much larger than that needs.
+
+    What shows one grey alone is no radiograph, and is refused.
 
     `note` is called once with the bytes of the file (of an archive's member: its pixels), e.g. a hash's `update`.
     """
@@ -58,35 +81,43 @@ def read_fitted(
     of_sides: OfSides = all
     if resize == "pad":
         of_sides = any  # one side may be shorter than the frame
-    image, extent = _read(path, tone, at_least, of_sides, note)
-    return fit_image(image, size, resize, extent)
+    decoded = _read(path, tone, at_least, of_sides, note)
+    if decoded.image.min() == decoded.image.max():  # whatever made it: the pixels, a window or a look-up table
+        raise UnreadableImage(_one_line(f"{path}: found one grey in every pixel, expected a radiograph"))
+    return fit_image(decoded.image, size, resize, decoded.extent, decoded.aspect)
 
 
-def fit_image(image: np.ndarray, size: Size, resize: Resize = "pad", extent: Extent | None = None) -> np.ndarray:
+def fit_image(
+    image: np.ndarray, size: Size, resize: Resize = "pad", extent: Extent | None = None, aspect: float = 1.0
+) -> np.ndarray:
     """uint8 (h w) → uint8 of `size`, a square's side or (height, width), antialiased.
 
-    `pad` keeps everything and centres it between black bars, `squash` stretches, `crop` keeps the central part
-    of that shape. `extent`: where the radiograph ends inside the array, if a reduced decode left a fraction over.
+    `pad` keeps everything and centres it between black bars, `crop` keeps the central part of that shape; in both a
+    disc is round. `squash` stretches. `extent`: where the radiograph ends inside the array, if a reduced decode left a
+    fraction over. `aspect`: the height of the array's pixels divided by their width.
     """
     if resize not in RESIZES:
         raise ValueError(f"resize: found {resize!r}, expected one of {', '.join(RESIZES)}")
     extent = extent or (image.shape[1], image.shape[0])
     frame_h, frame_w = height_and_width(size)
 
-    # which part of the radiograph is shown
-    width, height = extent
+    # which part of the radiograph is shown: its shape in widths of a pixel, its place in pixels
+    whole: Extent = (extent[0], extent[1] * aspect)
+    part = whole
     if resize == "crop":
-        width, height = _largest((frame_w, frame_h), extent)
+        part = _largest((frame_w, frame_h), whole)
+    width = min(part[0], extent[0])  # rounding might leave the image
+    height = min(part[1] / aspect, extent[1])
     left = (extent[0] - width) / 2
     top = (extent[1] - height) / 2
+    box = (left, top, left + width, top + height)
 
     # how large it is shown inside the frame
     shown: Extent = (frame_w, frame_h)
     if resize == "pad":
-        shown = _largest(extent, shown)
+        shown = _largest(whole, shown)
     target_w = max(1, round(shown[0]))
     target_h = max(1, round(shown[1]))
-    box = (left, top, left + width, top + height)
     resized = Image.fromarray(image).resize((target_w, target_h), Image.Resampling.LANCZOS, box, reducing_gap=3.0)
 
     # centred between black bars
@@ -110,9 +141,7 @@ class OfSides(Protocol):
     def __call__(self, enough: tuple[bool, bool], /) -> bool: ...
 
 
-def _read(
-    path: str | Path, tone: Tone, at_least: Size | None, of_sides: OfSides, note: Note | None = None
-) -> tuple[np.ndarray, Extent]:
+def _read(path: str | Path, tone: Tone, at_least: Size | None, of_sides: OfSides, note: Note | None = None) -> Decoded:
     """Whatever is wrong with the file becomes UnreadableImage, in one line that names it."""
     if tone not in TONES:
         raise ValueError(f"tone: found {tone!r}, expected one of {', '.join(TONES)}")
@@ -136,9 +165,7 @@ def _no_note(content: bytes) -> None:
     pass
 
 
-def _read_content(
-    path: str | Path, tone: Tone, at_least: Size | None, of_sides: OfSides, note: Note
-) -> tuple[np.ndarray, Extent]:
+def _read_content(path: str | Path, tone: Tone, at_least: Size | None, of_sides: OfSides, note: Note) -> Decoded:
     """The kind of a file is told by its first bytes."""
     if ".npz#" in str(path):
         member = _archive_member(str(path))
@@ -152,7 +179,7 @@ def _read_content(
     if data[128:132] == b"DICM" or data[:2] in (b"\x08\x00", b"\x02\x00"):  # the latter: no preamble
         from data.dicom import read_dicom  # pydicom is loaded where a DICOM is met
 
-        return _whole(read_dicom(data, tone))
+        return _whole(*read_dicom(data, tone))
     if not data.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")):
         refuse(stand_in(data[:ENOUGH]) or "other bytes", "JPEG, PNG or DICOM")
     return _read_picture(data, at_least, of_sides)
@@ -176,8 +203,9 @@ def _one_line(text: object) -> str:
     return " ".join(str(text).split())
 
 
-def _whole(image: np.ndarray) -> tuple[np.ndarray, Extent]:
-    return image, (image.shape[1], image.shape[0])
+def _whole(image: np.ndarray, aspect: float = 1.0) -> Decoded:
+    height, width = image.shape
+    return Decoded(image, (width, height), aspect)
 
 
 def _file_bytes(path: str | Path) -> bytes:
@@ -194,16 +222,70 @@ def _file_bytes(path: str | Path) -> bytes:
 # ---------------------------------------------------------------- JPEG and PNG
 
 
-def _read_picture(data: bytes, at_least: Size | None, of_sides: OfSides) -> tuple[np.ndarray, Extent]:
-    """A JPEG is decoded at the smallest scale that keeps `at_least` pixels of all (or any) of its sides."""
+def _read_picture(data: bytes, at_least: Size | None, of_sides: OfSides) -> Decoded:
     image = _open_picture(data)
-    width, height = image.size
-    check_size(width, height)
-    if image.format == "PNG" and getattr(image, "n_frames", 1) > 1:
+    check_size(*image.size)
+    if image.format == "PNG":
+        return _read_png(image, data)
+    return _read_jpeg(image, data, at_least, of_sides)
+
+
+def _aspect(image: Any, density: tuple[float, float] | None) -> float:
+    """A pixel's height divided by its width, once the image is turned upright; `density`: pixels across and down."""
+    aspect = None
+    if density is not None:
+        across, down = density
+        aspect = pixel_aspect(across, down)
+    if aspect is None:
+        return 1.0
+    if image.getexif().get(ORIENTATION) in TURNED:
+        return 1 / aspect
+    return aspect
+
+
+def _read_png(image: Any, data: bytes) -> Decoded:
+    """Grey of 8 bits as it is, of 16 bits stretched; colours as their grey, of as many bits."""
+    if getattr(image, "n_frames", 1) > 1:
         refuse(f"{image.n_frames} frames", "one")
-    upright = image.getexif().get(0x0112, 1) == 1
+
+    for tile in image.tile:  # gone once the image is loaded
+        if tile[3] in WIDE:
+            wide = Image.fromarray(_wide_grey(data, WIDE[tile[3]]))
+            image.load()  # what is said of the image may follow its pixels
+            wide.info = image.info
+            image = wide
+
+    aspect = _aspect(image, image.info.get("aspect") or image.info.get("dpi"))  # either is pHYs
+    ImageOps.exif_transpose(image, in_place=True)
+    if image.mode.startswith("I"):
+        return _whole(_stretch(np.asarray(image).astype(np.uint16)), aspect)
+    return _whole(np.array(image.convert("L")), aspect)
+
+
+def _wide_grey(data: bytes, shares: dict[str, dict[str, int]]) -> np.ndarray:
+    """The grey of a PNG's 16-bit colours, uint16 (h w), from the halves of `WIDE` that Pillow decodes one by one."""
+    total: Any = 2**15  # so that the last step rounds
+    for raw_mode, channels in shares.items():
+        half = _open_picture(data)
+        [(codec, box, offset, _)] = half.tile
+        half.tile = [(codec, box, offset, raw_mode)]
+        for channel, share in channels.items():
+            part = np.asarray(half.getchannel(channel)).astype(np.uint32)
+            part *= share
+            part += total
+            total = part
+    return (total >> 16).astype(np.uint16)
+
+
+def _read_jpeg(image: Any, data: bytes, at_least: Size | None, of_sides: OfSides) -> Decoded:
+    """Decoded at the smallest scale that keeps `at_least` pixels of all (or any) of its sides."""
+    width, height = image.size
+    if image.mode == "CMYK" and "adobe" not in image.info:  # only Adobe's mark says that 0 is full ink
+        refuse("four colours without Adobe's mark", "grey, or colours whose polarity is known")
+    upright = image.getexif().get(ORIENTATION, 1) == 1
+    aspect = _aspect(image, image.info.get("jfif_density"))
     scale = 1
-    if at_least and upright:
+    if at_least and upright and aspect == 1:  # else its sides in pixels do not tell how large it is shown
         scale = _scale(width, height, at_least, of_sides)
 
     # at 1/8 only the blocks' means are wanted
@@ -213,20 +295,16 @@ def _read_picture(data: bytes, at_least: Size | None, of_sides: OfSides) -> tupl
     elif scale == 8:
         means = block_means(data)
         if means is not None:
-            return means, (width / scale, height / scale)
+            return Decoded(means, (width / scale, height / scale), aspect)
 
     image.decodermaxblock = len(data)  # in one piece: libjpeg begins again with a scan's row where it runs dry
-    drafted = image.draft("L", (max(1, width // scale), max(1, height // scale)))  # None: not a JPEG
+    _, (_, _, right, bottom) = image.draft("L", (max(1, width // scale), max(1, height // scale)))
     ImageOps.exif_transpose(image, in_place=True)
-    if image.mode.startswith("I"):
-        return _whole(_stretch(np.asarray(image).astype(np.uint16)))
-
     grey = np.array(image.convert("L"))
-    if drafted and upright:
-        # the exact end matters: squashing 139 decoded columns where 138.25 are radiograph shifts every edge
-        _, (_, _, right, bottom) = drafted
-        return grey, (right, bottom)
-    return _whole(grey)
+    if not upright:
+        return _whole(grey, aspect)
+    # the exact end matters: squashing 139 decoded columns where 138.25 are radiograph shifts every edge
+    return Decoded(grey, (right, bottom), aspect)
 
 
 def _scale(width: int, height: int, at_least: Size, of_sides: OfSides) -> int:
@@ -245,6 +323,9 @@ def _open_picture(data: bytes) -> Any:
     except Image.DecompressionBombError:
         refuse("far too many pixels declared", f"at most {MAX_PIXELS // 10**6} megapixels")
     except Image.UnidentifiedImageError:
+        bits = bits_of(data)
+        if bits not in (None, 8):
+            refuse(f"a JPEG of {bits} bits", "8 bits; a PNG or a DICOM may have more")
         refuse("a damaged header", "an intact JPEG or PNG")
 
 
@@ -258,7 +339,7 @@ def _needed_scans(data: bytes, scale: int) -> bytes:
 
 
 def _stretch(stored: np.ndarray) -> np.ndarray:
-    """16-bit PNG: nobody says how many of the bits are used, so it is shown as a DICOM without a window."""
+    """16 bits of a PNG: nobody says how many of the bits are used, so it is shown as a DICOM without a window."""
     values = np.arange(2**16, dtype=float)
     counts = np.bincount(stored.ravel(), minlength=2**16)
     return to_bytes(between_tails(values, counts))[stored]

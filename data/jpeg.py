@@ -21,6 +21,7 @@ QUANTIZERS = 0xDB
 END = 0xD9
 TABLES = 0xC4
 BASELINE = 0xC0
+OTHER_TABLES = (0xC4, 0xC8, 0xCC)  # among the numbers of frames
 RESTARTS = 0xDD
 JFIF = 0xE0
 ADOBE = 0xEE
@@ -121,6 +122,19 @@ def _huffman() -> ModuleType | None:
     except ImportError:
         return None
     return huffman
+
+
+def bits_of(data: bytes) -> int | None:
+    """Bits of a sample, from the frame's header; None where there is none before the pixels."""
+    place = 2
+    while data[place : place + 1] == b"\xff" and place + 4 < len(data):
+        kind = data[place + 1]
+        if kind == SCAN:
+            return None
+        if 0xC0 <= kind <= 0xCF and kind not in OTHER_TABLES:
+            return data[place + 4]
+        place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    return None
 
 
 class _Frame(NamedTuple):

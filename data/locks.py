@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from data.errors import UserError
 from data.writing import read_json
 
 try:
@@ -22,28 +23,28 @@ SETTLE = 0.2  # by then everybody who took a dead holder's file away has done so
 
 
 @contextmanager
-def locked(folder: Path, waiting: str) -> Iterator[None]:
-    """Hold the folder; prints `waiting` where another command holds it, and waits.
+def locked(folder: Path, busy: str, wait: bool) -> Iterator[None]:
+    """Hold the folder. Where another command does, print `busy` and wait, or raise it as UserError.
 
     The system's lock ends with its holder. Where it is refused (some network file systems answer ENOLCK or ENOSYS),
     a file with the holder's machine and process stands in for it.
     """
     with (folder / "lock").open("w", encoding="utf-8") as file:
-        if _system_lock(file, waiting):
+        if _system_lock(file, busy, wait):
             yield
             return
-    with _file_lock(folder / "lock.held", waiting):
+    with _file_lock(folder / "lock.held", busy, wait):
         yield
 
 
-def _system_lock(file: IO[str], waiting: str) -> bool:
+def _system_lock(file: IO[str], busy: str, wait: bool) -> bool:
     """Whether the system has given its lock, which closing the file gives back."""
     if fcntl is None:
         return False
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        print(waiting, file=sys.stderr, flush=True)
+        _say(busy, wait)
     except OSError:
         return False
     else:
@@ -56,8 +57,14 @@ def _system_lock(file: IO[str], waiting: str) -> bool:
     return True
 
 
+def _say(busy: str, wait: bool) -> None:
+    if not wait:
+        raise UserError(busy)
+    print(busy, file=sys.stderr, flush=True)
+
+
 @contextmanager
-def _file_lock(path: Path, waiting: str) -> Iterator[None]:
+def _file_lock(path: Path, busy: str, wait: bool) -> Iterator[None]:
     own = {"host": socket.gethostname(), "process": os.getpid()}
     told = False
     while not _take(path, own):
@@ -67,7 +74,7 @@ def _file_lock(path: Path, waiting: str) -> Iterator[None]:
             continue
         if not told:
             who = f"process {holder.get('process')} on {holder.get('host')}" if holder else "nobody knows who"
-            print(f"{waiting} ({who}; if that has ended, delete {path})", file=sys.stderr, flush=True)
+            _say(f"{busy} ({who}; if that has ended, delete {path})", wait)
             told = True
         time.sleep(SECONDS)
     try:

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from data.config import UserError, expand
-from data.errors import printable
+from data.errors import LONGEST, printable
 from data.files_on_disk import Look, look_for
 from data.labels import NoSuchFinding, words
 from data.settings import DataConfig, DataSettings
@@ -160,7 +160,7 @@ def open_manifest(config: DataConfig | DataSettings, look_again: bool = False) -
         _check_patients(table, "data.sources", credentialed)
     return Manifest(
         table=table,
-        notes=tuple(note if isinstance(note, LeftOut) else printable(note) for note in (*notes, *more)),
+        notes=tuple(note if isinstance(note, LeftOut) else printable(note, LONGEST) for note in (*notes, *more)),
         credentialed=credentialed,
         patients_known=all(part.patients_known for part in parts.values()),
         target=settings.target,

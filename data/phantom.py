@@ -12,9 +12,10 @@ import pandas as pd
 from PIL import Image
 from tqdm import tqdm
 
+from data.errors import UserError
 from data.labels import FINDINGS as COLUMNS
 from data.phantom_drawing import DEVICES, FINDINGS, draw_anatomy, draw_lateral, draw_radiograph
-from data.workers import run_jobs
+from data.workers import Killed, run_jobs
 
 DENIED = ("Pneumothorax", "Pleural Effusion", "Consolidation", "Edema")  # what a report likes to exclude
 ABNORMAL_SHARE = 0.55  # of studies
@@ -138,8 +139,13 @@ def _draw_all(root: Path, shots: pd.DataFrame, seed: int, workers: int) -> None:
 
     bar = tqdm(total=len(rows), desc="drawing radiographs", unit="image", disable=None)
     with bar, closing(run_jobs(_draw_some, jobs, workers)) as drawn:
-        for count in drawn:
-            bar.update(count)
+        try:
+            for count in drawn:
+                bar.update(count)
+        except Killed:
+            raise UserError(
+                f"{root}: found processes that draw killed, expected them to live; is memory full?"
+            ) from None
 
 
 def _draw_some(root: Path, seed: int, rows: list[dict[Any, Any]]) -> int:

@@ -41,7 +41,7 @@ def prepare(config: DataConfig | DataSettings, manifest: Manifest | None = None)
         for look in manifest.looks:
             look.require_some()
         folder.mkdir(parents=True, exist_ok=True)
-        with locked(folder, f"waiting for another command that prepares {folder}"):
+        with locked(folder, f"waiting for another command that prepares {folder}", wait=True):
             if not (folder / "store.json").exists():  # another command may just have written it
                 _write(settings, folder, manifest.table, description)
 

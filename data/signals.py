@@ -41,6 +41,9 @@ def stopping_on_signals(for_good: bool) -> Iterator[None]:
     """
 
     def stop(number: int, frame: FrameType | None) -> None:
+        if _Now.starting_child:
+            _Now.late = number
+            return
         _set_all(signal.SIG_IGN)
         raise Stopped(_ended_by(number))
 
@@ -70,11 +73,11 @@ def noting_signals() -> Iterator[list[str]]:
             signal.signal(arrived, before[arrived])
 
     before = _set_all(note)
-    _Noting.now = bool(before)
+    _Now.noting = bool(before)
     try:
         yield received
     finally:
-        _Noting.now = False
+        _Now.noting = False
         for number, handler in before.items():
             signal.signal(number, handler)
     if received:
@@ -92,25 +95,36 @@ def ignore_in_child() -> None:
 
 @contextmanager
 def held_back() -> Iterator[None]:
-    """Children started in here hear no signal before they call `ignore_in_child`: a terminal's go to all processes."""
+    """For starting child processes: signals wait until it is done.
+
+    A terminal's go to all processes. The child inherits that they wait, until it calls `ignore_in_child`; and it would
+    complain if its parent left before telling it what to do.
+    """
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
 
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    _Now.starting_child = True  # another thread may hear the signal, and ours act on it
     try:
         yield
     finally:
+        _Now.starting_child = False
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    if _Now.late is not None:
+        late, _Now.late = _Now.late, None
+        signal.raise_signal(late)
 
 
 # ---------------------------------------------------------------- handlers
 
 
-class _Noting:
-    """Whether signals are noted now: a step may take longer than GRACE, and is worth waiting for."""
+class _Now:
+    """What goes on in this process."""
 
-    now = False
+    noting = False  # signals are noted: a step may take longer than GRACE, and is worth waiting for
+    starting_child = False
+    late: int | None = None  # the signal that arrived meanwhile
 
 
 def _ended_by(number: int) -> str:
@@ -156,7 +170,7 @@ def _watched(ended: Event) -> Iterator[None]:
 def _see_to_it(reader: socket.socket, ended: Event) -> None:
     """End the process where a signal has not done so after GRACE seconds."""
     while number := reader.recv(1):
-        if number[0] not in SIGNALS or _Noting.now or ended.wait(GRACE):
+        if number[0] not in SIGNALS or _Now.noting or ended.wait(GRACE):
             continue
         os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"{_ended_by(number[0])}\n".encode())
         os._exit(TRY_AGAIN)

@@ -149,6 +149,18 @@ def start_processes(workers: int) -> Executor:
     return ThisProcess()
 
 
+class _Pool(ProcessPoolExecutor):
+    """A pool whose processes hear no signal from their first moment on, its helper for semaphores included."""
+
+    def __init__(self, *arguments: Any, **named: Any):
+        with held_back():
+            super().__init__(*arguments, **named)
+
+    def submit(self, *job: Any, **named: Any) -> Future[Any]:
+        with held_back():  # a process is started when there is something to do
+            return super().submit(*job, **named)
+
+
 def _start(workers: int) -> ProcessPoolExecutor:
     pool = _Pool(workers, get_context("spawn"), initializer=_begin_process)
     try:
@@ -160,14 +172,6 @@ def _start(workers: int) -> ProcessPoolExecutor:
         pool.shutdown(wait=False, cancel_futures=True)
         raise
     return pool
-
-
-class _Pool(ProcessPoolExecutor):
-    """A pool whose processes hear no signal from their first moment on."""
-
-    def submit(self, *job: Any, **named: Any) -> Future[Any]:
-        with held_back():  # a process is started when there is something to do
-            return super().submit(*job, **named)
 
 
 class ThisProcess(Executor):

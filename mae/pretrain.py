@@ -22,7 +22,7 @@ from mae.engine import distributed
 from mae.engine.checkpoint import Checkpoint, load_weights
 from mae.engine.loop import fit
 from mae.engine.optim import adamw, autocast, parameter_groups, seeded
-from mae.engine.run import Resumable, check_run, configure_torch, is_finished, start_run, training_device
+from mae.engine.run import Resumable, check_run, configure_torch, holding, is_finished, start_run, training_device
 from mae.engine.schedule import schedule_of
 from mae.engine.stage import Stage, Validation
 from mae.model import MaskedAutoencoder, check_sizes, mae_from
@@ -62,8 +62,10 @@ def pretrain(config: MAEConfig, data: Data | None = None) -> Path:
 
     if not is_finished(folder, config.pretrain.epochs):
         stage = pretrain_stage(config, data, device, start)
-        start_run(folder, config, facts)
-        fit(stage, folder)
+        with holding(folder):
+            check_run(folder, config, RESUMABLE, facts)  # somebody may have begun another one just now
+            start_run(folder, config, facts)
+            fit(stage, folder)
     return folder
 
 

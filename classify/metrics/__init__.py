@@ -1,8 +1,9 @@
 """Pure functions from arrays to metrics, intervals, paired tests and calibration.
 
 Everywhere: `labels` (n,) are 0 normal, 1 abnormal; `scores` (n,) grow with abnormality, and
-score >= threshold is predicted abnormal. Where several seeds of one model are compared, scores may be
-(s, n) and thresholds (s,). Nothing is read, written or seeded globally; bad input is a ValueError.
+score >= threshold is predicted abnormal. Scores may come with their `logits`, which then order the cases.
+Where several seeds of one model are compared, scores may be (s, n) and thresholds (s,). Nothing is read,
+written or seeded globally; bad input is a ValueError.
 
 Point estimates and resampled ones come from the same weighted formulas, so an interval always
 belongs to its estimate.

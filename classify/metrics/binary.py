@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from classify.metrics.checks import check
+from classify.metrics.checks import check, check_logits, check_threshold
 
 # what every table shows
 HEADLINE = ("accuracy", "precision", "f1", "recall", "auc")
@@ -48,20 +48,26 @@ class BinaryMetrics:
         return getattr(self, name)
 
 
-def binary_metrics(labels: ArrayLike, scores: ArrayLike, threshold: float = 0.5) -> BinaryMetrics:
+def binary_metrics(
+    labels: ArrayLike, scores: ArrayLike, threshold: float = 0.5, logits: ArrayLike | None = None
+) -> BinaryMetrics:
     """Metrics of scores (n,) against labels (n,) at one threshold.
 
+    Where scores are the sigmoid of `logits` (n,), these order the cases for AUC and average precision: above 37, scores
+    of 64 bits round to 1, and different cases become level.
     Ratios without a denominator are 0, as scikit-learn with zero_division=0 (precision when nothing
     is predicted abnormal, recall without positives); the AUC of a single class is NaN. The Brier score
     takes scores as probabilities.
     """
     labels, scores = check(labels, scores)
+    check_threshold(threshold)
+    order_by = check_logits(logits, scores)
 
     # the metrics of a resample that holds every case once
     once = np.ones((1, len(labels)))
     names = ("accuracy", "precision", "recall", "specificity", "f1", "auc", "average_precision", "brier")
     values = {}
-    for name, value in weighted_metrics(once, labels, scores, threshold, names).items():
+    for name, value in weighted_metrics(once, labels, scores, threshold, names, order_by).items():
         values[name] = float(value[0])
 
     # as in scikit-learn, these are 0 without a positive or a negative, not undefined
@@ -151,10 +157,16 @@ def _candidate_thresholds(scores: np.ndarray) -> np.ndarray:
 
 
 def weighted_metrics(
-    weights: np.ndarray, labels: np.ndarray, scores: np.ndarray, threshold: float, names: Sequence[str]
+    weights: np.ndarray,
+    labels: np.ndarray,
+    scores: np.ndarray,
+    threshold: float,
+    names: Sequence[str],
+    order_by: np.ndarray,
 ) -> dict[str, np.ndarray]:
     """{name: (r,)}; recall and average precision need a positive, specificity a negative, auc both.
 
+    `order_by` (n) orders the cases: the scores, or the logits they are made of.
     Precision where nothing is predicted abnormal is 0, not undefined: a collapsed model keeps its price.
     """
     tn, fp, fn, tp = _confusion(weights, labels, scores, threshold)
@@ -164,8 +176,8 @@ def weighted_metrics(
         "recall": lambda: ratio(tp, tp + fn),
         "specificity": lambda: ratio(tn, tn + fp),
         "f1": lambda: ratio(2 * tp, 2 * tp + fp + fn, empty=0.0),
-        "auc": lambda: _auc(weights, labels, scores),
-        "average_precision": lambda: _average_precision(weights, labels, scores),
+        "auc": lambda: _auc(weights, labels, order_by),
+        "average_precision": lambda: _average_precision(weights, labels, order_by),
         "brier": lambda: ratio(weights @ (scores - labels) ** 2, weights.sum(1)),
     }
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from classify.metrics.binary import HEADLINE, weighted_metrics
-from classify.metrics.checks import check_level, check_seeds, group_codes
+from classify.metrics.checks import check_level, check_logits, check_seeds, group_codes
 
 BLOCK = 1 << 21  # resampled weights held in memory at a time
 
@@ -63,6 +63,7 @@ def bootstrap_intervals(
     replicates: int = 2000,
     level: float = 0.95,
     seed: int | np.random.Generator = 0,
+    logits: ArrayLike | None = None,
 ) -> dict[str, Interval]:
     """Percentile bootstrap intervals of several metrics over the same resamples, {name: Interval}.
 
@@ -74,12 +75,15 @@ def bootstrap_intervals(
     the metric over seeds, and each replicate draws seeds as well as cases, so the interval covers a
     new training run (with few seeds it is still too narrow: s draws of s understate their spread).
 
+    Where scores are the sigmoid of `logits` (of the same shape), these order the cases, as in `binary_metrics`.
+
     Replicates where a metric is undefined (no positives, say) are left out and counted in
     `.undefined`; the interval is NaN when none remains.
     """
     labels, scores, thresholds = check_seeds(labels, scores, threshold)
     check_level(level)
-    [model] = _bootstrap(labels, [Seeds(scores, thresholds)], metrics, groups=groups, replicates=replicates, seed=seed)
+    seeds = Seeds(scores, thresholds, check_logits(logits, scores))
+    [model] = _bootstrap(labels, [seeds], metrics, groups=groups, replicates=replicates, seed=seed)
 
     intervals = {}
     for name, estimate, values in zip(metrics, model.estimates, model.replicates, strict=True):
@@ -125,18 +129,22 @@ def bootstrap_differences(
     replicates: int = 2000,
     level: float = 0.95,
     seed: int | np.random.Generator = 0,
+    logits: tuple[ArrayLike | None, ArrayLike | None] = (None, None),
 ) -> dict[str, BootstrapDifference]:
     """Paired bootstrap of metric(a) - metric(b): both models meet the same resampled cases.
 
-    Arguments as in `bootstrap_intervals`; `thresholds` holds a's and b's, and a and b may have
+    Arguments as in `bootstrap_intervals`; `thresholds` and `logits` hold a's and b's, and a and b may have
     different numbers of seeds, which are drawn independently. The two-sided p-value is twice the
     smaller share of replicates on either side of 0, one added to count and total so that it is
     never 0 (Davison and Hinkley 1997, chapter 4); up to that one it agrees with the interval.
     """
-    labels, *a = check_seeds(labels, scores_a, thresholds[0], "scores_a")
-    labels, *b = check_seeds(labels, scores_b, thresholds[1], "scores_b")
+    labels, scores_a, thresholds_a = check_seeds(labels, scores_a, thresholds[0], "scores_a")
+    labels, scores_b, thresholds_b = check_seeds(labels, scores_b, thresholds[1], "scores_b")
     check_level(level)
-    models = [Seeds(*a), Seeds(*b)]
+    models = [
+        Seeds(scores_a, thresholds_a, check_logits(logits[0], scores_a)),
+        Seeds(scores_b, thresholds_b, check_logits(logits[1], scores_b)),
+    ]
     of_a, of_b = _bootstrap(labels, models, metrics, groups=groups, replicates=replicates, seed=seed)
 
     differences = {}
@@ -159,10 +167,11 @@ def bootstrap_differences(
 
 
 class Seeds(NamedTuple):
-    """The seeds of a model: scores (s, n) and thresholds (s,)."""
+    """The seeds of a model: scores (s, n), thresholds (s,), and what orders the cases (s, n)."""
 
     scores: np.ndarray
     thresholds: np.ndarray
+    order_by: np.ndarray
 
 
 class Resampled(NamedTuple):
@@ -220,8 +229,8 @@ def _resamples(codes: np.ndarray, replicates: int, rng: np.random.Generator) -> 
 def _by_seed(weights: np.ndarray, labels: np.ndarray, model: Seeds, names: Sequence[str]) -> np.ndarray:
     """(s, k, r): every metric of every seed on every resample."""
     found = []
-    for scores, threshold in zip(model.scores, model.thresholds, strict=True):
-        values = weighted_metrics(weights, labels, scores, threshold, names)
+    for scores, threshold, order_by in zip(*model, strict=True):
+        values = weighted_metrics(weights, labels, scores, threshold, names, order_by)
         found.append([values[name] for name in names])
     return np.array(found)
 

@@ -18,6 +18,18 @@ def check(labels: ArrayLike, scores: ArrayLike, name: str = "scores") -> tuple[n
     return labels, scores
 
 
+def check_logits(logits: ArrayLike | None, scores: np.ndarray) -> np.ndarray:
+    """What orders the cases: the logits, of the scores' shape, or without any the scores themselves."""
+    if logits is None:
+        return scores
+    logits = _finite("logits", logits)
+    if scores.ndim == 2:
+        logits = np.atleast_2d(logits)
+    if logits.shape != scores.shape:
+        raise ValueError(f"logits have shape {logits.shape}, scores {scores.shape}")
+    return logits
+
+
 def check_seeds(
     labels: ArrayLike, scores: ArrayLike, threshold: ArrayLike, name: str = "scores"
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -31,6 +43,7 @@ def check_seeds(
     thresholds = np.asarray(threshold, dtype=np.float64)
     if thresholds.shape not in ((), (len(scores),)):
         raise ValueError(f"thresholds of shape {thresholds.shape} for {len(scores)} seeds of {name}")
+    check_threshold(thresholds)
     return labels, scores, np.broadcast_to(thresholds, len(scores))
 
 
@@ -53,6 +66,12 @@ def as_binary(name: str, values: np.ndarray) -> np.ndarray:
     if strange.size:
         raise ValueError(f"{name} must be 0 or 1, found {strange.flat[0]:g}")
     return values == 1
+
+
+def check_threshold(threshold: ArrayLike) -> None:
+    """Nothing is at or above NaN, so it would predict all cases normal without a word."""
+    if np.isnan(threshold).any():
+        raise ValueError("threshold is NaN, wanted a number")
 
 
 def check_level(level: float) -> None:

@@ -126,8 +126,8 @@ def roc(rows: Sequence[Row]) -> Figure:
     for row in rows:
         several = len(row.line.scores) > 1
         curves = []
-        for scores in row.line.scores:
-            x, y, _ = roc_curve(row.line.labels, scores, drop_intermediate=True)
+        for logits in row.line.logits:
+            x, y, _ = roc_curve(row.line.labels, logits, drop_intermediate=True)
             axes.plot(x, y, color=row.colour, linewidth=0.6 if several else 1.6)
             curves.append(np.interp(FPR, x, y))
         if several:

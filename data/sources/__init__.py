@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from data.config import UserError
-from data.errors import printable
+from data.errors import LONGEST, printable
 from data.settings import DataSettings
 from data.stand_ins import ENOUGH, GZIP, stand_in
 
@@ -67,7 +67,7 @@ class LeftOut(str):
     reason: str
 
     def __new__(cls, images: int, reason: str) -> "LeftOut":
-        reason = printable(reason)
+        reason = printable(reason, LONGEST)
         note = super().__new__(cls, f"{images:,} images left out: {reason}")
         note.images, note.reason = images, reason
         return note

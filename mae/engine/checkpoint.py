@@ -1,8 +1,7 @@
 """Checkpoints: weights together with their config, written so that a kill never leaves half of one."""
 
-import pickle
 import sys
-import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 
 from data.config import UserError, make_config, with_new_names
+from data.errors import printable
 from data.writing import flush_to_disk, replacing
 from mae.settings import MAEConfig
 
@@ -84,7 +84,8 @@ def _shallow(checkpoint: Checkpoint) -> dict[str, Any]:
 def load_checkpoint(path: str | Path, kind: str | None = None) -> Checkpoint:
     """Read a checkpoint to CPU, tensors and plain values only (`weights_only`).
 
-    Raises UserError if the file is missing, is no checkpoint of this project, or is of another kind.
+    Raises UserError if the file is missing, is no checkpoint of this project or is of another kind, and if a weight
+    in it is not finite. Who wants to look into such a file for its fault reads it with `torch.load`.
     """
     path = Path(path)
     if path.is_dir():
@@ -92,19 +93,37 @@ def load_checkpoint(path: str | Path, kind: str | None = None) -> Checkpoint:
     if not path.is_file():
         raise UserError(f"{path}: found no such file, expected a checkpoint (.pt)")
 
-    # what torch raises for a file that is damaged or not its own has many names
     try:
         raw = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, ValueError, zipfile.BadZipFile):
+    except Exception:  # what torch raises for a file that is damaged or not its own has many names
         raise UserError(
             f"{path}: found an unreadable or foreign file, expected a checkpoint of mae-pretrain or mae-finetune"
         ) from None
     if not isinstance(raw, dict) or raw.pop("format", None) != FORMAT:
         raise UserError(f"{path}: found a torch file of another program, expected a checkpoint ({FORMAT})")
 
-    checkpoint = Checkpoint(**raw, place=str(path))
+    checkpoint = _whole(raw, path)
     if kind and checkpoint.kind != kind:
         raise UserError(f"{path}: found a checkpoint of kind {checkpoint.kind}, expected {kind}")
+
+    # whatever it is for: to go on from, to begin from, to be evaluated, exported or shown
+    expect_finite(checkpoint.weights, path)
+    expect_finite({"state": checkpoint.state, "optimizer": checkpoint.optimizer}, path)
+    return checkpoint
+
+
+def _whole(raw: dict[str, Any], path: Path) -> Checkpoint:
+    """What was read, as a checkpoint; UserError where it lacks a part or has one too many."""
+    try:
+        checkpoint = Checkpoint(**raw, place=str(path))
+    except TypeError:
+        raise UserError(f"{path}: found no whole checkpoint, expected all of its parts and no others") from None
+    for name in ("settings", "weights", "meta", "progress", "state"):
+        part = getattr(checkpoint, name)
+        if not isinstance(part, dict):
+            raise UserError(f"{path}: found {type(part).__name__} for {name}, expected values by name")
+    if not all(is_dense(tensor) for tensor in checkpoint.weights.values()):
+        raise UserError(f"{path}: found weights that are no dense tensors, expected names with tensors")
     return checkpoint
 
 
@@ -122,6 +141,26 @@ def check_weights(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
     for name in sorted(wanted.keys() | found.keys()):
         if found.get(name) != wanted.get(name):
             raise UserError(
-                f"{checkpoint.place}: {name}: found {found.get(name, 'nothing')}, "
+                f"{checkpoint.place}: {printable(name)}: found {found.get(name, 'nothing')}, "
                 f"expected {wanted.get(name, 'nothing')}; the config describes a model of another size"
             )
+
+
+def expect_finite(content: Any, place: str | Path) -> None:
+    """UserError naming the first tensor, at any depth, that holds NaN or infinity: nothing that comes of it counts."""
+    todo = [("", content)]
+    met = set()  # a mapping may hold itself
+    while todo:
+        name, part = todo.pop(0)
+        if isinstance(part, Mapping) and id(part) not in met:
+            met.add(id(part))
+            todo += [(f"{name}.{inner}".strip("."), value) for inner, value in part.items()]
+        elif is_dense(part) and part.is_floating_point() and not part.isfinite().all():
+            raise UserError(f"{place}: {printable(name)}: found NaN or infinity, expected finite numbers")
+
+
+def is_dense(content: Any) -> bool:
+    """Whether it is a tensor whose numbers are there, each at its place."""
+    if not torch.is_tensor(content):
+        return False
+    return content.layout == torch.strided and not content.is_meta and not content.is_nested

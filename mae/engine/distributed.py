@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import socket
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +21,55 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 def launched() -> bool:
     """Whether torchrun (or whoever sets its variables) started this process as one of several."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return _variable("WORLD_SIZE", 1) > 1
+
+
+def _variable(name: str, otherwise: int) -> int:
+    """A number of the environment; UserError where it is none."""
+    text = os.environ.get(name, "")
+    if not text.strip():
+        return otherwise
+    try:
+        return int(text)
+    except ValueError:
+        raise UserError(f"environment: found {name}={text!r}, expected a whole number") from None
+
+
+def check_launch() -> None:
+    """UserError where ranks could not meet, as far as one can tell alone; asked before anything is opened."""
+    if not launched():
+        return
+    size = _variable("WORLD_SIZE", 1)
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        if not os.environ.get(name, "").strip():
+            raise UserError(
+                f"environment: found WORLD_SIZE={size} without {name}, expected all that torchrun sets; start with "
+                "torchrun, or as docs/cluster.md does, or unset WORLD_SIZE for one process"
+            )
+
+    # numbers that cannot be
+    number = _variable("RANK", 0)
+    port = _variable("MASTER_PORT", 0)
+    if not 0 <= number < size:
+        raise UserError(f"environment: found RANK={number}, expected 0 to {size - 1} with WORLD_SIZE={size}")
+    if not 0 < port < 2**16:
+        raise UserError(f"environment: found MASTER_PORT={port}, expected 1 to 65535")
+
+    # the first rank listens for the others, unless torchrun does so itself
+    host = os.environ["MASTER_ADDR"]
+    torchrun_listens = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    try:
+        socket.getaddrinfo(host, port)
+        if number == 0 and not torchrun_listens:
+            with socket.socket() as listener:
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                listener.bind(("", port))
+                listener.listen()
+    except OSError as error:
+        raise UserError(
+            f"environment: found MASTER_ADDR={host} MASTER_PORT={port} unusable ({error.strerror or error}), expected "
+            "the first rank's machine and a free port there"
+        ) from None
 
 
 def rank() -> int:
@@ -33,12 +82,12 @@ def world_size() -> int:
 
 def local_rank() -> int:
     """Number of this process on its machine: which GPU is its own."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
+    return _variable("LOCAL_RANK", 0)
 
 
 def is_main() -> bool:
     """Whether this process speaks and writes for all, before and after they have met."""
-    return not launched() or int(os.environ.get("RANK", "0")) == 0
+    return not launched() or _variable("RANK", 0) == 0
 
 
 @contextmanager
@@ -59,7 +108,13 @@ def process_group(device: torch.device, minutes: float = 30) -> Iterator[None]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
         backend = "nccl"
-    dist.init_process_group(backend, timeout=timedelta(minutes=minutes))
+    try:
+        dist.init_process_group(backend, timeout=timedelta(minutes=minutes))
+    except (RuntimeError, ValueError) as error:  # a taken port, ranks that never came, …
+        raise UserError(
+            f"environment: rank {_variable('RANK', 0)} of {_variable('WORLD_SIZE', 1)} did not meet the others "
+            f"({str(error).splitlines()[0]}), expected all of them within {minutes:g} minutes; see their output"
+        ) from None
 
     # whoever loses another rank says so in one line; its own errors are shown whole
     here = rank()

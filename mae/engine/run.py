@@ -5,7 +5,8 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -16,6 +17,7 @@ import torch
 import yaml
 
 from data.config import UserError, print_config, with_new_names
+from data.locks import locked
 from data.writing import read_json, read_text, write_json, write_text
 from mae.engine import distributed
 from mae.engine.checkpoint import latest_checkpoint
@@ -91,8 +93,27 @@ def expect_checkpoint(folder: Path) -> None:
         raise UserError(f"{folder}: found no last.pt, expected one with --resume; leave --resume out for a new run")
 
 
+@contextmanager
+def holding(folder: Path) -> Iterator[None]:
+    """The run folder, made where it is not there, for this command alone; of several ranks the first one holds it.
+
+    Raises UserError where another command trains there: two would take turns in overwriting each other's checkpoints.
+    """
+    if not distributed.is_main():
+        yield
+        return
+
+    folder.mkdir(parents=True, exist_ok=True)
+    busy = (
+        f"{folder}: found another command that trains there, expected none; "
+        "wait for it, or choose another folder (run=…, in stage two finetune.run=…)"
+    )
+    with locked(folder, busy, wait=False):
+        yield
+
+
 def start_run(folder: Path, config: MAEConfig, facts: Mapping[str, Any]) -> None:
-    """Write config.yaml, and environment.json with an entry for every start (first and resumed)."""
+    """Write config.yaml, and environment.json with an entry for every start (first and resumed), into a held folder."""
     if not distributed.is_main():
         return
 
@@ -102,7 +123,6 @@ def start_run(folder: Path, config: MAEConfig, facts: Mapping[str, Any]) -> None
         starts = read_json(folder / "environment.json")["starts"]
     here = environment() | {"device": str(device_of(config.device)), "seed": config.seed}
 
-    folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "environment.json", {"facts": dict(facts), "starts": [*starts, here]})
     write_text(folder / "config.yaml", print_config(config) + "\n")
 
@@ -169,6 +189,7 @@ def training_device(config: MAEConfig) -> torch.device:
 
     It is asked before anything is decoded, which may take hours.
     """
+    distributed.check_launch()
     device = device_of(config.device)
 
     # on a CPU, torch.compile writes C++

@@ -74,7 +74,7 @@ class Update:
             return [1 / len(parts)] * len(parts)
 
         counts = torch.stack([count(part) for part in parts])  # k
-        mean_over_ranks = distributed.all_reduce_mean(counts.sum().float())
+        mean_over_ranks = distributed.all_reduce_mean(counts.sum().double())
         return counts / mean_over_ranks.clamp(min=1)
 
     def _averaging(self, last: bool) -> AbstractContextManager[None]:

@@ -3,7 +3,8 @@
 The way in, for a tensor of a file:
 
     files.py                    the file or folder → names and tensors, nothing of it run
-    huggingface.py, timm.py     whose names these are, and what the file says besides → Facts
+    state_dicts.py              wrappers and prefixes off → StateDict: a model's tensors by its program's names
+    huggingface.py, timm.py     what the file says besides the tensors → Facts
     layouts.py                  their name and layout → ours: a Translation, which notes what it did
     source.py                   Translation + Facts → Source: the weights, and the model they belong to
     load.py                     Source + Target (what is wished for) → MaskedAutoencoder, with a Report on every tensor
@@ -14,11 +15,10 @@ The way in, for a tensor of a file:
 """
 
 from mae.weights.account import Report
-from mae.weights.files import is_foreign
 from mae.weights.load import load_facebook, load_huggingface, load_timm
 from mae.weights.save import save_encoder, save_huggingface
 from mae.weights.source import Target
-from mae.weights.start import resolve, starting_point
+from mae.weights.start import is_foreign, resolve, starting_point
 
 __all__ = [
     "Report",

@@ -3,7 +3,6 @@
 import argparse
 import hashlib
 import json
-import pickle
 import re
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -12,11 +11,10 @@ from typing import Any
 
 import torch
 import yaml
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from data.config import UserError
+from data.errors import UserError, printable
 
 NAMES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 LICENSES = ("LICENSE", "LICENSE.md", "LICENSE.txt")
@@ -33,21 +31,24 @@ def existing(path: str | Path) -> Path:
     raise UserError(f"{path}: found no such file or folder, expected weights{advice}")
 
 
-def read_weights(path: Path) -> Any:
-    """What a file of weights holds: safetensors' names and tensors, or a pickle's object."""
-    return read_safetensors(path) if is_safetensors(path) else read_pickle(path)
+def read_weights(path: Path, allowed: Sequence[type] = ()) -> Any:
+    """What a file of weights holds: safetensors' names and tensors, or a pickle's object, of `allowed` classes too."""
+    return read_safetensors(path) if is_safetensors(path) else read_pickle(path, allowed)
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
-    except (SafetensorError, ValueError):
+    except Exception:  # what a stranger's file makes of its reader has many names
         raise UserError(f"{path}: found a truncated or damaged file, expected safetensors") from None
 
 
 def is_safetensors(path: Path) -> bool:
-    with path.open("rb") as file:
-        return path.suffix == ".safetensors" or file.read(9)[8:] == b"{"  # eight bytes of length, then JSON
+    try:
+        with path.open("rb") as file:
+            return path.suffix == ".safetensors" or file.read(9)[8:] == b"{"  # eight bytes of length, then JSON
+    except OSError as error:
+        raise UserError(f"{path}: found {error.strerror}, expected a readable file of weights") from None
 
 
 def read_pickle(path: Path, allowed: Sequence[type] = ()) -> Any:
@@ -55,74 +56,53 @@ def read_pickle(path: Path, allowed: Sequence[type] = ()) -> Any:
     try:
         with torch.serialization.safe_globals(list(allowed)):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+    except Exception as error:  # likewise
         if code := re.search(r"GLOBAL (\S+)", str(error)):
             raise UserError(
-                f"{path}: found a pickle that carries code ({code[1]}), expected tensors and plain values"
+                f"{path}: found a pickle that carries code ({printable(code[1])}), expected tensors and plain values"
             ) from None
         raise UserError(
             f"{path}: found an unreadable file, expected weights (safetensors, or a torch file of tensors)"
         ) from None
 
 
-def read_facebook(path: Path) -> Any:
-    """As `read_pickle`; the reference keeps its command line, an argparse.Namespace, beside the weights."""
-    return read_pickle(path, (argparse.Namespace,))
-
-
-def is_foreign(path: str | Path) -> bool:
-    """Whether the path holds readable weights that are not a checkpoint of ours."""
-    path = Path(path)
-    if path.is_dir():
-        return (path / "config.json").is_file()
-    try:
-        raw = read_weights(path) if is_safetensors(path) else read_facebook(path)
-    except (UserError, OSError):
-        return False
-    for wrapper in ("model", "state_dict"):
-        if isinstance(raw, dict) and wrapper in raw:
-            raw = raw[wrapper]
-            break
-    kernels = ("patch_embed.proj.weight", "patch_embeddings.projection.weight")
-    return isinstance(raw, dict) and any(str(name).endswith(kernels) for name in raw)
-
-
-def read_folder(folder: Path) -> dict[str, Tensor]:
-    """The tensors of a folder in Hugging Face's layout, one file or several with an index."""
+def read_folder(folder: Path) -> Any:
+    """What a folder in Hugging Face's layout holds: one file's content, or the tensors of several with an index."""
     there = [folder / name for name in NAMES if (folder / name).is_file()]
     if not there:
         raise UserError(f"{folder}: found no weights, expected {NAMES[0]} or {NAMES[2]}")
     found = there[0]
     if found.suffix != ".json":
-        return tensors_of(read_weights(found), found)
+        return read_weights(found)
 
     # an index: it says in which file each tensor is
     places = read_json(found).get("weight_map")
-    if not isinstance(places, dict) or not places:
+    if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
         raise UserError(f"{found}: found no weight_map, expected the file of every tensor")
 
     tensors: dict[str, Tensor] = {}
     for name in sorted(set(places.values())):
         if not (shard := folder / Path(name).name).is_file():
-            raise UserError(f"{found}: found no {name} beside it, expected every file it names")
-        tensors |= tensors_of(read_weights(shard), shard)
+            raise UserError(f"{found}: found no {printable(name)} beside it, expected every file it names")
+        content = read_weights(shard)
+        if not isinstance(content, Mapping):
+            raise UserError(f"{shard}: found no state dict, expected names with tensors")
+        # a tensor that stands in two files is the one that the index means
+        tensors |= {tensor: value for tensor, value in content.items() if places.get(tensor, name) == name}
+
     lost = sorted(places.keys() - tensors.keys())
     if lost:
-        raise UserError(f"{found}: found no tensor {lost[0]} in {places[lost[0]]}, expected what the index promises")
+        raise UserError(
+            f"{found}: found no tensor {printable(lost[0])} in {printable(places[lost[0]])}, expected what the index "
+            "promises"
+        )
     return tensors
-
-
-def tensors_of(raw: Any, place: str | Path) -> dict[str, Tensor]:
-    """UserError unless it is names with tensors."""
-    if not isinstance(raw, Mapping) or not raw or not all(torch.is_tensor(value) for value in raw.values()):
-        raise UserError(f"{place}: found no state dict, expected names with tensors")
-    return dict(raw)
 
 
 def read_json(path: Path) -> dict[str, Any]:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError):
+    except (ValueError, RecursionError):  # no UTF-8, no JSON, far too deep
         raise UserError(f"{path}: found no valid JSON, expected settings") from None
     if not isinstance(raw, dict):
         raise UserError(f"{path}: found {type(raw).__name__}, expected settings by name")
@@ -149,6 +129,11 @@ def _front_matter(readme: Path) -> dict[str, Any]:
     except yaml.YAMLError:
         return {}
     return front if isinstance(front, dict) else {}
+
+
+def read_facebook(path: Path) -> Any:
+    """As `read_weights`; the reference keeps its command line, an argparse.Namespace, beside the weights."""
+    return read_weights(path, (argparse.Namespace,))
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:

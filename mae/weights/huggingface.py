@@ -1,17 +1,15 @@
 """Hugging Face's folders and state dicts of ViTMAE and ViT."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from data.config import UserError
-from mae.weights.files import license_of, read_folder, read_json, read_weights, tensors_of
-from mae.weights.layouts import HUGGINGFACE, HUGGINGFACE_5, HUGGINGFACE_MODULES, Names, translate
-from mae.weights.source import Facts, Source, Target, as_levels, call_back, make_source, prefix_of
+from mae.weights.files import license_of, read_folder, read_json, read_weights
+from mae.weights.source import Facts, Source, Target, as_levels, make_source
+from mae.weights.state_dicts import StateDict, state_dict_of
 
 DEFAULTS = Facts(
     eps=1e-12,
@@ -22,48 +20,28 @@ DEFAULTS = Facts(
 NUMBERS = ("image_size", "num_attention_heads", "decoder_num_attention_heads", "layer_norm_eps")  # as they are used
 
 
-def huggingface_source(source: str | Path | Mapping[str, Tensor], target: Target) -> Source:
+def huggingface_source(source: str | Path | Mapping[str, Any], target: Target) -> Source:
     """A ViTMAE or ViT folder, or a state dict of such a model, in memory or in a file."""
     if isinstance(source, Mapping):
-        return _huggingface("state dict", tensors_of(source, "state dict"), target, DEFAULTS)
+        return of_huggingface(state_dict_of(source, "state dict", ["huggingface"]), target)
     path = Path(source)
     if path.is_file():
-        return _huggingface(str(path), tensors_of(read_weights(path), path), target, DEFAULTS)
+        return of_huggingface(state_dict_of(read_weights(path), str(path), ["huggingface"]), target)
     if not (path / "config.json").is_file():
         raise UserError(f"{path}: found no config.json, expected a folder of Hugging Face's layout")
 
     config = read_json(path / "config.json")
-    tensors = read_folder(path)
+    found = state_dict_of(read_folder(path), str(path), ["huggingface"])
     facts = replace(_facts(config, path / "config.json"), license=license_of(path))
     facts = replace(facts, **_preprocessing(path / "preprocessor_config.json"))
-    made = _huggingface(str(path), tensors, target, facts)
+    made = make_source(found, target, facts)
     _check_against(made, config)
     return made
 
 
-def _huggingface(place: str, tensors: dict[str, Tensor], target: Target, facts: Facts) -> Source:
-    """Names as of a model that holds a ViT, then the translation by the layout they belong to."""
-    prefix = prefix_of(tensors, "embeddings.patch_embeddings.projection.weight", place)
-    outer = prefix.removesuffix("vit.")
-    names = {}
-    for name in tensors:
-        if name.startswith(prefix):  # a ViTModel's names lack what its holders put before them
-            names[name] = "vit." + name.removeprefix(prefix)
-        else:
-            names[name] = name.removeprefix(outer)
-
-    found = translate({new: tensors[old] for old, new in names.items()}, layout_of(names.values()), place)
-    return make_source(place, call_back(found, {new: old for old, new in names.items()}), target, facts)
-
-
-def layout_of(names: Iterable[str]) -> Names:
-    """Which of transformers' versions wrote tensors of these names."""
-    for name in names:
-        if name.startswith("vit.layers."):
-            return HUGGINGFACE_MODULES
-        if name.startswith("decoder.decoder_encoder.layer."):
-            return HUGGINGFACE_5
-    return HUGGINGFACE
+def of_huggingface(found: StateDict, target: Target) -> Source:
+    """A state dict without its folder says nothing besides its tensors."""
+    return make_source(found, target, DEFAULTS)
 
 
 def _facts(config: dict[str, Any], place: Path) -> Facts:

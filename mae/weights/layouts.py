@@ -1,7 +1,7 @@
 """Whose tensor is called what, and how it lies: other programs' layouts ↔ ours, bit for bit."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -9,6 +9,7 @@ from einops import rearrange
 from torch import Tensor
 
 from data.config import UserError
+from mae.engine.checkpoint import is_dense
 
 Names = Mapping[str, str]  # ours → theirs, without .weight and .bias; `*` stands for a block's number
 
@@ -82,7 +83,13 @@ HUGGINGFACE_MODULES = _names(  # as transformers 5 calls them in memory
     "vit.layers",
     "decoder.decoder_layers",
 )
+# of each program, theirs → ours: one table for all of its versions, whose names never contradict each other
+TO_OURS = {
+    program: {theirs: ours for layout in layouts for ours, theirs in layout.items()}
+    for program, layouts in {"timm": [TIMM], "huggingface": [HUGGINGFACE, HUGGINGFACE_5, HUGGINGFACE_MODULES]}.items()
+}
 QKV = ("attention.q", "attention.k", "attention.v")
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def rename(name: str, names: Names) -> str | None:
@@ -125,17 +132,49 @@ class Translation:
         return replace(self, weights=weights, origins=origins, unexpected=self.unexpected + left, adapted=adapted)
 
 
-def translate(tensors: Mapping[str, Tensor], layout: Names, place: str) -> Translation:
-    """Their tensors → ours: kernels become linear, q, k and v are joined, the class tokens' positions folded in."""
+def translate(tensors: Mapping[str, Tensor], program: str, place: str) -> Translation:
+    """Their tensors → ours: kernels become linear, q, k and v are joined, the class tokens' positions folded in.
+
+    Raises UserError for what is no plain Vision Transformer, or would not be the same one here.
+    """
     # first the names
-    backwards = {theirs: ours for ours, theirs in layout.items()}
-    renamed = {name: rename(name, backwards) for name in tensors}
-    weights = {ours: tensors[name] for name, ours in renamed.items() if ours}
-    unexpected = [name for name, ours in renamed.items() if not ours]
-    _check_is_a_vit(weights, unexpected, place)
-    kernel = weights["encoder.embed.weight"]
-    origins: dict[str, tuple[str, ...]] = {ours: (name,) for name, ours in renamed.items() if ours}
-    found = Translation(
+    found = _under_our_names(tensors, program, place)
+    if not any(name.startswith("decoder.") for name in found.weights.keys() - {"decoder.mask_token"}):
+        found = found.without_decoder()  # a stray mask token is no decoder
+    _check_is_a_vit(found, place)
+
+    # then how the tensors lie
+    _make_float(found)
+    found.weights["encoder.embed.weight"] = rearrange(found.weights["encoder.embed.weight"], "d c p q -> d (p q c)")
+    _join_qkv(found, place)
+    _zero_biases(found, place)
+    _take_class_position(found)
+    return found
+
+
+def _under_our_names(tensors: Mapping[str, Tensor], program: str, place: str) -> Translation:
+    weights: dict[str, Tensor] = {}
+    origins: dict[str, tuple[str, ...]] = {}
+    unexpected = []
+    for name, tensor in tensors.items():
+        ours = rename(name, TO_OURS[program])
+        if ours is None or (ours in weights and torch.equal(tensor, weights[ours])):
+            unexpected.append(name)  # the latter: the same once more, under another version's name
+            continue
+        if ours in weights:
+            [other] = origins[ours]
+            raise UserError(f"{place}: found {other} and {name}, which differ, expected one of them")
+        _check_numbers(name, tensor, place)
+        weights[ours] = tensor
+        origins[ours] = (name,)
+
+    kernel = weights["encoder.embed.weight"]  # the landmark by which the model was found
+    if kernel.ndim != 4 or kernel.shape[2] != kernel.shape[3] or kernel.shape[1] not in (1, 3) or not kernel.numel():
+        raise UserError(
+            f"{place}: found a patch embedding {tuple(kernel.shape)}, expected a kernel with square patches of 1 or 3 "
+            "channels"
+        )
+    return Translation(
         weights=weights,
         origins=origins,
         unexpected=unexpected,
@@ -144,15 +183,15 @@ def translate(tensors: Mapping[str, Tensor], layout: Names, place: str) -> Trans
         in_channels=kernel.shape[1],
     )
 
-    # then how the tensors lie
-    if "decoder.embed.weight" not in weights:  # a stray mask token is no decoder
-        found = found.without_decoder()
-    _make_float(found)
-    found.weights["encoder.embed.weight"] = rearrange(found.weights["encoder.embed.weight"], "d c p q -> d (p q c)")
-    _join_qkv(found)
-    _zero_biases(found)
-    _take_class_position(found)
-    return found
+
+def _check_numbers(name: str, tensor: Tensor, place: str) -> None:
+    """UserError for a tensor that is not simply real numbers, which a conversion to float32 would garble in silence."""
+    kind = str(tensor.dtype).removeprefix("torch.")
+    if not is_dense(tensor):
+        kind = "no dense numbers"
+    elif tensor.dtype in FLOATS:
+        return
+    raise UserError(f"{place}: found {kind} in {name}, expected floating-point numbers")
 
 
 def _make_float(found: Translation) -> None:
@@ -162,38 +201,61 @@ def _make_float(found: Translation) -> None:
             found.note(name, f"{tensor.dtype} → float32".replace("torch.", ""))
 
 
-def _check_is_a_vit(weights: dict[str, Tensor], unexpected: Iterable[str], place: str) -> None:
-    """UserError where the encoder is no plain ViT: features would be wrong, whatever the report said."""
-    for name in ("encoder.class_token", "encoder.positions", "encoder.embed.weight", "encoder.embed.bias"):
-        if name not in weights:
-            raise UserError(f"{place}: found no tensor for {name}, expected those of a Vision Transformer")
-    kernel = weights["encoder.embed.weight"]
-    if kernel.ndim != 4 or kernel.shape[2] != kernel.shape[3]:
-        raise UserError(
-            f"{place}: found a patch embedding {tuple(kernel.shape)}, expected a kernel with square patches"
-        )
-    for name in unexpected:
+def _check_is_a_vit(found: Translation, place: str) -> None:
+    """UserError where this is no plain ViT: features would be wrong, whatever the report said."""
+    weights = found.weights
+    _check_tokens(weights, "encoder", len(weights["encoder.embed.weight"]), place)
+    if any(name.startswith("decoder.") for name in weights):
+        width = weights["decoder.embed.bias"].numel() if "decoder.embed.bias" in weights else 0
+        _check_tokens(weights, "decoder", width, place)
+    for name in found.unexpected:
         if re.match(r"blocks\.|norm_pre\.|dist_|reg_|vit\.(encoder\.)?layers?\.|vit\.embeddings\.(dist|reg)", name):
             raise UserError(f"{place}: found {name}, expected a plain Vision Transformer, which has none")
 
 
-def _join_qkv(found: Translation) -> None:
+def _check_tokens(weights: Mapping[str, Tensor], room: str, width: int, place: str) -> None:
+    """UserError unless the token, its positions and the embedding's bias are there, in the shapes they are added in."""
+    n = 0  # patches
+    positions = weights.get(f"{room}.positions")
+    if positions is not None and positions.ndim == 3:
+        n = positions.shape[1] - 1
+    token = {"encoder": "class_token", "decoder": "mask_token"}[room]
+    shapes = {f"{room}.{token}": (1, 1, width), f"{room}.positions": (1, 1 + n, width), f"{room}.embed.bias": (width,)}
+    for name, shape in shapes.items():
+        if name not in weights:
+            raise UserError(f"{place}: found no tensor for {name}, expected those of a Vision Transformer")
+        if weights[name].shape != shape or not weights[name].numel():
+            raise UserError(f"{place}: found {name} {tuple(weights[name].shape)}, expected {shape}")
+
+
+def _join_qkv(found: Translation, place: str) -> None:
     """q, k and v under one name, in this order."""
     for name in [name for name in found.weights if ".attention.q." in name]:
         parts = [name.replace(QKV[0], part) for part in QKV]
         if not all(part in found.weights for part in parts):
             continue  # what lacks shows as missing
+        shapes = [tuple(found.weights[part].shape) for part in parts]
+        if len(set(shapes)) > 1 or not shapes[0]:
+            raise UserError(f"{place}: found {name} and its k and v of shapes {shapes}, expected one shape")
         joined = name.replace(".q.", ".qkv.")
         found.weights[joined] = torch.cat([found.weights.pop(part) for part in parts])
         found.origins[joined] = tuple(each for part in parts for each in found.origins.pop(part))
 
 
-def _zero_biases(found: Translation) -> None:
-    """Attention without biases is attention with zeros."""
-    for name in [name for name in found.weights if name.endswith("attention.qkv.weight")]:
-        bias = name.replace(".weight", ".bias")
-        if bias not in found.weights:
-            found.weights[bias], found.origins[bias] = found.weights[name].new_zeros(len(found.weights[name])), ()
+def _zero_biases(found: Translation, place: str) -> None:
+    """Attention without biases is attention with zeros; what has some of them has lost the others."""
+    for room in ("encoder", "decoder"):
+        start = f"{room}.blocks."
+        inside = [name for name in found.weights if name.startswith(start) and ".attention." in name]
+        biases = [name for name in inside if name.endswith(".bias") and ".out." not in name]
+        for name in [name for name in inside if name.endswith("qkv.weight")]:
+            bias = name.replace(".weight", ".bias")
+            if bias in found.weights:
+                continue
+            if biases:
+                raise UserError(f"{place}: found {biases[0]} and no {bias}, expected biases in all blocks or in none")
+            found.weights[bias] = found.weights[name].new_zeros(found.weights[name].shape[:1])
+            found.origins[bias] = ()
             found.note(name, "has no biases: zeros, the same")
 
 

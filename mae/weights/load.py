@@ -11,6 +11,7 @@ from torch import Tensor
 from data.config import UserError
 from data.settings import height_and_width
 from mae.encoder import Encoder
+from mae.engine.checkpoint import expect_finite
 from mae.model import PRESETS, MaskedAutoencoder, build_mae
 from mae.weights.account import Report
 from mae.weights.adapt import as_channels, fold_to_grey, resample
@@ -71,11 +72,11 @@ def checked(source: Source) -> Source:
             expected = tuple(wanted[name].shape) if name in wanted else "none"
             raise UserError(f"{source.place}: found {name} {tuple(tensor.shape)}, expected {expected}")
 
-    # a decoder may be missing as a whole, and a feature extractor may lack its last norm
-    optional = {*STATISTICS, "encoder.norm.weight", "encoder.norm.bias"}
-    for name in sorted(wanted.keys() - weights.keys() - optional):
+    # a decoder may be missing as a whole
+    for name in sorted(wanted.keys() - weights.keys() - {*STATISTICS}):
         if source.decoder is not None or not name.startswith("decoder."):
             raise UserError(f"{source.place}: found no tensor for {name}, expected all of encoder and, if any, decoder")
+    expect_finite(weights, source.place)
     return source
 
 

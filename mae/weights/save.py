@@ -10,6 +10,7 @@ from torch import Tensor
 from data.writing import replacing, write_json, write_text
 from mae.decoder import Decoder
 from mae.encoder import Encoder
+from mae.engine.checkpoint import expect_finite
 from mae.model import MaskedAutoencoder
 from mae.transformer import Block
 from mae.weights.layouts import to_huggingface
@@ -118,8 +119,12 @@ def write_folder(
     license: str | None,
     say: Callable[[str], None],
 ) -> None:
-    """config.json, model.safetensors, preprocessor_config.json and README.md; `weights` by transformers' names."""
+    """config.json, model.safetensors, preprocessor_config.json and README.md; `weights` by transformers' names.
+
+    Raises UserError, before anything is written, where a weight is not finite.
+    """
     folder = Path(folder)
+    expect_finite(weights, folder)
     folder.mkdir(parents=True, exist_ok=True)
     architecture = config["architectures"][0]
     spoken = license or "not stated"

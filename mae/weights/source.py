@@ -12,7 +12,8 @@ from data.settings import Size, height_and_width
 from mae.engine.checkpoint import Checkpoint
 from mae.model import PRESETS
 from mae.settings import ModelSettings
-from mae.weights.layouts import Translation
+from mae.weights.layouts import Translation, translate
+from mae.weights.state_dicts import StateDict
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation that published weights were made with
 STATISTICS = ("encoder.mean", "encoder.std")  # of the pixels: buffers that come from settings
@@ -142,8 +143,10 @@ class Facts:
     assumed: tuple[str, ...] = ()  # what its program does where the file is silent
 
 
-def make_source(place: str, found: Translation, target: Target, facts: Facts) -> Source:
-    """A Source of a translation and what its file says; what neither file nor target says is assumed, and said."""
+def make_source(state_dict: StateDict, target: Target, facts: Facts) -> Source:
+    """A Source of a state dict and what its file says; what neither file nor target says is assumed, and said."""
+    place = state_dict.place
+    found = _translated(state_dict)
     assumed = list(facts.assumed)
     mean, std = _pixel_statistics(facts, found.in_channels, target, assumed)
     _check_statistics(mean, std, found.in_channels, place)
@@ -151,7 +154,7 @@ def make_source(place: str, found: Translation, target: Target, facts: Facts) ->
     decoder_heads = _decoder_heads(facts, found.weights, target, place, assumed)
 
     n = len(found.weights["encoder.positions"])
-    decoder = "self" if "decoder.embed.weight" in found.weights else None
+    decoder = "self" if "decoder.mask_token" in found.weights else None
     if decoder:
         in_decoder = len(found.weights.get("decoder.positions", ()))
         if in_decoder != n:
@@ -170,6 +173,18 @@ def make_source(place: str, found: Translation, target: Target, facts: Facts) ->
         decoder=decoder,
         decoder_heads=decoder_heads,
         assumed=tuple(assumed),
+    )
+
+
+def _translated(state_dict: StateDict) -> Translation:
+    """The tensors under our names and in our layout, accounted for by the file's own names."""
+    found = translate(state_dict.tensors, state_dict.program, state_dict.place)
+    names = state_dict.names
+    return replace(
+        found,
+        origins={ours: tuple(names[name] for name in theirs) for ours, theirs in found.origins.items()},
+        unexpected=[names[name] for name in found.unexpected] + state_dict.others,
+        adapted={names[name]: how for name, how in found.adapted.items()},
     )
 
 
@@ -213,11 +228,11 @@ def _decoder_heads(
     facts: Facts, weights: Mapping[str, Tensor], target: Target, place: str, assumed: list[str]
 ) -> int | None:
     """Heads of the decoder, where there is one."""
-    if facts.decoder_heads or "decoder.embed.weight" not in weights:
+    if facts.decoder_heads or "decoder.mask_token" not in weights:
         return facts.decoder_heads
     if target.decoder_heads:
         return target.decoder_heads
-    heads = _usual_decoder_heads(len(weights["decoder.embed.weight"]), place)
+    heads = _usual_decoder_heads(weights["decoder.mask_token"].shape[-1], place)
     assumed.append(f"{heads} decoder heads, the paper's")
     return heads
 
@@ -251,25 +266,6 @@ def _grid_of(n: int, patch_size: int, size: Any, wanted: Size | None, place: str
             return grid
     expected = f"{size} pixels" if size else "a square"
     raise UserError(f"{place}: found {n} positions of patches, expected those of {expected} in patches of {patch_size}")
-
-
-def prefix_of(tensors: Mapping[str, Tensor], landmark: str, place: str) -> str:
-    """What stands before a model's own names; UserError unless one model is in it."""
-    prefixes = [name.removesuffix(landmark) for name in tensors if ("." + name).endswith("." + landmark)]
-    if len(prefixes) != 1:
-        found = f"{len(prefixes)} models ({', '.join(sorted(prefixes))})" if prefixes else f"no {landmark}"
-        raise UserError(f"{place}: found {found}, expected the state dict of one Vision Transformer")
-    return prefixes[0]
-
-
-def call_back(found: Translation, names: Mapping[str, str]) -> Translation:
-    """The translation with the source's own names in its account."""
-    return replace(
-        found,
-        origins={ours: tuple(names[name] for name in theirs) for ours, theirs in found.origins.items()},
-        unexpected=[names[name] for name in found.unexpected],
-        adapted={names[name]: how for name, how in found.adapted.items()},
-    )
 
 
 def as_levels(value: Any, scale: float, place: Any) -> Levels:

@@ -3,19 +3,18 @@
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-
 from data.config import UserError, change_config, expand
 from mae.engine.checkpoint import FORMAT, Checkpoint, load_checkpoint
 from mae.engine.distributed import is_main
 from mae.engine.optim import seeded
 from mae.model import PRESETS
 from mae.settings import MAEConfig, ModelSettings
-from mae.weights.files import digest, existing, is_safetensors, read_facebook, read_json, read_weights
-from mae.weights.huggingface import huggingface_source
+from mae.weights.files import digest, existing, read_facebook, read_json
+from mae.weights.huggingface import huggingface_source, of_huggingface
 from mae.weights.load import Say, checked, convert, model_arguments
 from mae.weights.source import Source, Target, own_source
-from mae.weights.timm import facebook_source, timm_source
+from mae.weights.state_dicts import holds_a_model, state_dict_of
+from mae.weights.timm import is_of_facebook, of_facebook, of_timm, timm_source
 
 Kind = TypeVar("Kind", bound=MAEConfig)
 GEOMETRY = ("patch_size", "width", "depth", "heads", "pixel_mean", "pixel_std", "norm_eps")  # the file decides
@@ -81,14 +80,33 @@ def open_source(path: str | Path, target: Target) -> Source:
             return timm_source(path, target)
         return huggingface_source(path, target)
 
-    raw = read_weights(path) if is_safetensors(path) else read_facebook(path)
-    if isinstance(raw, dict) and raw.get("format") == FORMAT:
+    raw = read_facebook(path)
+    if _is_ours(raw):
         return own_source(load_checkpoint(path, "mae"))
-    if isinstance(raw, dict) and "model" in raw and not torch.is_tensor(raw["model"]):
-        return facebook_source(path, target)
-    if isinstance(raw, dict) and any("patch_embeddings.projection" in str(name) for name in raw):
-        return huggingface_source(path, target)
-    return timm_source(path, target)
+    found = state_dict_of(raw, str(path))
+    if found.program == "huggingface":
+        return of_huggingface(found, target)
+    if is_of_facebook(found):
+        return of_facebook(found, target)
+    return of_timm(found, target)
+
+
+def is_foreign(path: str | Path) -> bool:
+    """Whether the path holds readable weights that are not a checkpoint of ours."""
+    path = Path(path)
+    if path.is_dir():
+        return (path / "config.json").is_file()
+    if not path.is_file():
+        return False
+    try:
+        raw = read_facebook(path)
+    except UserError:
+        return False
+    return not _is_ours(raw) and holds_a_model(raw)
+
+
+def _is_ours(raw: Any) -> bool:
+    return isinstance(raw, dict) and isinstance(raw.get("format"), str) and raw["format"] == FORMAT
 
 
 def _resolved(config: Kind, source: Source, target: Target) -> Kind:

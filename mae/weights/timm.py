@@ -6,76 +6,69 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from data.config import UserError
-from mae.weights.files import license_of, read_facebook, read_folder, read_json, read_weights, tensors_of
-from mae.weights.layouts import TIMM, translate
-from mae.weights.source import Facts, Source, Target, as_levels, call_back, make_source, prefix_of
+from mae.weights.files import license_of, read_facebook, read_folder, read_json, read_weights
+from mae.weights.source import Facts, Source, Target, as_levels, make_source
+from mae.weights.state_dicts import StateDict, state_dict_of
 
 FACEBOOK_LICENSE = "CC-BY-NC-4.0"  # of facebookresearch/mae, code and weights
+TIMM_FACTS = Facts(eps=1e-6, norm_pixel_loss=True, license="unknown", assumed=("LayerNorm eps 1e-6, timm's default",))
 
 
 def facebook_source(path: str | Path, target: Target) -> Source:
     """A `.pth` of facebookresearch/mae, of pretraining or fine-tuning."""
-    raw = read_facebook(Path(path))
-    if not isinstance(raw, dict) or "model" not in raw:
-        raise UserError(f"{path}: found no 'model', expected a file of facebookresearch/mae")
-    arguments = raw.get("args") or {}
-    if not isinstance(arguments, dict):
-        arguments = vars(arguments)
-
-    facts = Facts(eps=1e-6, norm_pixel_loss=bool(arguments.get("norm_pix_loss")), license=FACEBOOK_LICENSE)
-    if "norm_pix_loss" not in arguments:
-        facts = replace(facts, assumed=("plain pixels, the reference's default",))
-    made = _timm(str(path), tensors_of(raw["model"], path), target, facts)
-    made.found.unexpected.extend(str(name) for name in raw if name not in ("model", "args"))
-    return made
+    return of_facebook(state_dict_of(read_facebook(Path(path)), str(path), ["timm"]), target)
 
 
-def timm_source(source: str | Path | Mapping[str, Tensor], target: Target) -> Source:
+def timm_source(source: str | Path | Mapping[str, Any], target: Target) -> Source:
     """A timm ViT's state dict, in a file or in memory, or its folder from a hub."""
-    facts = Facts(eps=1e-6, norm_pixel_loss=True, license="unknown", assumed=("LayerNorm eps 1e-6, timm's default",))
     if isinstance(source, Mapping):
-        return _timm("state dict", dict(source), target, facts)
+        return of_timm(state_dict_of(source, "state dict", ["timm"]), target)
     path = Path(source)
-    if path.is_dir():
-        return _timm(str(path), read_folder(path), target, _facts_of_folder(path, facts))
-
-    # a file holds the tensors, or holds them under a name beside other things
-    raw = read_weights(path)
-    others: list[Any] = []
-    for wrapper in ("state_dict", "model"):
-        if isinstance(raw, dict) and wrapper in raw:
-            others = [name for name in raw if name != wrapper]
-            raw = raw[wrapper]
-            break
-    made = _timm(str(path), tensors_of(raw, path), target, facts)
-    made.found.unexpected.extend(map(str, others))
-    return made
+    if path.is_file():
+        return of_timm(state_dict_of(read_weights(path), str(path), ["timm"]), target)
+    found = state_dict_of(read_folder(path), str(path), ["timm"])
+    return of_timm(found, target, _facts_of_folder(path))
 
 
-def _facts_of_folder(folder: Path, facts: Facts) -> Facts:
+def of_facebook(found: StateDict, target: Target) -> Source:
+    said = found.arguments.get("norm_pix_loss")
+    facts = Facts(eps=1e-6, norm_pixel_loss=bool(said), license=FACEBOOK_LICENSE)
+    if said is None:
+        facts = replace(facts, assumed=("plain pixels, the reference's default",))
+    found = replace(found, others=[name for name in found.others if name != "args"])
+    return _with_one_norm(found, target, facts)
+
+
+def of_timm(found: StateDict, target: Target, facts: Facts = TIMM_FACTS) -> Source:
+    return _with_one_norm(found, target, facts)
+
+
+def is_of_facebook(found: StateDict) -> bool:
+    """Whether a program of facebookresearch/mae wrote it: they put the weights under `model`."""
+    return "model" in found.wrappers or "norm_pix_loss" in found.arguments
+
+
+def _facts_of_folder(folder: Path) -> Facts:
     """With the licence, and the statistics that its images were standardised by."""
     trained = read_json(folder / "config.json").get("pretrained_cfg", {})
     statistics: dict[str, Any] = {}
     for name in ("mean", "std"):
         if name in trained:
             statistics[f"pixel_{name}"] = as_levels(trained[name], 1, folder)
-    return replace(facts, license=license_of(folder), **statistics)
+    return replace(TIMM_FACTS, license=license_of(folder), **statistics)
 
 
-def _timm(place: str, tensors: dict[str, Tensor], target: Target, facts: Facts) -> Source:
-    """Names without their prefix, then the translation that both programs share."""
-    prefix = prefix_of(tensors, "patch_embed.proj.weight", place)
-    names = {name: name.removeprefix(prefix) if name.startswith(prefix) else f"…{name}" for name in tensors}
-    pooled = "norm.weight" not in names.values() and "fc_norm.weight" in names.values()
-    if pooled:  # global pooling has one norm, behind the mean
-        names = {old: re.sub(r"^fc_norm\.", "norm.", new) for old, new in names.items()}
+def _with_one_norm(found: StateDict, target: Target, facts: Facts) -> Source:
+    """Global pooling has one norm, behind the mean: it takes the place of the last."""
+    if "norm.weight" in found.tensors or "fc_norm.weight" not in found.tensors:
+        return make_source(found, target, facts)
 
-    found = translate({new: tensors[old] for old, new in names.items()}, TIMM, place)
-    if pooled:
-        how = "normalises every token here, before the mean and not after it"
-        found.note("encoder.norm.weight", how)
-        found.note("encoder.norm.bias", how)
-    return make_source(place, call_back(found, {new: old for old, new in names.items()}), target, facts)
+    own = {name: re.sub(r"^fc_norm\.", "norm.", name) for name in found.tensors}
+    tensors = {own[name]: tensor for name, tensor in found.tensors.items()}
+    names = {own[name]: theirs for name, theirs in found.names.items()}
+    made = make_source(replace(found, tensors=tensors, names=names), target, facts)
+
+    how = "normalises every token here, before the mean and not after it"
+    made.found.note("encoder.norm.weight", how)
+    made.found.note("encoder.norm.bias", how)
+    return made

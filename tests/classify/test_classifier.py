@@ -1,9 +1,9 @@
 """Laws of the classifiers: the probe, fine-tuning's groups and loss, and the ResNets."""
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.special import logit
 from torch import Tensor, nn
 
 from classify import build_classifier, build_resnet
@@ -279,9 +279,10 @@ def test_studies_have_a_threshold_of_their_own():
     studies = ["a", "a", "b", "c", "c", "c", "d"]
     table = pd.DataFrame({"image_id": list("tuvwxyz"), "patient_id": studies, "study_id": studies})
     table["label"] = table["study_id"].map({"a": 1.0, "b": 0.0, "c": 1.0, "d": 0.0})
-    scores = np.array([0.9, 0.1, 0.3, 0.2, 0.8, 0.8, 0.2])
-    means = in_units(table, scores, "study")
+    table["score"] = [0.9, 0.1, 0.3, 0.2, 0.8, 0.8, 0.2]
+    table["logit"] = logit(table["score"])
+    means = in_units(table, "study")
     assert means["study_id"].tolist() == ["a", "b", "c", "d"]
     assert means["score"].tolist() == pytest.approx([0.5, 0.3, 0.6, 0.2])
     assert _threshold(means, "youden") == pytest.approx(0.4)
-    assert _threshold(in_units(table, scores, "image"), "youden") == pytest.approx(0.55)
+    assert _threshold(in_units(table, "image"), "youden") == pytest.approx(0.55)

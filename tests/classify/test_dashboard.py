@@ -11,6 +11,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
+from scipy.special import logit
 from sklearn.metrics import roc_auc_score
 from stage_runs import Stop
 from tensorboard.backend.event_processing import plugin_event_accumulator
@@ -148,9 +149,10 @@ def test_the_histograms_hold_each_validation_image_once(classifier, validations)
 def test_the_drawn_roc_and_counts_are_those_of_the_scores():
     labels = np.array([0, 0, 1, 1, 0, 1, 1])
     scores = np.array([0.1, 0.7, 0.7, 0.9, 0.4, 0.2, 0.8])
+    scored = pd.DataFrame({"label": labels, "score": scores, "logit": logit(scores)})
     roc, confusion, histogram = Figure().subplots(1, 3)
     for name, axes in (("roc", roc), ("confusion", confusion), ("scores", histogram)):
-        DRAWINGS[name](axes, labels, scores, 0.5, ("negative", "positive"))
+        DRAWINGS[name](axes, scored, 0.5, ("negative", "positive"))
     _, curve, point = roc.lines
     assert np.trapezoid(curve.get_ydata(), curve.get_xdata()) == pytest.approx(roc_auc_score(labels, scores))
     assert f"{roc_auc_score(labels, scores):.3f}" in roc.get_title()

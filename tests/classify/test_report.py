@@ -101,7 +101,8 @@ def evaluation(cell, checkpoint: Path | None, epochs: int, one_class: bool) -> E
     rng = np.random.default_rng([cell.row, cell.config.seed])
     labels = np.ones(TESTED) if one_class else np.arange(TESTED) % 2
     ids = {f"{kind}_id": [f"secret-{kind}-{i}" for i in range(TESTED)] for kind in ("image", "patient", "study")}
-    scores = 1 / (1 + np.exp(rng.normal(0, 1, TESTED) + 0.5 - labels))
+    logits = rng.normal(0, 1, TESTED) + labels - 0.5
+    scores = 1 / (1 + np.exp(-logits))
     run = Path(cell.config.finetune.run)
     losses = {"epoch/train_loss": 0.7, "validate/loss": 0.6}
     log(run, [{"step": e, "epoch": e, "validate/auc": 0.6 + 0.01 * e, **losses} for e in range(1, epochs + 1)])
@@ -112,7 +113,11 @@ def evaluation(cell, checkpoint: Path | None, epochs: int, one_class: bool) -> E
     summary = {"n": TESTED, "unit": "image", "patients": TESTED, "patients_known": True, "pretrained_on": 0}
     summary |= {"seed": cell.config.seed, "commit": "c0ffee", "meta": meta}
     return Evaluation(
-        run / "predictions/test.csv", cell.config, 0.5, pd.DataFrame(ids | {"label": labels, "score": scores}), summary
+        run / "predictions/test.csv",
+        cell.config,
+        0.5,
+        pd.DataFrame(ids | {"label": labels, "logit": logits, "score": scores}),
+        summary,
     )
 
 

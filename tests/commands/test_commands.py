@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from evaluated_runs import check_evaluated, snapshot, weights_equal
 from PIL import Image
-from tiny_world import MODEL, SETTINGS, SIDE, World, edit_table, make_world, other_split, succeed, write_table
+from tiny_world import MODEL, SETTINGS, World, edit_table, make_world, other_split, succeed, write_table
 
 from classify.cases import labelled_splits
 from classify.cli import compare, evaluate, finetune
@@ -126,7 +126,8 @@ def test_training_does_not_see_test_pixels(tmp_path):
         other = make_world(tmp_path / name)
         table = pd.read_csv(other.images / "manifest.csv")
         for path in table.loc[table["split"] == "test", "path"] if name == "second" else []:
-            Image.fromarray(np.full((SIDE, SIDE), 255, np.uint8)).save(other.images / path)
+            other_pixels = 255 - np.asarray(Image.open(other.images / path))
+            Image.fromarray(other_pixels).save(other.images / path)
         succeed(pretrain, "--config", other.config)
         succeed(finetune, "--checkpoint", other.pretrained)
         metas.append(plain(load_checkpoint(other.classifier / "best.pt").meta) | {"pretrained_from": None})

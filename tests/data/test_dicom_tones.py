@@ -153,7 +153,7 @@ def test_dicom_without_preamble_or_extension_is_read(tmp_path):
     [
         ({"NumberOfFrames": 3}, "3 frames"),
         ({"Rows": 60000, "Columns": 60000}, "60000 x 60000 pixels"),
-        ({"BitsAllocated": 32}, "32 bits"),
+        ({"BitsAllocated": 32}, "32 in BitsAllocated (0028,0100), expected 8 or 16"),
         ({"PhotometricInterpretation": "PALETTE COLOR"}, "photometric interpretation"),
         ({"PixelData": b"\0" * 100}, "cannot be decoded"),
         ({"BitsStored": 99}, "found"),
@@ -167,7 +167,7 @@ def test_dicom_that_is_not_one_radiograph_is_refused_with_its_reason(tmp_path, c
 def test_dicom_without_pixels_is_refused(tmp_path):
     image = dicom(STORED)
     del image.PixelData
-    assert "without pixel data" in refusal(save(image, tmp_path / "a.dcm"))
+    assert "no PixelData (7FE0,0010)" in refusal(save(image, tmp_path / "a.dcm"))
 
 
 def test_no_patient_attribute_reaches_a_message_or_a_log(tmp_path, caplog):

@@ -197,7 +197,7 @@ IN_TURN = """
 
     data.locks.fcntl, data.locks.SECONDS = None, 0.02
     place = Path(sys.argv[1])
-    with data.locks.locked(place, "waiting"):
+    with data.locks.locked(place, "waiting", wait=True):
         count = int((place / "count").read_text())
         time.sleep(0.05)
         (place / "count").write_text(str(count + 1))
@@ -227,7 +227,7 @@ def test_a_living_or_distant_holder_is_waited_for_and_named(host, tmp_path, monk
     monkeypatch.setattr(data.locks, "SETTLE", 0)
     monkeypatch.setattr(data.locks.time, "sleep", lambda seconds: seconds and (tmp_path / "lock.held").unlink())
     write_holder(tmp_path, os.getppid(), host)
-    with locked(tmp_path, "waiting for another"):
+    with locked(tmp_path, "waiting for another", wait=True):
         pass
     expected = f"waiting for another (process {os.getppid()} on {host or data.locks.socket.gethostname()}"
     assert capsys.readouterr().err.startswith(expected)
@@ -238,7 +238,7 @@ def test_a_holders_file_that_says_nothing_is_waited_for(tmp_path, monkeypatch, c
     monkeypatch.setattr(data.locks, "SETTLE", 0)
     monkeypatch.setattr(data.locks.time, "sleep", lambda seconds: seconds and (tmp_path / "lock.held").unlink())
     (tmp_path / "lock.held").write_text("")
-    with locked(tmp_path, "waiting"):
+    with locked(tmp_path, "waiting", wait=True):
         pass
     assert f"delete {tmp_path / 'lock.held'}" in capsys.readouterr().err
 

@@ -1,0 +1,75 @@
+"""Commands as real processes: started, caught at a moment, and what they leave behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from checkout import in_checkout
+
+ROOMS = {"prepare": "data.cli", "pretrain": "mae.cli", "finetune": "classify.cli"}
+ROOMS |= dict.fromkeys(("evaluate", "compare", "export"), "classify.cli")
+
+
+def start(command: str, *words: object, **settings: object) -> subprocess.Popen:
+    """A command in a session of its own, as a scheduler starts it; settings: `data__workers=2` is a dotted key."""
+    code = f"from {ROOMS[command]} import {command}; {command}()"
+    changed = [f"{key.replace('__', '.')}={value}" for key, value in settings.items()]
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, words), *changed],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=in_checkout(),
+        start_new_session=True,
+    )
+
+
+def when(process: subprocess.Popen, happens: Callable[[], object], seconds: float = 100) -> None:
+    """Wait until something happens, in a process that has not ended."""
+    end = time.monotonic() + seconds
+    while not happens():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.002)
+
+
+def listens(process: subprocess.Popen) -> bool:
+    """Whether it has set a handler for SIGTERM."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    [caught] = [line.split()[1] for line in status.splitlines() if line.startswith("SigCgt")]
+    return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
+
+
+def members(process: subprocess.Popen) -> list[int]:
+    """The processes of its session, itself included, that have not ended."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, session = place.read_text().rpartition(")")[2].split()[:4]
+        except (OSError, ValueError):  # just gone
+            continue
+        if int(session) == process.pid and state != "Z":
+            found.append(int(place.parent.name))
+    return found
+
+
+def ended(process: subprocess.Popen) -> tuple[int, str]:
+    """Exit code and stderr, once all that it started has ended too."""
+    _, errors = process.communicate(timeout=100)  # the last process to hold its output has ended
+    until = time.monotonic() + 10
+    while members(process):
+        assert time.monotonic() < until, [Path(f"/proc/{number}/cmdline").read_bytes() for number in members(process)]
+        time.sleep(0.01)
+    return process.returncode, errors
+
+
+def send(process: subprocess.Popen, number: signal.Signals, to_all: bool) -> None:
+    """To the process alone, as `kill` does, or to all it started, as terminals and schedulers do."""
+    if to_all:
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
