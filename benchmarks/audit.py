@@ -53,7 +53,7 @@ def main() -> None:
 
 def in_a_process(count: int, size: int) -> dict:
     command = [sys.executable, __file__, "--alone", "--images", str(count), "--size", str(size)]
-    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    return json.loads(subprocess.run(command, capture_output=True, encoding="utf-8", check=True).stdout)
 
 
 def measure(count: int, size: int) -> dict:

@@ -53,7 +53,8 @@ data = open_data(make_config({}, "benchmark", json.loads(sys.argv[1])).data)
 opened = time.time()
 batch = next(Loader(data, data.split("train"), 256, seed=0).epoch())
 print(len(data.store), opened - float(sys.argv[2]), time.time() - float(sys.argv[2]), end=" ")
-print(next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM")))
+status = open("/proc/self/status", encoding="ascii")
+print(next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM")))
 """
 COLUMNS = ("rows", "opened_seconds", "first_batch_seconds", "peak_bytes")
 
@@ -146,7 +147,7 @@ def write_store(folder: Path, image_ids: list[str], size: int, description: dict
     digests = [f"{row:032}" for row in range(len(image_ids))]
     index = pd.DataFrame({"image_id": image_ids, "row": range(len(image_ids)), "bytes": 1, "digest": digests})
     index.to_csv(folder / "index.csv", index=False)
-    (folder / "store.json").write_text(json.dumps(description or {"fingerprint": "benchmark"}))
+    (folder / "store.json").write_text(json.dumps(description or {"fingerprint": "benchmark"}), encoding="utf-8")
 
 
 def all_train(numbers: range) -> Manifest:
@@ -237,7 +238,7 @@ def measure_start(folder: Path, rows: int, arguments: argparse.Namespace) -> dic
 def starts(settings: dict, rounds: int) -> Iterator[list[float]]:
     for _ in range(rounds):
         command = [sys.executable, "-c", FIRST_BATCH, json.dumps(settings), str(time.time())]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", check=True, cwd=Path(__file__).parents[1])
         yield [float(word) for word in done.stdout.split()]
 
 

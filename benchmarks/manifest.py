@@ -78,7 +78,7 @@ def measure(root: Path, folder: Path, labeler: str, look: str, rounds: int) -> d
     for number in range(rounds):
         store = folder / (f"stores-{number}" if look == "files looked for" else "stores-0")
         command = [sys.executable, "-c", MEASURE, str(root), str(store), labeler]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", check=True, cwd=Path(__file__).parents[1])
         lines.append([float(word) for word in done.stdout.split()])
     return {name: statistics.median(values) for name, values in zip(COLUMNS, zip(*lines, strict=True), strict=True)}
 

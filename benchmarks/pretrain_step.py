@@ -253,7 +253,7 @@ def run_case(case: str, options: Options) -> dict[str, Any]:
 def peak_alone(case: str, name: str, options: Options) -> int:
     """Peak memory, bytes, of a process that makes two steps of one system."""
     command = [sys.executable, __file__, *sys.argv[1:], "--case", case, "--alone", name]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8")
     if done.returncode:
         raise SystemExit(f"error: {name}: {done.stderr.strip().splitlines()[-1]}")
     return int(done.stdout.split()[-1])
@@ -271,7 +271,8 @@ def peak_of_this_process() -> int:
     """Linux lets a child inherit its parent's peak in getrusage, so the kernel's own mark comes first."""
     status = Path("/proc/self/status")
     if status.exists():
-        return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        lines = status.read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
@@ -366,7 +367,7 @@ def compare(options: Options) -> None:
     if options.json:
         settings = {name: value for name, value in vars(options).items() if name not in ("json", "alone")}
         report = {"settings": settings, "cases": results, "environment": known}
-        options.json.write_text(json.dumps(report, indent=1, default=str) + "\n")
+        options.json.write_text(json.dumps(report, indent=1, default=str) + "\n", encoding="utf-8")
 
 
 def shown(word: str) -> str:

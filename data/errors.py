@@ -1,11 +1,28 @@
 """What users can mend themselves. Light: commands import it before anything else."""
 
+LONGEST = 2000  # characters of a message: a damaged table may hold a field of megabytes
+ESCAPED = 10  # characters that one may become
+
 
 class UserError(ValueError):
-    """A mistake the user can mend: one line, `place: found X, expected Y`; commands exit with 2."""
+    """A mistake the user can mend: one line, `place: found X, expected Y`; commands exit with 2.
+
+    What it quotes of files is made printable and short, so that it stays a line and tells a terminal nothing.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(printable(_shortened(message), longest=ESCAPED * LONGEST))
 
 
 def printable(text: object, longest: int = 200) -> str:
     """A stranger's name as it may stand in a line: nothing in it ends the line or moves the cursor, and it is short."""
     shown = "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in str(text))
     return shown if len(shown) <= longest else shown[:longest] + "…"
+
+
+def _shortened(text: str) -> str:
+    """Without its middle, if it is long: how it begins and ends says what is wrong."""
+    if len(text) <= LONGEST:
+        return text
+    half = LONGEST // 2 - 1
+    return f"{text[:half]}…{text[-half:]}"

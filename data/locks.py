@@ -29,7 +29,7 @@ def locked(folder: Path, busy: str, wait: bool) -> Iterator[None]:
     The system's lock ends with its holder. Where it is refused (some network file systems answer ENOLCK or ENOSYS),
     a file with the holder's machine and process stands in for it.
     """
-    with (folder / "lock").open("w") as file:
+    with (folder / "lock").open("w", encoding="utf-8") as file:
         if _system_lock(file, busy, wait):
             yield
             return

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from data.config import UserError, expand
+from data.errors import LONGEST, printable
 from data.files_on_disk import Look, look_for
 from data.labels import NoSuchFinding, words
 from data.settings import DataConfig, DataSettings
@@ -59,7 +61,7 @@ class Manifest:
             part = self.table[self.table["split"] == split]
             views = part["view"].fillna("no view")
             for view in sorted(views.unique()):
-                rows[f"{split}, {view}"] = _count(part[views == view], self.target)
+                rows[printable(f"{split}, {view}")] = _count(part[views == view], self.target)
         rows["all"] = _count(self.table, self.target)
 
         if self.rules is not None:
@@ -158,7 +160,7 @@ def open_manifest(config: DataConfig | DataSettings, look_again: bool = False) -
         _check_patients(table, "data.sources", credentialed)
     return Manifest(
         table=table,
-        notes=(*notes, *more),
+        notes=tuple(note if isinstance(note, LeftOut) else printable(note, LONGEST) for note in (*notes, *more)),
         credentialed=credentialed,
         patients_known=all(part.patients_known for part in parts.values()),
         target=settings.target,
@@ -267,9 +269,17 @@ def _check(table: pd.DataFrame, root: Path, credentialed: bool) -> None:
 
 
 def _check_names(paths: pd.Series) -> None:
-    """What is written of images is UTF-8, which the names of files need not be."""
+    """What is written of images is UTF-8, which neither the names of files nor the locale need be."""
+    names = "\n".join(paths)
+    encoding = sys.getfilesystemencoding()
+    if encoding != "utf-8" and not names.isascii():
+        odd = [path for path in paths if not path.isascii()]
+        raise UserError(
+            f"{odd[0]}: found a name beyond ASCII ({len(odd):,} such) in a locale of {encoding}, expected UTF-8; "
+            "set PYTHONUTF8=1"
+        )
     try:
-        "\n".join(paths).encode()
+        names.encode()
     except UnicodeEncodeError:
         odd = [path for path in paths if re.search("[\ud800-\udfff]", path)]  # what os.fsdecode makes of other bytes
         shown = odd[0].encode(errors="surrogateescape").decode(errors="backslashreplace")

@@ -7,10 +7,19 @@ whatever the locale says.
 import csv
 import json
 import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from typing import IO, Any
+
+
+def print_in_any_locale() -> None:
+    """From now on what the encoding of the output lacks is printed as an escape, such as \\u03b1, and is no error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # not where a notebook or a test catches what is printed
+            stream.reconfigure(errors="backslashreplace")
 
 
 @contextmanager

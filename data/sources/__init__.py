@@ -5,8 +5,12 @@ columns, and last, where labels follow from findings, `rule`: the words of the r
 label. The notes are counts to print; those of images left out are `LeftOut`.
 """
 
+import csv
+import gzip
+import io
+import re
 import zlib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,9 +19,12 @@ import numpy as np
 import pandas as pd
 
 from data.config import UserError
+from data.errors import LONGEST, printable
 from data.settings import DataSettings
 from data.stand_ins import ENOUGH, GZIP, stand_in
 
+MAX_BYTES = 2**31  # of a table
+UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 BLANKS = " \t\r\n\v\f\u00a0\u2007\u202f\u200b\u200c\u200d\u2060\ufeff"  # also those that nobody sees
 NOT_A_NUMBER = ("nan", "NaN", "NA", "N/A", "null")
 COLUMNS = ("image_id", "path", "patient_id", "study_id", "split", "view", "label", "source")
@@ -60,6 +67,7 @@ class LeftOut(str):
     reason: str
 
     def __new__(cls, images: int, reason: str) -> "LeftOut":
+        reason = printable(reason, LONGEST)
         note = super().__new__(cls, f"{images:,} images left out: {reason}")
         note.images, note.reason = images, reason
         return note
@@ -101,6 +109,8 @@ def csv_columns(path: Path) -> list[str]:
     _require_no_stand_in(path)
     header = _parse(path, header=None, nrows=1, dtype=str, keep_default_na=False)
     names = [str(name).strip(BLANKS) for name in header.iloc[0]] if len(header) else []
+    if any("\0" in name for name in names):
+        raise _nul(path, 1)
     repeated = [name for number, name in enumerate(names) if name and name in names[:number]]
     if repeated:
         raise UserError(f"{path}: found column {repeated[0]} twice, expected it once")
@@ -149,8 +159,11 @@ def read_csv(
 
     # a text is what it says: a patient may be called NA. Blanks around it are not part of it.
     blank = {column: [*NOT_A_NUMBER, ""] if column in numbers else [""] for column in wanted}
+    content = _content(path)
+    rows = _count_rows(content, len(header), path)
     table = _parse(
         path,
+        content,
         header=0,
         names=header,
         usecols=wanted,
@@ -159,10 +172,95 @@ def read_csv(
         keep_default_na=False,
         na_values=blank,
     )[wanted]
+    if len(table) != rows and wanted:  # whatever the reason: no row is lost in silence
+        raise UserError(f"{path}: found {len(table):,} rows, expected {rows:,} by its lines; is a quote not closed?")
     for column in wanted:
         if column not in numbers:
             table[column] = stripped(table[column])
+            if b'"' in content:
+                _require_single_lines(table[column], path)
     return table
+
+
+def _content(path: Path) -> bytes:
+    """All of a table, unpacked."""
+    try:
+        if path.suffix == ".gz":
+            with gzip.open(path) as packed:
+                content = packed.read(MAX_BYTES + 1)
+        else:
+            with path.open("rb") as file:
+                content = file.read(MAX_BYTES + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: not a readable CSV: {error}") from None
+
+    if len(content) > MAX_BYTES:
+        raise UserError(f"{path}: found more than {MAX_BYTES} bytes, expected a table")
+    if b"\0" in content and not content.startswith(UTF_16):  # those are said to be another encoding
+        line = content.count(b"\n", 0, content.index(b"\0")) + 1
+        raise _nul(path, line)
+    return content
+
+
+def _nul(path: Path, line: int) -> UserError:
+    return UserError(f"{path}: line {line}: found a NUL byte, expected text in UTF-8; the file is damaged or UTF-16")
+
+
+def _count_rows(content: bytes, columns: int, path: Path) -> int:
+    """The rows below the header. UserError for one that has another number of fields: its values would be shifted.
+
+    Empty fields more than the header has are nothing: some tables end each line with a comma.
+    """
+    if b'"' not in content and columns > 1:  # the usual case, at once
+        lines = content.splitlines()
+        if {line.count(b",") for line in lines} == {columns - 1}:
+            return len(lines) - 1
+
+    rows = 0
+    for line, fields in _records(content, path):
+        surplus = any(field.strip() for field in fields[columns:])
+        if len(fields) < columns or surplus:
+            raise UserError(f"{path}: line {line}: found {len(fields)} fields, expected {columns} as in the header")
+        rows += 1
+    return rows - 1  # the header is one of them
+
+
+def _records(content: bytes, path: Path) -> Iterator[tuple[int, Sequence[bytes | str]]]:
+    """Line number and fields of each record that is not blank."""
+    if b'"' not in content:  # a field is what stands between commas: no need for slower ways
+        for number, line in enumerate(content.splitlines(), start=1):
+            if line.strip():
+                yield number, line.split(b",")
+        return
+
+    # strictly: a quote that opens a field and is closed rows below would take these rows into the field
+    closed = re.sub(rb'"[ \t]+(?=[,\r\n]|$)', b'"', content)
+    reader = csv.reader(io.StringIO(_decoded(closed, path), newline=""), skipinitialspace=True, strict=True)
+    try:
+        for fields in reader:
+            if fields and (len(fields) > 1 or fields[0].strip()):
+                yield reader.line_num, fields
+    except csv.Error as error:
+        raise UserError(f"{path}: line {reader.line_num}: not a readable CSV: {error}") from None
+
+
+def _decoded(content: bytes, path: Path) -> str:
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeError:
+        raise _encoding(path, "the table as CSV") from None
+
+
+def _encoding(path: Path, what: str) -> UserError:
+    return UserError(f"{path}: found another encoding, expected UTF-8; save {what} in UTF-8")
+
+
+def _require_single_lines(texts: pd.Series, path: Path) -> None:
+    """UserError for a line break in a text: ids, paths and labels have none, but a quote that is not closed has."""
+    broken = texts.str.contains(r"[\r\n]", na=False).to_numpy(dtype=bool)
+    if broken.any():
+        row = int(broken.argmax()) + 2
+        raise UserError(f"{path}: row {row}: found a line break in {texts.name}, expected none; is a quote not closed?")
 
 
 def stripped(texts: pd.Series) -> pd.Series:
@@ -171,13 +269,14 @@ def stripped(texts: pd.Series) -> pd.Series:
     return bare.where(bare != "")
 
 
-def _parse(path: Path, **options: Any) -> pd.DataFrame:
+def _parse(path: Path, content: bytes | None = None, **options: Any) -> pd.DataFrame:
+    source = path if content is None else io.BytesIO(content)
     try:
-        return pd.read_csv(path, encoding="utf-8-sig", skipinitialspace=True, **options)
+        return pd.read_csv(source, encoding="utf-8-sig", skipinitialspace=True, **options)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except UnicodeError:
-        raise UserError(f"{path}: found another encoding, expected UTF-8; save the table as CSV in UTF-8") from None
+        raise _encoding(path, "the table as CSV") from None
     except (OSError, EOFError, ValueError, zlib.error) as error:  # pandas' own errors are ValueErrors
         raise UserError(f"{path}: not a readable CSV: {' '.join(str(error).split())}") from None
 
@@ -211,9 +310,9 @@ def read_lines(path: Path) -> list[str]:
     """The words of a text file; UserError where it is not in UTF-8."""
     _require_no_stand_in(path)
     try:
-        return path.read_text("utf-8-sig").split()
+        return path.read_text(encoding="utf-8-sig").split()
     except UnicodeError:
-        raise UserError(f"{path}: found another encoding, expected UTF-8; save it as text in UTF-8") from None
+        raise _encoding(path, "it as text") from None
 
 
 def require_unique(values: pd.Series, place: Path) -> None:

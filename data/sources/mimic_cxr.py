@@ -130,6 +130,9 @@ def _with_splits(images: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, list[s
     images = images.assign(split=images["dicom_id"].map(splits))
     known = images["split"].notna()
     notes: list[str] = []
+    unknown = int((~splits.index.isin(images["dicom_id"])).sum())
+    if unknown:  # one of the two may be cut
+        notes.append(f"{path.name}: {unknown:,} images that no other table lists")
     if not known.all():
         notes.append(LeftOut(int((~known).sum()), "not in the split CSV"))
     return images[known], notes

@@ -75,4 +75,10 @@ def _with_splits(images: pd.DataFrame, root: Path) -> tuple[pd.DataFrame, list[s
     listed = {name: split for split, file in LISTS.items() for name in read_lines(root / file)}
     images = images.assign(split=images["image_id"].map(listed))
     known = images["split"].notna()
-    return images[known], [] if known.all() else [LeftOut(int((~known).sum()), "in neither list of a split")]
+    notes: list[str] = []
+    unknown = len(listed) - int(known.sum())
+    if unknown:  # one of the tables may be cut
+        notes.append(f"{' and '.join(there)}: {unknown:,} images that no other table lists")
+    if not known.all():
+        notes.append(LeftOut(int((~known).sum()), "in neither list of a split"))
+    return images[known], notes

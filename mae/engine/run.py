@@ -178,7 +178,8 @@ def commit() -> str | None:
 
     git = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
-        return subprocess.run(git, capture_output=True, text=True, timeout=10).stdout.strip() or None
+        done = subprocess.run(git, capture_output=True, encoding="utf-8", errors="replace", timeout=10)
+        return done.stdout.strip() or None
     except (OSError, subprocess.TimeoutExpired):
         return None
 

@@ -88,6 +88,14 @@ def counted(paths):
     return reading
 
 
+def test_a_job_that_kills_its_process_is_one_line_and_takes_no_other_with_it():
+    results = []
+    with pytest.raises(UserError, match=r"^data.workers: found a process killed 2 times at the same work, exp[^\n]*$"):
+        for result in data.workers.run_jobs(deadly_reading.double_or_die, [(number,) for number in range(12)], 2):
+            results.append(result)
+    assert sorted(results) == [2 * number for number in range(12) if number != 7]
+
+
 # ---------------------------------------------------------------- processes that are not started
 
 

@@ -26,3 +26,10 @@ def read_or_die(images, chunk, *how):
 def die() -> None:
     """A process that begins so is gone at once."""
     os._exit(1)
+
+
+def double_or_die(number: int) -> int:
+    """7 kills."""
+    if number == 7:
+        os._exit(1)
+    return 2 * number
