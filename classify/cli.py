@@ -147,12 +147,9 @@ def _evaluate(argv: list[str] | None) -> None:
         raise UserError("command line: found no RUN, expected the folder of a mae-finetune run")
 
     from classify.evaluate import evaluate
-    from classify.report.tables import case_count, evaluation_row, markdown
+    from classify.report.tables import evaluation_text
 
-    evaluations = [evaluate(run, overrides) for run in runs]
-    print(markdown([evaluation_row(evaluation) for evaluation in evaluations]))
-    for evaluation in evaluations:
-        print(f"{evaluation.path}: {case_count(evaluation.summary)}; threshold {evaluation.threshold:.3f}")
+    print(evaluation_text([evaluate(run, overrides) for run in runs]))
 
 
 def _compare(argv: list[str] | None) -> None:

@@ -14,10 +14,12 @@ from data.config import UserError, change_config, expand
 from data.loader import Data
 from data.manifest import digest
 from data.settings import DataSettings
-from mae.engine.run import Resumable, check_run, training_device
+from mae.engine.run import Resumable, check_run, flat, training_device
 from mae.pretrain import RESUMABLE as PRETRAIN_RESUMABLE
 from mae.pretrain import check_model
 from mae.weights import resolve
+
+OF_ALL_ROWS = ("run", "seed", "evaluate", "compare")  # sections and settings that no row has of its own
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,8 @@ class TableRow:
     number: int  # over all label budgets
     settings: RowSettings
     pretraining: str | None
-    labelled: int | None
+    labelled: int | None  # the budget that its settings leave it
+    changes: dict[str, Any]  # of the comparison's config
 
 
 def expand_grid(config: ClassifyConfig) -> Iterator[Cell]:
@@ -58,7 +61,7 @@ def expand_grid(config: ClassifyConfig) -> Iterator[Cell]:
 
     # two cells of one folder would be one run
     folders = set()
-    for row in _table_rows(grid):
+    for row in _table_rows(config):
         for seed in grid.seeds:
             cell = _cell(config, row, seed)
             if cell.run in folders:
@@ -67,34 +70,58 @@ def expand_grid(config: ClassifyConfig) -> Iterator[Cell]:
             yield cell
 
 
-def _table_rows(grid: CompareSettings) -> Iterator[TableRow]:
+def _table_rows(config: ClassifyConfig) -> Iterator[TableRow]:
+    """The rows of all tables, each under the label budget that its own settings leave it, and there once."""
+    grid = config.compare
+    for row in grid.rows:
+        _check_own(row.set, f"compare.rows: {row.name}")
+    for name, changes in grid.pretrainings.items():
+        _check_own(changes, f"compare.pretrainings: {name}")
+        change_config(config, changes, "compare.pretrainings")
+
     number = 0
+    seen = set()
     for labelled in grid.labelled:
-        for settings in grid.rows:
-            for pretraining in settings.pretraining or (None,):
-                yield TableRow(number, settings, pretraining, labelled)
+        for place, settings in enumerate(grid.rows):
+            for which, pretraining in enumerate(settings.pretraining or (None,)):
+                changes = _changes(grid, settings, pretraining, labelled)
+                sample = change_config(config, changes, f"compare.rows: {settings.name}").finetune.sample
+
+                # a row with a budget of its own would stand in the tables of all others too
+                if (place, which, sample) in seen:
+                    continue
+                seen.add((place, which, sample))
+                yield TableRow(number, settings, pretraining, sample, changes)
                 number += 1
 
 
+def _changes(grid: CompareSettings, row: RowSettings, pretraining: str | None, labelled: int | None) -> dict[str, Any]:
+    """What a row changes of the config: its pretraining's settings, the label budget, then its own, which overrule."""
+    changes: dict[str, Any] = {}
+    if pretraining is not None:  # counts in both stages
+        changes |= flat(_settings_of(grid, pretraining))
+    if labelled:
+        changes["finetune.sample"] = labelled
+    return changes | flat(row.set)
+
+
+def _check_own(settings: dict[str, Any], place: str) -> None:
+    """UserError for what a row or pretraining cannot have of its own: the comparison would not heed it."""
+    for key in flat(settings):
+        if key.split(".")[0] in OF_ALL_ROWS or key == "finetune.run":
+            raise UserError(f"{place}: found {key}, expected it outside, as a setting of the whole comparison")
+
+
 def _cell(config: ClassifyConfig, row: TableRow, seed: int) -> Cell:
-    # what the pretraining changes counts in both stages
-    stage_one: dict[str, Any] = {}
     pretrain_config = None
     if row.pretraining is not None:
-        stage_one = _settings_of(config.compare, row.pretraining)
         folder = f"{config.run}/pretrain-{row.pretraining}-seed{seed}"
-        changes = stage_one | {"run": folder, "seed": seed}
+        changes = _settings_of(config.compare, row.pretraining) | {"run": folder, "seed": seed}
         pretrain_config = resolve(change_config(config, changes, "compare.pretrainings"))
-
-    # then the label budget, then the row, which may overrule both
-    changes = dict(stage_one)
-    if row.labelled:
-        changes["finetune.sample"] = row.labelled
-    changes |= row.settings.set | {"seed": seed}
-    stage_two = change_config(config, changes, f"compare.rows: {row.settings.name}")
+    stage_two = change_config(config, row.changes | {"seed": seed}, f"compare.rows: {row.settings.name}")
 
     # its folder has the name of what it turned out to be
-    run = f"{config.run}/{_folder_name(row, stage_two.finetune.augment.enabled, seed)}"
+    run = f"{config.run}/{_folder_name(config, row, stage_two.finetune.augment.enabled, seed)}"
     stage_two = resolved(change_config(stage_two, {"finetune.run": run}, "compare.rows"))
     return Cell(
         row=row.number,
@@ -116,15 +143,15 @@ def _settings_of(grid: CompareSettings, pretraining: str) -> dict[str, Any]:
     return grid.pretrainings[pretraining]
 
 
-def _folder_name(row: TableRow, augmented: bool, seed: int) -> str:
+def _folder_name(config: ClassifyConfig, row: TableRow, augmented: bool, seed: int) -> str:
     """Everything that tells a cell from the others of its grid: `mae-linear-mae75-n500-seed0`."""
     parts = [_slug(row.settings.name)]
     if row.pretraining:
         parts.append(row.pretraining)
     if not augmented:
         parts.append("plain")
-    if row.labelled:
-        parts.append(f"n{row.labelled}")
+    if row.labelled != config.finetune.sample:
+        parts.append(f"n{row.labelled or 'all'}")
     parts.append(f"seed{seed}")
     return "-".join(part for part in parts if part)
 
