@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from classify.settings import ClassifyConfig
 from data.cli import Parser, command_parser, configure, print_and_stop, run_command
-from data.config import UserError, change_config, expand, parse_overrides
+from data.config import UserError, beside, change_config, expand, parse_overrides
 from mae.cli import parse_training, training_parser
 
 if TYPE_CHECKING:
@@ -62,8 +62,8 @@ def _finetune(argv: list[str] | None) -> None:
     from mae.engine.run import configure_torch, expect_checkpoint, training_device
 
     if arguments.overfit:
-        folder_of_its_own = f"{run_folder(config, checkpoint)}-overfit{arguments.overfit}"
-        config = change_config(config, {"finetune.run": folder_of_its_own})
+        folder_of_its_own = beside(run_folder(config, checkpoint), f"-overfit{arguments.overfit}", "finetune.run")
+        config = change_config(config, {"finetune.run": str(folder_of_its_own)})
 
     # what cannot work is said before hours of decoding
     configure_torch(config)

@@ -1,10 +1,12 @@
 """The grid of a comparison: rows × their pretrainings × label budgets × seeds, and whether it can run."""
 
+import hashlib
 import re
+import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from classify.cases import check_unit, labelled_rows, labelled_splits
 from classify.finetune import RESUMABLE
@@ -19,6 +21,8 @@ from mae.pretrain import RESUMABLE as PRETRAIN_RESUMABLE
 from mae.pretrain import check_model
 from mae.weights import resolve
 
+LONGEST = 80  # letters of a name in a folder's; file systems take 255 bytes, and a folder has several parts
+LETTERS = "LNMS"  # categories of what is written to tell names apart: letters, numbers, marks and symbols
 OF_ALL_ROWS = ("run", "seed", "evaluate", "compare")  # sections and settings that no row has of its own
 
 
@@ -59,15 +63,34 @@ def expand_grid(config: ClassifyConfig) -> Iterator[Cell]:
             "compare.rows: found none, expected rows such as {name: ResNet-18, set: {finetune.model: resnet18}}"
         )
 
-    # two cells of one folder would be one run
-    folders = set()
+    folders: dict[str, Owner] = {}
     for row in _table_rows(config):
         for seed in grid.seeds:
             cell = _cell(config, row, seed)
-            if cell.run in folders:
-                raise UserError(f"compare.rows: found two rows for {cell.run}; name them apart")
-            folders.add(cell.run)
+            if cell.pretrain_config:
+                assert cell.pretraining is not None
+                _claim(folders, cell.pretrain_config.run, Owner("pretraining", cell.pretraining))
+            _claim(folders, cell.run, Owner("row", cell.name))
             yield cell
+
+
+class Owner(NamedTuple):
+    """Whose folder it is."""
+
+    kind: str  # row or pretraining
+    name: str
+
+
+def _claim(folders: dict[str, Owner], folder: str, owner: Owner) -> None:
+    """UserError where the folder is another's, also where a file system takes no note of case."""
+    other = folders.setdefault(folder.casefold(), owner)
+    if other is owner or (other == owner and owner.kind == "pretraining"):  # which many rows begin from
+        return
+    kinds = f"two {owner.kind}s" if other.kind == owner.kind else f"a {other.kind} and a {owner.kind}"
+    raise UserError(
+        f"compare.rows: found {kinds} for {folder} ({other.name!r} and {owner.name!r}), expected names that differ in "
+        "more than case and punctuation"
+    )
 
 
 def _table_rows(config: ClassifyConfig) -> Iterator[TableRow]:
@@ -115,13 +138,13 @@ def _check_own(settings: dict[str, Any], place: str) -> None:
 def _cell(config: ClassifyConfig, row: TableRow, seed: int) -> Cell:
     pretrain_config = None
     if row.pretraining is not None:
-        folder = f"{config.run}/pretrain-{row.pretraining}-seed{seed}"
-        changes = _settings_of(config.compare, row.pretraining) | {"run": folder, "seed": seed}
+        folder = Path(config.run, f"pretrain-{pretraining_folder_name(row.pretraining)}-seed{seed}")
+        changes = _settings_of(config.compare, row.pretraining) | {"run": str(folder), "seed": seed}
         pretrain_config = resolve(change_config(config, changes, "compare.pretrainings"))
     stage_two = change_config(config, row.changes | {"seed": seed}, f"compare.rows: {row.settings.name}")
 
     # its folder has the name of what it turned out to be
-    run = f"{config.run}/{_folder_name(config, row, stage_two.finetune.augment.enabled, seed)}"
+    run = str(Path(config.run, _folder_name(config, row, stage_two.finetune.augment.enabled, seed)))
     stage_two = resolved(change_config(stage_two, {"finetune.run": run}, "compare.rows"))
     return Cell(
         row=row.number,
@@ -145,20 +168,38 @@ def _settings_of(grid: CompareSettings, pretraining: str) -> dict[str, Any]:
 
 def _folder_name(config: ClassifyConfig, row: TableRow, augmented: bool, seed: int) -> str:
     """Everything that tells a cell from the others of its grid: `mae-linear-mae75-n500-seed0`."""
-    parts = [_slug(row.settings.name)]
-    if row.pretraining:
-        parts.append(row.pretraining)
+    parts = [folder_name(row.settings.name)]
+    if row.pretraining is not None:
+        parts.append(pretraining_folder_name(row.pretraining))
     if not augmented:
         parts.append("plain")
     if row.labelled != config.finetune.sample:
         parts.append(f"n{row.labelled or 'all'}")
     parts.append(f"seed{seed}")
-    return "-".join(part for part in parts if part)
+    return "-".join(parts)
 
 
-def _slug(name: str) -> str:
-    """`MAE, linear` → `mae-linear`; empty where no letter or digit is left."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+def folder_name(name: str) -> str:
+    """`MAE, linear` → `mae-linear`, in letters, digits and dashes of ASCII, which no system takes for another name.
+
+    Eight hexadecimal digits stand for what these cannot say: `ViT α` → `vit-d0a9c0a5`. Names that differ in case and
+    punctuation alone share a folder name.
+    """
+    plain = unicodedata.normalize("NFKC", name).casefold()
+    slug = re.sub(r"[^a-z0-9]+", "-", plain).strip("-")
+
+    unsaid = [letter for letter in plain if not letter.isascii() and unicodedata.category(letter)[0] in LETTERS]
+    if unsaid or not slug or len(slug) > LONGEST:
+        digest = hashlib.sha256(plain.encode(errors="surrogatepass")).hexdigest()[:8]
+        slug = f"{slug[:LONGEST]}-{digest}".strip("-")
+    return slug
+
+
+def pretraining_folder_name(name: str) -> str:
+    """A pretraining's name as it is where it can stand in a folder's, else as `folder_name` has it."""
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) and len(name) <= LONGEST:
+        return name
+    return folder_name(name)
 
 
 # ---------------------------------------------------------------- checks

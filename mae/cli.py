@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from data.cli import Parser, command_parser, configure, run_command
-from data.config import UserError, change_config, expand
+from data.config import UserError, beside, change_config, expand
 from mae.settings import MAEConfig
 
 FLAGS = {"verbose": "engine.verbose=true", "deterministic": "engine.deterministic=true"}  # stand for settings
@@ -67,7 +67,8 @@ def _pretrain(argv: list[str] | None) -> None:
     arguments = parse_training(parser, argv, OVERFIT)
     config = configure(arguments, MAEConfig)
     if arguments.overfit:
-        config = change_config(config, {"run": f"{config.run.rstrip('/')}-overfit{arguments.overfit}"})
+        folder_of_its_own = beside(Path(expand(config.run, "run")), f"-overfit{arguments.overfit}", "run")
+        config = change_config(config, {"run": str(folder_of_its_own)})
 
     from data.loader import open_data
     from mae.engine import distributed
