@@ -57,14 +57,14 @@ def _finetune(argv: Arguments) -> None:
     # torch comes only now: --help and a wrong setting are answered at once
     from classify.finetune import finetune
     from classify.start import check_fit, resolved, run_folder
-    from data.config import change_config
+    from data.config import beside, change_config
     from data.loader import open_data
     from mae.engine import distributed
     from mae.engine.run import configure_torch, expect_checkpoint, training_device
 
     if arguments.overfit:
-        folder_of_its_own = f"{run_folder(config, checkpoint)}-overfit{arguments.overfit}"
-        config = change_config(config, {"finetune.run": folder_of_its_own})
+        folder_of_its_own = beside(run_folder(config, checkpoint), f"-overfit{arguments.overfit}", "finetune.run")
+        config = change_config(config, {"finetune.run": str(folder_of_its_own)})
 
     # what cannot work is said before hours of decoding
     configure_torch(config)
@@ -152,12 +152,9 @@ def _evaluate(argv: Arguments) -> None:
         raise UserError("command line: found no RUN, expected the folder of a mae-finetune run")
 
     from classify.evaluate import evaluate
-    from classify.report.tables import case_count, evaluation_row, markdown
+    from classify.report.tables import evaluation_text
 
-    evaluations = [evaluate(run, overrides) for run in runs]
-    print(markdown([evaluation_row(evaluation) for evaluation in evaluations]))
-    for evaluation in evaluations:
-        print(f"{evaluation.path}: {case_count(evaluation.summary)}; threshold {evaluation.threshold:.3f}")
+    print(evaluation_text([evaluate(run, overrides) for run in runs]))
 
 
 def _compare(argv: Arguments) -> None:

@@ -64,6 +64,11 @@ class Comparison:
     lines: tuple[Line, ...]
     pretrainings: dict[str, Path]  # folder name → run folder
 
+    @property
+    def budgets(self) -> list[int | None]:
+        """The label budgets of the lines, a table each, in order."""
+        return list(dict.fromkeys(line.labelled for line in self.lines))
+
     def numbers(self, labelled: int | None) -> list[int]:
         """Numbers of the lines of a label budget: the rows of its table."""
         return [i for i, line in enumerate(self.lines) if line.labelled == labelled]

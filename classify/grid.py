@@ -1,10 +1,12 @@
 """The grid of a comparison: rows × their pretrainings × label budgets × seeds, and whether it can run."""
 
+import hashlib
 import re
+import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from classify.cases import check_unit, labelled_rows, labelled_splits
 from classify.finetune import RESUMABLE
@@ -14,10 +16,14 @@ from data.config import UserError, change_config, expand
 from data.loader import Data
 from data.manifest import digest
 from data.settings import DataSettings
-from mae.engine.run import Resumable, check_run, training_device
+from mae.engine.run import Resumable, check_run, flat, training_device
 from mae.pretrain import RESUMABLE as PRETRAIN_RESUMABLE
 from mae.pretrain import check_model
 from mae.weights import resolve
+
+LONGEST = 80  # letters of a name in a folder's; file systems take 255 bytes, and a folder has several parts
+LETTERS = "LNMS"  # categories of what is written to tell names apart: letters, numbers, marks and symbols
+OF_ALL_ROWS = ("run", "seed", "evaluate", "compare")  # sections and settings that no row has of its own
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,8 @@ class TableRow:
     number: int  # over all label budgets
     settings: RowSettings
     pretraining: str | None
-    labelled: int | None
+    labelled: int | None  # the budget that its settings leave it
+    changes: dict[str, Any]  # of the comparison's config
 
 
 def expand_grid(config: ClassifyConfig) -> Iterator[Cell]:
@@ -56,45 +63,88 @@ def expand_grid(config: ClassifyConfig) -> Iterator[Cell]:
             "compare.rows: found none, expected rows such as {name: ResNet-18, set: {finetune.model: resnet18}}"
         )
 
-    # two cells of one folder would be one run
-    folders = set()
-    for row in _table_rows(grid):
+    folders: dict[str, Owner] = {}
+    for row in _table_rows(config):
         for seed in grid.seeds:
             cell = _cell(config, row, seed)
-            if cell.run in folders:
-                raise UserError(f"compare.rows: found two rows for {cell.run}; name them apart")
-            folders.add(cell.run)
+            if cell.pretrain_config:
+                assert cell.pretraining is not None
+                _claim(folders, cell.pretrain_config.run, Owner("pretraining", cell.pretraining))
+            _claim(folders, cell.run, Owner("row", cell.name))
             yield cell
 
 
-def _table_rows(grid: CompareSettings) -> Iterator[TableRow]:
+class Owner(NamedTuple):
+    """Whose folder it is."""
+
+    kind: str  # row or pretraining
+    name: str
+
+
+def _claim(folders: dict[str, Owner], folder: str, owner: Owner) -> None:
+    """UserError where the folder is another's, also where a file system takes no note of case."""
+    other = folders.setdefault(folder.casefold(), owner)
+    if other is owner or (other == owner and owner.kind == "pretraining"):  # which many rows begin from
+        return
+    kinds = f"two {owner.kind}s" if other.kind == owner.kind else f"a {other.kind} and a {owner.kind}"
+    raise UserError(
+        f"compare.rows: found {kinds} for {folder} ({other.name!r} and {owner.name!r}), expected names that differ in "
+        "more than case and punctuation"
+    )
+
+
+def _table_rows(config: ClassifyConfig) -> Iterator[TableRow]:
+    """The rows of all tables, each under the label budget that its own settings leave it, and there once."""
+    grid = config.compare
+    for row in grid.rows:
+        _check_own(row.set, f"compare.rows: {row.name}")
+    for name, changes in grid.pretrainings.items():
+        _check_own(changes, f"compare.pretrainings: {name}")
+        change_config(config, changes, "compare.pretrainings")
+
     number = 0
+    seen = set()
     for labelled in grid.labelled:
-        for settings in grid.rows:
-            for pretraining in settings.pretraining or (None,):
-                yield TableRow(number, settings, pretraining, labelled)
+        for place, settings in enumerate(grid.rows):
+            for which, pretraining in enumerate(settings.pretraining or (None,)):
+                changes = _changes(grid, settings, pretraining, labelled)
+                sample = change_config(config, changes, f"compare.rows: {settings.name}").finetune.sample
+
+                # a row with a budget of its own would stand in the tables of all others too
+                if (place, which, sample) in seen:
+                    continue
+                seen.add((place, which, sample))
+                yield TableRow(number, settings, pretraining, sample, changes)
                 number += 1
 
 
+def _changes(grid: CompareSettings, row: RowSettings, pretraining: str | None, labelled: int | None) -> dict[str, Any]:
+    """What a row changes of the config: its pretraining's settings, the label budget, then its own, which overrule."""
+    changes: dict[str, Any] = {}
+    if pretraining is not None:  # counts in both stages
+        changes |= flat(_settings_of(grid, pretraining))
+    if labelled:
+        changes["finetune.sample"] = labelled
+    return changes | flat(row.set)
+
+
+def _check_own(settings: dict[str, Any], place: str) -> None:
+    """UserError for what a row or pretraining cannot have of its own: the comparison would not heed it."""
+    for key in flat(settings):
+        if key.split(".")[0] in OF_ALL_ROWS or key == "finetune.run":
+            raise UserError(f"{place}: found {key}, expected it outside, as a setting of the whole comparison")
+
+
 def _cell(config: ClassifyConfig, row: TableRow, seed: int) -> Cell:
-    # what the pretraining changes counts in both stages
-    stage_one: dict[str, Any] = {}
     pretrain_config = None
     if row.pretraining is not None:
-        stage_one = _settings_of(config.compare, row.pretraining)
-        folder = f"{config.run}/pretrain-{row.pretraining}-seed{seed}"
-        changes = stage_one | {"run": folder, "seed": seed}
+        folder = Path(config.run, f"pretrain-{pretraining_folder_name(row.pretraining)}-seed{seed}")
+        changes = _settings_of(config.compare, row.pretraining) | {"run": str(folder), "seed": seed}
         pretrain_config = resolve(change_config(config, changes, "compare.pretrainings"))
-
-    # then the label budget, then the row, which may overrule both
-    changes = dict(stage_one)
-    if row.labelled:
-        changes["finetune.sample"] = row.labelled
-    changes |= row.settings.set | {"seed": seed}
-    stage_two = change_config(config, changes, f"compare.rows: {row.settings.name}")
+    stage_two = change_config(config, row.changes | {"seed": seed}, f"compare.rows: {row.settings.name}")
 
     # its folder has the name of what it turned out to be
-    run = f"{config.run}/{_folder_name(row, stage_two.finetune.augment.enabled, seed)}"
+    run = str(Path(config.run, _folder_name(config, row, stage_two.finetune.augment.enabled, seed)))
     stage_two = resolved(change_config(stage_two, {"finetune.run": run}, "compare.rows"))
     return Cell(
         row=row.number,
@@ -116,22 +166,40 @@ def _settings_of(grid: CompareSettings, pretraining: str) -> dict[str, Any]:
     return grid.pretrainings[pretraining]
 
 
-def _folder_name(row: TableRow, augmented: bool, seed: int) -> str:
+def _folder_name(config: ClassifyConfig, row: TableRow, augmented: bool, seed: int) -> str:
     """Everything that tells a cell from the others of its grid: `mae-linear-mae75-n500-seed0`."""
-    parts = [_slug(row.settings.name)]
-    if row.pretraining:
-        parts.append(row.pretraining)
+    parts = [folder_name(row.settings.name)]
+    if row.pretraining is not None:
+        parts.append(pretraining_folder_name(row.pretraining))
     if not augmented:
         parts.append("plain")
-    if row.labelled:
-        parts.append(f"n{row.labelled}")
+    if row.labelled != config.finetune.sample:
+        parts.append(f"n{row.labelled or 'all'}")
     parts.append(f"seed{seed}")
-    return "-".join(part for part in parts if part)
+    return "-".join(parts)
 
 
-def _slug(name: str) -> str:
-    """`MAE, linear` → `mae-linear`; empty where no letter or digit is left."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+def folder_name(name: str) -> str:
+    """`MAE, linear` → `mae-linear`, in letters, digits and dashes of ASCII, which no system takes for another name.
+
+    Eight hexadecimal digits stand for what these cannot say: `ViT α` → `vit-d0a9c0a5`. Names that differ in case and
+    punctuation alone share a folder name.
+    """
+    plain = unicodedata.normalize("NFKC", name).casefold()
+    slug = re.sub(r"[^a-z0-9]+", "-", plain).strip("-")
+
+    unsaid = [letter for letter in plain if not letter.isascii() and unicodedata.category(letter)[0] in LETTERS]
+    if unsaid or not slug or len(slug) > LONGEST:
+        digest = hashlib.sha256(plain.encode(errors="surrogatepass")).hexdigest()[:8]
+        slug = f"{slug[:LONGEST]}-{digest}".strip("-")
+    return slug
+
+
+def pretraining_folder_name(name: str) -> str:
+    """A pretraining's name as it is where it can stand in a folder's, else as `folder_name` has it."""
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) and len(name) <= LONGEST:
+        return name
+    return folder_name(name)
 
 
 # ---------------------------------------------------------------- checks

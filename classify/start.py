@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from classify.settings import ClassifyConfig
-from data.config import UserError, change_config, expand
+from data.config import UserError, beside, change_config, expand
 from data.settings import DataSettings
 from mae.engine.checkpoint import Checkpoint, load_checkpoint
 from mae.model import check_sizes
@@ -60,22 +60,23 @@ def config_for(checkpoint: Checkpoint, config: ClassifyConfig | None, overrides:
 
 def run_folder(config: ClassifyConfig, checkpoint: str | Path | None) -> Path:
     """Where a fine-tuning writes."""
-    return Path(expand(config.finetune.run or _default_folder(config, checkpoint), "finetune.run"))
+    if config.finetune.run:
+        return Path(expand(config.finetune.run, "finetune.run"))
+    return _default_folder(config, checkpoint)
 
 
-def _default_folder(config: ClassifyConfig, checkpoint: str | Path | None) -> str:
+def _default_folder(config: ClassifyConfig, checkpoint: str | Path | None) -> Path:
     """`<pretraining's folder>-<mode>`, or `<run>-<model>` (and `-linear`) without a checkpoint."""
     settings = config.finetune
     if checkpoint:
         folder = Path(checkpoint).parent
-        if folder.name in ("", ".."):  # no name to add the mode to
-            folder = folder.resolve()
-        return f"{folder}-{settings.mode}"
-
-    name = f"{config.run}-{settings.model}"
-    if settings.mode == "linear":
-        name += "-linear"
-    return name
+        ending = f"-{settings.mode}"
+    else:
+        folder = Path(expand(config.run, "run"))
+        ending = f"-{settings.model}"
+        if settings.mode == "linear":
+            ending += "-linear"
+    return beside(folder, ending, "finetune.run")
 
 
 def check_fit(config: ClassifyConfig, pretrained: Checkpoint | None) -> None:

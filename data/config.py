@@ -196,7 +196,11 @@ def _put(tree: dict[str, Any], keys: list[str], value: Any) -> None:
 
 
 def expand(text: str, place: str) -> str:
-    """Replace `${NAME}` and `${NAME:-default}` by the environment; UserError if NAME is not set."""
+    """A setting that is a path, in its one form: `runs/mae` of `./runs//x/../mae/`, as names are made of it.
+
+    `${NAME}` and `${NAME:-default}` are replaced by the environment, and `~` by the home folder. UserError if NAME is
+    not set, the home is not known, or nothing is left.
+    """
 
     def value(match: re.Match[str]) -> str:
         name, default = match.groups()
@@ -205,7 +209,37 @@ def expand(text: str, place: str) -> str:
             raise UserError(f"{place}: ${{{name}}} is not set; export {name}=/path, or give {place}=/path")
         return found
 
-    return str(Path(re.sub(r"\$\{(\w+)(?::-([^}]*))?\}", value, text)).expanduser())
+    text = re.sub(r"\$\{(\w+)(?::-([^}]*))?\}", value, text)
+    if not text or "\0" in text:
+        raise UserError(f"{place}: found {text!r}, expected a path")
+    try:
+        path = Path(text).expanduser()
+    except RuntimeError:
+        raise UserError(f"{place}: found {text}, whose home folder is not known; give the whole path") from None
+    return str(_without_detours(path))
+
+
+def _without_detours(path: Path) -> Path:
+    """The path without `..` after a name, which may be a link: then `..` is not the folder that the link lies in."""
+    names = list(path.parts)
+    while names and names[0] == "..":
+        names.pop(0)
+    if ".." not in names:
+        return path
+
+    direct = Path(os.path.realpath(path))
+    if path.is_absolute():
+        return direct
+    return Path(os.path.relpath(direct))
+
+
+def beside(folder: Path, ending: str, place: str) -> Path:
+    """The folder beside `folder` whose name has an ending more: `runs/mae-vit`; UserError if there is no name."""
+    if folder.name in ("", ".."):
+        folder = folder.resolve()
+    if not folder.name:
+        raise UserError(f"{place}: found {folder}, which has no name to add {ending} to, expected a folder with a name")
+    return folder.with_name(folder.name + ending)
 
 
 # ---------------------------------------------------------------- errors

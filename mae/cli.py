@@ -60,7 +60,7 @@ def pretrain(argv: Arguments = None) -> None:
 
 
 def _pretrain(argv: Arguments) -> None:
-    from data.config import change_config, expand
+    from data.config import beside, change_config, expand
     from mae.settings import MAEConfig
 
     parser = training_parser(
@@ -69,7 +69,8 @@ def _pretrain(argv: Arguments) -> None:
     arguments = parse_training(parser, argv, OVERFIT)
     config = configure(arguments, MAEConfig)
     if arguments.overfit:
-        config = change_config(config, {"run": f"{config.run.rstrip('/')}-overfit{arguments.overfit}"})
+        folder_of_its_own = beside(Path(expand(config.run, "run")), f"-overfit{arguments.overfit}", "run")
+        config = change_config(config, {"run": str(folder_of_its_own)})
 
     from data.loader import open_data
     from mae.engine import distributed

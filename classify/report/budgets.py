@@ -10,7 +10,7 @@ import numpy as np
 from classify.comparison import Comparison, Line, name_of
 from classify.metrics import expected_calibration_error
 from classify.report.figures import Row, auc_limits, forest, reliability, roc, svg
-from classify.report.tables import caption, difference_rows, table_row, verdict
+from classify.report.tables import caption, difference_rows, heading, images_of, table_row, verdict
 from data.labels import words
 
 
@@ -33,12 +33,12 @@ class Budget:
     rows: tuple[Row, ...]
 
     @property
-    def images(self) -> int:
-        return self.rows[0].line.evaluations[0].summary["meta"]["train_images"]
+    def images(self) -> str:
+        return images_of(self.comparison, self.labelled)
 
     @property
     def heading(self) -> str:
-        return f"{self.images:,} labelled training images"
+        return heading(self.comparison, self.labelled)
 
     @property
     def words(self) -> tuple[str, str]:
@@ -91,7 +91,7 @@ class Budget:
 def budgets_of(comparison: Comparison) -> list[Budget]:
     """The comparison's tables, in its own order; rows that would read alike are told apart by their pretraining."""
     budgets = []
-    for labelled in dict.fromkeys(line.labelled for line in comparison.lines):
+    for labelled in comparison.budgets:
         lines = [comparison.lines[number] for number in comparison.numbers(labelled)]
         alike = Counter(name_of(line) for line in lines)
 

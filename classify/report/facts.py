@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from classify.comparison import Comparison
 from classify.report.budgets import Budget
-from classify.report.tables import case_count
+from classify.report.tables import FLATTERING, case_count, summary_of_all, units_of
 from data.labels import words
 from data.settings import height_and_width
 from mae.engine.run import commit
@@ -19,10 +19,7 @@ def notices(comparison: Comparison) -> Iterator[str]:
         yield "The radiographs are synthetic: the numbers show that the software works and say nothing about patients."
 
     if config.compare.split == "validate":
-        yield (
-            "These are validation images, on which epochs and thresholds were chosen too, so the numbers flatter; "
-            "compare.split=test opens the test split."
-        )
+        yield f"{FLATTERING} compare.split=test opens the test split."
 
     if manifest.credentialed:
         notice = "Made from credentialed data: check the data use agreement before sharing any of it."
@@ -42,14 +39,14 @@ def facts(comparison: Comparison, budgets: list[Budget]) -> Iterator[tuple[str, 
     height, width = height_and_width(config.data.image_size)
     yield "Source", f"{config.data.source}, {height} × {width} pixels ({config.data.resize})"
     yield "Split", config.compare.split
-    yield "Evaluated", case_count(summary)
+    yield "Evaluated", case_count(summary_of_all(comparison))
     positive = words(config.data.target)[1]
     yield "Prevalence", f"{100 * line.labels.mean():.1f} % {positive} ({int(line.labels.sum()):,})"
 
     # training and statistics
-    yield "Labelled for training", "; ".join(f"{budget.images:,} images" for budget in budgets)
+    yield "Labelled for training", "; ".join(f"{budget.images} images" for budget in budgets)
     yield "Training seeds", ", ".join(map(str, config.compare.seeds))
-    whom = "patients" if summary["patients_known"] else "images"
+    whom = "patients" if summary["patients_known"] else units_of(summary)
     level = f"{100 * config.evaluate.level:g} %"
     yield "Intervals", f"{level}, bootstrap of {whom}, {config.evaluate.replicates:,} replicates"
 

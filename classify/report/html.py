@@ -9,7 +9,7 @@ from classify.report.budgets import budgets_of
 from classify.report.facts import facts, notices
 from classify.report.reconstructions import panels
 from classify.report.runs import run_rows
-from classify.report.tables import METRICS, task
+from classify.report.tables import METRICS, task, units_of
 from classify.report.training import pretrainings, trainings
 from data.config import print_config
 from data.labels import words
@@ -36,6 +36,7 @@ def report_html(comparison: Comparison) -> str:
         words=words(target),
         notices=list(notices(comparison)),
         facts=dict(facts(comparison, budgets)),
+        units=units_of(comparison.lines[0].evaluations[0].summary),
         budgets=budgets,
         metrics=list(METRICS),
         pretrainings=list(pretrainings(comparison)),

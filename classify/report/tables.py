@@ -13,6 +13,7 @@ from data.labels import words
 COLUMNS = ("Model", "Augmentation", "% Masking", "Accuracy", "Precision", "F1", "Recall", "AUC")
 METRICS = dict(zip(COLUMNS[3:], ("accuracy", "precision", "f1", "recall", "auc"), strict=True))
 assert set(METRICS.values()) == set(HEADLINE)
+FLATTERING = "These are validation images, on which epochs and thresholds were chosen too, so the numbers flatter."
 
 
 def table_row(described: dict[str, str], intervals: dict[str, Interval]) -> dict[str, str]:
@@ -27,8 +28,22 @@ def evaluation_row(evaluation: Evaluation) -> dict[str, str]:
     for name in HEADLINE:
         low, high = summary["intervals"][name]
         intervals[name] = Interval(summary["metrics"][name], (low, high))
-    pretrained = bool(summary["meta"]["pretrained_from"])
-    return table_row(describe(evaluation.config, pretrained), intervals)
+    described = describe(evaluation.config, bool(summary["meta"]["pretrained_from"]))
+    if summary["split"] == "validate":
+        described["Model"] += " (on validation)"
+    return table_row(described, intervals)
+
+
+def evaluation_text(evaluations: list[Evaluation]) -> str:
+    """What mae-evaluate prints: a table of the runs, and what each was evaluated on."""
+    parts = [markdown([evaluation_row(evaluation) for evaluation in evaluations])]
+    for evaluation in evaluations:
+        split = evaluation.summary["split"]
+        count = case_count(evaluation.summary)
+        parts.append(f"{evaluation.path}: split {split}: {count}; threshold {evaluation.threshold:.3f}")
+    if any(evaluation.summary["split"] == "validate" for evaluation in evaluations):
+        parts.append(FLATTERING)
+    return "\n".join(parts)
 
 
 def show(interval: Interval, signed: bool = False) -> str:
@@ -62,10 +77,11 @@ def markdown(rows: list[dict[str, str]]) -> str:
 def comparison_text(comparison: Comparison) -> str:
     """comparison.md: a table per label budget, what its numbers are, and the tests against the baseline."""
     parts = [f"# {comparison.config.run}: {task(comparison.config.data.target)}"]
-    for labelled in comparison.config.compare.labelled:
+    if comparison.config.compare.split == "validate":
+        parts.append(FLATTERING)
+    for labelled in comparison.budgets:
         lines = [comparison.lines[number] for number in comparison.numbers(labelled)]
-        images = lines[0].evaluations[0].summary["meta"]["train_images"]
-        parts.append(f"## {images:,} labelled training images")
+        parts.append(f"## {heading(comparison, labelled)}")
 
         # the table, and what its numbers are
         parts.append(markdown([table_row(line.described, line.intervals) for line in lines]))
@@ -89,18 +105,46 @@ def task(target: str | None) -> str:
     return f"{target}: {positive} against {negative}"
 
 
+def heading(comparison: Comparison, labelled: int | None) -> str:
+    """What a table's rows were trained on, and on which split they were tested if not on test images."""
+    images = images_of(comparison, labelled)
+    text = f"{images} labelled training images"
+
+    # two budgets can come to as many images
+    if [images_of(comparison, other) for other in comparison.budgets].count(images) > 1:
+        text += " (all)" if labelled is None else f" (a sample of {labelled:,})"
+    if comparison.config.compare.split == "validate":
+        text += ", tested on validation images"
+    return text
+
+
+def images_of(comparison: Comparison, labelled: int | None) -> str:
+    """How many labelled images the rows of a budget were trained on: `100`, or `90 to 100` where rows differ."""
+    counts = [_trained_on(comparison.lines[number]) for number in comparison.numbers(labelled)]
+    if min(counts) == max(counts):
+        return f"{counts[0]:,}"
+    return f"{min(counts):,} to {max(counts):,}"
+
+
+def _trained_on(line: Line) -> int:
+    return line.evaluations[0].summary["meta"]["train_images"]
+
+
+def summary_of_all(comparison: Comparison) -> dict[str, Any]:
+    """The summary that holds for a whole comparison: the row that has seen most of the split counts for all."""
+    evaluations = [evaluation for line in comparison.lines for evaluation in line.evaluations]
+    seen = max(evaluation.summary["pretrained_on"] for evaluation in evaluations)
+    elsewhere = any(evaluation.summary.get("seen_elsewhere") for evaluation in evaluations)
+    return evaluations[0].summary | {"pretrained_on": seen, "seen_elsewhere": elsewhere}
+
+
 def caption(comparison: Comparison, line: Line) -> str:
     """What the table's numbers are, in a sentence or two."""
     config = comparison.config
     positive = words(config.data.target)[1]
 
-    # rows were pretrained on different images: the row that has seen most of the split counts for all
-    evaluations = [evaluation for of_row in comparison.lines for evaluation in of_row.evaluations]
-    seen = max(evaluation.summary["pretrained_on"] for evaluation in evaluations)
-    elsewhere = any(evaluation.summary.get("seen_elsewhere") for evaluation in evaluations)
-    summary = line.evaluations[0].summary | {"pretrained_on": seen, "seen_elsewhere": elsewhere}
-
-    resampled = "patients" if summary["patients_known"] else "images"
+    summary = summary_of_all(comparison)
+    resampled = "patients" if summary["patients_known"] else units_of(summary)
     seeds = len(config.compare.seeds)
     training = "1 training seed, so how much training varies is not in them"
     if seeds > 1:
@@ -109,13 +153,21 @@ def caption(comparison: Comparison, line: Line) -> str:
     return (
         f"Split {config.compare.split}: {case_count(summary)}; {100 * line.labels.mean():.0f} % {positive}. "
         f"In brackets {100 * config.evaluate.level:g} % bootstrap intervals, {resampled} resampled; {training}. "
-        "Best epoch and threshold were chosen on validation."
+        f"Best epoch and threshold were chosen on validation.{_own_images(comparison, line.labelled)}"
     )
+
+
+def _own_images(comparison: Comparison, labelled: int | None) -> str:
+    """How many images each row was trained on, where rows differ: settings of their own can make them."""
+    lines = [comparison.lines[number] for number in comparison.numbers(labelled)]
+    if len({_trained_on(line) for line in lines}) == 1:
+        return ""
+    rows = [f"{name_of(line)} {_trained_on(line):,}" for line in lines]
+    return f" Labelled training images by row: {', '.join(rows)}."
 
 
 def case_count(summary: dict[str, Any]) -> str:
     """What an evaluation counted: how many, of whom, and how many of them a pretraining had seen."""
-    units = "images" if summary["unit"] == "image" else "studies"
     whom = f"of {summary['patients']:,} patients"
     if not summary["patients_known"]:
         whom = "(patients unknown, so taken as independent)"
@@ -124,7 +176,12 @@ def case_count(summary: dict[str, Any]) -> str:
         seen = f", {summary['pretrained_on']:,} images of them served pretraining"
     if summary.get("seen_elsewhere"):
         seen += "; weights of another program had seen images that are not known"
-    return f"n = {summary['n']:,} {units} {whom}{seen}"
+    return f"n = {summary['n']:,} {units_of(summary)} {whom}{seen}"
+
+
+def units_of(summary: dict[str, Any]) -> str:
+    """What an evaluation counted."""
+    return "images" if summary["unit"] == "image" else "studies"
 
 
 def difference_rows(comparison: Comparison, labelled: int | None) -> Iterator[dict[str, str]]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from classify.comparison import Comparison
+from classify.comparison import Comparison, Line
 from classify.report.html import report_html
 from classify.report.tables import comparison_text
 from data.writing import write_json, write_text
@@ -27,11 +27,15 @@ def comparison_table(comparison: Comparison) -> pd.DataFrame:
     rows = []
     for line in comparison.lines:
         summary = line.evaluations[0].summary
+        seen, elsewhere = _seen(line)
         row: dict[str, Any] = {
             **line.described,
             "labelled images": summary["meta"]["train_images"],
+            "split": comparison.config.compare.split,
+            "unit": summary["unit"],
             "n": summary["n"],
             "patients": summary["patients"],
+            "served pretraining": "not known" if elsewhere else seen,
             "seeds": len(line.evaluations),
         }
 
@@ -43,12 +47,21 @@ def comparison_table(comparison: Comparison) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def _seen(line: Line) -> tuple[int, bool]:
+    """How many images a row is tested on served its pretraining, at most, and whether it has seen unknown ones."""
+    summaries = [evaluation.summary for evaluation in line.evaluations]
+    seen = max(summary["pretrained_on"] for summary in summaries)
+    return seen, any(summary.get("seen_elsewhere", False) for summary in summaries)
+
+
 def as_json(comparison: Comparison) -> dict[str, Any]:
     """Everything the tables show and what made it, for scripts."""
     data = comparison.data
     return {
         "config": comparison.config.model_dump(mode="json"),
         "commit": commit(),
+        "split": comparison.config.compare.split,
+        "split_served_selection": comparison.config.compare.split == "validate",  # of epochs and thresholds
         "data": {"manifest": data.manifest.fingerprint(), "store": data.store.fingerprint},
         "rows": [_row_as_json(comparison, number) for number in range(len(comparison.lines))],
     }
@@ -62,10 +75,15 @@ def _row_as_json(comparison: Comparison, number: int) -> dict[str, Any]:
         seeds.append({name: evaluation.summary[name] for name in ("seed", "metrics", "commit", "origin")})
 
     differences = comparison.differences.get(number, {})  # none for the baseline
+    seen, elsewhere = _seen(line)
     return {
         **line.described,
         "labelled": line.labelled,
+        "labelled_images": line.evaluations[0].summary["meta"]["train_images"],
+        "split": comparison.config.compare.split,
         "n": len(line.labels),
+        "pretrained_on": seen,
+        "seen_elsewhere": elsewhere,
         "intervals": {name: asdict(interval) for name, interval in line.intervals.items()},
         "seeds": seeds,
         "minus_baseline": {name: asdict(difference) for name, difference in differences.items()},

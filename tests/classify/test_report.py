@@ -24,8 +24,9 @@ from classify.report.reconstructions import panels
 from classify.report.runs import own_settings
 from classify.report.tables import comparison_text
 from classify.report.training import kept_epoch
+from classify.report.write import write_comparison
 from classify.settings import ClassifyConfig
-from data.config import make_config
+from data.config import change_config, make_config
 from data.loader import Data
 from data.manifest import Manifest
 from mae.engine.checkpoint import Checkpoint, save_checkpoint
@@ -111,7 +112,7 @@ def evaluation(cell, checkpoint: Path | None, epochs: int, one_class: bool) -> E
         "pretrained_from": str(checkpoint / "best.pt") if checkpoint else None,
     }
     summary = {"n": TESTED, "unit": "image", "patients": TESTED, "patients_known": True, "pretrained_on": 0}
-    summary |= {"seed": cell.config.seed, "commit": "c0ffee", "meta": meta}
+    summary |= {"seed": cell.config.seed, "commit": "c0ffee", "meta": meta, "metrics": {}, "origin": {}}
     return Evaluation(
         run / "predictions/test.csv",
         cell.config,
@@ -285,6 +286,90 @@ def test_one_class_has_no_roc_curve(tmp_path):
 
 def test_validation_results_are_called_flattering(tmp_path):
     assert "flatter" in " ".join(notices(comparison_of(config_of(tmp_path, split="validate"))))
+
+
+def sections(text: str) -> dict[str, list[str]]:
+    """The names of the models in the first table of each section of comparison.md, by its heading."""
+    found = {}
+    for section in text.split("\n## ")[1:]:
+        heading, _, rest = section.partition("\n")
+        table = rest.strip().split("\n\n")[0]
+        found[heading] = [line.split("|")[1].strip() for line in table.splitlines()[2:]]
+    return found
+
+
+def test_a_row_with_a_budget_of_its_own_stands_under_it(tmp_path):
+    own = {"name": "B", "set": {"finetune": {"sample": 10}}}
+    rows = [{"name": "A"}, own, {"name": "C", "set": {"finetune.sample": None}}]
+    comparison = comparison_of(config_of(tmp_path / "grid", rows, labelled=[10, 20]))
+    tables = {10: ["A", "B"], 100: ["C"], 20: ["A"]}
+    assert sections(comparison_text(comparison)) == {f"{n} labelled training images": tables[n] for n in (10, 100, 20)}
+
+    write_comparison(comparison, tmp_path / "grid")
+    page = (tmp_path / "grid/report.html").read_text()
+    assert re.findall(r"<h2>Results with (\d+) labelled", page) == ["10", "100", "20"]
+    table = pd.read_csv(tmp_path / "grid/comparison.csv")
+    assert table["Model"].tolist() == ["A", "B", "C", "A"]
+    assert table["labelled images"].tolist() == [10, 10, 100, 20]
+    written = json.loads((tmp_path / "grid/comparison.json").read_text())["rows"]
+    assert [row["labelled"] for row in written] == [10, 10, None, 20]
+    folders = {path.name for path in (tmp_path / "grid").glob("*-seed0")}
+    assert folders == {"a-n10-seed0", "b-n10-seed0", "c-seed0", "a-n20-seed0"}
+
+
+def test_a_budget_of_the_whole_config_needs_no_mention(tmp_path):
+    config = change_config(config_of(tmp_path), {"finetune.sample": 20, "compare.labelled": [None, 20]})
+    cells = list(expand_grid(config))
+    assert [cell.labelled for cell in cells] == [20, 20]
+    assert [Path(cell.run).name for cell in cells] == ["mae-mae75-seed0", "resnet-18-seed0"]
+
+
+def test_settings_of_a_row_and_of_its_pretraining_are_joined_one_by_one(tmp_path):
+    row = {"name": "A", "pretraining": ["p"], "set": {"finetune": {"epochs": 7}}}
+    config = config_of(tmp_path, [row], pretrainings={"p": {"finetune": {"label_smoothing": 0.2, "epochs": 3}}})
+    [cell] = expand_grid(config)
+    assert (cell.config.finetune.label_smoothing, cell.config.finetune.epochs) == (0.2, 7)
+
+
+def test_two_budgets_of_as_many_images_are_told_apart(tmp_path):
+    comparison = comparison_of(config_of(tmp_path, [RESNET], labelled=[100, None]))
+    headings = ["100 labelled training images (a sample of 100)", "100 labelled training images (all)"]
+    assert list(sections(comparison_text(comparison))) == headings
+    page = Balance(render(comparison, tmp_path))
+    assert len(page.ids) == len(set(page.ids))
+
+
+def test_rows_of_other_training_images_say_how_many(tmp_path):
+    comparison = comparison_of(config_of(tmp_path))
+    comparison.lines[1].evaluations[0].summary["meta"]["train_images"] = 90
+    text = comparison_text(comparison)
+    assert list(sections(text)) == ["90 to 100 labelled training images"]
+    assert "Labelled training images by row: MAE 75 % 100, ResNet-18 90." in text
+
+
+@pytest.mark.parametrize(("split", "mark"), [("validate", ", tested on validation images"), ("test", "")])
+def test_results_of_validation_are_marked_and_those_of_testing_not(split, mark, tmp_path):
+    comparison = comparison_of(config_of(tmp_path, split=split))
+    write_comparison(comparison, tmp_path)
+    for name in ("comparison.md", "report.html"):
+        text = (tmp_path / name).read_text()
+        assert f"100 labelled training images{mark}\n" in text.replace("</h2>", "\n")
+        assert ("the numbers flatter" in text) == (split == "validate")
+    assert pd.read_csv(tmp_path / "comparison.csv")["split"].tolist() == [split] * 2
+
+
+def test_contamination_stands_wherever_cases_are_counted(tmp_path):
+    comparison = comparison_of(config_of(tmp_path))
+    comparison.lines[1].evaluations[0].summary["pretrained_on"] = 7
+    write_comparison(comparison, tmp_path)
+    counted = "n = 60 images of 60 patients, 7 images of them served pretraining"
+    assert counted in (tmp_path / "comparison.md").read_text()
+    page = (tmp_path / "report.html").read_text()
+    assert f"<dt>Evaluated</dt><dd>{counted}</dd>" in page
+    assert f"compared on the same\n{counted}." in page
+    assert pd.read_csv(tmp_path / "comparison.csv")["served pretraining"].tolist() == [0, 7]
+    written = json.loads((tmp_path / "comparison.json").read_text())["rows"]
+    assert [row["pretrained_on"] for row in written] == [0, 7]
 
 
 def test_rows_that_read_alike_are_told_apart_by_their_pretraining(tmp_path):
