@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from classify.settings import ClassifyConfig
-from data.config import UserError
+from data.errors import UserError
 from data.labels import words
 from data.loader import Data
 from data.manifest import Manifest, digest, sample_patients

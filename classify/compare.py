@@ -11,7 +11,8 @@ from classify.grid import Cell, check_grid, expand_grid
 from classify.report.write import write_comparison
 from classify.scores import UNIT_IDS
 from classify.settings import ClassifyConfig
-from data.config import UserError, expand
+from data.config import expand
+from data.errors import UserError
 from data.loader import Data, open_data
 from data.settings import DataSettings
 from mae.pretrain import pretrain

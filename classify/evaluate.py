@@ -17,7 +17,8 @@ from classify.scores import in_units, predict_logits, side_by_side, with_scores
 from classify.settings import ClassifyConfig, EvaluateSettings, Unit
 from classify.start import check_preprocessing, config_of, file_digest
 from data.audit import audit_lines, audited, keep, served_pretraining, uncompared
-from data.config import UserError, change_config
+from data.config import change_config
+from data.errors import UserError
 from data.loader import Data, Loader, open_data
 from data.manifest import digest
 from data.store import ImageStore

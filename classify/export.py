@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from classify.models.build import build_model
 from classify.models.classifier import Classifier
 from classify.start import config_of
-from data.config import UserError
+from data.errors import UserError
 from data.labels import words
 from mae.engine.checkpoint import Checkpoint, load_checkpoint, load_weights
 from mae.model import mae_from

@@ -12,7 +12,8 @@ from classify.cases import check_unit, labelled_rows, labelled_splits
 from classify.finetune import RESUMABLE
 from classify.settings import ClassifyConfig, CompareSettings, RowSettings
 from classify.start import PREPROCESSING, check_fit, resolved
-from data.config import UserError, change_config, expand
+from data.config import change_config, expand
+from data.errors import UserError
 from data.loader import Data
 from data.manifest import digest
 from data.settings import DataSettings

@@ -9,7 +9,7 @@ from torch import Tensor
 from classify.cases import labelled_rows, study_numbers
 from classify.models.build import Model
 from classify.settings import Unit
-from data.config import UserError
+from data.errors import UserError
 from data.loader import Loader
 from mae.engine.optim import autocast
 from mae.settings import Precision

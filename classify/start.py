@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from classify.settings import ClassifyConfig
-from data.config import UserError, beside, change_config, expand
+from data.config import beside, change_config, expand
+from data.errors import UserError
 from data.settings import DataSettings
 from mae.engine.checkpoint import Checkpoint, load_checkpoint
 from mae.model import check_sizes

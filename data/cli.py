@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from data.errors import UserError
 from data.signals import Stopped, stopping_on_signals
+from data.writing import print_in_any_locale
 
 if TYPE_CHECKING:
     from data.config import Config, Settings
@@ -104,8 +105,9 @@ def print_and_stop(config: "Settings") -> NoReturn:
 def run_command(command: Callable[[Arguments], None], argv: Arguments) -> NoReturn:
     """Run a command: a user's mistake becomes one line on stderr and exit code 2, a signal one and 75."""
     own_process = argv is None
-    if own_process:  # pictures go into files; Jupyter names a backend that only its own processes have
-        os.environ["MPLBACKEND"] = "agg"
+    if own_process:
+        print_in_any_locale()
+        os.environ["MPLBACKEND"] = "agg"  # pictures go into files; Jupyter names a backend that only its kernels have
 
     try:
         with stopping_on_signals(for_good=own_process):

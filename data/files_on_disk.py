@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.config import UserError
+from data.errors import UserError
 from data.writing import writing
 
 THREADS = 16  # a network file system answers many questions at once

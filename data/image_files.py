@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from tqdm import tqdm
 
-from data.config import UserError
+from data.errors import UserError
 from data.images import read_fitted
 from data.manifest import Manifest
 from data.preparation import allowed, describe_store

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from data.config import UserError
+from data.errors import UserError
 
 NO_FINDING = "No Finding"
 SUPPORT_DEVICES = "Support Devices"

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from data.config import UserError
+from data.errors import UserError
 from data.image_files import ImageFiles
 from data.manifest import Manifest, hashed, open_manifest
 from data.preparation import prepare

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from data.config import UserError, expand
-from data.errors import LONGEST, printable
+from data.config import expand
+from data.errors import LONGEST, UserError, printable
 from data.files_on_disk import Look, look_for
 from data.labels import NoSuchFinding, words
 from data.settings import DataConfig, DataSettings

@@ -12,7 +12,8 @@ import pandas as pd
 from tqdm import tqdm
 
 from data.checksums import Listing, absolute, differing_tables, published_digests, read_listings, summary
-from data.config import UserError, expand
+from data.config import expand
+from data.errors import UserError
 from data.images import READER_VERSION
 from data.locks import locked
 from data.manifest import Manifest, open_manifest

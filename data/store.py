@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from data.checksums import Published, hasher
-from data.config import UserError
+from data.errors import UserError
 from data.images import read_fitted
 from data.refusal import UnreadableImage
 from data.settings import Resize, Size, Tone, height_and_width

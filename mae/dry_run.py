@@ -13,7 +13,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from data.config import UserError, expand
+from data.config import expand
+from data.errors import UserError
 from data.image_files import ImageFiles
 from data.loader import Batch, Data
 from data.manifest import Manifest, open_manifest

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from data.config import UserError
+from data.errors import UserError
 from data.settings import Size, height_and_width
 from mae.decoder import CrossDecoder, Decoder
 from mae.encoder import Encoder

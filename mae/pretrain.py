@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from data.augment import DRAWS, augment
-from data.config import UserError, expand
+from data.config import expand
 from data.draws import uniform
+from data.errors import UserError
 from data.loader import Batch, Data, Loader, image_names, open_data
 from data.manifest import digest
 from data.settings import Size

@@ -12,8 +12,8 @@ from einops import rearrange, repeat
 from PIL import Image
 from torch import Tensor
 
-from data.config import UserError
 from data.draws import uniform
+from data.errors import UserError
 from data.images import read_fitted
 from data.manifest import is_credentialed
 from data.refusal import UnreadableImage

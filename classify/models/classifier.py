@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from classify.settings import Pool
-from data.config import UserError
+from data.errors import UserError
 from mae.encoder import Encoder
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from data.config import UserError
+from data.errors import UserError
 from mae.encoder import per_channel
 
 Depths = tuple[int, int, int, int]  # blocks of each of the four layers

@@ -18,8 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from data.config import UserError
-from data.errors import LONGEST, printable
+from data.errors import LONGEST, UserError, printable
 from data.settings import DataSettings
 from data.stand_ins import ENOUGH, GZIP, stand_in
 

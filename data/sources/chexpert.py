@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from data.config import UserError
+from data.errors import UserError
 from data.labels import FINDINGS, judge, tally, with_no_finding
 from data.settings import DataSettings
 from data.sources import csv_columns, manifest_table, read_findings, require_filled, require_folder

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from data.config import UserError
+from data.errors import UserError
 from data.settings import DataSettings
 from data.sources import BLANKS, SPLIT_WORDS, manifest_table, require_folder
 from data.sources.found_images import find_images

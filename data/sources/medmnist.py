@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from data.config import UserError
+from data.errors import UserError
 from data.settings import DataSettings
 from data.sources import SPLIT_WORDS, manifest_table
 from data.stand_ins import ENOUGH, stand_in

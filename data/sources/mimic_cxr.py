@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from data.config import UserError, expand
+from data.config import expand
+from data.errors import UserError
 from data.labels import FINDINGS, NO_ROW, agree, judge, tally, with_no_finding
 from data.settings import DataSettings
 from data.sources import (

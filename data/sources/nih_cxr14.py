@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from data.config import UserError
+from data.errors import UserError
 from data.labels import NIH_FINDINGS, judge, tally
 from data.settings import DataSettings
 from data.sources import LeftOut, manifest_table, read_csv, read_lines, require_filled, require_folder

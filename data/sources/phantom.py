@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from data.config import UserError
+from data.errors import UserError
 from data.phantom import write_tree
 from data.settings import DataSettings
 from data.sources import mimic_cxr

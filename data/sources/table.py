@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from data.config import UserError, expand
+from data.config import expand
+from data.errors import UserError
 from data.labels import ALL_FINDINGS, LABEL_WORDS, judge
 from data.settings import DataSettings
 from data.sources import (

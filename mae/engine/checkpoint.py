@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from data.config import UserError, make_config, with_new_names
-from data.errors import printable
+from data.config import make_config, with_new_names
+from data.errors import UserError, printable
 from data.writing import flush_to_disk, replacing
 from mae.settings import MAEConfig
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from data.config import UserError
+from data.errors import UserError
 from data.signals import Stopped, noting_signals
 from mae.engine import distributed
 from mae.engine.checkpoint import Checkpoint, NotSaved, check_weights, latest_checkpoint, save_checkpoint

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 import yaml
 
-from data.config import UserError, print_config, with_new_names
+from data.config import print_config, with_new_names
+from data.errors import UserError
 from data.locks import locked
 from data.writing import read_json, read_text, write_json, write_text
 from mae.engine import distributed

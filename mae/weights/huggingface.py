@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from data.config import UserError, printable
+from data.errors import UserError, printable
 from mae.weights.files import license_of, read_folder, read_json, read_weights
 from mae.weights.layouts import NO_BIASES
 from mae.weights.source import Facts, Source, Target, as_levels, make_source

@@ -8,7 +8,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from data.config import UserError
+from data.errors import UserError
 from mae.engine.checkpoint import is_dense
 
 Names = Mapping[str, str]  # ours → theirs, without .weight and .bias; `*` stands for a block's number

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.config import UserError
+from data.errors import UserError
 from data.settings import height_and_width
 from mae.encoder import Encoder
 from mae.engine.checkpoint import expect_finite

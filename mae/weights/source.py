@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.config import UserError, printable
+from data.errors import UserError, printable
 from data.settings import Size, height_and_width
 from mae.engine.checkpoint import Checkpoint
 from mae.model import PRESETS

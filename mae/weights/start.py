@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any, TypeVar
 
-from data.config import UserError, change_config, expand
+from data.config import change_config, expand
+from data.errors import UserError
 from mae.engine.checkpoint import FORMAT, Checkpoint, load_checkpoint
 from mae.engine.distributed import is_main
 from mae.engine.optim import seeded

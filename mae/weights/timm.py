@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from data.config import UserError
+from data.errors import UserError
 from mae.weights.files import license_of, read_facebook, read_folder, read_json, read_weights
 from mae.weights.source import Facts, Source, Target, as_levels, make_source
 from mae.weights.state_dicts import StateDict, state_dict_of

@@ -10,7 +10,7 @@ from classify import build_classifier, build_resnet
 from classify.finetune import _threshold, classification_loss
 from classify.models.classifier import Classifier, layer_scale
 from classify.scores import in_units
-from data.config import UserError
+from data.errors import UserError
 from mae import build_mae
 from mae.engine.optim import adamw, parameter_groups, seeded
 from mae.engine.schedule import set_learning_rate

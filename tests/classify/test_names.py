@@ -8,7 +8,8 @@ from tiny_world import mistake, succeed, tiny_config
 from classify.cli import compare, finetune
 from classify.grid import expand_grid, folder_name, pretraining_folder_name
 from classify.start import run_folder
-from data.config import UserError, beside, expand
+from data.config import beside, expand
+from data.errors import UserError
 from mae.cli import pretrain
 
 # ---------------------------------------------------------------- paths

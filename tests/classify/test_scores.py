@@ -18,7 +18,7 @@ import classify.finetune
 from classify.cli import compare, evaluate, finetune
 from classify.metrics import auc, binary_metrics, bootstrap_differences, bootstrap_intervals, choose_threshold
 from classify.scores import in_units, with_scores
-from data.config import UserError
+from data.errors import UserError
 from mae import load_checkpoint
 
 SATURATED = np.array(

@@ -14,7 +14,7 @@ from tiny_world import SIDE, TINY, other_split, succeed, tiny_config, write_tabl
 from classify.cli import evaluate
 from data.audit import KINDS, LEAST, Prints, audit, audited, served_pretraining
 from data.cli import prepare as main
-from data.config import UserError
+from data.errors import UserError
 from data.loader import open_data
 from data.manifest import open_manifest
 

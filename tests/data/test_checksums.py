@@ -13,7 +13,7 @@ from tiny_world import radiograph, tiny_config, write_table
 
 import data.preparation
 from data.checksums import NAMES
-from data.config import UserError
+from data.errors import UserError
 from data.preparation import prepare
 
 BAD = ("0004.png", "0017.png", "0058.png")

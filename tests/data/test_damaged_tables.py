@@ -19,7 +19,7 @@ from mimic_tree import build_mimic_tree
 from public_trees import build_chexpert_tree, build_mimic_dicom_tree, build_nih_tree
 from tiny_world import tiny_config
 
-from data.config import UserError
+from data.errors import UserError
 from data.manifest import open_manifest
 from data.sources import LeftOut
 

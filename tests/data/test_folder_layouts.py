@@ -9,7 +9,7 @@ from radiograph_files import STORED, dicom, picture, save
 from tiny_world import call, tiny_config
 
 from data.cli import prepare as main
-from data.config import UserError
+from data.errors import UserError
 from data.manifest import open_manifest
 
 GREY = np.tile(np.arange(30, dtype=np.uint8) * 8, (20, 1))

@@ -19,7 +19,8 @@ import data.image_files
 from classify.evaluate import evaluate
 from classify.finetune import finetune
 from data.cli import prepare as main
-from data.config import UserError, load_config
+from data.config import load_config
+from data.errors import UserError
 from data.loader import Loader, open_data
 from mae.dry_run import dry_run
 from mae.engine.checkpoint import load_checkpoint

@@ -8,7 +8,8 @@ from tiny_world import make_world, succeed, tiny_config
 
 from data.augment import DRAWS, augment
 from data.cli import prepare as main
-from data.config import UserError, make_config
+from data.config import make_config
+from data.errors import UserError
 from data.images import fit_image, read_fitted, read_image
 from data.manifest import open_manifest
 from data.preparation import describe_store, prepare

@@ -9,7 +9,7 @@ from pydicom.uid import RLELossless
 from radiograph_files import STORED, dicom, lut, picture, save
 from tiny_world import tiny_config
 
-from data.config import UserError
+from data.errors import UserError
 from data.images import read_fitted, read_image
 from data.loader import Loader, open_data
 from data.preparation import prepare

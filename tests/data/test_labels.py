@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from data.config import UserError
+from data.errors import UserError
 from data.labels import (
     FINDINGS,
     NO_FINDING,

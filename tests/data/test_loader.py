@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny_world import tiny_config, write_table
 
-from data.config import UserError
+from data.errors import UserError
 from data.loader import Loader, open_data
 
 

@@ -9,7 +9,7 @@ from hospital import hospital, opened, refusal, splits
 from mimic_tree import build_mimic_tree
 from public_trees import build_chexpert_tree, build_nih_tree
 
-from data.config import UserError
+from data.errors import UserError
 from data.manifest import open_manifest
 from data.settings import DataSettings
 

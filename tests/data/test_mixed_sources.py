@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from public_trees import build_chexpert_tree, build_nih_tree, radiograph
 
-from data.config import UserError
+from data.errors import UserError
 from data.manifest import Manifest, open_manifest
 from data.settings import DataSettings, SourceSettings
 

@@ -5,7 +5,7 @@ import pytest
 from interrupted_reading import spoil, stop_at
 from tiny_world import tiny_config, write_table
 
-from data.config import UserError
+from data.errors import UserError
 from data.loader import open_data
 from data.preparation import prepare
 from data.store import StoreWriter

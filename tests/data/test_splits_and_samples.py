@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from hospital import hospital, opened, refusal, splits
 
-from data.config import UserError
+from data.errors import UserError
 from data.manifest import sample_patients
 
 # ---------------------------------------------------------------- splits

@@ -6,7 +6,7 @@ import json
 import pytest
 from tiny_world import tiny_config, write_table
 
-from data.config import UserError
+from data.errors import UserError
 from data.images import read_image
 from data.manifest import open_manifest
 from data.refusal import UnreadableImage

@@ -11,7 +11,7 @@ from interrupted_reading import stop_at
 from PIL import Image
 from tiny_world import other_split, tiny_config, write_table
 
-from data.config import UserError
+from data.errors import UserError
 from data.images import read_fitted
 from data.loader import open_data
 from data.manifest import open_manifest

@@ -15,7 +15,8 @@ from tiny_world import call, succeed, tiny_config
 import data.preparation
 from classify.settings import ClassifyConfig
 from data.cli import prepare as main
-from data.config import UserError, load_config, make_config
+from data.config import load_config, make_config
+from data.errors import UserError
 from data.images import read_fitted
 from data.loader import open_data
 from data.manifest import open_manifest

@@ -8,7 +8,7 @@ from mimic_tree import build_mimic_tree
 from public_trees import build_chexpert_tree, build_nih_tree
 from tiny_world import tiny_config, write_table
 
-from data.config import UserError
+from data.errors import UserError
 from data.manifest import open_manifest
 
 BLANKS = [" ", "\t", "\u00a0", "\u200b", "\ufeff", "  \u2007"]

@@ -21,7 +21,7 @@ import data.locks
 import data.preparation
 import data.store
 import data.workers
-from data.config import UserError
+from data.errors import UserError
 from data.locks import locked
 from data.preparation import prepare
 

@@ -17,7 +17,7 @@ from torch import nn
 import mae.engine.checkpoint
 from classify.finetune import finetune
 from classify.settings import ClassifyConfig
-from data.config import UserError
+from data.errors import UserError
 from mae import build_mae, load_checkpoint
 from mae.engine.checkpoint import FORMAT, Checkpoint, load_weights, save_checkpoint
 from mae.engine.run import is_finished

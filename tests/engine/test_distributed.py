@@ -13,7 +13,7 @@ from checkout import WORLDS, in_checkout
 from tiny_world import tiny_config
 from two_ranks import CPU, stage_of
 
-from data.config import UserError
+from data.errors import UserError
 from data.loader import open_data
 from mae import load_checkpoint
 from mae.engine import distributed

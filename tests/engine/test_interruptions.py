@@ -13,7 +13,7 @@ from checkout import in_checkout
 from stage_runs import assert_same
 from tiny_world import FOUR_EPOCHS, SETTINGS, places, write_config, write_table
 
-from data.config import UserError
+from data.errors import UserError
 from data.signals import TRY_AGAIN
 from mae import load_checkpoint
 from mae.engine.checkpoint import Checkpoint, NotSaved, latest_checkpoint, save_checkpoint

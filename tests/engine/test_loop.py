@@ -8,7 +8,7 @@ from stage_runs import Stop
 from tiny_world import tiny_config
 from toy_stage import Toy, spoiling, toy_stage
 
-from data.config import UserError
+from data.errors import UserError
 from mae import load_checkpoint
 from mae.engine.loop import evaluating, fit
 from mae.engine.tracker import read_metrics

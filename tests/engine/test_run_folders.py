@@ -9,7 +9,7 @@ import yaml
 from tiny_world import tiny_config
 
 from classify.settings import ClassifyConfig
-from data.config import UserError
+from data.errors import UserError
 from mae.engine.run import check_run, device_of, start_run
 from mae.pretrain import RESUMABLE, pretrain
 

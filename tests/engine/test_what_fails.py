@@ -14,7 +14,7 @@ from toy_stage import spoiling, toy_stage
 from classify.cases import labelled_splits
 from classify.cli import finetune as finetune_command
 from classify.finetune import finetune_stage
-from data.config import UserError
+from data.errors import UserError
 from mae import load_checkpoint
 from mae.cli import pretrain as pretrain_command
 from mae.engine import distributed

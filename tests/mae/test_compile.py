@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from classify import build_classifier, build_resnet
 from classify.cases import labelled_splits
 from classify.finetune import finetune, finetune_stage
-from data.config import UserError
+from data.errors import UserError
 from mae import build_mae, load_checkpoint
 from mae.engine.run import check_run, start_run, training_device
 from mae.model import MaskedAutoencoder

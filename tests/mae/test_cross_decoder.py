@@ -8,8 +8,8 @@ from tiny_world import tiny_config
 from torch import Tensor
 
 import mae.pretrain
-from data.config import UserError
 from data.draws import uniform
+from data.errors import UserError
 from data.loader import Loader, open_data
 from mae.masking import random_masking
 from mae.model import MaskedAutoencoder

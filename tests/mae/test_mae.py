@@ -16,7 +16,7 @@ from tiny_mae import (
 )
 from torch import Tensor
 
-from data.config import UserError
+from data.errors import UserError
 from mae import build_mae
 from mae.masking import random_masking, take
 from mae.model import PRESETS, normalize_patches

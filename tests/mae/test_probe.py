@@ -8,7 +8,7 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 from tiny_world import tiny_config
 
-from data.config import UserError
+from data.errors import UserError
 from mae import load_checkpoint
 from mae.engine.tracker import read_metrics
 from mae.pretrain import pretrain

@@ -20,7 +20,7 @@ from foreign_weights import (
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
-from data.config import UserError
+from data.errors import UserError
 from mae.weights import load_facebook, load_huggingface, load_timm
 from mae.weights.source import IMAGENET
 

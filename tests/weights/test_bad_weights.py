@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from tiny_world import call
 
 from classify.cli import finetune as mae_finetune
-from data.config import UserError
+from data.errors import UserError
 from mae.cli import pretrain as mae_pretrain
 from mae.weights import load_facebook, load_huggingface, load_timm
 

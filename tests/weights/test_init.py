@@ -13,7 +13,8 @@ from tiny_world import MODEL, succeed
 from classify.cli import export as mae_export
 from classify.cli import finetune as mae_finetune
 from classify.grid import expand_grid
-from data.config import UserError, change_config
+from data.config import change_config
+from data.errors import UserError
 from mae import load_checkpoint
 from mae.engine.checkpoint import load_weights
 from mae.model import mae_from

@@ -23,7 +23,8 @@ from safetensors.torch import save_file
 from tiny_world import tiny_config
 from torch import Tensor
 
-from data.config import UserError, change_config, load_config
+from data.config import change_config, load_config
+from data.errors import UserError
 from mae.engine.checkpoint import load_checkpoint, load_weights
 from mae.model import mae_from
 from mae.pretrain import pretrain

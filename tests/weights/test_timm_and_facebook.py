@@ -20,7 +20,7 @@ from foreign_weights import (
 )
 from safetensors.torch import save_file
 
-from data.config import UserError
+from data.errors import UserError
 from mae.weights import load_facebook, load_timm, starting_point
 
 

@@ -12,7 +12,7 @@ from tiny_world import World, mistake, succeed
 from classify.cli import evaluate as mae_evaluate
 from classify.cli import export as mae_export
 from classify.cli import finetune as mae_finetune
-from data.config import UserError
+from data.errors import UserError
 from mae import load_checkpoint
 from mae.cli import pretrain as mae_pretrain
 from mae.cli import reconstruct as mae_reconstruct

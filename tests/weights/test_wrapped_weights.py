@@ -21,7 +21,7 @@ from foreign_weights import (
 from safetensors.torch import load_file
 from torch import Tensor
 
-from data.config import UserError
+from data.errors import UserError
 from mae.weights import is_foreign, load_facebook, load_huggingface, load_timm, starting_point
 
 HEADS_OF_BOTH = {"heads": HEADS, "decoder_heads": 2}

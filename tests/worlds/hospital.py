@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from data.config import UserError
+from data.errors import UserError
 from data.manifest import Manifest, open_manifest
 from data.settings import DataSettings
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from data.config import UserError
+from data.errors import UserError
 from data.settings import DataSettings
 from data.sources import read_source
 
