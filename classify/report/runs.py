@@ -9,6 +9,7 @@ from classify.report.figures import Row
 from classify.report.training import epochs_of, kept_epoch
 from classify.settings import ClassifyConfig
 from mae.engine.run import flat
+from mae.weights.start import without_weights
 
 SECTIONS = ("data", "model", "pretrain", "finetune")
 # settings with a column of their own, and those that change nothing of what is learned
@@ -45,6 +46,7 @@ def _run_row(config: ClassifyConfig, row: Row, evaluation: Evaluation) -> dict[s
 
 def own_settings(config: ClassifyConfig, changed: ClassifyConfig) -> Iterator[str]:
     """`key=value` for what differs from the comparison's config and is not a column of the table already."""
+    config = without_weights(config)  # what a run resolves is no choice of its own
     for section in SECTIONS:
         before = flat({section: getattr(config, section).model_dump()})
         after = flat({section: getattr(changed, section).model_dump()})

@@ -11,7 +11,7 @@ import pytest
 import torch
 from scipy.special import expit, logit
 from sklearn import metrics as sk
-from tiny_world import make_world, mistake, succeed
+from tiny_world import World, make_world, mistake, succeed
 
 import classify.evaluate
 import classify.finetune
@@ -34,6 +34,13 @@ def images(labels: np.ndarray) -> pd.DataFrame:
 
 def predicted(logits: np.ndarray, labels: np.ndarray) -> torch.Tensor:
     return torch.tensor(np.stack([logits, labels], axis=1), dtype=torch.float32)
+
+
+def copied(world: World, place: Path) -> Path:
+    """The world's classifier, with nothing predicted yet."""
+    shutil.copytree(world.classifier, place)
+    shutil.rmtree(place / "predictions", ignore_errors=True)
+    return place
 
 
 # ---------------------------------------------------------------- functions
@@ -129,7 +136,7 @@ def in_bits(path: Path) -> list[dict[str, str]]:
 
 
 def test_cases_are_judged_by_the_numbers_that_chose_the_threshold(world, tmp_path):
-    run = shutil.copytree(world.classifier, tmp_path / "run")
+    run = copied(world, tmp_path / "run")
     succeed(evaluate, run, "--split", "validate")
     rows = in_bits(run / "predictions/validate.csv")
     labels = np.array([float(row["label"]) for row in rows])
@@ -145,7 +152,7 @@ def test_cases_are_judged_by_the_numbers_that_chose_the_threshold(world, tmp_pat
 
 
 def test_numbers_are_read_back_to_the_last_bit(world, tmp_path, monkeypatch):
-    run = shutil.copytree(world.classifier, tmp_path / "run")
+    run = copied(world, tmp_path / "run")
     drawn = np.random.default_rng(1).normal(size=10) * 10.0 ** np.arange(-5, 5)
     answering(monkeypatch, classify.evaluate, lambda labels: drawn.astype(np.float32))
     predictions = classify.evaluate.evaluate(run).predictions
@@ -174,7 +181,7 @@ def test_saturated_logits_are_ranked_by_every_command(world, tmp_path, monkeypat
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_no_command_prints_a_metric_of_scores_that_are_not_finite(world, tmp_path, monkeypatch, value):
-    run = shutil.copytree(world.classifier, tmp_path / "run")
+    run = copied(world, tmp_path / "run")
     for module in (classify.finetune, classify.evaluate):
         answering(monkeypatch, module, lambda labels: np.where(np.arange(len(labels)) < 2, value, 0.0))
     line = mistake(evaluate, run, keep=world.root)
@@ -192,7 +199,7 @@ def test_no_command_prints_a_metric_of_scores_that_are_not_finite(world, tmp_pat
 
 @pytest.fixture
 def evaluated(world, tmp_path) -> Path:
-    run = shutil.copytree(world.classifier, tmp_path / "run")
+    run = copied(world, tmp_path / "run")
     succeed(evaluate, run)
     return run
 

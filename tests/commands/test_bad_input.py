@@ -177,4 +177,4 @@ def test_a_device_that_is_not_there(main, device, world, tmp_path):
 def test_batch_normalisation_needs_a_batch(world, tmp_path):
     words = ["--checkpoint", world.pretrained, "finetune.batch_size=1", "finetune.mode=linear"]
     line = mistake(finetune, *words, f"finetune.run={tmp_path}/run", keep=world.root)
-    assert line == "error: finetune.batch_size: found 1, expected at least 2 for batch normalisation"
+    assert line.startswith("error: finetune.batch_size: found 1, expected at least 2 for batch normalisation")
