@@ -14,6 +14,7 @@ from mae.engine.checkpoint import Checkpoint
 from mae.model import PRESETS
 from mae.settings import ModelSettings
 from mae.weights.layouts import Translation, translate
+from mae.weights.licenses import License
 from mae.weights.state_dicts import StateDict
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation that published weights were made with
@@ -54,7 +55,7 @@ class Source:
     pixel_std: Levels
     eps: float
     norm_pixel_loss: bool | None  # what the decoder predicts; None where there is none
-    license: str | None  # of the weights, where they have one
+    license: License | None  # of the weights, where they have one
     decoder: str | None = None
     decoder_heads: int | None = None
     assumed: tuple[str, ...] = ()
@@ -139,7 +140,7 @@ class Facts:
     """What a file says of its model besides the tensors; None where it does not say it."""
 
     eps: float
-    license: str
+    license: License
     norm_pixel_loss: bool | None = None
     heads: int | None = None
     decoder_heads: int | None = None
