@@ -4,6 +4,7 @@ import argparse
 import hashlib
 import json
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -52,7 +53,8 @@ def is_safetensors(path: Path) -> bool:
 def read_pickle(path: Path, allowed: Sequence[type] = ()) -> Any:
     """A torch file: tensors, plain values and objects of the `allowed` classes; UserError for any other."""
     try:
-        with torch.serialization.safe_globals(list(allowed)):
+        with torch.serialization.safe_globals(list(allowed)), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what torch finds odd in it: it is read, or refused in a line
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # likewise
         if code := re.search(r"GLOBAL (\S+)", str(error)):
