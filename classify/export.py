@@ -29,7 +29,7 @@ def export(checkpoint: str | Path, folder: str | Path, say: Callable[[str], None
     config = loaded.config
     model = mae_from(config.model, config.data.image_size)
     load_weights(model, loaded)
-    save_huggingface(model, folder, loaded.meta.get("license"), say)
+    save_huggingface(model, folder, loaded.meta.get("license"), say, config.data.resize)
 
 
 def _export_classifier(loaded: Checkpoint, folder: str | Path, say: Callable[[str], None]) -> None:
@@ -67,6 +67,7 @@ def _export_classifier(loaded: Checkpoint, folder: str | Path, say: Callable[[st
         config=described,
         license=loaded.meta.get("license"),
         say=say,
+        resize=config.data.resize,
     )
 
 

@@ -155,8 +155,14 @@ def expect_finite(content: Any, place: str | Path) -> None:
         if isinstance(part, Mapping) and id(part) not in met:
             met.add(id(part))
             todo += [(f"{name}.{inner}".strip("."), value) for inner, value in part.items()]
-        elif is_dense(part) and part.is_floating_point() and not part.isfinite().all():
+        elif is_dense(part) and part.is_floating_point() and not _is_finite(part):
             raise UserError(f"{place}: {printable(name)}: found NaN or infinity, expected finite numbers")
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    if tensor.itemsize == 1:  # torch compares no numbers of 8 bits
+        tensor = tensor.float()
+    return bool(tensor.isfinite().all())
 
 
 def is_dense(content: Any) -> bool:

@@ -5,6 +5,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from mae.weights.licenses import License, spoken
+
 SHOWN = 12  # names in a printed line
 
 
@@ -13,7 +15,7 @@ class Report:
     """The account of a conversion: every tensor of the source is loaded, adapted or unexpected."""
 
     place: str
-    license: str | None  # of the weights, where they have one
+    license: License | None  # of the weights, where they have one
     loaded: tuple[str, ...] = ()  # the source's names, taken bit for bit
     adapted: Mapping[str, str] = field(default_factory=dict)  # the source's name → what was done to it
     missing: tuple[str, ...] = ()  # the model's names, left at fresh initialisation
@@ -22,7 +24,7 @@ class Report:
     loss: str = ""  # what a decoder that was taken over will be trained to predict
 
     def __str__(self) -> str:
-        lines = [f"{self.place}: {len(self.loaded)} tensors loaded, licence {self.license or 'not stated'}"]
+        lines = [f"{self.place}: {len(self.loaded)} tensors loaded, licence {spoken(self.license)}"]
         for how in dict.fromkeys(self.adapted.values()):
             names = [name for name, done in self.adapted.items() if done == how]
             lines.append(f"  adapted: {_shorten(names)}: {how}")

@@ -4,20 +4,19 @@ import argparse
 import hashlib
 import json
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 
 from data.errors import UserError, printable
 
 NAMES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-LICENSES = ("LICENSE", "LICENSE.md", "LICENSE.txt")
 
 
 def existing(path: str | Path) -> Path:
@@ -54,7 +53,8 @@ def is_safetensors(path: Path) -> bool:
 def read_pickle(path: Path, allowed: Sequence[type] = ()) -> Any:
     """A torch file: tensors, plain values and objects of the `allowed` classes; UserError for any other."""
     try:
-        with torch.serialization.safe_globals(list(allowed)):
+        with torch.serialization.safe_globals(list(allowed)), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what torch finds odd in it: it is read, or refused in a line
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # likewise
         if code := re.search(r"GLOBAL (\S+)", str(error)):
@@ -107,28 +107,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise UserError(f"{path}: found {type(raw).__name__}, expected settings by name")
     return raw
-
-
-def license_of(folder: Path) -> str:
-    """The licence a folder names: in its README's front matter, else the LICENSE's first line, else "unknown"."""
-    if named := _front_matter(folder / "README.md").get("license"):
-        return str(named)
-    for name in LICENSES:
-        if (folder / name).is_file():
-            lines = (folder / name).read_text(encoding="utf-8", errors="replace").split("\n")
-            return next((line.strip("# \t") for line in lines if line.strip("# \t")), "unknown")
-    return "unknown"
-
-
-def _front_matter(readme: Path) -> dict[str, Any]:
-    """The YAML between a README's leading --- lines."""
-    text = readme.read_text(encoding="utf-8", errors="replace") if readme.is_file() else ""
-    found = re.match(r"---\n(.*?)\n---", text, re.S)
-    try:
-        front = yaml.safe_load(found[1]) if found else None
-    except yaml.YAMLError:
-        return {}
-    return front if isinstance(front, dict) else {}
 
 
 def read_facebook(path: Path) -> Any:

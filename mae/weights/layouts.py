@@ -245,19 +245,17 @@ def _join_qkv(found: Translation, place: str) -> None:
 
 def _zero_biases(found: Translation, place: str) -> None:
     """Attention without biases is attention with zeros; what has some of them has lost the others."""
-    for room in ("encoder", "decoder"):
-        start = f"{room}.blocks."
-        inside = [name for name in found.weights if name.startswith(start) and ".attention." in name]
-        biases = [name for name in inside if name.endswith(".bias") and ".out." not in name]
-        for name in [name for name in inside if name.endswith("qkv.weight")]:
-            bias = name.replace(".weight", ".bias")
-            if bias in found.weights:
-                continue
-            if biases:
-                raise UserError(f"{place}: found {biases[0]} and no {bias}, expected biases in all blocks or in none")
-            found.weights[bias] = found.weights[name].new_zeros(found.weights[name].shape[:1])
-            found.origins[bias] = ()
-            found.note(name, NO_BIASES)
+    inside = [name for name in found.weights if ".attention." in name and ".out." not in name]
+    biases = [name for name in inside if name.endswith(".bias")]
+    for name in inside:
+        bias = name.removesuffix(".weight") + ".bias"
+        if not name.endswith(".qkv.weight") or bias in found.weights:
+            continue
+        if biases:
+            raise UserError(f"{place}: found {biases[0]} and no {bias}, expected biases in all blocks or in none")
+        found.weights[bias] = found.weights[name].new_zeros(found.weights[name].shape[:1])
+        found.origins[bias] = ()
+        found.note(name, NO_BIASES)
 
 
 def _take_class_position(found: Translation) -> None:

@@ -14,6 +14,7 @@ from mae.engine.checkpoint import Checkpoint
 from mae.model import PRESETS
 from mae.settings import ModelSettings
 from mae.weights.layouts import Translation, translate
+from mae.weights.licenses import License
 from mae.weights.state_dicts import StateDict
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation that published weights were made with
@@ -54,7 +55,7 @@ class Source:
     pixel_std: Levels
     eps: float
     norm_pixel_loss: bool | None  # what the decoder predicts; None where there is none
-    license: str | None  # of the weights, where they have one
+    license: License | None  # of the weights, where they have one
     decoder: str | None = None
     decoder_heads: int | None = None
     assumed: tuple[str, ...] = ()
@@ -139,7 +140,7 @@ class Facts:
     """What a file says of its model besides the tensors; None where it does not say it."""
 
     eps: float
-    license: str
+    license: License
     norm_pixel_loss: bool | None = None
     heads: int | None = None
     decoder_heads: int | None = None
@@ -212,9 +213,10 @@ def _pixel_statistics(facts: Facts, channels: int, target: Target, assumed: list
 
 
 def _check_statistics(mean: Levels, std: Levels, channels: int, place: str) -> None:
-    lowest = min(std) if isinstance(std, tuple) else std
-    if lowest <= 0:
-        raise UserError(f"{place}: found pixel_std {std}, expected deviations above 0")
+    if not all(0 <= level < 1 for level in as_tuple(mean)):
+        raise UserError(f"{place}: found pixel_mean {mean}, expected 0 to below 1")
+    if not all(0 < level <= 1 for level in as_tuple(std)):
+        raise UserError(f"{place}: found pixel_std {std}, expected deviations above 0, to 1")
     for name, levels in (("pixel_mean", mean), ("pixel_std", std)):
         if isinstance(levels, tuple) and len(levels) != channels:
             raise UserError(
@@ -278,6 +280,10 @@ def _grid_of(n: int, patch_size: int, size: Any, wanted: Size | None, place: str
     raise UserError(f"{place}: found {n} positions of patches, expected those of {expected} in patches of {patch_size}")
 
 
+def as_tuple(levels: Levels) -> tuple[float, ...]:
+    return levels if isinstance(levels, tuple) else (levels,)
+
+
 def same_levels(one: Levels, other: Levels) -> bool:
     """Whether two means, or two deviations, are the same for every channel."""
     a = torch.tensor(one, dtype=torch.float64)  # c, or one number for all
@@ -290,7 +296,7 @@ def same_levels(one: Levels, other: Levels) -> bool:
 def as_levels(value: Any, scale: float, place: Any) -> Levels:
     """A file's mean or deviation of pixels, whose white is `scale`, as grey levels in 0..1."""
     values = value if isinstance(value, list) and value else [value]
-    if not all(isinstance(each, int | float) and isfinite(each) for each in values):
+    if not all(isinstance(each, int | float) and not isinstance(each, bool) and isfinite(each) for each in values):
         raise UserError(f"{place}: found {printable(value)} for mean or deviation, expected a number for each channel")
     levels = tuple(each / scale for each in values)
     return levels[0] if len(levels) == 1 else levels

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import UserError
-from mae.weights.files import license_of, read_facebook, read_folder, read_json, read_weights
+from mae.weights.files import read_facebook, read_folder, read_json, read_weights
+from mae.weights.licenses import license_of
 from mae.weights.source import Facts, Source, Target, as_levels, make_source
 from mae.weights.state_dicts import StateDict, state_dict_of
 

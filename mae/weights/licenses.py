@@ -1,0 +1,114 @@
+"""Licences of weights: read from a folder, carried by checkpoints as plain values, written into another folder.
+
+A licence is a text, as `mit`, or the fields of a README's front matter where there are several: one that a hub has no
+name for is `license: other`, with its name and where to find it. Strangers write them: what goes out is one line each.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from data.errors import printable
+
+License = str | Mapping[str, str]
+UNKNOWN = "unknown"
+FIELDS = ("license", "license_name", "license_link")
+FILES = ("LICENSE", "LICENSE.md", "LICENSE.txt")
+LONGEST = 2**20  # bytes of a README that may still be read for its front matter
+
+
+def license_of(folder: Path) -> License:
+    """The licence a folder names: in its README's front matter, else its LICENSE's first line, else "unknown"."""
+    front = _front_matter(folder)
+    fields = fields_of(front)
+    if set(fields) == {"license"}:
+        return fields["license"]
+    if fields:
+        return fields
+
+    for name in FILES:
+        for line in _lines(folder, name):
+            if text := _one_line(line.strip("# \t")):
+                return text
+    return UNKNOWN
+
+
+def spoken(license: License | None) -> str:
+    """For a line of text."""
+    fields = fields_of(license)
+    if not fields:
+        return "not stated"
+    words = ", ".join(fields[name] for name in ("license", "license_name") if name in fields)
+    if "license_link" in fields:
+        words = f"{words} ({fields['license_link']})"
+    return words
+
+
+def fields_of(license: Any) -> dict[str, str]:
+    """For a config.json or a README's front matter: what there is of the fields, each in one line."""
+    if isinstance(license, str):
+        license = {"license": license}
+    if not isinstance(license, Mapping):
+        return {}
+    lines = {name: _one_line(license.get(name)) for name in FIELDS}
+    return {name: line for name, line in lines.items() if line}
+
+
+def front_matter(license: License | None, others: Mapping[str, Any]) -> str:
+    """The front matter of a README, whatever a licence is called: values are values and end no line of YAML."""
+    fields = fields_of(license)
+    if re.fullmatch(r"[\w.+-]+", fields.get("license", "")):  # a hub's names are in small letters
+        fields["license"] = fields["license"].lower()
+    front = yaml.safe_dump(
+        {**fields, **others}, sort_keys=False, allow_unicode=True, default_flow_style=None, width=10**6
+    )
+    return f"---\n{front}---\n"
+
+
+def _one_line(value: Any) -> str:
+    """A text, or several, as one line that moves no cursor; nothing for what is no text."""
+    if isinstance(value, list):
+        value = ", ".join(each for each in value if isinstance(each, str))
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return ""
+    return printable(" ".join(str(value).split()), longest=1000)
+
+
+def _front_matter(folder: Path) -> dict[str, Any]:
+    """The YAML between a README's leading --- lines."""
+    lines = _lines(folder, "README.md")
+    if next(lines, "").rstrip() != "---":
+        return {}
+    inner: list[str] = []
+    for line in lines:
+        if line.rstrip() == "---":
+            break
+        inner.append(line)
+    else:
+        return {}
+    try:
+        front = yaml.safe_load("\n".join(inner))
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return _by_line(inner)
+    return front if isinstance(front, dict) else {}
+
+
+def _by_line(lines: list[str]) -> dict[str, Any]:
+    """The licence in a front matter that is no YAML, as `license: Name: the second` is none."""
+    pairs = [line.partition(":") for line in lines]
+    return {name.strip(): value.strip().strip("'\"") for name, _, value in pairs if name.strip() in FIELDS}
+
+
+def _lines(folder: Path, name: str) -> Iterator[str]:
+    """The lines of a text file of the folder; none of one that lies elsewhere, which is not the folder's word."""
+    path = (folder / name).resolve()
+    # a hub's cache keeps contents beside its snapshots of folders, and links to them
+    homes = (folder.resolve(), folder.resolve().parent.parent / "blobs")
+    if not path.is_file() or path.parent not in homes:
+        return
+    with path.open("rb") as file:
+        text = file.read(LONGEST).decode("utf-8-sig", errors="replace")
+    yield from text.splitlines()
