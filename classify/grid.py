@@ -124,7 +124,7 @@ def _changes(grid: CompareSettings, row: RowSettings, pretraining: str | None, l
     changes: dict[str, Any] = {}
     if pretraining is not None:  # counts in both stages
         changes |= flat(_settings_of(grid, pretraining))
-    if labelled:
+    if labelled is not None:
         changes["finetune.sample"] = labelled
     return changes | flat(row.set)
 

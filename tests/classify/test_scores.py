@@ -56,6 +56,15 @@ def test_saturated_logits_keep_their_order():
     assert found.brier == pytest.approx(np.mean((expit(SATURATED) - SATURATED_LABELS) ** 2))
 
 
+def test_large_logits_alone_are_ranked_as_scikit_learn_ranks_them():
+    labels = np.array([0] + [1] * 14)  # torchmetrics 2819, where the area is .5
+    above_98 = [0.1, 0.46, 0.11, 0.15, -0.4, 0.94, 1.26, 1.5, 1.73, 1.66, 1.69, 1.47, 1.96, 1.89, 1.88]
+    logits = 98 + np.array(above_98)
+    scored = with_scores(images(labels), predicted(logits, labels), None, "here")
+    found = binary_metrics(scored["label"], scored["score"], logits=scored["logit"]).auc
+    assert found == pytest.approx(sk.roc_auc_score(labels, logits.astype(np.float32)), rel=1e-15)
+
+
 def test_resamples_are_ordered_by_logits_and_judged_by_scores():
     rng = np.random.default_rng(3)
     labels = rng.integers(0, 2, 31)
