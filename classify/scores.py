@@ -9,7 +9,7 @@ from torch import Tensor
 from classify.cases import labelled_rows, study_numbers
 from classify.models.build import Model
 from classify.settings import Unit
-from data.errors import UserError
+from data.errors import NotFinite
 from data.loader import Loader
 from mae.engine.optim import autocast
 from mae.settings import Precision
@@ -34,7 +34,7 @@ def with_scores(table: pd.DataFrame, predicted: Tensor, target: str | None, plac
     """The table's rows whose images could be read, with their logit and score, of what `predict_logits` says of all.
 
     Both columns are of 64 bits, and the numbers by which thresholds are chosen, cases judged and files written.
-    UserError, naming `place`, where a logit is not finite: no metric is made of it.
+    NotFinite, naming `place`, where a logit is not finite: no metric is made of it.
     """
     logits, labels = predicted.double().unbind(dim=1)  # n each
     was_read = ~labels.isnan().numpy()
@@ -44,9 +44,8 @@ def with_scores(table: pd.DataFrame, predicted: Tensor, target: str | None, plac
 
     broken = int((~np.isfinite(table["logit"])).sum())
     if broken:
-        raise UserError(
-            f"{place}: found {broken:,} of {len(table):,} scores of split {split!r} not finite, expected numbers; "
-            "precision=fp32 helps where numbers grow too large, a lower base_lr where weights do"
+        raise NotFinite(
+            f"{place}: found {broken:,} of {len(table):,} scores of split {split!r} not finite, expected numbers"
         )
     return table.assign(score=expit(table["logit"]))
 

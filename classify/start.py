@@ -37,8 +37,10 @@ def beginning(config: ClassifyConfig, checkpoint: str | Path | None) -> tuple[Cl
 
 
 def resolved(config: ClassifyConfig) -> ClassifyConfig:
-    """The config with the sizes that `model.init` brings, where a ViT is to begin from it."""
-    return resolve(config) if config.finetune.model == "vit" else config
+    """The config as its run has it: with the sizes that `model.init` brings, where a ViT is to begin from it."""
+    if config.finetune.model == "vit":
+        return resolve(config)
+    return without_weights(config)
 
 
 def config_for(checkpoint: Checkpoint, config: ClassifyConfig | None, overrides: Mapping[str, Any]) -> ClassifyConfig:

@@ -14,6 +14,15 @@ class UserError(ValueError):
         super().__init__(printable(_shortened(message), longest=ESCAPED * LONGEST))
 
 
+class NotFinite(UserError):
+    """Numbers that are none any more, and so no metric. A training goes on: later weights may do better."""
+
+    def __init__(self, found: str):
+        super().__init__(
+            f"{found}; precision=fp32 helps where numbers grow too large, a lower base_lr where weights do"
+        )
+
+
 def printable(text: object, longest: int = 200) -> str:
     """A stranger's name as it may stand in a line: nothing in it ends the line or moves the cursor, and it is short."""
     shown = "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in str(text))

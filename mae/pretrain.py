@@ -15,7 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 from data.augment import DRAWS, augment
 from data.config import expand
 from data.draws import uniform
-from data.errors import UserError
+from data.errors import NotFinite, UserError
 from data.loader import Batch, Data, Loader, image_names, open_data
 from data.manifest import digest
 from data.settings import Size
@@ -204,6 +204,8 @@ def validate(
 
     # every rank has seen its share
     mean = (distributed.all_reduce_sum(total) / distributed.all_reduce_sum(count)).item()
+    if not math.isfinite(mean):
+        raise NotFinite(f"validation: found a loss of {mean}, expected a number")
     return Validation({"validate/loss": mean}, score=-mean, meta={"validate_loss": mean})
 
 

@@ -13,6 +13,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 from torch.nn import functional as F
 
+from data.errors import NotFinite
 from data.loader import Loader
 from mae.encoder import Encoder
 from mae.engine import distributed
@@ -53,6 +54,8 @@ def _features_and_targets(
 
     # each rank has seen its share of the images
     features = distributed.all_gather_rows(torch.cat(pooled))  # n d
+    if not features.isfinite().all():
+        raise NotFinite("probe: found features that are not finite, expected numbers")
     targets = distributed.all_gather_rows(torch.cat(labels))  # n
     known = ~targets.isnan()
     return features[known], targets[known].numpy().astype(np.int64)

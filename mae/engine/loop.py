@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from data.errors import UserError
+from data.errors import NotFinite, UserError
 from data.signals import Stopped, noting_signals
 from mae.engine import distributed
 from mae.engine.checkpoint import Checkpoint, NotSaved, check_weights, latest_checkpoint, save_checkpoint
@@ -227,19 +227,13 @@ class _Run:
     def _validate(self, epoch: int) -> Validation:
         """The validation of what is handed on; what was learned is saved where it fails."""
         try:
-            validation = evaluating(self.update.kept, lambda model: self.stage.validate(model, epoch))
+            return evaluating(self.update.kept, lambda model: self.stage.validate(model, epoch))
+        except NotFinite as error:
+            self.progress.say(f"warning: {self.folder.name}: after epoch {epoch}, no candidate for best.pt: {error}")
+            return Validation({}, -math.inf, {})
         except Exception:
             self._save_last()
             raise
-
-        broken = [name for name, value in validation.metrics.items() if not math.isfinite(value)]
-        if not broken:
-            return validation
-        self.progress.say(
-            f"warning: {self.folder.name}: {' and '.join(broken)} not finite after epoch {epoch}: not a candidate for "
-            "best.pt; lower base_lr or precision=fp32 may help in another run"
-        )
-        return validation._replace(score=-math.inf)
 
     def stop_if(self, signals: list[str]) -> None:
         """End the run after a signal to any rank, its checkpoint written."""

@@ -48,3 +48,15 @@ def test_evaluation_marks_validation_too(world, tmp_path):
     assert "predictions/test.csv: split test: n = 10 images" in said
     assert "flatter" not in said
     assert "on validation" not in said
+
+
+def test_a_finished_comparison_of_every_kind_of_row_is_left_alone(world, tmp_path):
+    rows = (
+        "compare.rows=[{name: MAE, pretraining: [mae]}, {name: ViT}, {name: ResNet, set: {finetune.model: resnet18}}]"
+    )
+    words = ["--config", world.config, f"run={tmp_path}/grid", "compare.pretrainings={mae: {}}", rows]
+    said = succeed(compare, *words)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("grid/*/*.pt")}
+    assert len(before) == 8
+    assert succeed(compare, *words).splitlines()[-20:] == said.splitlines()[-20:]
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("grid/*/*.pt")} == before

@@ -14,7 +14,7 @@ from toy_stage import spoiling, toy_stage
 from classify.cases import labelled_splits
 from classify.cli import finetune as finetune_command
 from classify.finetune import finetune_stage
-from data.errors import UserError
+from data.errors import NotFinite, UserError
 from mae import load_checkpoint
 from mae.cli import pretrain as pretrain_command
 from mae.engine import distributed
@@ -113,10 +113,12 @@ def test_a_validation_without_a_number_is_no_candidate(config, tmp_path, capsys)
 
     def validate(model, epoch):
         score = next(scores)
+        if math.isnan(score):
+            raise NotFinite("here: found 3 scores not finite")
         return Validation({"validate/score": score}, score, {"of": score})
 
     fit(toy_stage(config, schedule={"epochs": 3}, validate=validate), tmp_path)
-    assert "validate/score not finite after epoch 2" in capsys.readouterr().err
+    assert "after epoch 2, no candidate for best.pt: here: found 3 scores not finite; " in capsys.readouterr().err
     assert load_checkpoint(tmp_path / "best.pt").progress["epoch"] == 1
     rows = [row for row in read_metrics(tmp_path) if "epoch" in row]
     assert ["validate/score" in row for row in rows] == [True, False, True]
@@ -124,7 +126,7 @@ def test_a_validation_without_a_number_is_no_candidate(config, tmp_path, capsys)
 
 def test_a_run_that_never_had_a_number_says_so_each_time(config, tmp_path):
     def validate(model, epoch):
-        return Validation({"validate/score": math.nan}, math.nan, {})
+        raise NotFinite("here: found 3 scores not finite")
 
     for _ in range(2):  # the same command again is no success either
         with pytest.raises(UserError, match=r"found no validation with finite numbers in 2 epochs"):
