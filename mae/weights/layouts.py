@@ -88,7 +88,6 @@ TO_OURS = {
     program: {theirs: ours for layout in layouts for ours, theirs in layout.items()}
     for program, layouts in {"timm": [TIMM], "huggingface": [HUGGINGFACE, HUGGINGFACE_5, HUGGINGFACE_MODULES]}.items()
 }
-QKV = ("attention.q", "attention.k", "attention.v")
 NO_BIASES = "has no biases: zeros, the same"
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -222,23 +221,28 @@ def _check_tokens(weights: Mapping[str, Tensor], room: str, width: int, place: s
         n = positions.shape[1] - 1
     token = {"encoder": "class_token", "decoder": "mask_token"}[room]
     shapes = {f"{room}.{token}": (1, 1, width), f"{room}.positions": (1, 1 + n, width), f"{room}.embed.bias": (width,)}
-    for name, shape in shapes.items():
+    for name in shapes:
         if name not in weights:
             raise UserError(f"{place}: found no tensor for {name}, expected those of a Vision Transformer")
+    for name, shape in shapes.items():
         if weights[name].shape != shape or not weights[name].numel():
             raise UserError(f"{place}: found {name} {tuple(weights[name].shape)}, expected {shape}")
 
 
 def _join_qkv(found: Translation, place: str) -> None:
     """q, k and v under one name, in this order."""
-    for name in [name for name in found.weights if ".attention.q." in name]:
-        parts = [name.replace(QKV[0], part) for part in QKV]
-        if not all(part in found.weights for part in parts):
-            continue  # what lacks shows as missing
+    ours = re.compile(r"(.*\.attention\.)[qkv](\.\w+)")
+    found_parts = [match for name in found.weights if (match := ours.fullmatch(name))]
+    for stem, leaf in dict.fromkeys(match.groups() for match in found_parts):
+        parts = [f"{stem}{part}{leaf}" for part in "qkv"]
+        for part in parts:
+            if part not in found.weights:
+                raise UserError(f"{place}: found no tensor for {part}, expected q, k and v")
         shapes = [tuple(found.weights[part].shape) for part in parts]
         if len(set(shapes)) > 1 or not shapes[0]:
-            raise UserError(f"{place}: found {name} and its k and v of shapes {shapes}, expected one shape")
-        joined = name.replace(".q.", ".qkv.")
+            raise UserError(f"{place}: found {stem}q{leaf} and its k and v of shapes {shapes}, expected one shape")
+
+        joined = f"{stem}qkv{leaf}"
         found.weights[joined] = torch.cat([found.weights.pop(part) for part in parts])
         found.origins[joined] = tuple(each for part in parts for each in found.origins.pop(part))
 
