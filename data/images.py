@@ -22,7 +22,7 @@ from PIL import Image, ImageOps
 
 from data.aspect import pixel_aspect
 from data.jpeg import bits_of, block_means, check_scans, means_only
-from data.refusal import MAX_PIXELS, UnreadableImage, check_size, refuse
+from data.refusal import MAX_PIXELS, NotNow, UnreadableImage, check_size, may_pass, refuse
 from data.settings import Resize, Size, Tone, height_and_width
 from data.stand_ins import ENOUGH, pointing_link, stand_in
 from data.tones import between_tails, to_bytes
@@ -150,11 +150,15 @@ def _read(path: str | Path, tone: Tone, at_least: Size | None, of_sides: OfSides
 
     except UnreadableImage as reason:
         message = f"{path}: {reason}"
+    except MemoryError:
+        raise NotNow(_one_line(f"{path}: found too little memory to read it, expected enough")) from None
     except OSError as error:  # strerror: the file's trouble; without one it is Pillow's word on the content
         trouble = f"damaged content ({_one_line(error)})"
         if error.strerror:
             trouble = pointing_link(Path(path)) or error.strerror.lower()
         message = f"{path}: found {trouble}, expected a readable image file"
+        if may_pass(error):
+            raise NotNow(_one_line(message)) from None
     except Exception as error:
         message = f"{path}: found damaged content ({type(error).__name__}), expected an intact image file"
     raise UnreadableImage(_one_line(message))

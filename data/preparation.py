@@ -18,10 +18,11 @@ from data.images import READER_VERSION
 from data.locks import locked
 from data.manifest import Manifest, open_manifest
 from data.settings import DataConfig, DataSettings, Size
-from data.store import Decoded, ImageStore, StoreWriter, decode_rows
+from data.store import Decoded, ImageStore, Postponed, StoreWriter, decode_rows
 from data.store_reuse import forget_plan, take_over
 from data.workers import TRIES, Job, Killed, run_jobs, run_one_by_one, usable_cores
 
+AGAIN = 64  # images that are tried once more where the system would not read them
 CHUNK = 32  # images a worker decodes between two reports
 
 
@@ -180,7 +181,7 @@ def _decode_all(settings: DataSettings, writer: StoreWriter) -> None:
     """Decode what the writer still lacks, in chunks that processes share.
 
     Raises UserError for images whose process was killed, alone, when all others are decoded: it may be for lack of
-    memory, so they are not rejected.
+    memory, so they are not rejected; nor are those that the system would not read, which may pass.
     """
     todo = writer.todo().tolist()
     suspects = writer.killers().tolist()
@@ -191,17 +192,27 @@ def _decode_all(settings: DataSettings, writer: StoreWriter) -> None:
     workers = min(settings.workers or usable_cores(), len(jobs))
     size = _pixels(settings.image_size)
     with tqdm(total=len(todo) + len(suspects), desc=f"decode to {size} px", unit="image", disable=None) as bar:
+        postponed: dict[int, str] = {}
         try:
-            _note_all(writer, run_jobs(decode_rows, jobs, workers), bar)
+            _note_all(writer, run_jobs(decode_rows, jobs, workers), bar, postponed)
         except Killed as killed:
             for _, chunk, *_ in killed.jobs:
                 suspects += [row for row, *_ in chunk]
 
-        # which of a chunk's images is it?
+        # which of a chunk's images is it? And does it go better now what the system would not do just now?
+        if len(postponed) <= AGAIN:
+            suspects += postponed
+            postponed = {}
         try:
-            _note_all(writer, run_one_by_one(decode_rows, [_job(settings, writer, [row]) for row in suspects]), bar)
+            alone = [_job(settings, writer, [row]) for row in suspects]
+            _note_all(writer, run_one_by_one(decode_rows, alone), bar, postponed)
         except Killed as killed:
             raise _killed(writer, [chunk[0][0] for _, chunk, *_ in killed.jobs]) from None
+    if postponed:
+        raise UserError(
+            f"{next(iter(postponed.values()))} ({len(postponed)} such files), which may pass; "
+            "all others are decoded and kept: run again"
+        )
 
 
 def _job(settings: DataSettings, writer: StoreWriter, rows: list[int]) -> Job:
@@ -209,12 +220,19 @@ def _job(settings: DataSettings, writer: StoreWriter, rows: list[int]) -> Job:
     return str(writer.images), chunk, settings.image_size, settings.resize, settings.tone
 
 
-def _note_all(writer: StoreWriter, decoded: Generator[list[Decoded]], bar: "tqdm[Any]") -> None:
+def _note_all(
+    writer: StoreWriter, decoded: Generator[list[Decoded]], bar: "tqdm[Any]", postponed: dict[int, str]
+) -> None:
+    """Record what is decoded; adds to `postponed` the rows for which the time is not now, with the reason."""
     with closing(decoded):
         for results in decoded:
             for result in results:
                 writer.note(*result)
-            bar.update(len(results))
+                row, *_, reason = result
+                if isinstance(reason, Postponed):
+                    postponed[row] = reason
+                else:
+                    bar.update()
 
 
 def _killed(writer: StoreWriter, rows: list[int]) -> UserError:

@@ -23,7 +23,7 @@ import numpy as np
 from data.checksums import Published, hasher
 from data.errors import UserError
 from data.images import read_fitted
-from data.refusal import UnreadableImage
+from data.refusal import NotNow, UnreadableImage, may_pass
 from data.settings import Resize, Size, Tone, height_and_width
 from data.writing import flush_to_disk, read_json, replacing, write_csv, write_json, write_text
 
@@ -35,6 +35,10 @@ ZEROS = 2**24  # bytes written at a time where room cannot be reserved
 DIGITS = 32  # of a file's SHA-256, in hex: 128 bits tell any two files apart, in half the index
 Asked = tuple[int, str, Published | None]  # row; path; what a list of checksums says of the file
 Decoded = tuple[int, int, str, str, str | None]  # row; bytes, digest and stamp of the file; reason if it is rejected
+
+
+class Postponed(str):
+    """A reason that may pass: the file is not rejected for it."""
 
 
 class ImageReader(Protocol):
@@ -173,7 +177,9 @@ class StoreWriter:
         return np.flatnonzero(self.state == REJECTED).tolist()
 
     def note(self, row: int, size: int, digest: str, stamp: str, reason: str | None) -> None:
-        """Record that a row is decoded, or why it cannot be."""
+        """Record that a row is decoded, or why it cannot be; of one that is postponed nothing."""
+        if isinstance(reason, Postponed):
+            return
         self.bytes[row] = size
         self.digests[row] = digest
         self.stamps[row] = stamp
@@ -261,10 +267,13 @@ def _decode(
         before = stamp_of(path)  # a file that changes while it is read is another one afterwards
         array[row] = read_fitted(path, size, resize, tone, content.note)
         size_of_file = file_of(path).stat().st_size
+    except NotNow as error:
+        return 0, "", "", Postponed(error)
     except UnreadableImage as error:
         return 0, "", "", "; ".join([str(error), *content.differences()])
     except OSError as error:  # it went away just now
-        return 0, "", "", f"{path}: found {(error.strerror or str(error)).lower()}, expected a readable image file"
+        reason = f"{path}: found {(error.strerror or str(error)).lower()}, expected a readable image file"
+        return 0, "", "", Postponed(reason) if may_pass(error) else reason
 
     for difference in content.differences():  # it can be read, and is not what was published
         return 0, "", "", f"{path}: {difference}"

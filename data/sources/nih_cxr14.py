@@ -55,7 +55,8 @@ def _read_findings(lists: pd.Series, path: Path) -> pd.DataFrame:
             expected = f"some of {', '.join(NIH_FINDINGS)}"
             raise UserError(f"{path}: row {row}: found finding {sorted(strange)[0]!r}, expected {expected}")
     marks = np.array([[name in names for name in NIH_FINDINGS] for names in named], np.float32)
-    return pd.DataFrame(marks.reshape(len(kinds), -1)[number], index=lists.index, columns=list(NIH_FINDINGS))
+    marks = marks.reshape(len(kinds), len(NIH_FINDINGS))  # also where there is no row
+    return pd.DataFrame(marks[number], index=lists.index, columns=list(NIH_FINDINGS))
 
 
 def _paths(names: pd.Series, root: Path) -> pd.Series:

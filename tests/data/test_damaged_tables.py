@@ -103,7 +103,7 @@ def put(data: bytearray, rng: random.Random) -> None:
 def put_in_a_field(data: bytearray, rng: random.Random) -> None:
     """At the beginning or end of a field."""
     commas = [place for place, sign in enumerate(data) if sign in b",\n"]
-    at = rng.choice(commas) + rng.randint(0, 1)
+    at = rng.choice(commas or [0]) + rng.randint(0, 1)
     odd = (b'"', b" ", b"nan", b"inf", b"1e999", b"-", b"7.0", b"\xc2\xa0", b"../", b"x" * 200_000, b"=1+1", b"\x00")
     data[at:at] = rng.choice(odd)
 
@@ -279,3 +279,14 @@ def test_line_ends_blank_lines_and_commas_at_the_end_are_no_matter(end, quoted, 
 def test_quoted_texts_over_several_lines_are_read(tmp_path):
     text = "path,label,report\n" + "".join(f'{n}.png,{n % 2},"no ""change"",\nfine"\n' for n in range(20))
     assert len(open_table(tmp_path, text).table) == 20
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_header_alone_is_no_image(name, tmp_path):
+    source, build, per_image = SOURCES[name]
+    root = build(tmp_path / "root")
+    for each in per_image:
+        header = pd.read_csv(root / each, nrows=0, index_col=False)
+        header.to_csv(root / each, index=False)
+    with pytest.raises(UserError, match="found no images"):
+        open_manifest(tiny_config(tmp_path, data__source=source, data__root=str(root), data__views=[]))

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 from multiprocessing import popen_spawn_posix
+from pathlib import Path
 
 import deadly_reading
 import numpy as np
@@ -17,6 +18,7 @@ from checkout import in_checkout
 from interrupted_reading import bytes_of
 from tiny_world import tiny_config
 
+import data.images
 import data.locks
 import data.preparation
 import data.store
@@ -94,6 +96,50 @@ def test_a_job_that_kills_its_process_is_one_line_and_takes_no_other_with_it():
         for result in data.workers.run_jobs(deadly_reading.double_or_die, [(number,) for number in range(12)], 2):
             results.append(result)
     assert sorted(results) == [2 * number for number in range(12) if number != 7]
+
+
+# ---------------------------------------------------------------- files that cannot be read just now
+
+
+TROUBLES = [
+    OSError(errno.EMFILE, "Too many open files"),
+    OSError(errno.ESTALE, "Stale file handle"),
+    OSError(errno.EIO, "Input/output error"),
+    OSError(errno.ETIMEDOUT, "Connection timed out"),
+    MemoryError(),
+]
+
+
+def refuse_files(monkeypatch, names, error):
+    """In this process."""
+    read = data.images._file_bytes
+
+    def refused(path):
+        if Path(path).name in names:
+            raise error
+        return read(path)
+
+    monkeypatch.setattr(data.images, "_file_bytes", refused)
+
+
+@pytest.mark.parametrize("error", TROUBLES, ids=repr)
+def test_what_passes_rejects_no_file(error, tmp_path, monkeypatch, whole):
+    refuse_files(monkeypatch, ("0003.png", "0044.png"), error)
+    assert bytes_of(prepare(tiny_config(tmp_path))) == bytes_of(whole)  # another process reads them
+
+
+@pytest.mark.parametrize("again", [0, 64])
+@pytest.mark.parametrize("error", [TROUBLES[0], TROUBLES[-1]], ids=repr)
+def test_what_does_not_pass_is_a_line_and_all_others_are_kept(error, again, tmp_path, monkeypatch, whole):
+    with monkeypatch.context() as patch:
+        refuse_files(patch, ("0003.png", "0044.png"), error)
+        patch.setattr(data.preparation, "run_one_by_one", data.workers._here)
+        patch.setattr(data.preparation, "AGAIN", again)
+        with pytest.raises(UserError, match=r"0003.png: found too .*\(2 such files\), which may pass.*run again"):
+            prepare(tiny_config(tmp_path))
+    [state] = tmp_path.glob("stores/*/state.npy")
+    assert (np.load(state) == data.store.DONE).sum() == 58
+    assert bytes_of(prepare(tiny_config(tmp_path))) == bytes_of(whole)
 
 
 # ---------------------------------------------------------------- processes that are not started
