@@ -308,10 +308,11 @@ def _example(ids: pd.Series, credentialed: bool) -> str:
 
 
 def _name_patients(table: pd.DataFrame, settings: DataSettings) -> tuple[pd.DataFrame, list[str]]:
-    """Let an image stand for a patient or a study that is not named."""
+    """Let a study, or else an image, stand for a patient that is not named, and an image for such a study."""
     anonymous = table["patient_id"].isna()
+    of_one_study = "study " + table["study_id"]  # no patient's id, whatever numbers studies have
     table = table.assign(
-        patient_id=table["patient_id"].fillna(table["image_id"]),
+        patient_id=table["patient_id"].fillna(of_one_study).fillna(table["image_id"]),
         study_id=table["study_id"].fillna(table["image_id"]),
     )
     if not anonymous.any():
@@ -320,7 +321,10 @@ def _name_patients(table: pd.DataFrame, settings: DataSettings) -> tuple[pd.Data
     which = f"{anonymous.sum():,} images have no patient id"
     if anonymous.all():
         which = "there are no patient ids"
-    return table, [f"{which}: each such image counts as a patient, who may stand in two splits"]
+    stands = "each such image"
+    if not of_one_study.isna().all():
+        stands = "each such study, or image without one,"
+    return table, [f"{which}: {stands} counts as a patient, who may stand in two splits"]
 
 
 def _keep_views(table: pd.DataFrame, settings: DataSettings) -> tuple[pd.DataFrame, list[str]]:

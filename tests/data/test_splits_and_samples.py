@@ -78,6 +78,16 @@ def test_images_without_patients_split_by_image_and_say_so(tmp_path):
     assert any(note.startswith("7 images have no patient id") for note in opened(tmp_path, table).notes)
 
 
+def test_a_study_without_a_patient_stays_whole(tmp_path):
+    table = hospital()
+    studies = [f"s{number // 3}" for number in range(len(table))]
+    manifest = opened(tmp_path, table.drop(columns="patient_id").assign(study_id=studies))
+    assert (manifest.table.groupby("study_id")["split"].nunique() == 1).all()
+    assert set(manifest.table["split"]) == {"train", "validate", "test"}
+    assert any("each such study, or image without one, counts as a patient" in note for note in manifest.notes)
+    assert not manifest.patients_known
+
+
 # ---------------------------------------------------------------- samples
 
 
