@@ -45,8 +45,9 @@ class NotSaved(Exception):
 def save_checkpoint(checkpoint: Checkpoint, path: Path, previous: Path | None = None) -> None:
     """Write under a temporary name, flush to disk, then rename over the one before, or that one to `previous`.
 
-    Raises NotSaved where the disk does not take it.
+    Raises NotSaved where the disk does not take it, and UserError where a weight is not finite: what is there is kept.
     """
+    expect_finite(checkpoint.weights, path)
     try:
         with replacing(path) as temporary:
             with temporary.open("wb") as file:

@@ -152,3 +152,13 @@ def test_is_finished_reads_the_checkpoint(tmp_path):
     save_checkpoint(checkpoint_of(0), tmp_path / "best.pt")
     assert is_finished(tmp_path, 1)
     assert not is_finished(tmp_path, 2)
+
+
+def test_weights_that_are_not_finite_are_not_written(tmp_path):
+    save_checkpoint(checkpoint_of(0), tmp_path / "last.pt")
+    before = (tmp_path / "last.pt").read_bytes()
+    broken = Checkpoint("mae", {}, {"encoder.bias": torch.tensor([0.0, float("nan")])})
+    with pytest.raises(UserError, match=r"last.pt: encoder.bias: found NaN or infinity, expected finite numbers"):
+        save_checkpoint(broken, tmp_path / "last.pt", tmp_path / "previous.pt")
+    assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
+    assert (tmp_path / "last.pt").read_bytes() == before
