@@ -7,6 +7,7 @@ the command line is answered before torch is loaded.
 import argparse
 import os
 import sys
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
 
@@ -102,11 +103,17 @@ def print_and_stop(config: "Settings") -> NoReturn:
     raise SystemExit(0)
 
 
+def _warn_of_thread(failed: threading.ExceptHookArgs) -> None:
+    """A thread of a library that fails, such as TensorBoard's on a full disk: the command itself goes on."""
+    print(f"warning: {failed.exc_value or failed.exc_type.__name__}", file=sys.stderr)
+
+
 def run_command(command: Callable[[Arguments], None], argv: Arguments) -> NoReturn:
     """Run a command: a user's mistake becomes one line on stderr and exit code 2, a signal one and 75."""
     own_process = argv is None
     if own_process:
         print_in_any_locale()
+        threading.excepthook = _warn_of_thread
         os.environ["MPLBACKEND"] = "agg"  # pictures go into files; Jupyter names a backend that only its kernels have
 
     try:

@@ -1,5 +1,6 @@
 """Checkpoints: weights together with their config, written so that a kill never leaves half of one."""
 
+import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -74,6 +75,22 @@ def latest_checkpoint(folder: Path, kind: str | None = None) -> Checkpoint | Non
     except UserError as error:
         print(f"warning: {error}; going on from {previous}", file=sys.stderr)
         return load_checkpoint(previous, kind)
+
+
+def check_finished(folder: Path, kind: str | None = None) -> None:
+    """UserError unless last.pt and the best.pt that belongs to it are there, and whole."""
+    last = load_checkpoint(folder / "last.pt", kind)
+    best = folder / "best.pt"
+    if not best.exists() and last.progress.get("best") == -math.inf:
+        raise UserError(
+            f"{folder}: found no validation with finite numbers, expected one for best.pt; "
+            "start another run (run=…) with lower base_lr or precision=fp32"
+        )
+    if load_checkpoint(best, kind).progress.get("best") != last.progress.get("best"):
+        raise UserError(
+            f"{best}: found the weights of another epoch than the best one, expected those; they were not written "
+            "when they were there: start another run (run=…), or remove this folder"
+        )
 
 
 def _shallow(checkpoint: Checkpoint) -> dict[str, Any]:

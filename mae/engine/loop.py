@@ -5,6 +5,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +16,14 @@ from torch import Tensor, nn
 from data.errors import NotFinite, UserError
 from data.signals import Stopped, noting_signals
 from mae.engine import distributed
-from mae.engine.checkpoint import Checkpoint, NotSaved, check_weights, latest_checkpoint, save_checkpoint
+from mae.engine.checkpoint import (
+    Checkpoint,
+    NotSaved,
+    check_finished,
+    check_weights,
+    latest_checkpoint,
+    save_checkpoint,
+)
 from mae.engine.hparams import describe_run, end_session, write_hyperparameters
 from mae.engine.memory import keep_freed_memory
 from mae.engine.schedule import set_learning_rate
@@ -96,6 +104,9 @@ class _Run:
         self.update = Update(stage)
         self.position = self._resume()
         self.pending: list[tuple[Tensor, Batch]] = []  # updates nobody has looked at yet, with their batches
+        self.validated: dict[str, Any] = {}  # what last.pt is to know of the validation at this step
+        self.saved = self.position.step  # the step that last.pt stands at
+        self.owed: Checkpoint | None = None  # the best weights, where the disk did not take them
         self.watch = _Watch()
 
         # one rank writes for all
@@ -116,6 +127,7 @@ class _Run:
         save_steps = self.settings.save_steps
         stage.model.train()
         self.watch = _Watch()
+        self.validated = {}
         for batch in self.watch.waiting(stage.batches.epoch(position.epoch, position.batch)):
             set_learning_rate(stage.optimizer, stage.learning_rate(position.step))
             self.pending.append((self.update(batch.to(stage.device), position.epoch), batch))
@@ -206,7 +218,9 @@ class _Run:
 
         validation = self._validate(epoch)
         position.begin_epoch(epoch)
+        self.validated = validation.meta
         metrics = {"train/loss": train_loss, **validation.metrics}
+        self.tracker.begin_again(position.step)  # where it was lost to a full disk
         self.tracker.scalars(position.step, {"epoch": epoch, "epoch/train_loss": train_loss, **validation.metrics})
         self.progress.line(f"{self.folder.name}: epoch {epoch}/{stage.epochs} {_numbers(metrics)}")
 
@@ -214,8 +228,8 @@ class _Run:
         if validation.score > position.best:
             position.best = validation.score
             self.tracker.best(position.step, validation.metrics)
-            self._save("best.pt", validation.meta, optimizer=False)
-        self._save_last(validation.meta)
+            self._save_best()
+        self._save_last()
 
         # pictures come last: one that fails costs nothing but itself
         model = self.update.kept
@@ -243,54 +257,89 @@ class _Run:
         if not distributed.any_rank(bool(signals), self.stage.device):
             return
 
-        if position.batch:  # at an epoch's end it is written already
+        if self.saved != position.step:  # at an epoch's end it is written already
             self._save_last()
         name = signals[0] if signals else "another rank's signal"
-        line = f"{self.folder}: stopped by {name} at step {position.step}, which is saved; "
-        raise Stopped(line + "the same command goes on from it", speaks=distributed.is_main())
+        stands = "which is saved; the same command goes on from it"
+        if self.saved != position.step:
+            stands = f"which could not be saved; the same command goes on from step {self.saved}"
+        raise Stopped(
+            f"{self.folder}: stopped by {name} at step {position.step}, {stands}", speaks=distributed.is_main()
+        )
 
     def finish(self) -> None:
-        """All ranks meet at the end; the checkpoint before the last is not needed any more."""
+        """All ranks meet at the end. Raises UserError unless both checkpoints are there, and whole."""
         self.tracker.draw(end_session)
         distributed.barrier()
         if not distributed.is_main():
             return
-        if not (self.folder / "best.pt").exists():
+
+        # the last chance of what the disk did not take so far
+        if self.owed or self.saved != self.position.step:
+            self._save_last()
+        if self.owed or self.saved != self.position.step:
             raise UserError(
-                f"{self.folder}: found no validation with finite numbers in {self.stage.epochs} epochs, expected one "
-                "for best.pt; start another run (run=…) with lower base_lr or precision=fp32"
+                f"{self.folder}: found no way to write the last checkpoints (warnings say why), so the run is not "
+                f"finished; mend that and give the same command again: it goes on from step {self.saved}"
             )
-        (self.folder / "previous.pt").unlink(missing_ok=True)
+
+        check_finished(self.folder, self.stage.kind)
+        with suppress(OSError):  # the checkpoint before the last is not needed any more
+            (self.folder / "previous.pt").unlink(missing_ok=True)
 
     def close(self) -> None:
         self.progress.close()
         self.tracker.close()
 
-    def _save_last(self, meta: dict[str, Any] | None = None) -> None:
-        self._save("last.pt", meta, previous=self.folder / "previous.pt")
-        self.watch.saved()
+    def _save_best(self) -> None:
+        """Write best.pt. Weights that the disk does not take are kept in memory until it does."""
+        checkpoint = self._checkpoint()
+        self.owed = None
+        if distributed.is_main() and not self._write(checkpoint, "best.pt"):
+            weights = checkpoint.weights.copy()
+            for name, weight in weights.items():
+                weights[name] = weight.cpu().clone()
+            self.owed = replace(checkpoint, weights=weights)
 
-    def _save(
-        self, name: str, meta: dict[str, Any] | None = None, optimizer: bool = True, previous: Path | None = None
-    ) -> None:
-        """Write a checkpoint; where the disk does not take it, say so and go on."""
+    def _save_last(self) -> None:
+        """Write last.pt, after a best.pt that is still owed.
+
+        last.pt never stands beyond a best.pt that is not written: a run that goes on from it would not find it again.
+        """
+        self.watch.saved()
         if not distributed.is_main():
+            self.saved = self.position.step
             return
+        if self.owed:
+            if not self._write(self.owed, "best.pt"):
+                return
+            self.owed = None
+
+        # what is to be resumed from
+        optimizer = self.stage.optimizer.state_dict()
+        checkpoint = replace(self._checkpoint(), optimizer=optimizer, state=self.update.state_dict())
+        if self._write(checkpoint, "last.pt", previous=self.folder / "previous.pt"):
+            self.saved = self.position.step
+
+    def _checkpoint(self) -> Checkpoint:
+        """The run as it stands, without what only resuming needs."""
         stage = self.stage
-        checkpoint = Checkpoint(
+        return Checkpoint(
             kind=stage.kind,
             settings=stage.config.model_dump(mode="json"),
             weights=self.update.kept.state_dict(),
-            meta={**stage.meta, **(meta or {})},
+            meta={**stage.meta, **self.validated},
             progress=asdict(self.position),
         )
-        if optimizer:  # to be resumed from
-            checkpoint = replace(checkpoint, optimizer=stage.optimizer.state_dict(), state=self.update.state_dict())
 
+    def _write(self, checkpoint: Checkpoint, name: str, previous: Path | None = None) -> bool:
+        """Whether the checkpoint was written; if not, say so and go on."""
         try:
             save_checkpoint(checkpoint, self.folder / name, previous)
         except NotSaved as error:
             self.progress.say(f"warning: {error}; the one before is kept and training goes on")
+            return False
+        return True
 
     def _resume(self) -> Position:
         checkpoint = latest_checkpoint(self.folder, self.stage.kind)

@@ -21,7 +21,7 @@ from data.errors import UserError
 from data.locks import locked
 from data.writing import read_json, read_text, write_json, write_text
 from mae.engine import distributed
-from mae.engine.checkpoint import latest_checkpoint
+from mae.engine.checkpoint import check_finished, latest_checkpoint
 from mae.settings import MAEConfig
 
 
@@ -83,9 +83,15 @@ def _made_with(path: Path) -> dict[str, Any]:
 
 
 def is_finished(folder: Path, epochs: int) -> bool:
-    """Whether the folder's run has trained for that many epochs, and has its best.pt."""
+    """Whether the folder's run has trained for that many epochs, to its very end.
+
+    Raises UserError where it has, but its best.pt is not there or another's.
+    """
     last = latest_checkpoint(folder)
-    return last is not None and last.progress["epoch"] >= epochs and (folder / "best.pt").exists()
+    if last is None or last.progress["epoch"] < epochs or (folder / "previous.pt").exists():
+        return False
+    check_finished(folder)
+    return True
 
 
 def expect_checkpoint(folder: Path) -> None:

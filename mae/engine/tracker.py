@@ -4,6 +4,7 @@ import json
 import math
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,16 @@ class Tracker:
 
         folder.mkdir(parents=True, exist_ok=True)
         self._drop_after(step)
-        self.board = SummaryWriter(folder, purge_step=step + 1)  # also where none was saved before the kill
+        self.begin_again(step)
+
+    def begin_again(self, step: int) -> None:
+        """Open the board where there is none, or no longer; points after `step` are shown no more."""
+        if not self.enabled or self.board is not None:
+            return
+        try:
+            self.board = SummaryWriter(self.path.parent, purge_step=step + 1)  # also where none was saved before a kill
+        except OSError as error:
+            self._complain(f"{self.path.parent}: not shown in TensorBoard ({error.strerror or error})")
 
     def _drop_after(self, step: int) -> None:
         if not self.path.exists():
@@ -63,6 +73,10 @@ class Tracker:
         except Exception as error:
             reason = str(error).strip() or type(error).__name__
             self._complain(f"{self.path.parent}: not shown in TensorBoard ({reason.splitlines()[0]})")
+            if isinstance(error, OSError):  # its thread has ended: nothing is written any more
+                board, self.board = self.board, None
+                with suppress(Exception):
+                    board.close()
 
     def note(self, step: int, **values: Any) -> None:
         """A row of metrics.jsonl alone."""

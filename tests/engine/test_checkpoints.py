@@ -148,7 +148,8 @@ def test_a_run_of_an_earlier_version_goes_on(place, opened, tmp_path):
 def test_is_finished_reads_the_checkpoint(tmp_path):
     assert not is_finished(tmp_path, 1)
     save_checkpoint(checkpoint_of(0), tmp_path / "last.pt")
-    assert not is_finished(tmp_path, 1)  # without the best one there is nothing to go on with
+    with pytest.raises(UserError, match=r"best.pt: found no such file"):
+        is_finished(tmp_path, 1)
     save_checkpoint(checkpoint_of(0), tmp_path / "best.pt")
     assert is_finished(tmp_path, 1)
     assert not is_finished(tmp_path, 2)

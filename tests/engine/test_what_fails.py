@@ -1,7 +1,11 @@
 """What fails beside the training costs nothing of it: pictures, logs, a validation, numbers that are none."""
 
 import math
+import shutil
+import signal
 import socket
+import subprocess
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,15 +15,18 @@ from stage_runs import CPU, Stop, assert_same
 from tiny_world import call, mistake, tiny_config
 from toy_stage import spoiling, toy_stage
 
+import mae.engine.loop
 from classify.cases import labelled_splits
 from classify.cli import finetune as finetune_command
 from classify.finetune import finetune_stage
 from data.errors import NotFinite, UserError
+from data.signals import Stopped
 from mae import load_checkpoint
 from mae.cli import pretrain as pretrain_command
 from mae.engine import distributed
+from mae.engine.checkpoint import NotSaved, save_checkpoint
 from mae.engine.loop import fit
-from mae.engine.run import holding
+from mae.engine.run import holding, is_finished
 from mae.engine.stage import Validation
 from mae.engine.tracker import read_metrics
 from mae.engine.update import Update
@@ -129,7 +136,7 @@ def test_a_run_that_never_had_a_number_says_so_each_time(config, tmp_path):
         raise NotFinite("here: found 3 scores not finite")
 
     for _ in range(2):  # the same command again is no success either
-        with pytest.raises(UserError, match=r"found no validation with finite numbers in 2 epochs"):
+        with pytest.raises(UserError, match=r"found no validation with finite numbers"):
             fit(toy_stage(config, schedule={"epochs": 2}, validate=validate), tmp_path)
 
 
@@ -256,3 +263,108 @@ def test_one_process_needs_no_launcher(world, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "1")
     outcome = call(pretrain_command, "--config", world.config, f"run={tmp_path}/run", "--dry-run")
     assert outcome.code == 0, outcome.err
+
+
+# ---------------------------------------------------------------- a disk that takes nothing for a while
+
+
+def failing_writes(monkeypatch, fails) -> list[str]:
+    """Let `fails(name, written)` decide which checkpoints the disk does not take; returns the names that were asked."""
+    write, asked = mae.engine.loop.save_checkpoint, []
+
+    def refusing(checkpoint, path, previous=None):
+        asked.append(path.name)
+        if fails(path.name, len(asked)):
+            raise NotSaved(f"{path}: not written (No space left on device)")
+        write(checkpoint, path, previous)
+
+    monkeypatch.setattr(mae.engine.loop, "save_checkpoint", refusing)
+    return asked
+
+
+SCORES = [0.2, 0.9, 0.4, 0.3]
+
+
+def test_a_best_that_was_not_written_is_written_later(config, tmp_path, monkeypatch, capsys):
+    fit(toy_stage(config, SCORES), tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        asked = failing_writes(patch, lambda name, number: 3 <= number <= 4)  # the second epoch's best, twice
+        fit(toy_stage(config, SCORES), tmp_path / "parts")
+    assert asked[:7] == ["best.pt", "last.pt", "best.pt", "best.pt", "best.pt", "last.pt", "last.pt"]
+    assert "No space left on device" in capsys.readouterr().err
+    for name in ("last.pt", "best.pt"):
+        one, two = (load_checkpoint(tmp_path / run / name) for run in ("whole", "parts"))
+        assert_same(one.weights, two.weights)
+        assert_same(one.progress, two.progress)
+        assert_same(one.meta, two.meta)
+
+
+def test_a_run_that_ends_while_the_best_is_owed_finds_it_again(config, tmp_path, monkeypatch):
+    fit(toy_stage(config, SCORES), tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        failing_writes(patch, lambda name, number: number >= 3)
+        with pytest.raises(UserError, match=r"the run is not finished; .* it goes on from step 5"):
+            fit(toy_stage(config, SCORES), tmp_path / "parts")
+    assert not is_finished(tmp_path / "parts", 4)
+    fit(toy_stage(config, SCORES[1:]), tmp_path / "parts")
+    assert is_finished(tmp_path / "parts", 4)
+    for name in ("last.pt", "best.pt"):
+        one, two = (load_checkpoint(tmp_path / run / name) for run in ("whole", "parts"))
+        assert_same(one.weights, two.weights)
+        assert_same(one.progress, two.progress)
+
+
+def test_a_signal_while_nothing_can_be_written_says_what_is_saved(config, tmp_path, monkeypatch):
+    calls = []
+
+    def step(model, batch, epoch):
+        calls.append(epoch)
+        if len(calls) == 7:
+            signal.raise_signal(signal.SIGTERM)
+        return model(batch.x).square().mean()
+
+    failing_writes(monkeypatch, lambda name, number: number > 2)
+    with pytest.raises(Stopped) as caught:
+        fit(toy_stage(config, SCORES, step=step), tmp_path)
+    assert "at step 7, which could not be saved; the same command goes on from step 5" in caught.value.line
+    assert load_checkpoint(tmp_path / "last.pt").progress["step"] == 5
+
+
+def test_a_best_of_another_epoch_is_no_success(config, tmp_path):
+    fit(toy_stage(config, SCORES), tmp_path)
+    best = load_checkpoint(tmp_path / "best.pt")
+    save_checkpoint(replace(best, progress=best.progress | {"best": 0.2}), tmp_path / "best.pt")
+    with pytest.raises(UserError, match=r"best.pt: found the weights of another epoch than the best one"):
+        is_finished(tmp_path, 4)
+    (tmp_path / "best.pt").unlink()
+    with pytest.raises(UserError, match=r"best.pt: found no such file"):
+        fit(toy_stage(config, SCORES), tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's
+def test_a_disk_that_is_full_for_a_while(config, tmp_path, capsys):
+    """The real thing: a file system of its own, filled up between two epochs and emptied after another."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("may not mount a file system")
+    try:
+        filling, calls = disk / "filling", []
+
+        def step(model, batch, epoch):
+            calls.append(epoch)
+            if len(calls) == 6:  # the first of the best epoch
+                filling.write_bytes(bytes(shutil.disk_usage(disk).free))
+            if len(calls) == 12:
+                filling.unlink()
+            return model(batch.x).square().mean()
+
+        fit(toy_stage(config, SCORES, step=step), disk / "run")
+        errors = capsys.readouterr().err
+        assert "No space left on device" in errors
+        assert "Traceback" not in errors
+        assert load_checkpoint(disk / "run/best.pt").progress["epoch"] == 2
+        assert load_checkpoint(disk / "run/last.pt").progress["epoch"] == 4
+        assert [row["epoch"] for row in read_metrics(disk / "run") if "epoch" in row][-1] == 4
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
