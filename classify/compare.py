@@ -14,6 +14,7 @@ from classify.settings import ClassifyConfig
 from data.config import expand
 from data.errors import UserError
 from data.loader import Data, open_data
+from data.locks import locked
 from data.settings import DataSettings
 from mae.pretrain import pretrain
 
@@ -36,7 +37,19 @@ def compare(config: ClassifyConfig, say: Callable[[str], None] = print) -> Compa
     cells = list(expand_grid(config))
     check_grid(config, cells, data_of)
 
-    # pretrain, fine-tune, evaluate; what is there already is not done again
+    folder = Path(expand(config.run, "run"))
+    folder.mkdir(parents=True, exist_ok=True)
+    busy = f"{folder}: found another mae-compare at work there, expected none; wait for it, or choose another run=…"
+    with locked(folder, busy, wait=False):
+        comparison = _run(config, cells, data_of, say)
+        write_comparison(comparison, folder)
+    return comparison
+
+
+def _run(
+    config: ClassifyConfig, cells: list[Cell], data_of: Callable[[DataSettings], Data], say: Callable[[str], None]
+) -> Comparison:
+    """Pretrain, fine-tune and evaluate; what is there already is not done again."""
     pretrainings: dict[str, Path] = {}
     evaluations: list[Evaluation] = []  # of the cells, in order
     for number, cell in enumerate(cells, start=1):
@@ -53,9 +66,7 @@ def compare(config: ClassifyConfig, say: Callable[[str], None] = print) -> Compa
         evaluations.append(evaluate(run, _how_to_evaluate(config), data))
 
     _check_cases(evaluations)
-    comparison = Comparison(config, data_of(config.data), _lines(cells, evaluations), pretrainings)
-    write_comparison(comparison, Path(expand(config.run, "run")))
-    return comparison
+    return Comparison(config, data_of(config.data), _lines(cells, evaluations), pretrainings)
 
 
 def _check_cases(evaluations: list[Evaluation]) -> None:

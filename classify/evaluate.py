@@ -20,6 +20,7 @@ from data.audit import audit_lines, audited, keep, served_pretraining, uncompare
 from data.config import change_config
 from data.errors import UserError
 from data.loader import Data, Loader, open_data
+from data.locks import locked
 from data.manifest import digest
 from data.store import ImageStore
 from data.writing import read_json, write_json, write_text
@@ -64,10 +65,9 @@ def evaluate(run: str | Path, overrides: dict[str, Any] | None = None, data: Dat
     opened_by_caller = data is not None
     data = data or open_data(config.data)
     split = config.evaluate.split
-    unit = config.evaluate.unit
     table = labelled_rows(data.split(split), split, config.data.target)
     check_unit(table, split, config, data.manifest)
-    threshold = _threshold_of(checkpoint, unit)
+    threshold = _threshold_of(checkpoint, config.evaluate.unit)
 
     # predictions of another data set stand beside those of the run's own
     images = digest(data.manifest.table, "image_id")
@@ -76,11 +76,19 @@ def evaluate(run: str | Path, overrides: dict[str, Any] | None = None, data: Dat
         of_other_data = f"-{images[:8]}"
     path = best.parent / "predictions" / f"{split}{of_other_data}"
 
-    audit = _audit(best.parent / f"audit{of_other_data}.json", checkpoint, config, data, table)
-    if not opened_by_caller:  # a grid would print it again for every run
-        print(*audit, sep="\n")
+    # two commands may evaluate a run, one after the other
+    path.parent.mkdir(exist_ok=True)
+    with locked(path.parent, f"waiting for another command that evaluates {best.parent}", wait=True):
+        audit = _audit(best.parent / f"audit{of_other_data}.json", checkpoint, config, data, table)
+        if not opened_by_caller:  # a grid would print it again for every run
+            print(*audit, sep="\n")
+        return _kept_or_made(path, checkpoint, config, data, table, threshold)
 
-    # predictions made of the very same are read back
+
+def _kept_or_made(
+    path: Path, checkpoint: Checkpoint, config: ClassifyConfig, data: Data, table: pd.DataFrame, threshold: float
+) -> Evaluation:
+    """Predictions of the table: those at `path` where they were made of the very same, else new ones, written there."""
     origin = {
         "checkpoint": file_digest(checkpoint.place),
         "data": data.manifest.fingerprint(),
@@ -89,21 +97,23 @@ def evaluate(run: str | Path, overrides: dict[str, Any] | None = None, data: Dat
         "evaluate": config.evaluate.model_dump(mode="json"),
         "precision": config.precision,
     }
-    evaluation = _kept(path, config, origin)
-    if evaluation is None:
-        scored = score_images(checkpoint, config, data, table)
-        seen = _seen(data, scored, checkpoint)
-        facts = {
-            "origin": origin,
-            "patients_known": data.manifest.patients_known,
-            "pretrained_on": int(seen.sum()),
-            "seen_elsewhere": checkpoint.meta.get("seen_elsewhere", False),
-        }
-        units = in_units(scored, unit, data.manifest.patients_known)
-        _write(path, checkpoint, config, units, threshold, facts)
-        evaluation = _kept(path, config, origin)
-        assert evaluation is not None
-    return evaluation
+    kept = _kept(path, config, origin)
+    if kept is not None:
+        return kept
+
+    scored = score_images(checkpoint, config, data, table)
+    seen = _seen(data, scored, checkpoint)
+    facts = {
+        "origin": origin,
+        "patients_known": data.manifest.patients_known,
+        "pretrained_on": int(seen.sum()),
+        "seen_elsewhere": checkpoint.meta.get("seen_elsewhere", False),
+    }
+    units = in_units(scored, config.evaluate.unit, data.manifest.patients_known)
+    _write(path, checkpoint, config, units, threshold, facts)
+    made = _kept(path, config, origin)
+    assert made is not None
+    return made
 
 
 def _audit(path: Path, checkpoint: Checkpoint, config: ClassifyConfig, data: Data, table: pd.DataFrame) -> list[str]:

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
 
-from data.errors import UserError
+from data.errors import UserError, printable
 from data.signals import Stopped, stopping_on_signals
 from data.writing import print_in_any_locale
 
@@ -133,9 +133,8 @@ def run_command(command: Callable[[Arguments], None], argv: Arguments) -> NoRetu
     except BrokenPipeError:  # `mae-pretrain --print-config | head`
         sys.stderr.close()
         sys.exit(1)
-    except OSError as error:  # no permission, a file where a folder is wanted
-        if error.filename is None:
-            raise
-        print(f"error: {error.filename}: {error.strerror or error}", file=sys.stderr)
+    except OSError as error:  # no permission, a full disk, a file where a folder is wanted
+        place = error.filename or "the system"
+        print(f"error: {printable(place)}: {error.strerror or error}", file=sys.stderr)
         sys.exit(2)
     sys.exit(0)

@@ -5,9 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from data.errors import UserError
+from data.folders import replacing_folder
 from data.settings import Resize
 from data.writing import replacing, write_json, write_text
 from mae.decoder import Decoder
@@ -19,6 +22,7 @@ from mae.weights.layouts import to_huggingface
 from mae.weights.licenses import License, fields_of, front_matter, spoken
 
 FRONT_MATTER = {"library_name": "transformers", "tags": ["masked-autoencoder", "chest-x-ray"]}
+FILES = ("config.json", "model.safetensors", "preprocessor_config.json", "README.md")
 README = """# {architecture}
 
 Written by mae-export of mae-cxr. `preprocessor_config.json` says how images are resized and standardised;
@@ -133,25 +137,32 @@ def write_folder(
 ) -> None:
     """config.json, model.safetensors, preprocessor_config.json and README.md; `weights` by transformers' names.
 
-    Raises UserError, before anything is written, where a weight is not finite.
+    An earlier export is replaced whole. Raises UserError, before anything is written, where a weight is not finite or
+    the folder holds anything else.
     """
     folder = Path(folder)
     expect_finite(weights, folder)
-    folder.mkdir(parents=True, exist_ok=True)
     architecture = config["architectures"][0]
-
-    with replacing(folder / "model.safetensors") as temporary:
-        save_file(dict(weights), temporary, {"format": "pt"})
     settings = {**config, "torch_dtype": "float32"}
     settings |= fields_of(license)
-    write_json(folder / "config.json", settings, indent=2)
-    write_json(folder / "preprocessor_config.json", _preprocessing(encoder, resize), indent=2)
-
     text = README.format(architecture=architecture, license=spoken(license), reading=_reading(encoder, resize))
-    write_text(folder / "README.md", front_matter(license, FRONT_MATTER) + text)
+
+    with replacing_folder(folder, FILES) as new:
+        _write_tensors(new / "model.safetensors", weights)
+        write_json(new / "config.json", settings, indent=2)
+        write_json(new / "preprocessor_config.json", _preprocessing(encoder, resize), indent=2)
+        write_text(new / "README.md", front_matter(license, FRONT_MATTER) + text)
     say(f"{folder}: {len(weights)} tensors written, for {architecture}; licence {spoken(license)}")
     if resize != "squash":
         say(f"{folder}: images of another shape: {resize}; README.md says how")
+
+
+def _write_tensors(path: Path, weights: Mapping[str, Tensor]) -> None:
+    try:
+        with replacing(path) as temporary:
+            save_file(dict(weights), temporary, {"format": "pt"})
+    except SafetensorError as error:  # its name for what the system says
+        raise UserError(f"{path.parent}: not written ({error})") from None
 
 
 def _preprocessing(encoder: Encoder, resize: Resize) -> dict[str, Any]:

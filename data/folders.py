@@ -1,0 +1,63 @@
+"""A folder written whole or not at all, by one command at a time."""
+
+import shutil
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from data.errors import UserError, printable
+from data.locks import locked
+
+
+@contextmanager
+def replacing_folder(path: Path, names: Collection[str]) -> Iterator[Path]:
+    """A folder to write files of these names to; it takes the place of `path` when the block ends well.
+
+    What is there may be an earlier one of its kind, which is replaced whole. Raises UserError, before anything is
+    written, where it holds files of other names, and where another command writes it.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    before = path.with_name(f".{path.name}.before")
+    if before.is_dir() and not path.exists():  # killed between the two renames below
+        before.rename(path)
+    _expect_replaceable(path, names)
+
+    partial.mkdir(parents=True, exist_ok=True)
+    with locked(partial, f"{path}: found another command that writes it, expected none; wait for it", wait=False):
+        _empty(partial)  # of what a killed command left
+        try:
+            yield partial
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        (partial / "lock").unlink(missing_ok=True)
+
+        # a folder cannot be renamed over another
+        shutil.rmtree(before, ignore_errors=True)
+        if path.exists():
+            path.rename(before)
+        partial.rename(path)
+        shutil.rmtree(before, ignore_errors=True)
+
+
+def _expect_replaceable(path: Path, names: Collection[str]) -> None:
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise UserError(f"{path}: found a file, expected a folder to write, or none there")
+    others = sorted(each.name for each in path.iterdir() if each.name not in names)
+    if others:
+        raise UserError(
+            f"{path}: found {printable(others[0])} there, expected no folder, or one that this command wrote earlier; "
+            "choose another one"
+        )
+
+
+def _empty(folder: Path) -> None:
+    for each in folder.iterdir():
+        if each.name == "lock":
+            continue
+        if each.is_dir() and not each.is_symlink():
+            shutil.rmtree(each)
+        else:
+            each.unlink()
