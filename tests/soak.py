@@ -1,19 +1,24 @@
-"""make soak: whole commands, interrupted at random moments; the end equals an uninterrupted one.
+"""make soak: whole commands, disturbed at random moments; the end equals an undisturbed one.
 
 A phantom is drawn, prepared, pretrained on, fine-tuned, evaluated, compared and exported, once in peace and then again
-and again with SIGKILL, SIGTERM or SIGUSR1 at random moments, to the command alone or to all its processes. A command
-that was interrupted is given again. It must have ended with its code and no traceback, leaving no process behind.
+and again with SIGKILL, SIGTERM or SIGUSR1 at random moments, to the command alone or to all its processes; on a disk
+that is full for a while; with few file descriptors; and two at once. A command that was disturbed is given again. It
+must have ended with its code and no traceback, leaving no process behind.
 """
 
 import argparse
 import json
 import random
+import resource
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pandas as pd
@@ -25,7 +30,8 @@ from data.signals import TRY_AGAIN
 from mae import load_checkpoint
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1)
-MOST = 3  # interruptions of a command before it is left in peace
+MOST = 3  # disturbances of a command before it is left in peace
+DISK = "600m"  # of a file system of its own, where one may be mounted
 ROWS = [
     {"name": "MAE", "pretraining": ["mae"], "set": {"finetune.mode": "linear"}},
     {"name": "ResNet", "set": {"finetune.model": "resnet18"}},
@@ -66,19 +72,27 @@ def in_peace(place: Path) -> list[float]:
     return took
 
 
-def interrupted(place: Path, took: list[float], chance: random.Random, left: int) -> Counter[str]:
-    """Run all commands with up to `left` interruptions; returns how many there were of each kind."""
+def disturbed(place: Path, took: list[float], chance: random.Random, left: int, others: list[str]) -> Counter[str]:
+    """Run all commands with up to `left` interruptions, and with the `others`; returns how many there were of each."""
     counts: Counter[str] = Counter()
     for (command, *words), seconds in zip(commands(place), took, strict=True):
-        for _ in range(min(MOST, left - counts.total())):
+        for _ in range(min(MOST, left - interruptions(counts))):
             number = chance.choice(SIGNALS)
             to_all = chance.random() < 0.5
             moment = chance.uniform(0, seconds)
             if interrupt(command, words, number, to_all, moment):
                 counts[f"{command} {number.name}"] += 1
+        for other in others:
+            if chance.random() < 0.5:
+                OTHERS[other](place, command, words, seconds, chance)
+                counts[f"{command} {other}"] += 1
         code, errors = ended(start(command, *words))
         assert code == 0, (command, errors)
     return counts
+
+
+def interruptions(counts: Counter[str]) -> int:
+    return sum(count for name, count in counts.items() if "SIG" in name)
 
 
 def interrupt(command: str, words: list[str], number: signal.Signals, to_all: bool, moment: float) -> bool:
@@ -94,6 +108,61 @@ def interrupt(command: str, words: list[str], number: signal.Signals, to_all: bo
     assert code in expected | {0}, (command, number, to_all, moment, code, errors)
     assert "Traceback" not in errors, (command, number, to_all, moment, errors)
     return code != 0
+
+
+def on_a_full_disk(place: Path, command: str, words: list[str], seconds: float, chance: random.Random) -> None:
+    """Nothing can be written for a part of the command's time."""
+    process = start(command, *words)
+    time.sleep(chance.uniform(0, seconds))
+    filling = place / "filling"
+    filling.write_bytes(bytes(max(shutil.disk_usage(place).free - chance.randrange(20_000), 0)))
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(chance.uniform(0, seconds))
+    filling.unlink()
+    code, errors = ended(process)
+    assert code in (0, 2), (command, code, errors)
+    assert "Traceback" not in errors, (command, errors)
+
+
+def with_few_descriptors(place: Path, command: str, words: list[str], seconds: float, chance: random.Random) -> None:
+    """As many as torch itself needs when it is imported, and a few more."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (chance.randrange(20, 60), most[1]))  # a child inherits it
+    try:
+        process = start(command, *words)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, most)
+    code, errors = ended(process)
+    assert code in (0, 2), (command, code, errors)
+    assert "Traceback" not in errors, (command, errors)
+
+
+def two_at_once(place: Path, command: str, words: list[str], seconds: float, chance: random.Random) -> None:
+    """One does the work; the other waits for it, finds it done, or is refused."""
+    first = start(command, *words)
+    time.sleep(chance.uniform(0, seconds / 2))
+    for process in (start(command, *words), first):
+        code, errors = ended(process)
+        assert code == 0 or (code == 2 and "found another" in errors), (command, code, errors)
+        assert "Traceback" not in errors, (command, errors)
+
+
+OTHERS = {"full disk": on_a_full_disk, "few descriptors": with_few_descriptors, "two at once": two_at_once}
+
+
+@contextmanager
+def own_disk(place: Path) -> Iterator[list[str]]:
+    """A small file system at `place`, where that may be; which other disturbances are possible there."""
+    place.mkdir(exist_ok=True)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(place)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        print("no file system may be mounted here: no full disks", flush=True)
+        yield [name for name in OTHERS if name != "full disk"]
+        return
+    try:
+        yield list(OTHERS)
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
 
 
 # ---------------------------------------------------------------- the same end
@@ -153,12 +222,13 @@ def main() -> None:
         place.rename(whole)
         print("in peace:", ", ".join(f"{seconds:.1f} s" for seconds in took), flush=True)
 
-        while counts.total() < arguments.interruptions:
-            place.mkdir()
-            counts += interrupted(place, took, chance, arguments.interruptions - counts.total())
-            assert_same_end(whole, place)
-            shutil.rmtree(place)
-            print(f"{counts.total()} interruptions, and the same end", flush=True)
+        while interruptions(counts) < arguments.interruptions:
+            with own_disk(place) as others:
+                counts += disturbed(place, took, chance, arguments.interruptions - interruptions(counts), others)
+                assert_same_end(whole, place)
+                for each in place.iterdir():
+                    shutil.rmtree(each) if each.is_dir() else each.unlink()
+            print(f"{interruptions(counts)} interruptions of {counts.total()} disturbances, the same end", flush=True)
     print(json.dumps(dict(sorted(counts.items()))))
 
 
