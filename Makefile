@@ -22,7 +22,7 @@ demo: install
 	$(BIN)/mae-compare --config demo
 
 test: install .venv/transformers4
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: install
 	$(BIN)/ruff check .
