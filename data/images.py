@@ -27,7 +27,7 @@ from data.settings import Resize, Size, Tone, height_and_width
 from data.stand_ins import ENOUGH, pointing_link, stand_in
 from data.tones import between_tails, to_bytes
 
-READER_VERSION = 4  # raise it whenever the same file would read differently: stores are then made anew
+READER_VERSION = 5  # raise it whenever the same file would read differently: stores are then made anew
 MAX_BYTES = 2**30
 SPARE = 1.4  # a reduced decode keeps this many times the wanted side: with less, a sharp image loses its edges
 
