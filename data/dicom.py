@@ -69,10 +69,17 @@ DICOM_TAGS = (
     *("TransferSyntaxUID", "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration"),
     *("NumberOfFrames", "Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
     *("PixelPaddingValue", "PixelPaddingRangeLimit", "RescaleSlope", "RescaleIntercept", "WindowCenter"),
-    *("WindowWidth", "VOILUTFunction", "ModalityLUTSequence", "VOILUTSequence", "ExtendedOffsetTable"),
-    *("ExtendedOffsetTableLengths", "PixelData", "PixelAspectRatio", "PixelSpacing", "ImagerPixelSpacing"),
-    *("NominalScannedPixelSpacing",),
+    *("WindowWidth", "VOILUTFunction", "ModalityLUTSequence", "VOILUTSequence", "PixelData"),
+    *("PixelAspectRatio", "PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing"),
+    *("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"),
 )
+# what enhanced objects say of their frame in nested items, and in which, the frame's own before those of all frames
+GROUPS = ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence")
+IN_GROUPS = {
+    "PixelValueTransformationSequence": ("RescaleSlope", "RescaleIntercept"),
+    "FrameVOILUTSequence": ("WindowCenter", "WindowWidth", "VOILUTFunction"),
+    "PixelMeasuresSequence": ("PixelSpacing",),
+}
 # height and width of a pixel; the ratio counts where no spacing is given (PS3.3 C.7.6.3.1.7)
 SPACINGS = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio")
 
@@ -137,7 +144,23 @@ def _parse_dicom(data: bytes) -> Any:
     _check_transfer_syntax(dataset)
     _check_numbers(dataset)
     _check_interpretation(dataset)
+    _unfold_groups(dataset)
     return dataset
+
+
+def _unfold_groups(dataset: Any) -> None:
+    """Put what is said of the one frame in nested items where it stands in files that have no such items."""
+    for keyword in GROUPS:
+        for group, elements in IN_GROUPS.items():
+            try:
+                item = _value(_value(dataset, keyword)[0], group)[0]
+            except Exception:  # it is missing, empty or no sequence
+                continue
+            for element in elements:
+                found = item.get_item(element)  # not converted yet
+                if found is not None and element not in dataset:
+                    dataset[element] = found
+        dataset.pop(keyword, None)
 
 
 def _value(dataset: Any, keyword: str) -> Any:
