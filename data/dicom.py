@@ -23,12 +23,19 @@ from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
+    HTJ2KLossless,
+    HTJ2KLosslessRPCL,
     ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEG2000MCLossless,
+    JPEGLossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
     RLELossless,
 )
 
 from data.aspect import pixel_aspect
-from data.jpeg import check_scans
+from data.jpeg import check_scans, has_coarse_colours
 from data.refusal import UnreadableImage, check_size, refuse
 from data.settings import Tone
 from data.tones import between_tails, equalized, to_bytes
@@ -41,6 +48,11 @@ PARSED = {
     (False, True): ExplicitVRLittleEndian,
     (False, False): ExplicitVRBigEndian,
 }
+# what keeps every bit of a pixel's cell, also those above the ones that are stored
+LOSSLESS = (
+    *(JPEGLossless, JPEGLosslessSV1, JPEGLSLossless, JPEG2000Lossless, JPEG2000MCLossless),
+    *(HTJ2KLossless, HTJ2KLosslessRPCL),
+)
 # what decoding needs to know, and which values it takes
 NUMBERS: dict[str, range | tuple[int, ...]] = {
     "SamplesPerPixel": (1, 3),
@@ -57,10 +69,17 @@ DICOM_TAGS = (
     *("TransferSyntaxUID", "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration"),
     *("NumberOfFrames", "Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
     *("PixelPaddingValue", "PixelPaddingRangeLimit", "RescaleSlope", "RescaleIntercept", "WindowCenter"),
-    *("WindowWidth", "VOILUTFunction", "ModalityLUTSequence", "VOILUTSequence", "ExtendedOffsetTable"),
-    *("ExtendedOffsetTableLengths", "PixelData", "PixelAspectRatio", "PixelSpacing", "ImagerPixelSpacing"),
-    *("NominalScannedPixelSpacing",),
+    *("WindowWidth", "VOILUTFunction", "ModalityLUTSequence", "VOILUTSequence", "PixelData"),
+    *("PixelAspectRatio", "PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing"),
+    *("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"),
 )
+# what enhanced objects say of their frame in nested items, and in which, the frame's own before those of all frames
+GROUPS = ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence")
+IN_GROUPS = {
+    "PixelValueTransformationSequence": ("RescaleSlope", "RescaleIntercept"),
+    "FrameVOILUTSequence": ("WindowCenter", "WindowWidth", "VOILUTFunction"),
+    "PixelMeasuresSequence": ("PixelSpacing",),
+}
 # height and width of a pixel; the ratio counts where no spacing is given (PS3.3 C.7.6.3.1.7)
 SPACINGS = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio")
 
@@ -125,7 +144,23 @@ def _parse_dicom(data: bytes) -> Any:
     _check_transfer_syntax(dataset)
     _check_numbers(dataset)
     _check_interpretation(dataset)
+    _unfold_groups(dataset)
     return dataset
+
+
+def _unfold_groups(dataset: Any) -> None:
+    """Put what is said of the one frame in nested items where it stands in files that have no such items."""
+    for keyword in GROUPS:
+        for group, elements in IN_GROUPS.items():
+            try:
+                item = _value(_value(dataset, keyword)[0], group)[0]
+            except Exception:  # it is missing, empty or no sequence
+                continue
+            for element in elements:
+                found = item.get_item(element)  # not converted yet
+                if found is not None and element not in dataset:
+                    dataset[element] = found
+        dataset.pop(keyword, None)
 
 
 def _value(dataset: Any, keyword: str) -> Any:
@@ -238,7 +273,19 @@ def _stored_values(dataset: Any) -> np.ndarray:
     shape = (dataset.Rows, dataset.Columns)
     if stored.shape[:2] != shape or stored[0, 0].size != dataset.SamplesPerPixel:
         refuse("pixel data of another size", f"one image of {shape[0]} rows and {shape[1]} columns")
+    if syntax in LOSSLESS and not wrong:
+        stored = _without_unused_bits(stored, bits)
     return stored
+
+
+def _without_unused_bits(stored: np.ndarray, bits: int) -> np.ndarray:
+    """The numbers that the lowest bits of each cell are; above them older files keep an overlay.
+
+    pydicom does it for what is not compressed, and for RLE. What lossy compression brings above them is a value that it
+    missed by a little, and is kept.
+    """
+    unused = 8 * stored.itemsize - bits
+    return (stored << unused) >> unused  # the way back repeats a signed number's sign
 
 
 def _decode_pixels(dataset: Any, decoder: Any) -> np.ndarray:
@@ -247,6 +294,8 @@ def _decode_pixels(dataset: Any, decoder: Any) -> np.ndarray:
         return pixel_array(dataset)
     if RLELossless != decoder.UID:  # nothing else holds the two bytes of a scan's beginning by chance
         check_scans(dataset.PixelData)
+    if dataset.PhotometricInterpretation == "RGB" and has_coarse_colours(dataset.PixelData):
+        dataset.PhotometricInterpretation = "YBR_FULL_422"  # whatever the file calls them
     for plugin in {"pillow", "pydicom"} & set(decoder.available_plugins):
         try:
             return pixel_array(dataset, decoding_plugin=plugin)
@@ -374,8 +423,7 @@ def _look_up(values: np.ndarray, keyword: str, dataset: Any) -> tuple[np.ndarray
     except Exception:  # it is missing, empty or no table
         return None
 
-    if first >= 2**15 and values.min() < 0:  # signed, written as unsigned
-        first -= 2**16
+    first = _first_mapped(first, len(table), values)
 
     # a descriptor may promise more bits than the entries have: then viewers go by the largest entry
     if not 1 <= bits <= 16:
@@ -387,6 +435,20 @@ def _look_up(values: np.ndarray, keyword: str, dataset: Any) -> tuple[np.ndarray
     # values outside of the table take its first or last entry
     places = np.clip(values - first, 0, len(table) - 1).astype(np.int64)
     return table[places].astype(float), full_scale
+
+
+def _first_mapped(first: int, entries: int, values: np.ndarray) -> int:
+    """The value that a LUT's first entry is for. Files write signed ones as unsigned and the other way round."""
+    unsigned = first % 2**16
+    if unsigned < 2**15:
+        return first
+
+    # of the two numbers that these bits can be, the one at which the table lies where values are
+    def met(start: int) -> int:
+        return int(np.count_nonzero((values >= start) & (values < start + entries)))
+
+    signed = unsigned - 2**16
+    return max((first, unsigned, signed), key=met)  # its own sign, if that makes no difference
 
 
 def _table(words: Any, entries: int, bits: int, dataset: Any) -> np.ndarray:

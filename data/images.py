@@ -3,14 +3,15 @@
 The kind of a file is told by its first bytes, never by its name. Whatever is wrong with it ends in
 `UnreadableImage`, one line `path: found X, expected Y`. An EXIF orientation is honoured, and so is what a
 file says of pixels that are not square: a DICOM's spacings or aspect ratio, a PNG's pHYs, a JPEG's JFIF
-density. Alpha is dropped, an embedded colour profile and a resolution in EXIF are ignored.
+density. Alpha is dropped, an embedded colour profile and a resolution in EXIF are ignored. What of this cannot be
+read is as if absent.
 """
 
 import logging
 import stat
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from io import BytesIO
 from math import ceil
@@ -21,13 +22,14 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from data.aspect import pixel_aspect
+from data.extras import with_fewer_extras
 from data.jpeg import bits_of, block_means, check_scans, means_only
 from data.refusal import MAX_PIXELS, NotNow, UnreadableImage, check_size, may_pass, refuse
 from data.settings import Resize, Size, Tone, height_and_width
 from data.stand_ins import ENOUGH, pointing_link, stand_in
 from data.tones import between_tails, to_bytes
 
-READER_VERSION = 4  # raise it whenever the same file would read differently: stores are then made anew
+READER_VERSION = 5  # raise it whenever the same file would read differently: stores are then made anew
 MAX_BYTES = 2**30
 SPARE = 1.4  # a reduced decode keeps this many times the wanted side: with less, a sharp image loses its edges
 
@@ -226,6 +228,17 @@ def _file_bytes(path: str | Path) -> bytes:
 
 
 def _read_picture(data: bytes, at_least: Size | None, of_sides: OfSides) -> Decoded:
+    """What stands beside the pixels does not cost them: where it cannot be read, it is left out."""
+    try:
+        return _read_pixels(data, at_least, of_sides)
+    except Exception:
+        for fewer in with_fewer_extras(data):
+            with suppress(Exception):  # the first word on the file is the one that is said
+                return _read_pixels(fewer, at_least, of_sides)
+        raise
+
+
+def _read_pixels(data: bytes, at_least: Size | None, of_sides: OfSides) -> Decoded:
     image = _open_picture(data)
     check_size(*image.size)
     if image.format == "PNG":

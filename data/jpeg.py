@@ -17,6 +17,8 @@ from data.refusal import refuse
 
 MAX_SCANS = 200  # usual: 6 or 10
 FAST = find_spec("numba") is not None
+# how many samples each of three components has, across and down, in the header of a frame (T.81, B.2.2)
+SAMPLING = re.compile(rb"\xff[\xc0-\xc2]\x00\x11.{5}\x03.(.)..(.)..(.).", re.DOTALL)
 MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # inside a scan: neither a stuffed byte nor a restart
 # the second byte of the markers that we look at (T.81, table B.1)
 SCAN = 0xDA
@@ -37,6 +39,12 @@ def check_scans(data: bytes) -> None:
     scans = data.count(bytes([255, SCAN]))
     if scans > MAX_SCANS:
         refuse(f"{scans} scans", f"at most {MAX_SCANS}")
+
+
+def has_coarse_colours(data: bytes) -> bool:
+    """Whether a colour JPEG has fewer samples of its second and third component: they are YCbCr then, never RGB."""
+    sampling = SAMPLING.search(data)
+    return sampling is not None and len(set(sampling.groups())) > 1
 
 
 def means_only(data: bytes) -> bytes:

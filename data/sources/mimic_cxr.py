@@ -56,6 +56,7 @@ def read(settings: DataSettings, root: Path) -> tuple[pd.DataFrame, list[str]]:
         images, notes = _read_dicom_images(root, labels, alone=settings.labels_root is None)
     else:
         images, notes = _read_jpg_images(root, labels)
+    _require_one_patient_a_study(images, root)
     studies, counts = _read_labels(settings, labels, images)
     table = images.join(studies, on="study_id").rename(columns=NAMES)
     return manifest_table(table, settings.source, FINDINGS), [*notes, *counts]
@@ -106,8 +107,9 @@ def _read_dicom_images(root: Path, labels: Path, alone: bool) -> tuple[pd.DataFr
     images["path"] = f"{root}/" + images["path"]
     notes = [_count(path, images)]
     if metadata := _find_csv(labels, "metadata"):
-        views = read_csv(metadata, ["dicom_id", "ViewPosition"])
+        views = read_csv(metadata, ["dicom_id", "ViewPosition"], optional=["subject_id"])
         require_unique(views["dicom_id"], metadata)
+        _require_same_patients(views, images, "dicom_id", metadata)
         images["ViewPosition"] = images["dicom_id"].map(views.set_index("dicom_id")["ViewPosition"])
     else:
         notes.append("no metadata CSV of MIMIC-CXR-JPG: views are unknown, laterals are among the images")
@@ -124,9 +126,10 @@ def _count(path: Path, images: pd.DataFrame) -> str:
 
 def _with_splits(images: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, list[str]]:
     """The images that have a split, with it."""
-    table = read_csv(path, ["dicom_id", "split"])
+    table = read_csv(path, ["dicom_id", "split"], optional=["subject_id"])
     require_filled(table, table.columns, path)
     require_unique(table["dicom_id"], path)
+    _require_same_patients(table, images, "dicom_id", path)
     splits = read_words(table["split"], SPLIT_WORDS, path).set_axis(table["dicom_id"])
     images = images.assign(split=images["dicom_id"].map(splits))
     known = images["split"].notna()
@@ -139,6 +142,29 @@ def _with_splits(images: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, list[s
     return images[known], notes
 
 
+def _require_one_patient_a_study(images: pd.DataFrame, place: Path) -> None:
+    pairs = images[["study_id", "subject_id"]].drop_duplicates()
+    if count := pairs.loc[pairs["study_id"].duplicated(), "study_id"].nunique():
+        raise UserError(f"{place}: found studies of several patients ({count}), expected each to be of one")
+
+
+def _require_same_patients(table: pd.DataFrame, images: pd.DataFrame, key: str, place: Path) -> None:
+    """UserError where a table gives an image or a study to another patient: rows of its columns were mixed up.
+
+    Labels and splits are joined by `key` alone, so they would be those of other images.
+    """
+    if "subject_id" not in table:
+        return
+    patients = images.drop_duplicates(key).set_index(key)["subject_id"]
+    expected = table[key].map(patients)
+    other = (expected.notna() & (expected != table["subject_id"])).to_numpy()
+    if other.any():
+        raise UserError(
+            f"{place}: row {other.argmax() + 2}: found another subject_id than the images' table has for this {key}, "
+            "expected the same"
+        )
+
+
 # ---------------------------------------------------------------- labels
 
 
@@ -148,26 +174,26 @@ def _read_labels(settings: DataSettings, labels: Path, images: pd.DataFrame) -> 
     needed = "negbio" if settings.labeler == "negbio" else "chexpert"
     if settings.source == "mimic-cxr-dicom" and settings.labels_root is None and not _find_csv(labels, needed):
         return pd.DataFrame(index=ids), [f"no {needed} CSV of MIMIC-CXR-JPG: there are no labels"]
-    studies, notes = _read_studies(settings, labels, ids)
-    test = ids[:0]
-    if "split" in images:
-        test = pd.Index(images.loc[images["split"] == "test", "study_id"].unique())
-    return studies, notes + _read_radiologists(settings, labels, studies, test)
+    studies, notes = _read_studies(settings, labels, images)
+    return studies, notes + _read_radiologists(settings, labels, studies, images)
 
 
-def _read_studies(settings: DataSettings, labels: Path, ids: pd.Index) -> tuple[pd.DataFrame, list[str]]:
+def _read_studies(settings: DataSettings, labels: Path, images: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     if settings.labeler != "agreement":
-        return _read_labeler(settings, labels, settings.labeler, ids)
-    first, notes = _read_labeler(settings, labels, "chexpert", ids)
-    second, more = _read_labeler(settings, labels, "negbio", ids)
+        return _read_labeler(settings, labels, settings.labeler, images)
+    first, notes = _read_labeler(settings, labels, "chexpert", images)
+    second, more = _read_labeler(settings, labels, "negbio", images)
     label, case = agree(first["label"], second["label"], settings.target)
     same = first[list(FINDINGS)].where(first[list(FINDINGS)] == second[list(FINDINGS)])
     return same.assign(label=label, rule=case), [*notes, *more, *_tell("agreement", case)]
 
 
-def _read_labeler(settings: DataSettings, labels: Path, labeler: str, ids: pd.Index) -> tuple[pd.DataFrame, list[str]]:
+def _read_labeler(
+    settings: DataSettings, labels: Path, labeler: str, images: pd.DataFrame
+) -> tuple[pd.DataFrame, list[str]]:
     path = _need_csv(labels, labeler)
-    findings = _read_findings(path, FINDINGS)
+    findings = _read_findings(path, FINDINGS, images)
+    ids = pd.Index(images["study_id"].unique())
     listed = pd.Series(ids).isin(findings.index).to_numpy()
     findings = findings.reindex(ids)
     label, rule = judge(findings, settings.uncertain, settings.target)
@@ -183,16 +209,21 @@ def _tell(who: str, rule: pd.Series) -> list[str]:
     return [f"{who}: {text}: {count:,} studies" for text, count in tally(rule).items()]
 
 
-def _read_findings(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
+def _read_findings(path: Path, columns: tuple[str, ...], images: pd.DataFrame) -> pd.DataFrame:
     """Finding columns by study_id."""
-    findings = read_findings(path, ["study_id"], columns)
-    require_filled(findings, ["study_id"], path)
-    require_numbers(findings["study_id"], path)
+    ids = ["study_id"]
+    if "subject_id" in csv_columns(path):
+        ids.append("subject_id")
+    findings = read_findings(path, ids, columns)
+    require_filled(findings, ids, path)
+    for column in ids:
+        require_numbers(findings[column], path)
     require_unique(findings["study_id"], path)
-    return findings.set_index("study_id")
+    _require_same_patients(findings, images, "study_id", path)
+    return findings.set_index("study_id")[list(columns)]
 
 
-def _read_radiologists(settings: DataSettings, labels: Path, studies: pd.DataFrame, test: pd.Index) -> list[str]:
+def _read_radiologists(settings: DataSettings, labels: Path, studies: pd.DataFrame, images: pd.DataFrame) -> list[str]:
     """Put the radiologists' findings and labels in the place of the labeler's, for test studies they read."""
     path = _find_csv(labels, "test-set-labeled")
     if path is None:
@@ -200,11 +231,14 @@ def _read_radiologists(settings: DataSettings, labels: Path, studies: pd.DataFra
 
     header = csv_columns(path)
     opacity = {} if "Lung Opacity" in header else {AIRSPACE_OPACITY: "Lung Opacity"}
-    findings = _read_findings(path, tuple(name for name in header if opacity.get(name, name) in FINDINGS))
+    findings = _read_findings(path, tuple(name for name in header if opacity.get(name, name) in FINDINGS), images)
     findings = with_no_finding(findings.rename(columns=opacity))
     if settings.target not in {None, *findings}:
         raise UserError(f"{path}: found columns {', '.join(header)}, expected {settings.target}, which is data.target")
 
+    test = pd.Index([])
+    if "split" in images:
+        test = pd.Index(images.loc[images["split"] == "test", "study_id"].unique())
     findings = findings[findings.index.isin(test)].reindex(columns=list(FINDINGS))
     label, rule = judge(findings, settings.uncertain, settings.target)
     _replace(studies, findings.assign(label=label, rule=rule))

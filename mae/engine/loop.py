@@ -26,6 +26,7 @@ from mae.engine.checkpoint import (
 )
 from mae.engine.hparams import describe_run, end_session, write_hyperparameters
 from mae.engine.memory import keep_freed_memory
+from mae.engine.optim import restore
 from mae.engine.schedule import set_learning_rate
 from mae.engine.stage import AnyStage, Batch, Validation
 from mae.engine.tracker import Progress, Tracker
@@ -350,7 +351,7 @@ class _Run:
         check_weights(self.update.kept, checkpoint)
         self.update.load_state_dict(checkpoint.weights, checkpoint.state)
         assert checkpoint.optimizer is not None  # last.pt and previous.pt have one
-        self.stage.optimizer.load_state_dict(checkpoint.optimizer)
+        restore(self.stage.optimizer, checkpoint.optimizer)
         return Position(**checkpoint.progress)
 
 

@@ -10,6 +10,7 @@ from torch import nn
 from mae.settings import Precision
 
 Group = dict[str, Any]  # of parameters, as torch.optim takes it
+HOW = ("fused", "foreach", "capturable", "differentiable")  # of a group: by which code of torch's it is computed
 
 
 @contextmanager
@@ -56,3 +57,13 @@ def adamw(groups: list[Group], betas: tuple[float, float]) -> torch.optim.AdamW:
         return torch.optim.AdamW([dict(group) for group in groups], lr=0.0, betas=betas, fused=True)
     except RuntimeError:
         return torch.optim.AdamW([dict(group) for group in groups], lr=0.0, betas=betas)
+
+
+def restore(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Go on from the state of an optimizer that may have been computed in another way, as on another device.
+
+    torch would take over the way too, and no other part of this optimizer would know (pytorch 104767, 103256).
+    """
+    way = {name: optimizer.defaults[name] for name in HOW if name in optimizer.defaults}
+    groups = [group | way for group in state["param_groups"]]
+    optimizer.load_state_dict(state | {"param_groups": groups})

@@ -16,6 +16,24 @@ from torch import Tensor
 
 from data.errors import UserError, printable
 
+
+class NumpyValue:
+    """Stands for a number or an array of numpy's in a pickle: trainers keep metrics and random states so.
+
+    Nothing here asks for them, so numpy makes none of them, whatever size they claim.
+    """
+
+    def __init__(self, *parts: object): ...
+
+    def __setstate__(self, state: object) -> None: ...
+
+
+# by the names of numpy 1 and of numpy 2 (pytorch 138985)
+OF_NUMPY = [
+    (NumpyValue, f"numpy.{name}")
+    for core in ("core", "_core")
+    for name in ("dtype", "ndarray", f"{core}.multiarray.scalar", f"{core}.multiarray._reconstruct")
+]
 NAMES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
@@ -51,9 +69,12 @@ def is_safetensors(path: Path) -> bool:
 
 
 def read_pickle(path: Path, allowed: Sequence[type] = ()) -> Any:
-    """A torch file: tensors, plain values and objects of the `allowed` classes; UserError for any other."""
+    """A torch file: tensors, plain values and objects of the `allowed` classes; UserError for any other.
+
+    Of numpy's values it is only known that they are there.
+    """
     try:
-        with torch.serialization.safe_globals(list(allowed)), warnings.catch_warnings():
+        with torch.serialization.safe_globals([*allowed, *OF_NUMPY]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what torch finds odd in it: it is read, or refused in a line
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # likewise

@@ -171,10 +171,11 @@ def make_source(state_dict: StateDict, target: Target, facts: Facts) -> Source:
         norm_pixel_loss = False
         assumed.append("plain pixels, the default of all these programs")
 
+    grid = _grid_of(n, found.patch_size, facts.image_size, target.image_size, place, assumed)
     return Source(
         place=place,
         found=found,
-        grid=_grid_of(n, found.patch_size, facts.image_size, target.image_size, place),
+        grid=grid,
         heads=heads,
         pixel_mean=mean,
         pixel_std=std,
@@ -262,7 +263,9 @@ def _usual_decoder_heads(width: int, place: str) -> int:
     return 16
 
 
-def _grid_of(n: int, patch_size: int, size: Any, wanted: Size | None, place: str) -> tuple[int, int]:
+def _grid_of(
+    n: int, patch_size: int, size: Any, wanted: Size | None, place: str, assumed: list[str]
+) -> tuple[int, int]:
     """The grid of n positions: as the source says, else square, else the wanted one."""
     sizes: list[tuple[int, int]] = []
     if size:
@@ -272,10 +275,13 @@ def _grid_of(n: int, patch_size: int, size: Any, wanted: Size | None, place: str
         if wanted:
             sizes.append(height_and_width(wanted))
 
-    for height, width in sizes:
-        grid = (height // patch_size, width // patch_size)
-        if grid[0] * grid[1] == n:
-            return grid
+    grids = [(height // patch_size, width // patch_size) for height, width in sizes]
+    fitting = [grid for grid in dict.fromkeys(grids) if grid[0] * grid[1] == n]
+    if len(fitting) > 1:
+        square, other = fitting
+        assumed.append(f"a grid of {square[0]} x {square[1]} patches, which are as many as {other[0]} x {other[1]}")
+    if fitting:
+        return fitting[0]
     expected = f"{size} pixels" if size else "a square"
     raise UserError(f"{place}: found {n} positions of patches, expected those of {expected} in patches of {patch_size}")
 

@@ -12,9 +12,10 @@ import pydicom
 import pytest
 from checkout import ROOT
 from PIL import Image, features
-from pydicom.encaps import encapsulate
+from pydicom.encaps import encapsulate, generate_frames
 from pydicom.pixels import get_decoder
 from pydicom.uid import (
+    JPEG2000,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
@@ -107,12 +108,57 @@ def test_any_lut_reads_as_the_standard_says(tmp_path, syntax):
         assert np.abs(read_image(path) - expected).max() <= 0.51, (bits, stored.dtype, first, entries, depth)
 
 
+@pytest.mark.parametrize(
+    ("pixels", "intercept", "first"), [(-2000, 42000, 40000), (59000, 0, 59000), (0, -3000, -3000)]
+)
+@pytest.mark.parametrize("kind", ["US", "SS"])
+def test_the_sign_of_a_luts_first_value_is_that_of_the_values(tmp_path, kind, pixels, intercept, first):
+    stored = (scene(4000).astype(np.int64) + pixels).astype(np.int16 if pixels < 0 else np.uint16)
+    table = (65535 * np.linspace(0, 1, 4001) ** 2).astype(np.uint16)
+    item = lut(table, 0, 16)
+    written = first % 2**16
+    if kind == "SS" and written >= 2**15:  # read with the other sign, whatever is meant (dcm4che 1521)
+        written -= 2**16
+    item[0].add_new("LUTDescriptor", kind, [len(table), written, 16])
+
+    image = dicom(stored, bits=16, RescaleSlope=1, RescaleIntercept=intercept, VOILUTSequence=item)
+    expected = table[stored.astype(int) + intercept - first] / 65535 * 255
+    assert np.abs(read_image(save(image, tmp_path / "a.dcm")) - expected).max() <= 0.51
+
+
 def test_what_stands_in_unused_bits_is_ignored(tmp_path):
     stored = scene(4000).astype(np.uint16)
     clean = save(dicom(stored, WindowCenter=2000, WindowWidth=3000), tmp_path / "a.dcm")
     overlay = stored | (np.indices(stored.shape)[1] % 7 << 12).astype(np.uint16)  # older files keep an overlay there
     dirty = save(dicom(overlay, WindowCenter=2000, WindowWidth=3000), tmp_path / "b.dcm")
     assert (read_image(dirty) == read_image(clean)).all()
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("syntax", [RLELossless, JPEG2000Lossless], ids=lambda s: s.name)
+def test_what_stands_in_unused_bits_is_ignored_in_compressed_pixels_too(tmp_path, syntax, signed):
+    if syntax == JPEG2000Lossless and not features.check("jpg_2000"):
+        pytest.skip("Pillow without JPEG 2000")
+    window = {"WindowCenter": 0 if signed else 2000, "WindowWidth": 3000}
+    stored = scene(4000).astype(np.int16) - 2000 if signed else scene(4000).astype(np.uint16)
+    clean = read_image(save(dicom(stored, **window), tmp_path / "a.dcm"))
+
+    # cells of 12 bits, in two's complement, below an overlay (pydicom 2260, 1149)
+    cells = (stored.astype(np.int64) % 4096).astype(np.uint16)
+    cells |= (np.indices(stored.shape)[1] % 7 << 12).astype(np.uint16)
+    dirty = dicom(cells, PixelRepresentation=int(signed), syntax=syntax, **window)
+    if syntax == JPEG2000Lossless:
+        dirty = compressed(Image.fromarray(cells), dirty, syntax, no_jp2=True)
+    assert (read_image(save(dirty, tmp_path / "b.dcm")) == clean).all()
+
+
+@pytest.mark.skipif(not features.check("jpg_2000"), reason="Pillow without JPEG 2000")
+def test_what_lossy_compression_brings_above_the_stored_bits_stays_bright(tmp_path):
+    stored = scene(4000).astype(np.uint16)
+    stored[:50] = 4100  # of a white border, 5 too much
+    image = dicom(stored, WindowCenter=2048, WindowWidth=4096)
+    lossy = compressed(Image.fromarray(stored), image, JPEG2000, no_jp2=True)
+    assert read_image(save(lossy, tmp_path / "a.dcm"))[:45].min() == 255
 
 
 def test_values_in_the_upper_bits_are_refused_and_not_cut_off(tmp_path):
@@ -177,6 +223,23 @@ def test_colour_jpeg_reads_as_its_grey(tmp_path):
     twin = dicom(np.asarray(colours), bits=8, photometric="YBR_FULL_422")
     path = save(compressed(colours, twin, JPEGBaseline8Bit, quality=97), tmp_path / "a.dcm")
     assert np.abs(read_image(path) - scene(250)).mean() < 2
+
+
+@pytest.mark.parametrize("photometric", ["RGB", "YBR_FULL_422", "YBR_FULL"])
+@pytest.mark.parametrize("marked", [True, False])
+def test_a_jpeg_of_coarse_colours_is_ycbcr_whatever_the_file_says(tmp_path, photometric, marked):
+    shades = [scene(250), scene(200)[::-1], scene(120)[:, ::-1]]
+    colours = Image.fromarray(np.stack(shades, -1).astype(np.uint8))
+    image = dicom(np.asarray(colours), bits=8, photometric=photometric)
+    image = compressed(colours, image, JPEGBaseline8Bit, quality=97, subsampling="4:2:0")
+    if not marked:  # nothing in the stream says that it is YCbCr either (pydicom 2280)
+        [stream] = generate_frames(image.PixelData, number_of_frames=1)
+        start = stream.index(b"\xff\xe0")
+        end = start + 2 + int.from_bytes(stream[start + 2 : start + 4], "big")
+        image.PixelData = encapsulate([stream[:start] + stream[end:]])
+        image["PixelData"].VR = "OB"
+    grey = read_image(save(image, tmp_path / "a.dcm"))
+    assert np.abs(grey.astype(int) - np.asarray(colours.convert("L"))).max() <= 3
 
 
 # what is refused

@@ -14,8 +14,9 @@ from source_files import SICK, read, refusal, rewrite, touch
 
 import data.phantom
 import data.sources.phantom
-from data.settings import PhantomSettings
-from data.sources import COLUMNS
+from data.errors import UserError
+from data.settings import DataSettings, PhantomSettings
+from data.sources import COLUMNS, read_source
 
 
 @pytest.fixture
@@ -183,6 +184,20 @@ def test_unofficial_mimic_value_is_refused(tree, kind, change, expected):
     line = refusal(tree, "mimic-cxr-jpg")
     assert line.startswith(f"{path}: ")
     assert expected in line
+
+
+@pytest.mark.parametrize("kind", ["split", "chexpert", "negbio"])
+def test_a_table_that_gives_images_to_other_patients_is_refused(tree, kind):
+    path = tree / f"mimic-cxr-2.0.0-{kind}.csv"
+    rewrite(path, lambda table: table.assign(subject_id=table["subject_id"].to_numpy()[::-1]))  # sorted alone
+    with pytest.raises(UserError, match=r"row 2: found another subject_id than the images' table has for this \w+_id"):
+        read_source(DataSettings(source="mimic-cxr-jpg", root=str(tree), labeler="agreement"), tree)
+
+
+def test_a_study_of_two_patients_is_refused(tree):
+    path = tree / "mimic-cxr-2.0.0-metadata.csv"
+    rewrite(path, lambda table: table.assign(study_id=table["study_id"].iloc[0]))
+    assert "found studies of several patients (1), expected each to be of one" in refusal(tree, "mimic-cxr-jpg")
 
 
 def test_damaged_mimic_csv_is_refused(tree):

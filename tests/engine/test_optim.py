@@ -1,11 +1,13 @@
 """Laws of the schedule and of the optimizer's groups."""
 
 import math
+from copy import deepcopy
 
 import pytest
+import torch
 from stage_runs import CPU, FINETUNE_STEPS, STAGES
 from tiny_world import tiny_config
-from torch import nn
+from torch import Tensor, nn
 from toy_stage import toy_stage
 
 from classify.cases import labelled_splits
@@ -13,9 +15,10 @@ from classify.finetune import finetune_stage
 from classify.models.build import build_model
 from mae import build_mae, load_checkpoint
 from mae.engine.loop import fit
-from mae.engine.optim import adamw, parameter_groups
+from mae.engine.optim import adamw, parameter_groups, restore
 from mae.engine.schedule import set_learning_rate, warmup_cosine
 from mae.engine.tracker import read_metrics
+from mae.engine.update import skips_on_device
 from mae.pretrain import pretrain_stage
 
 
@@ -94,3 +97,34 @@ def test_groups_scale_the_learning_rate():
         (0.8, 0.0),
         (0.8, 0.05),
     ]
+
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("after", [True, False])
+def test_a_run_goes_on_whichever_way_its_updates_were_computed(before, after):
+    weights = torch.randn(3, 2, generator=torch.Generator().manual_seed(1))
+
+    def begun(fused: bool) -> tuple[Tensor, torch.optim.AdamW]:
+        parameter = nn.Parameter(weights.clone())
+        parameter.grad = torch.full_like(parameter, 0.5)
+        optimizer = adamw([{"params": [parameter], "lr_scale": 1.0}], (0.9, 0.95))
+        if not fused:  # as on a device for which torch has no fused pass
+            optimizer = torch.optim.AdamW([parameter], lr=0.0, betas=(0.9, 0.95), fused=False)
+        optimizer.param_groups[0]["lr"] = 0.1
+        return parameter, optimizer
+
+    # two updates in one run, and the same with a checkpoint between them
+    expected, optimizer = begun(fused=before)
+    optimizer.step()
+    saved = deepcopy(optimizer.state_dict())
+    stands = expected.detach().clone()
+    optimizer.step()
+
+    parameter, resumed = begun(fused=after)
+    restore(resumed, saved)
+    parameter.data.copy_(stands)
+    assert resumed.param_groups[0]["fused"] == after
+    if skips_on_device(resumed):  # as `Update` tells it that no gradient is bad
+        resumed.grad_scale, resumed.found_inf = None, torch.zeros(())
+    resumed.step()
+    torch.testing.assert_close(parameter, expected)

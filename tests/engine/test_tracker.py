@@ -1,6 +1,8 @@
 """Laws of what is logged: each step once, whatever was interrupted."""
 
-from mae.engine.tracker import Tracker, read_metrics
+import pytest
+
+from mae.engine.tracker import Progress, Tracker, read_metrics
 
 
 def test_what_was_logged_after_the_resumed_step_is_dropped(tmp_path):
@@ -34,3 +36,14 @@ def test_tensorboard_shows_each_step_once_after_a_resume(tmp_path):
 
 def test_a_folder_without_metrics_has_none(tmp_path):
     assert read_metrics(tmp_path) == []
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_a_log_gets_a_line_an_epoch_and_no_bar(enabled, capsys):
+    progress = Progress("pretrain", images=100, done=0, enabled=enabled)
+    for _ in range(10):
+        progress.advance(10)
+        progress.show(loss=0.5)
+    progress.line("epoch 1")
+    progress.close()
+    assert capsys.readouterr() == ("", "epoch 1\n" if enabled else "")  # tqdm 750: no carriage returns

@@ -6,6 +6,7 @@ import pytest
 import torch
 from foreign_weights import (
     HEADS,
+    PATCH,
     WIDTH,
     edit_json,
     folder_of,
@@ -122,13 +123,19 @@ def test_grey_weights_do_not_become_three_channels(tmp_path):
         load_huggingface(folder_of(tiny(1), tmp_path), quiet, in_channels=3)
 
 
-def test_positions_are_interpolated_to_rectangles():
+@pytest.mark.parametrize(("rows", "columns"), [(3, 6), (2, 8), (8, 2)])
+def test_positions_are_interpolated_to_rectangles(rows, columns):
     weights = timm_weights(grid=4)
-    model = load_timm(weights, quiet, heads=HEADS, image_size=(12, 24))
+    size = (rows * PATCH, columns * PATCH)
+    model = load_timm(weights, quiet, heads=HEADS, image_size=size)
     image = weights["pos_embed"][:, 1:].transpose(1, 2).unflatten(2, (4, 4))  # 1 d 4 4
-    expected = F.interpolate(image, (3, 6), mode="bicubic", align_corners=False).flatten(2).transpose(1, 2)[0]
-    assert model.encoder.positions.equal(expected)
-    assert model.encoder(random(1, 3, 12, 24)).shape == (1, 19, WIDTH)
+    expected = F.interpolate(image, (rows, columns), mode="bicubic", align_corners=False)
+    assert model.encoder.positions.equal(expected.flatten(2).transpose(1, 2)[0])
+    assert model.encoder(random(1, 3, *size)).shape == (1, 1 + rows * columns, WIDTH)
+
+    # of as many patches it might have been the file's own grid (timm 2737)
+    guess = f"a grid of 4 x 4 patches, which are as many as {rows} x {columns}"
+    assert (guess in model.report.assumed) == (rows * columns == 16)
 
 
 def test_the_same_grid_keeps_positions_bit_for_bit():

@@ -31,6 +31,16 @@ def test_ours_there_and_back_is_the_same_bit_for_bit(channels, tmp_path):
     assert [block.attention.heads for block in (*back.encoder.blocks, *back.decoder.blocks)] == [3, 3, 2]
 
 
+def test_weights_are_written_however_they_lie_in_memory(tmp_path):
+    model = tiny()
+    for parameter in model.parameters():
+        if parameter.ndim == 2:
+            parameter.data = parameter.data.t().contiguous().t()  # not contiguous (safetensors 469)
+    one, other = model.encoder.blocks[0].norm1, model.encoder.blocks[0].norm2
+    one.weight.data = other.weight.data  # of one memory
+    assert same(model, load_huggingface(folder_of(model, tmp_path), say=quiet))
+
+
 def test_theirs_there_and_back_is_the_same_bit_for_bit(tmp_path):
     folder_of(tiny(), tmp_path / "there", "apache-2.0")
     folder_of(load_huggingface(tmp_path / "there", say=quiet), tmp_path / "back")

@@ -2,7 +2,9 @@
 
 import argparse
 import json
+import zipfile
 
+import numpy as np
 import pytest
 import torch
 from foreign_weights import (
@@ -54,6 +56,25 @@ def test_timm_files_of_every_kind(tmp_path):
     models = [load_timm(tmp_path / name, quiet, heads=HEADS) for name in ("vit.safetensors", "vit.bin", "vit.pth")]
     assert all(same(models[0].encoder, model.encoder) for model in models)
     assert "epoch" in models[2].report.unexpected
+
+
+@pytest.mark.parametrize("core", ["numpy._core", "numpy.core"])
+def test_what_a_trainer_kept_as_numpys_is_no_hindrance(core, tmp_path):
+    state = np.random.RandomState(0).get_state()  # as trainers keep it, to go on
+    others = {"best": np.float64(0.5), "epoch": np.int64(3), "classes": np.array([1, 2, 3]), "random": state}
+    path = reference_file(tmp_path / "a.pth", timm_weights(), **others)
+    if core == "numpy.core":  # what numpy 1 wrote
+        renamed = tmp_path / "b.pth"
+        with zipfile.ZipFile(path) as old, zipfile.ZipFile(renamed, "w") as new:
+            for name in old.namelist():
+                new.writestr(name, old.read(name).replace(b"numpy._core", b"numpy.core"))
+        path = renamed
+
+    plain = load_timm(timm_weights(), quiet, heads=HEADS)
+    for load in (load_facebook, load_timm):
+        model = load(path, quiet, heads=HEADS)
+        assert same(model.encoder, plain.encoder)
+        assert {"best", "epoch", "classes", "random"} <= set(model.report.unexpected)
 
 
 def test_a_timm_folder_brings_its_statistics_and_licence(tmp_path):
