@@ -10,6 +10,8 @@ from classify.report.figures import Epoch, Row, RunCurves, reconstruction_losses
 from classify.settings import Select
 from mae.engine.tracker import read_metrics
 
+LOSSES = ("epoch/train_loss", "validate/loss")
+
 
 @dataclass(frozen=True)
 class Pretraining:
@@ -30,9 +32,13 @@ class Training:
     figure: str
 
 
-def epochs_of(folder: Path) -> list[Epoch]:
-    """The rows of a run's metrics.jsonl that end an epoch."""
-    return [row for row in read_metrics(folder) if "epoch" in row]
+def epochs_of(folder: Path, *names: str) -> list[Epoch]:
+    """The rows of a run's metrics.jsonl that end an epoch and have the numbers of these names.
+
+    An epoch whose validation had no finite number lacks them, and it is not the one that best.pt holds.
+    """
+    wanted = {"epoch", *names}
+    return [row for row in read_metrics(folder) if wanted <= row.keys()]
 
 
 def kept_epoch(epochs: Sequence[Epoch], select: Select) -> Epoch:
@@ -45,7 +51,7 @@ def kept_epoch(epochs: Sequence[Epoch], select: Select) -> Epoch:
 def pretrainings(comparison: Comparison) -> Iterator[Pretraining]:
     """Losses of each stage-one run."""
     for name, folder in comparison.pretrainings.items():
-        epochs = epochs_of(folder)
+        epochs = epochs_of(folder, *LOSSES)
         if epochs:
             figure = svg(f"Reconstruction loss of {name}", reconstruction_losses, epochs)
             yield Pretraining(name, epochs[-1]["epoch"], kept_epoch(epochs, "loss"), figure)
@@ -76,7 +82,7 @@ def _runs_of(row: Row) -> list[RunCurves]:
     """The curves of a row's runs that have any."""
     found = []
     for evaluation in row.line.evaluations:
-        epochs = epochs_of(evaluation.run)
+        epochs = epochs_of(evaluation.run, *LOSSES, "validate/auc")
         if epochs:
             found.append(RunCurves(epochs, kept_epoch(epochs, evaluation.config.finetune.select)))
     return found
