@@ -81,4 +81,4 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(read_text(path))
     except RecursionError:
-        raise ValueError(f"{path}: nested too deeply") from None
+        raise ValueError(f"{path}: values nested far too deep") from None
