@@ -39,6 +39,7 @@ from data.manifest import Manifest, open_manifest
 from data.preparation import describe_store
 from data.settings import AugmentSettings
 from data.store import ImageStore
+from data.store_integrity import described
 from data.workers import usable_cores
 from mae.engine.memory import keep_freed_memory
 
@@ -147,7 +148,9 @@ def write_store(folder: Path, image_ids: list[str], size: int, description: dict
     digests = [f"{row:032}" for row in range(len(image_ids))]
     index = pd.DataFrame({"image_id": image_ids, "row": range(len(image_ids)), "bytes": 1, "digest": digests})
     index.to_csv(folder / "index.csv", index=False)
-    (folder / "store.json").write_text(json.dumps(description or {"fingerprint": "benchmark"}), encoding="utf-8")
+    (folder / "rejected.csv").write_text("image_id,path,reason\n", encoding="utf-8")
+    description = description or described({"source": "benchmark"})
+    (folder / "store.json").write_text(json.dumps(description), encoding="utf-8")
 
 
 def all_train(numbers: range) -> Manifest:

@@ -6,6 +6,7 @@ is missed on the way there. Of images centred and scaled to length 1 a correlati
 in 8 x 8 means, one matrix product for all pairs, is out; then in 16 x 16; the rest is compared pixel by pixel.
 """
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from hashlib import blake2b
@@ -36,15 +37,21 @@ def audited(manifest: Manifest, store: ImageStore) -> dict[str, Any]:
     """The audit of a store's images under the manifest's splits, kept as `audit.json` beside them while it holds."""
     path = store.folder / "audit.json"
     origin = {"version": VERSION, "manifest": manifest.fingerprint(), "store": store.fingerprint}
-    with suppress(OSError, ValueError, KeyError):
+    with suppress(OSError, ValueError, LookupError, TypeError):
         report = read_json(path)
-        if report["origin"] == origin:
+        digest = report.pop("digest")
+        if report["origin"] == origin and digest == _digest_of(report):
             return report
 
     report = {"origin": origin, **audit(manifest, store)}
     with suppress(OSError):  # a shared store may be read-only
-        keep(report, path)
+        keep({**report, "digest": _digest_of(report)}, path)
     return report
+
+
+def _digest_of(report: dict[str, Any]) -> str:
+    """16 hexadecimal digits that tell a report from a changed one."""
+    return blake2b(json.dumps(report, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
 def keep(report: dict[str, Any], path: Path) -> None:

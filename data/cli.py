@@ -30,11 +30,18 @@ def _prepare(argv: Arguments) -> None:
     from data.settings import DataConfig
 
     parser = command_parser("mae-prepare", "Decode a data set once, into a memory-mapped store.")
-    config = configure(parser.parse(argv), DataConfig)
+    parser.add_argument("--verify", action="store_true", help="compare all of a finished store with what was written")
+    arguments = parser.parse(argv)
+    config = configure(arguments, DataConfig)
 
     from data.audit import audit_lines, audited
     from data.manifest import open_manifest
-    from data.preparation import prepare
+    from data.preparation import prepare, verify
+
+    if arguments.verify:
+        store = verify(config.data)
+        print(f"verified: {store.folder} ({len(store):,} images) is what was written")
+        return
 
     manifest = open_manifest(config.data, look_again=True)
     print(*manifest.notes, manifest.breakdown(), sep="\n")
@@ -42,7 +49,7 @@ def _prepare(argv: Arguments) -> None:
         print("data.store is false: nothing is decoded now; training reads the files themselves")
         return
 
-    store = prepare(config.data, manifest)
+    store = prepare(config.data, manifest, try_again=True)
     named = manifest.may_show(config.report.images)
     print(*audit_lines(audited(manifest, store), store.index, named), sep="\n")
     _, height, width = store.images.shape
@@ -133,8 +140,11 @@ def run_command(command: Callable[[Arguments], None], argv: Arguments) -> NoRetu
     except BrokenPipeError:  # `mae-pretrain --print-config | head`
         sys.stderr.close()
         sys.exit(1)
-    except OSError as error:  # no permission, a full disk, a file where a folder is wanted
-        place = error.filename or "the system"
+    except OSError as error:  # no permission, a full disk, no descriptors, a server that is away
+        place = error.filename or "this machine"
         print(f"error: {printable(place)}: {error.strerror or error}", file=sys.stderr)
+        sys.exit(2)
+    except MemoryError:
+        print("error: this machine: found too little memory, expected more; run again with more free", file=sys.stderr)
         sys.exit(2)
     sys.exit(0)

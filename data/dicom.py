@@ -5,10 +5,13 @@ about a patient can reach a message or a log.
 """
 
 import faulthandler
+import logging
 import math
 import os
 import signal
 from collections.abc import Callable, Iterable
+from contextlib import suppress
+from importlib import metadata
 from io import BytesIO
 from mmap import mmap
 from typing import Any, NoReturn
@@ -28,20 +31,45 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEG2000MCLossless,
+    JPEG2000TransferSyntaxes,
     JPEGLossless,
     JPEGLosslessSV1,
     JPEGLSLossless,
+    JPEGLSTransferSyntaxes,
+    JPEGTransferSyntaxes,
     RLELossless,
+    RLETransferSyntaxes,
 )
 
 from data.aspect import pixel_aspect
 from data.jpeg import check_scans, has_coarse_colours
-from data.refusal import UnreadableImage, check_size, refuse
+from data.refusal import (
+    LacksPlugin,
+    NotNow,
+    UnreadableImage,
+    check_memory,
+    check_size,
+    may_pass,
+    raise_if_it_may_pass,
+    refuse,
+)
 from data.settings import Tone
 from data.tones import between_tails, equalized, to_bytes
 
+PASSES = 75  # a child's exit code: it may go better another time
 SECONDS = 120  # for a plugin to decode one file
 UNUSABLE = object()
+# packages that decode, and what pydicom calls their plugins
+PACKAGES = {
+    "pillow": "pillow",
+    "pydicom": "pydicom",
+    "python-gdcm": "gdcm",
+    "pylibjpeg": "pylibjpeg",
+    "pylibjpeg-libjpeg": "pylibjpeg",
+    "pylibjpeg-openjpeg": "pylibjpeg",
+    "pylibjpeg-rle": "pylibjpeg",
+    "pyjpegls": "pyjpegls",
+}
 # what a value says of how the file was written, for files that do not say it: implicit types, little endian
 PARSED = {
     (True, True): ImplicitVRLittleEndian,
@@ -133,7 +161,8 @@ def _parse_dicom(data: bytes) -> Any:
         refuse("a deflated DICOM", "one that is not")
     try:
         dataset = pydicom.dcmread(BytesIO(data), force=True, specific_tags=list(DICOM_TAGS))
-    except Exception:  # never its text: a damaged file could put anything into it
+    except Exception as error:  # never its text: a damaged file could put anything into it
+        raise_if_it_may_pass(error)
         refuse("a damaged DICOM", "an intact one")
 
     pixels = _value(dataset, "PixelData")
@@ -167,7 +196,8 @@ def _value(dataset: Any, keyword: str) -> Any:
     """What an element holds; None where it is missing or empty, UNUSABLE where not even pydicom can tell."""
     try:
         value = dataset.get(keyword)
-    except Exception:
+    except Exception as error:
+        raise_if_it_may_pass(error)
         return UNUSABLE
     empty = value is None or (hasattr(value, "__len__") and len(value) == 0)
     return None if empty else value
@@ -243,7 +273,8 @@ def _stored_values(dataset: Any) -> np.ndarray:
     syntax = _value(dataset.file_meta, "TransferSyntaxUID")
     try:
         decoder = get_decoder(syntax)
-    except Exception:  # not quoted: it may be anything
+    except Exception as error:  # not quoted: it may be anything
+        raise_if_it_may_pass(error)
         refuse("pixel data in an unknown transfer syntax", "one that pydicom decodes")
 
     high = _value(dataset, "HighBit")
@@ -253,21 +284,23 @@ def _stored_values(dataset: Any) -> np.ndarray:
         refuse(f"{bits} bits stored below bit {high}", f"bit {bits - 1} to be the highest")
 
     # which plugins would help, for who may install them
-    plugins = "; ".join(decoder.missing_dependencies).replace("requires gdcm", "requires python-gdcm")
-    if "gdcm" in plugins:
-        plugins += "; pip install 'mae-cxr[dicom]' brings gdcm"
+    further = "; ".join(decoder.missing_dependencies).replace("requires gdcm", "requires python-gdcm")
+    if "gdcm" in further:
+        further += "; pip install 'mae-cxr[dicom]' brings gdcm"
     if not decoder.is_available:
-        refuse(f"{syntax.name} pixel data", f"a plugin that decodes it ({plugins})")
+        raise LacksPlugin(f"found {syntax.name} pixel data, expected a plugin that decodes it ({further})", plugins())
 
     try:
         stored = _decode_pixels(dataset, decoder)
     except UnreadableImage:
         raise
-    except Exception:  # its text is long and may quote the file
-        hint = "intact data"
-        if plugins:
-            hint = f"intact data or a further plugin ({plugins})"
-        refuse(f"{syntax.name} pixel data that cannot be decoded", hint)
+    except Exception as error:  # its text is long and may quote the file
+        raise_if_it_may_pass(error)
+        check_memory(dataset.Columns, dataset.Rows)  # a decoder may call the lack of it damaged content
+        found = f"found {syntax.name} pixel data that cannot be decoded, expected intact data"
+        if further:
+            raise LacksPlugin(f"{found} or a further plugin ({further})", plugins()) from None
+        raise UnreadableImage(found) from None
 
     # what is more than one frame would make several
     shape = (dataset.Rows, dataset.Columns)
@@ -298,25 +331,74 @@ def _decode_pixels(dataset: Any, decoder: Any) -> np.ndarray:
         dataset.PhotometricInterpretation = "YBR_FULL_422"  # whatever the file calls them
     for plugin in {"pillow", "pydicom"} & set(decoder.available_plugins):
         try:
-            return pixel_array(dataset, decoding_plugin=plugin)
-        except Exception:
-            if len(decoder.available_plugins) == 1:
+            return _decoded_by(dataset, plugin)
+        except Exception as error:
+            if may_pass(error) or len(decoder.available_plugins) == 1:
                 raise
 
     most_bytes = dataset.Rows * dataset.Columns * dataset.SamplesPerPixel * 2
-    return in_child(lambda: pixel_array(dataset), most_bytes)
+    return in_child(lambda: _decoded_by(dataset), most_bytes)
+
+
+def _decoded_by(dataset: Any, plugin: str = "") -> np.ndarray:
+    """By that plugin, or by any. MemoryError or OSError where the system would not have it, which pydicom only logs."""
+    logger = logging.getLogger("pydicom")
+    listener = _Listener()
+    logger.addHandler(listener)
+    try:
+        return pixel_array(dataset, decoding_plugin=plugin)
+    except Exception:
+        if listener.met is not None:
+            raise listener.met from None
+        raise
+    finally:
+        logger.removeHandler(listener)
+
+
+class _Listener(logging.Handler):
+    """Keeps the trouble that may pass, of what is logged."""
+
+    met: BaseException | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        if error is not None and may_pass(error):
+            self.met = error
+
+
+def plugins() -> str:
+    """Which packages that decode compressed DICOM files are there, with their versions: `pillow 12.0.0, pydicom 3.0.1`.
+
+    They are part of why a file cannot be read. Only those that pydicom can use: others may be installed and not load.
+    """
+    syntaxes = (*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes, *JPEG2000TransferSyntaxes, *RLETransferSyntaxes)
+    usable: set[str] = set()
+    for syntax in syntaxes:
+        with suppress(NotImplementedError):  # pydicom names more of them than it decodes
+            usable.update(get_decoder(syntax).available_plugins)
+
+    found = []
+    for package, plugin in PACKAGES.items():
+        if plugin in usable:
+            with suppress(metadata.PackageNotFoundError):
+                found.append(f"{package} {metadata.version(package)}")
+    return ", ".join(found)
 
 
 def in_child(decode: Callable[[], np.ndarray], most_bytes: int) -> np.ndarray:
     """What `decode` returns, from a process of its own: GDCM ends its process over a damaged file.
 
-    Raises RuntimeError where it crashed, failed or took longer than `SECONDS`.
+    Raises RuntimeError where it crashed, failed or took longer than `SECONDS`, and NotNow where the system had no
+    memory or descriptor for it, or killed it.
     """
     with mmap(-1, most_bytes + 4096) as shared:
         child = os.fork()
         if child == 0:
             _decode_and_exit(decode, shared)
         _, status = os.waitpid(child, 0)
+        ended = os.waitstatus_to_exitcode(status)
+        if ended in (PASSES, -signal.SIGKILL):  # nothing but the kernel or a person kills it
+            raise NotNow("found its decoding stopped by the system (out of memory?), expected it to end")
         if status != 0:
             raise RuntimeError("the decoder crashed, failed or did not end")
         return np.load(BytesIO(shared), allow_pickle=False)
@@ -331,6 +413,9 @@ def _decode_and_exit(decode: Callable[[], np.ndarray], shared: mmap) -> NoReturn
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the libraries' own complaints
         np.save(shared, decode())
         os._exit(0)
+    except BaseException as error:
+        if may_pass(error):
+            os._exit(PASSES)
     finally:
         os._exit(1)
 
@@ -420,7 +505,8 @@ def _look_up(values: np.ndarray, keyword: str, dataset: Any) -> tuple[np.ndarray
         entries, first, bits = (int(number) for number in item.LUTDescriptor)
         table = _table(item.LUTData, entries, bits, dataset)
         largest = int(table.max())
-    except Exception:  # it is missing, empty or no table
+    except Exception as error:  # it is missing, empty or no table
+        raise_if_it_may_pass(error)
         return None
 
     first = _first_mapped(first, len(table), values)

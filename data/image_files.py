@@ -22,8 +22,9 @@ from data.errors import UserError
 from data.images import read_fitted
 from data.manifest import Manifest
 from data.preparation import allowed, describe_store
-from data.refusal import UnreadableImage
+from data.refusal import NotNow, UnreadableImage, may_pass, trouble
 from data.settings import DataSettings, Resize, Size, Tone, height_and_width
+from data.store import Postponed
 from data.workers import start_processes, usable_cores
 
 JOB = 8  # images a process reads at a time: many processes share a batch
@@ -66,7 +67,8 @@ class ImageFiles:
         """Images (b h w) uint8 of each batch of rows, in order, whatever the number of processes.
 
         An unreadable one shows another image of its batch; its row is in `unreadable`, and a warning names its
-        file. UserError when there are more than `data.max_rejected` allows, or nothing else in a batch.
+        file. UserError when there are more than `data.max_rejected` allows, or nothing else in a batch, or where the
+        system would not read a file twice: that may pass, so the file is not left out.
         """
         ahead: deque[_Asked] = deque()
         try:
@@ -104,10 +106,17 @@ class ImageFiles:
             images, reasons = asked.collect()
         except BrokenProcessPool:  # one was killed: new ones try again
             self._let_go(asked.pool)
-            try:
-                images, reasons = self._ask(asked.rows).collect()
-            except BrokenProcessPool:
-                raise self._killed() from None
+            images, reasons = self._collect_again(asked.rows)
+
+        # once more, for what the system would not read just now
+        waiting = np.flatnonzero([isinstance(reason, Postponed) for reason in reasons])
+        if len(waiting):
+            images[waiting], again = self._collect_again(asked.rows[waiting])
+            for place, reason in zip(waiting.tolist(), again, strict=True):
+                reasons[place] = reason
+        for reason in reasons:
+            if isinstance(reason, Postponed):
+                raise UserError(f"{reason}, which may pass: run again")
 
         # another image of the batch stands in for one that cannot be read, and black where there is no other
         if any(reasons):
@@ -117,6 +126,12 @@ class ImageFiles:
             if not missing.all():
                 images[missing] = images[~missing][0]
         return images
+
+    def _collect_again(self, rows: np.ndarray) -> tuple[np.ndarray, list[str | None]]:
+        try:
+            return self._ask(rows).collect()
+        except BrokenProcessPool:
+            raise self._killed() from None
 
     def _let_go(self, pool: Executor) -> None:
         """Of a broken pool, unless a new one took its place already."""
@@ -182,11 +197,19 @@ class _Asked:
 
 def read_some(place: str, start: int, paths: Sequence[str], size: Size, resize: Resize, tone: Tone) -> list[str | None]:
     """Read files into an array file from row `start` on; returns why there is no image, if so, for each."""
-    images = np.load(place, mmap_mode="r+")
+    try:
+        images = np.load(place, mmap_mode="r+")
+    except (OSError, MemoryError) as error:
+        if not may_pass(error):
+            raise
+        return [Postponed(f"{place}: found {trouble(error)}, expected to write there")] * len(paths)
+
     reasons: list[str | None] = [None] * len(paths)
     for number, path in enumerate(paths):
         try:
             images[start + number] = read_fitted(path, size, resize, tone)
+        except NotNow as error:
+            reasons[number] = Postponed(error)
         except UnreadableImage as error:
             reasons[number] = str(error)
     return reasons

@@ -24,7 +24,17 @@ from PIL import Image, ImageOps
 from data.aspect import pixel_aspect
 from data.extras import with_fewer_extras
 from data.jpeg import bits_of, block_means, check_scans, means_only
-from data.refusal import MAX_PIXELS, NotNow, UnreadableImage, check_size, may_pass, refuse
+from data.refusal import (
+    MAX_PIXELS,
+    LacksPlugin,
+    NotNow,
+    UnreadableImage,
+    check_memory,
+    check_size,
+    may_pass,
+    refuse,
+    trouble,
+)
 from data.settings import Resize, Size, Tone, height_and_width
 from data.stand_ins import ENOUGH, pointing_link, stand_in
 from data.tones import between_tails, to_bytes
@@ -85,7 +95,10 @@ def read_fitted(
     decoded = _read(path, tone, at_least, of_sides, note)
     if decoded.image.min() == decoded.image.max():  # whatever made it: the pixels, a window or a look-up table
         raise UnreadableImage(_one_line(f"{path}: found one grey in every pixel, expected a radiograph"))
-    return fit_image(decoded.image, size, resize, decoded.extent, decoded.aspect)
+    try:
+        return fit_image(decoded.image, size, resize, decoded.extent, decoded.aspect)
+    except MemoryError as error:
+        raise _not_now(path, error) from None
 
 
 def fit_image(
@@ -150,20 +163,31 @@ def _read(path: str | Path, tone: Tone, at_least: Size | None, of_sides: OfSides
         with _quiet():
             return _read_content(path, tone, at_least, of_sides, note or _no_note)
 
+    except LacksPlugin as reason:
+        raise LacksPlugin(_one_line(f"{path}: {reason}"), reason.plugins) from None
     except UnreadableImage as reason:
+        if may_pass(reason):
+            raise NotNow(_one_line(f"{path}: {reason}")) from None
         message = f"{path}: {reason}"
-    except MemoryError:
-        raise NotNow(_one_line(f"{path}: found too little memory to read it, expected enough")) from None
-    except OSError as error:  # strerror: the file's trouble; without one it is Pillow's word on the content
-        trouble = f"damaged content ({_one_line(error)})"
-        if error.strerror:
-            trouble = pointing_link(Path(path)) or error.strerror.lower()
-        message = f"{path}: found {trouble}, expected a readable image file"
+    except ImportError as error:  # a library that cannot be loaded: for want of memory, or of descriptors
+        raise _not_now(path, error) from None
+    except (
+        OSError,
+        MemoryError,
+    ) as error:  # strerror: the file's trouble; without one it is Pillow's word on the content
         if may_pass(error):
-            raise NotNow(_one_line(message)) from None
+            raise _not_now(path, error) from None
+        says = f"damaged content ({_one_line(error)})"
+        if isinstance(error, OSError) and error.strerror:
+            says = pointing_link(Path(path)) or error.strerror.lower()
+        message = f"{path}: found {says}, expected a readable image file"
     except Exception as error:
         message = f"{path}: found damaged content ({type(error).__name__}), expected an intact image file"
     raise UnreadableImage(_one_line(message))
+
+
+def _not_now(path: str | Path, error: BaseException) -> NotNow:
+    return NotNow(_one_line(f"{path}: found {trouble(error)}, expected a readable image file"))
 
 
 def _no_note(content: bytes) -> None:
@@ -241,9 +265,13 @@ def _read_picture(data: bytes, at_least: Size | None, of_sides: OfSides) -> Deco
 def _read_pixels(data: bytes, at_least: Size | None, of_sides: OfSides) -> Decoded:
     image = _open_picture(data)
     check_size(*image.size)
-    if image.format == "PNG":
-        return _read_png(image, data)
-    return _read_jpeg(image, data, at_least, of_sides)
+    try:
+        if image.format == "PNG":
+            return _read_png(image, data)
+        return _read_jpeg(image, data, at_least, of_sides)
+    except OSError:  # libjpeg calls it damaged content, too, when it gets no memory
+        check_memory(*image.size)
+        raise
 
 
 def _aspect(image: Any, density: tuple[float, float] | None) -> float:

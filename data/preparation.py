@@ -1,10 +1,10 @@
 """Manifest → ImageStore, parallel and resumable; bad files are listed, never silently dropped."""
 
+import csv
 import hashlib
-import json
 import sys
 from collections.abc import Generator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,42 +14,158 @@ from tqdm import tqdm
 from data.checksums import Listing, absolute, differing_tables, published_digests, read_listings, summary
 from data.config import expand
 from data.errors import UserError
-from data.images import READER_VERSION
+from data.images import READER_VERSION, read_fitted
 from data.locks import locked
 from data.manifest import Manifest, open_manifest
+from data.refusal import UnreadableImage
 from data.settings import DataConfig, DataSettings, Size
 from data.store import Decoded, ImageStore, Postponed, StoreWriter, decode_rows
+from data.store_integrity import described, facts_of, read_description
 from data.store_reuse import forget_plan, take_over
 from data.workers import TRIES, Job, Killed, run_jobs, run_one_by_one, usable_cores
+from data.writing import read_json
 
 AGAIN = 64  # images that are tried once more where the system would not read them
+SUCCEEDS = "succeeds"  # in a description: the fingerprint of the store whose place this one takes
 CHUNK = 32  # images a worker decodes between two reports
 
 
-def prepare(config: DataConfig | DataSettings, manifest: Manifest | None = None) -> ImageStore:
+def prepare(config: DataConfig | DataSettings, manifest: Manifest | None = None, try_again: bool = False) -> ImageStore:
     """The store of the images of a config (or of its data section), decoded now where that has not been done.
 
-    Without a manifest it looks anew which files are on disk. Raises UserError when none is, and when more
-    than `data.max_rejected` cannot be read.
+    Without a manifest it looks anew which files are on disk. try_again, or no manifest: files that were rejected for
+    want of a plugin are tried again when the plugins are others by now. Raises UserError when there is no image, when
+    more than `data.max_rejected` cannot be read, and when the store that is there is not what was written.
     """
     settings = config if isinstance(config, DataSettings) else config.data
-    manifest = manifest or open_manifest(settings, look_again=True)
+    if manifest is None:
+        manifest = open_manifest(settings, look_again=True)
+        try_again = True
     description = describe_store(settings, manifest.table)
-    name = f"{settings.source}-{_pixels(settings.image_size)}px-{description['fingerprint'][:12]}"
-    stores = stores_folder(settings)
-    folder = stores / name
 
-    if not (folder / "store.json").exists():
-        for look in manifest.looks:
-            look.require_some()
-        folder.mkdir(parents=True, exist_ok=True)
-        with locked(folder, f"waiting for another command that prepares {folder}", wait=True):
-            if not (folder / "store.json").exists():  # another command may just have written it
-                _write(settings, folder, manifest.table, description)
+    folder = finished_store(settings, description) or _make(settings, manifest, description)
+    store = _opened(folder, description, manifest.table)
+    if try_again:
+        store = _with_files_of_new_plugins(settings, manifest, store)
 
     for look in manifest.looks:
-        look.remember(stores)
-    return ImageStore(folder)
+        look.remember(stores_folder(settings))
+    return store
+
+
+def _make(settings: DataSettings, manifest: Manifest, description: dict[str, Any]) -> Path:
+    """The folder of the store of that description, made now unless another command has just done so."""
+    for look in manifest.looks:
+        look.require_some()
+    folder = _place(settings, description)
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder, f"waiting for another command that prepares {folder}", wait=True):
+        if not (folder / "store.json").exists():
+            _write(settings, folder, manifest.table, description)
+    return folder
+
+
+def _place(settings: DataSettings, description: dict[str, Any]) -> Path:
+    name = f"{settings.source}-{_pixels(settings.image_size)}px-{description['fingerprint'][:12]}"
+    return stores_folder(settings) / name
+
+
+def finished_store(settings: DataSettings, description: dict[str, Any]) -> Path | None:
+    """The folder of the finished store of that description, or of the one that took its place; else None."""
+    folder = _place(settings, description)
+    if not (folder / "store.json").exists():
+        return None
+
+    # a store stays as it is: when plugins made more files readable, another one took its place
+    successors: dict[str, Path] = {}
+    for path in sorted(folder.parent.glob(f"{settings.source}-*/store.json")):
+        with suppress(OSError, ValueError, LookupError, TypeError):
+            successors[read_json(path)[SUCCEEDS]] = path.parent
+    fingerprint = description["fingerprint"]
+    while fingerprint in successors:
+        folder = successors.pop(fingerprint)
+        fingerprint = read_description(folder)["fingerprint"]
+    return folder
+
+
+def _opened(folder: Path, description: dict[str, Any], table: pd.DataFrame, sampled: bool = True) -> ImageStore:
+    """The store of that description; UserError where it is another one, or not what was written."""
+    store = ImageStore(folder, sampled)
+    wanted = facts_of(description)
+    found = {name: value for name, value in facts_of(store.description).items() if name in wanted}
+    if found != wanted:
+        raise UserError(
+            f"{folder / 'store.json'}: found the description of another store ({store.fingerprint[:12]}), "
+            f"expected that of this one; put it back, or delete {folder} and run mae-prepare"
+        )
+    if not store.vouched:
+        _check_order(store, table)
+        print(f"note: {folder}: made before stores had digests: what it holds cannot be compared", file=sys.stderr)
+    return store
+
+
+def _check_order(store: ImageStore, table: pd.DataFrame) -> None:
+    """UserError where an image of a store without digests has another row than it was given."""
+    for row, image_id in enumerate(sorted(table["image_id"])):
+        if store.index.get(image_id, row) != row:
+            raise UserError(
+                f"{store.folder / 'index.csv'}: found row {store.index[image_id]} where row {row} was written, "
+                f"expected the rows in their order; put it back, or delete {store.folder} and run mae-prepare"
+            )
+
+
+def verify(config: DataConfig | DataSettings) -> ImageStore:
+    """The store of a config, once all of it, every pixel included, is known to be what was written.
+
+    Raises UserError where it is not, naming the first rows that differ, and where no store is finished.
+    """
+    settings = config if isinstance(config, DataSettings) else config.data
+    if settings.store is False:
+        raise UserError("data.store: found false, expected the folder of the store to verify")
+    table = open_manifest(settings).table
+    description = describe_store(settings, table)
+    folder = finished_store(settings, description)
+    if folder is None:
+        place = _place(settings, description)
+        raise UserError(f"{place}: found no finished store, expected one; run mae-prepare")
+    store = _opened(folder, description, table, sampled=False)
+    store.verify()
+    return store
+
+
+def _with_files_of_new_plugins(settings: DataSettings, manifest: Manifest, store: ImageStore) -> ImageStore:
+    """The store, or one that takes its place where a file that lacked a plugin can be read by now.
+
+    Runs may rest on the first one, so it stays as it is.
+    """
+    with (store.folder / "rejected.csv").open(newline="", encoding="utf-8") as file:
+        lines = [line for line in csv.DictReader(file) if line.get("plugins")]  # older stores have no such column
+    if not lines:
+        return store
+
+    now = plugins_here()
+    paths = [line["path"] for line in lines if line["plugins"] != now]
+    if not any(_is_readable(settings, path) for path in paths):
+        return store
+    print(f"{len(paths):,} files lacked a plugin when {store.folder} was made; they are tried again", flush=True)
+    facts = facts_of(store.description) | {SUCCEEDS: store.fingerprint, "plugins": now}
+    folder = _make(settings, manifest, described(facts))
+    return _opened(folder, described(facts), manifest.table)
+
+
+def _is_readable(settings: DataSettings, path: str) -> bool:
+    try:
+        read_fitted(path, settings.image_size, settings.resize, settings.tone)
+    except UnreadableImage:
+        return False
+    return True
+
+
+def plugins_here() -> str:
+    """The packages that decode compressed DICOM files here, with their versions."""
+    from data.dicom import plugins  # pydicom is loaded where it is needed
+
+    return plugins()
 
 
 def stores_folder(settings: DataSettings) -> Path:
@@ -74,7 +190,7 @@ def describe_store(settings: DataSettings, table: pd.DataFrame) -> dict[str, Any
     images = sorted(f"{image_id}\t{path.removeprefix(prefix)}" for image_id, path in pairs)
 
     size = settings.image_size
-    description = {
+    facts = {
         "source": settings.source,
         "root": roots if mixed else roots[0],
         "archive": archives if mixed else archives[0],
@@ -85,8 +201,7 @@ def describe_store(settings: DataSettings, table: pd.DataFrame) -> dict[str, Any
         "images": len(images),
         "image_ids_and_paths": hashlib.sha256("\n".join(images).encode()).hexdigest(),
     }
-    text = json.dumps(description, sort_keys=True)
-    return {**description, "fingerprint": hashlib.sha256(text.encode()).hexdigest()}
+    return described(facts)
 
 
 def _size_and_time(path: Path) -> list[int] | None:
@@ -121,6 +236,7 @@ def _write(settings: DataSettings, folder: Path, table: pd.DataFrame, descriptio
     for earlier, count in take_over(writer, description):
         print(f"{count:,} images taken over from {earlier}; delete it if no run needs it", flush=True)
     writer.doubt()
+    _doubt_plugins(writer)
     _decode_all(settings, writer)
     for line in _compared(writer, listings):
         print(line, flush=True)
@@ -142,6 +258,14 @@ def _write(settings: DataSettings, folder: Path, table: pd.DataFrame, descriptio
     forget_plan(folder)
     if writer.rejected:
         print(f"{writer.rejected} unreadable files are listed in {folder / 'rejected.csv'}", file=sys.stderr)
+
+
+def _doubt_plugins(writer: StoreWriter) -> None:
+    """Have files decoded again that lacked a plugin in an earlier attempt, if the plugins were others then."""
+    lacking = writer.lacking()
+    if lacking:
+        now = plugins_here()
+        writer.try_again(row for row, then in lacking.items() if then != now)
 
 
 def _warn(lines: list[str]) -> None:

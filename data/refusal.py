@@ -1,8 +1,10 @@
 """Refusing a file: one line that says what was found in it, and what was expected."""
 
 import errno
+from mmap import mmap
 from typing import NoReturn
 
+BYTES_A_PIXEL = 9  # of a progressive JPEG in colour: three coefficients of 16 bits, and three colours
 MAX_PIXELS = 150_000_000  # refused before allocation; below the point where Pillow itself refuses
 
 
@@ -12,6 +14,14 @@ class UnreadableImage(ValueError):
 
 class NotNow(UnreadableImage):
     """The system's trouble, not the file's: another time it may be read."""
+
+
+class LacksPlugin(UnreadableImage):
+    """Another plugin may read this file: the reason holds as long as `plugins` are all there are."""
+
+    def __init__(self, message: str, plugins: str):
+        super().__init__(message)
+        self.plugins = plugins
 
 
 # what is wrong with the file itself, or with its name; anything else that a system says may pass
@@ -29,9 +39,30 @@ LASTING = (
 )
 
 
-def may_pass(error: OSError) -> bool:
+def may_pass(error: BaseException) -> bool:
     """Whether the system may say otherwise another time: no descriptors, no memory, a server that is away."""
-    return error.errno is not None and error.errno not in LASTING
+    if isinstance(error, MemoryError | NotNow):
+        return True
+    if not isinstance(error, OSError):
+        return False
+    if error.errno is None:  # Pillow's own words
+        return "out of memory" in str(error).lower()
+    return error.errno not in LASTING
+
+
+def raise_if_it_may_pass(error: BaseException) -> None:
+    """For whoever takes every error for the file's fault."""
+    if may_pass(error):
+        raise error
+
+
+def trouble(error: BaseException) -> str:
+    """What the system says, for a message."""
+    if isinstance(error, MemoryError):
+        return "too little memory"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return " ".join(str(error).split()).lower()
 
 
 def refuse(found: str, expected: str) -> NoReturn:
@@ -43,3 +74,8 @@ def check_size(width: int, height: int) -> None:
     """Refuse an image of no or too many pixels, before anything is allocated for it."""
     if not 0 < width * height <= MAX_PIXELS:
         refuse(f"{width} x {height} pixels declared", f"1 to {MAX_PIXELS // 10**6} megapixels")
+
+
+def check_memory(width: int, height: int) -> None:
+    """OSError unless there is as much memory as the decoding of a colour image of that size may take."""
+    mmap(-1, BYTES_A_PIXEL * width * height).close()  # asked for, and not touched

@@ -1,8 +1,9 @@
 """ImageStore: decoded radiographs in one memory-mapped array, shared by every run that reads them alike.
 
-A store folder holds `images.npy` (uint8, n h w), `index.csv` (image_id, row, bytes, digest and stamp of the file),
-`rejected.csv` (image_id, path, reason) and, written last, `store.json`. Labels and splits are not in
-it: they join at run time, so another label policy never decodes again.
+A store folder holds `images.npy` (uint8, n h w), `index.csv` (image_id, row, bytes, digest and stamp of the file,
+digest of the row's pixels), `rejected.csv` (image_id, path, reason, and the plugins that were there where another would
+help) and, written last, `store.json`. Labels and splits are not in it: they join at run time, so another label policy
+never decodes again.
 """
 
 import csv
@@ -16,29 +17,63 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from data.checksums import Published, hasher
 from data.errors import UserError
 from data.images import read_fitted
-from data.refusal import NotNow, UnreadableImage, may_pass
+from data.refusal import LacksPlugin, NotNow, UnreadableImage, may_pass, trouble
 from data.settings import Resize, Size, Tone, height_and_width
-from data.writing import flush_to_disk, read_json, replacing, write_csv, write_json, write_text
+from data.store_integrity import (
+    FILES,
+    PIXEL_DIGEST,
+    check_all,
+    check_sample,
+    open_images,
+    pixel_digest,
+    read_description,
+    read_index,
+    written_files,
+)
+from data.writing import flush_to_disk, replacing, write_csv, write_json, write_text
 
 DONE, REJECTED, KILLER = 1, 2, 3  # states of a row while the store is being written; 0: not yet decoded
 STAMP_DIGITS = 16
-SCRATCH = ("state.npy", "bytes.npy", "digests.npy", "stamps.npy")  # of a store under construction
+SCRATCH = ("state.npy", "bytes.npy", "digests.npy", "stamps.npy", "pixels.npy")  # of a store under construction
+INDEX = ("image_id", "row", "bytes", "digest", "stamp", "pixels")
+REJECTIONS = ("image_id", "path", "reason", "plugins")
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 ZEROS = 2**24  # bytes written at a time where room cannot be reserved
 DIGITS = 32  # of a file's SHA-256, in hex: 128 bits tell any two files apart, in half the index
 Asked = tuple[int, str, Published | None]  # row; path; what a list of checksums says of the file
-Decoded = tuple[int, int, str, str, str | None]  # row; bytes, digest and stamp of the file; reason if it is rejected
+
+
+class Decoded(NamedTuple):
+    """What came of a row: of its file the size, digest and stamp, of its pixels the digest; or why it is rejected."""
+
+    row: int
+    bytes: int = 0
+    digest: str = ""
+    stamp: str = ""
+    pixels: str = ""
+    reason: str | None = None
 
 
 class Postponed(str):
     """A reason that may pass: the file is not rejected for it."""
+
+
+class ForWantOfPlugin(str):
+    """A reason that holds as long as the plugins that decode DICOM are these."""
+
+    plugins: str
+
+    def __new__(cls, reason: str, plugins: str = "") -> "ForWantOfPlugin":
+        made = super().__new__(cls, reason)
+        made.plugins = plugins
+        return made
 
 
 class ImageReader(Protocol):
@@ -68,18 +103,31 @@ class ImageReader(Protocol):
 class ImageStore:
     """A finished store, opened read-only: `images` (n h w) uint8, `index` image_id → row."""
 
-    def __init__(self, folder: str | Path):
-        """Raises UserError if the folder holds no finished store."""
+    def __init__(self, folder: str | Path, sampled: bool = True):
+        """Raises UserError if the folder holds no finished store, or one that is not what was written.
+
+        sampled: compares some rows' pixels too, and all of a small store; `verify` compares everything.
+        """
         self.folder = Path(folder)
-        if not (self.folder / "store.json").is_file():
-            raise UserError(f"{folder}: found no store.json, expected a finished store; run mae-prepare")
-        self.description = read_json(self.folder / "store.json")
+        self.description = read_description(self.folder)
         self.fingerprint: str = self.description["fingerprint"]
-        self.images = np.load(self.folder / "images.npy", mmap_mode="r")
+        self.images = open_images(self.folder, self.description)
         self.file = (self.folder / "images.npy").open("rb")
         self.unreadable: AbstractSet[int] = frozenset()  # such files have no row here
-        with (self.folder / "index.csv").open(newline="", encoding="utf-8") as file:
-            self.index = {line["image_id"]: int(line["row"]) for line in csv.DictReader(file)}
+
+        index = read_index(self.folder, self.description, len(self.images))
+        self.index = dict(zip(index.image_ids, index.rows, strict=True))
+        if sampled:
+            check_sample(self.folder, self.images, index)
+
+    @property
+    def vouched(self) -> bool:
+        """Whether there are digests that tell it from a changed one; a store older than they are has none."""
+        return FILES in self.description
+
+    def verify(self) -> None:
+        """Compare everything with what was written; UserError naming the first rows that differ."""
+        check_all(self.folder, self.description, self.images)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -136,17 +184,19 @@ class StoreWriter:
         # a new store, or one that was begun by a version without one of these files
         arrays = [folder / name for name in SCRATCH] + [self.images]
         if not all(path.exists() for path in arrays):
-            write_text(folder / "rejected.partial.csv", "image_id,path,reason\n")
+            write_text(folder / "rejected.partial.csv", ",".join(REJECTIONS) + "\n")
             _allocate(folder / "state.npy", (n,))
             _allocate(folder / "bytes.npy", (n,), np.int64)
             _allocate(folder / "digests.npy", (n,), f"S{DIGITS}")
             _allocate(folder / "stamps.npy", (n,), f"S{STAMP_DIGITS}")
+            _allocate(folder / "pixels.npy", (n,), f"S{PIXEL_DIGEST}")
             _allocate(self.images, (n, *height_and_width(size)))
 
         self.state = np.load(folder / "state.npy", mmap_mode="r+")  # n
         self.bytes = np.load(folder / "bytes.npy", mmap_mode="r+")  # n
         self.digests = np.load(folder / "digests.npy", mmap_mode="r+")  # n
         self.stamps = np.load(folder / "stamps.npy", mmap_mode="r+")  # n
+        self.pixels = np.load(folder / "pixels.npy", mmap_mode="r+")  # n
 
     def todo(self) -> np.ndarray:
         return np.flatnonzero(self.state == 0)
@@ -160,11 +210,15 @@ class StoreWriter:
         self.state[row] = KILLER
 
     def doubt(self) -> None:
-        """Have rows decoded again that are not of the published bytes: taken over, or older than the list.
+        """Have rows decoded again that may not be what they should.
 
-        By SHA-256 alone, which is remembered.
+        Those whose pixels did not reach the disk before a power cut. And those not of the published bytes: taken
+        over, or older than the list; by SHA-256 alone, which is remembered.
         """
+        images = np.load(self.images, mmap_mode="r")
         for row in np.flatnonzero(self.state == DONE).tolist():
+            if pixel_digest(images[row]) != self.pixels[row].decode():
+                self.state[row] = 0
             published = self.published[row]
             if published and published.algorithm == "sha256" and not published.agrees(self.digests[row].decode()):
                 self.state[row] = 0
@@ -176,28 +230,32 @@ class StoreWriter:
     def rejected_rows(self) -> list[int]:
         return np.flatnonzero(self.state == REJECTED).tolist()
 
-    def note(self, row: int, size: int, digest: str, stamp: str, reason: str | None) -> None:
-        """Record that a row is decoded, or why it cannot be; of one that is postponed nothing."""
+    def note(self, row: int, size: int, digest: str, stamp: str, pixels: str, reason: str | None) -> None:
+        """Record that a row is decoded, or why it cannot be; of one that is postponed nothing. See `Decoded`."""
         if isinstance(reason, Postponed):
             return
         self.bytes[row] = size
         self.digests[row] = digest
         self.stamps[row] = stamp
+        self.pixels[row] = pixels
         if reason:
             with (self.folder / "rejected.partial.csv").open("a", newline="", encoding="utf-8") as file:
-                csv.writer(file).writerow([self.image_ids[row], self.paths[row], reason])
+                plugins = reason.plugins if isinstance(reason, ForWantOfPlugin) else ""
+                csv.writer(file).writerow([self.image_ids[row], self.paths[row], reason, plugins])
         self.state[row] = REJECTED if reason else DONE
 
     def finish(self, description: dict[str, Any]) -> None:
         """Turn what was written into a store that `ImageStore` opens; `store.json` comes last."""
-        write_csv(self.folder / "index.csv", ("image_id", "row", "bytes", "digest", "stamp"), self._index_lines())
-        write_csv(self.folder / "rejected.csv", ("image_id", "path", "reason"), self._rejected_lines())
+        write_csv(self.folder / "index.csv", INDEX, self._index_lines())
+        write_csv(self.folder / "rejected.csv", REJECTIONS, self._rejected_lines())
+        with self.images.open("r+b") as file:
+            flush_to_disk(file)
         self.images.replace(self.folder / "images.npy")
-        write_json(self.folder / "store.json", description)
+        write_json(self.folder / "store.json", {**description, FILES: written_files(self.folder)})
         for scratch in (*SCRATCH, "rejected.partial.csv"):
             (self.folder / scratch).unlink()
 
-    def _index_lines(self) -> Iterator[tuple[str, int, int, str, str]]:
+    def _index_lines(self) -> Iterator[tuple[str, int, int, str, str, str]]:
         for row in np.flatnonzero(self.state == DONE).tolist():
             yield (
                 self.image_ids[row],
@@ -205,18 +263,37 @@ class StoreWriter:
                 int(self.bytes[row]),
                 self.digests[row].decode(),
                 self.stamps[row].decode(),
+                self.pixels[row].decode(),
             )
 
     def reasons(self) -> dict[str, str]:
         """image_id → why it is rejected."""
-        with (self.folder / "rejected.partial.csv").open(newline="", encoding="utf-8") as file:
-            return {line["image_id"]: line["reason"] for line in csv.DictReader(file)}  # the last of several counts
+        return {image_id: line["reason"] for image_id, line in self._rejections().items()}
 
-    def _rejected_lines(self) -> Iterator[tuple[str, str, str]]:
-        reasons = self.reasons()
+    def lacking(self) -> dict[int, str]:
+        """Rejected row → the plugins that were there, if it was for want of another."""
+        lines = self._rejections()
+        found = {}
         for row in self.rejected_rows():
-            image_id = self.image_ids[row]
-            yield image_id, self.paths[row], reasons[image_id]
+            plugins = lines[self.image_ids[row]]["plugins"]
+            if plugins:
+                found[row] = plugins
+        return found
+
+    def try_again(self, rows: Iterable[int]) -> None:
+        """Have rejected rows decoded again."""
+        self.state[list(rows)] = 0
+
+    def _rejections(self) -> dict[str, dict[str, str]]:
+        """image_id → its line of the table, the last of several."""
+        with (self.folder / "rejected.partial.csv").open(newline="", encoding="utf-8") as file:
+            return {line["image_id"]: line for line in csv.DictReader(file)}
+
+    def _rejected_lines(self) -> Iterator[tuple[str, str, str, str]]:
+        lines = self._rejections()
+        for row in self.rejected_rows():
+            line = lines[self.image_ids[row]]
+            yield self.image_ids[row], self.paths[row], line["reason"], line["plugins"]
 
 
 def _allocate(path: Path, shape: tuple[int, ...], dtype: type | str = np.uint8) -> None:
@@ -255,29 +332,39 @@ def _reserve(path: Path) -> None:
 
 def decode_rows(images: str, jobs: Sequence[Asked], size: Size, resize: Resize, tone: Tone) -> list[Decoded]:
     """Decode jobs into the array file; returns what `StoreWriter.note` takes."""
-    array = np.load(images, mmap_mode="r+")
-    return [(row, *_decode(array, row, path, published, size, resize, tone)) for row, path, published in jobs]
+    try:
+        array = np.load(images, mmap_mode="r+")
+    except (OSError, MemoryError) as error:
+        if not may_pass(error):
+            raise
+        reason = Postponed(f"{images}: found {trouble(error)}, expected to write there")
+        return [Decoded(row, reason=reason) for row, *_ in jobs]
+    return [_decode(array, row, path, published, size, resize, tone) for row, path, published in jobs]
 
 
 def _decode(
     array: np.ndarray, row: int, path: str, published: Published | None, size: Size, resize: Resize, tone: Tone
-) -> tuple[int, str, str, str | None]:
+) -> Decoded:
     content = _Content(published)
     try:
         before = stamp_of(path)  # a file that changes while it is read is another one afterwards
-        array[row] = read_fitted(path, size, resize, tone, content.note)
+        image = read_fitted(path, size, resize, tone, content.note)
+        array[row] = image
         size_of_file = file_of(path).stat().st_size
     except NotNow as error:
-        return 0, "", "", Postponed(error)
+        return Decoded(row, reason=Postponed(error))
     except UnreadableImage as error:
-        return 0, "", "", "; ".join([str(error), *content.differences()])
-    except OSError as error:  # it went away just now
-        reason = f"{path}: found {(error.strerror or str(error)).lower()}, expected a readable image file"
-        return 0, "", "", Postponed(reason) if may_pass(error) else reason
+        reason = "; ".join([str(error), *content.differences()])
+        if isinstance(error, LacksPlugin):
+            reason = ForWantOfPlugin(reason, error.plugins)
+        return Decoded(row, reason=reason)
+    except (OSError, MemoryError) as error:  # it went away just now
+        reason = f"{path}: found {trouble(error)}, expected a readable image file"
+        return Decoded(row, reason=Postponed(reason) if may_pass(error) else reason)
 
     for difference in content.differences():  # it can be read, and is not what was published
-        return 0, "", "", f"{path}: {difference}"
-    return size_of_file, content.sha256.hexdigest()[:DIGITS], before, None
+        return Decoded(row, reason=f"{path}: {difference}")
+    return Decoded(row, size_of_file, content.sha256.hexdigest()[:DIGITS], before, pixel_digest(image))
 
 
 class _Content:

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.store import DONE, SCRATCH, StoreWriter, stamp_of
+from data.store import DONE, SCRATCH, Decoded, StoreWriter, stamp_of
+from data.store_integrity import open_images, pixel_digest, read_description, read_index
 from data.writing import read_json, write_json
 
 ALIKE = ("source", "root", "archive", "image_size", "resize", "tone", "reader_version")  # of a description
@@ -21,8 +22,9 @@ PLAN = "plan.json"
 def take_over(writer: StoreWriter, description: dict[str, Any]) -> Iterator[tuple[Path, int]]:
     """Copy what other stores beside this one hold of its images; yields folder and count, where there are any.
 
-    Only where the file is still the same: its path, size and times. Rejected files are not taken over: they may have
-    been mended. Nor is a store older than stamps: reading the files again is what gives them.
+    Only where the file is still the same: its path, size and times, and the row's pixels are those that were written.
+    Rejected files are not taken over: they may have been mended. Nor is a store older than stamps or digests of pixels:
+    reading the files again is what gives them.
     """
     _plan(writer, description)
     for folder in sorted(writer.folder.parent.iterdir()):
@@ -58,7 +60,7 @@ def _copy(writer: StoreWriter, folder: Path) -> int:
     """Copy the rows of files that nobody has touched since; returns how many."""
     try:
         held, source = _held(folder)
-    except (OSError, ValueError, KeyError):  # incomplete, being finished just now, or older than stamps
+    except (OSError, ValueError, KeyError):  # changed, incomplete, being finished just now, or older than digests
         return 0
 
     # who a row was is told by its file, not by the id that a table gives it
@@ -71,13 +73,17 @@ def _copy(writer: StoreWriter, folder: Path) -> int:
     # in blocks, so that few images are in memory at a time
     images = np.load(writer.images, mmap_mode="r+")
     rows = list(found)
+    copied = 0
     for start in range(0, len(rows), BLOCK):
         block = rows[start : start + BLOCK]
-        images[block] = source[[found[row].row for row in block]]
-        for row in block:
+        copies = source[[found[row].row for row in block]]
+        images[block] = copies
+        for row, copy in zip(block, copies, strict=True):
             file = found[row]
-            writer.note(row, file.bytes, file.digest, file.stamp, None)
-    return len(rows)
+            if pixel_digest(copy) == file.pixels:  # else it is decoded
+                writer.note(*Decoded(row, file.bytes, file.digest, file.stamp, file.pixels))
+                copied += 1
+    return copied
 
 
 class _File(NamedTuple):
@@ -87,21 +93,27 @@ class _File(NamedTuple):
     bytes: int
     digest: str
     stamp: str
+    pixels: str
 
 
 def _held(folder: Path) -> tuple[dict[str, _File], np.ndarray]:
     """The files of a store, finished or not, by their stamps, and its images."""
     held: dict[str, _File] = {}
     if (folder / "store.json").is_file():
+        description = read_description(folder)
+        images = open_images(folder, description)
+        read_index(folder, description, len(images))
         with (folder / "index.csv").open(newline="", encoding="utf-8") as file:
             for line in csv.DictReader(file):
                 if line["stamp"]:
-                    held[line["stamp"]] = _File(int(line["row"]), int(line["bytes"]), line["digest"], line["stamp"])
-        return held, np.load(folder / "images.npy", mmap_mode="r")
+                    held[line["stamp"]] = _File(
+                        int(line["row"]), int(line["bytes"]), line["digest"], line["stamp"], line["pixels"]
+                    )
+        return held, images
 
     # under construction
-    state, sizes, digests, stamps = (np.load(folder / name, mmap_mode="r") for name in SCRATCH)
+    state, sizes, digests, stamps, pixels = (np.load(folder / name, mmap_mode="r") for name in SCRATCH)
     for row in np.flatnonzero(state == DONE).tolist():
         stamp = stamps[row].decode()
-        held[stamp] = _File(row, int(sizes[row]), digests[row].decode(), stamp)
+        held[stamp] = _File(row, int(sizes[row]), digests[row].decode(), stamp, pixels[row].decode())
     return held, np.load(folder / "images.partial.npy", mmap_mode="r")

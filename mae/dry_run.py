@@ -18,7 +18,7 @@ from data.errors import UserError
 from data.image_files import ImageFiles
 from data.loader import Batch, Data
 from data.manifest import Manifest, open_manifest
-from data.preparation import describe_store, stores_folder
+from data.preparation import describe_store, finished_store
 from data.settings import DataSettings, Size, height_and_width
 from data.store import ImageStore
 from mae.cost import step_flops, step_memory
@@ -192,11 +192,10 @@ def prepared_data(settings: DataSettings) -> tuple[Data | None, int | None]:
         return Data(manifest, files), len(manifest.of_split("train"))
 
     # a store is never made here, only found
-    name = f"*-{describe_store(settings, manifest.table)['fingerprint'][:12]}"
-    finished = sorted(stores_folder(settings).glob(f"{name}/store.json"))
-    if not finished:
+    folder = finished_store(settings, describe_store(settings, manifest.table))
+    if folder is None:
         return None, len(manifest.of_split("train"))
-    data = Data(manifest, ImageStore(finished[0].parent))
+    data = Data(manifest, ImageStore(folder))
     return data, len(data.split("train"))
 
 

@@ -6,7 +6,7 @@ from classify.comparison import Comparison
 from classify.evaluate import Evaluation
 from classify.report.budgets import Budget
 from classify.report.figures import Row
-from classify.report.training import epochs_of, kept_epoch
+from classify.report.training import OF_TRAINING, epochs_of, kept_epoch
 from classify.settings import ClassifyConfig
 from mae.engine.run import flat
 from mae.weights.start import without_weights
@@ -27,7 +27,7 @@ def run_rows(comparison: Comparison, budgets: list[Budget]) -> Iterator[dict[str
 def _run_row(config: ClassifyConfig, row: Row, evaluation: Evaluation) -> dict[str, str]:
     settings = evaluation.config.finetune
     best = "–"
-    epochs = epochs_of(evaluation.run)
+    epochs = epochs_of(evaluation.run, OF_TRAINING)
     if epochs:
         best = str(kept_epoch(epochs, settings.select)["epoch"])
 

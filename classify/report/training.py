@@ -10,6 +10,10 @@ from classify.report.figures import Epoch, Row, RunCurves, reconstruction_losses
 from classify.settings import Select
 from mae.engine.tracker import read_metrics
 
+# what an epoch's row must have to be drawn, and to be the one that best.pt holds
+OF_PRETRAINING = ("epoch/train_loss", "validate/loss")
+OF_TRAINING = (*OF_PRETRAINING, "validate/auc")
+
 
 @dataclass(frozen=True)
 class Pretraining:
@@ -30,9 +34,13 @@ class Training:
     figure: str
 
 
-def epochs_of(folder: Path) -> list[Epoch]:
-    """The rows of a run's metrics.jsonl that end an epoch."""
-    return [row for row in read_metrics(folder) if "epoch" in row]
+def epochs_of(folder: Path, names: Sequence[str]) -> list[Epoch]:
+    """The rows of a run's metrics.jsonl that end an epoch and have the numbers of these names.
+
+    An epoch lacks them if its validation had no finite numbers, or nothing in it was learned.
+    """
+    wanted = {"epoch", *names}
+    return [row for row in read_metrics(folder) if wanted <= row.keys()]
 
 
 def kept_epoch(epochs: Sequence[Epoch], select: Select) -> Epoch:
@@ -45,7 +53,7 @@ def kept_epoch(epochs: Sequence[Epoch], select: Select) -> Epoch:
 def pretrainings(comparison: Comparison) -> Iterator[Pretraining]:
     """Losses of each stage-one run."""
     for name, folder in comparison.pretrainings.items():
-        epochs = epochs_of(folder)
+        epochs = epochs_of(folder, OF_PRETRAINING)
         if epochs:
             figure = svg(f"Reconstruction loss of {name}", reconstruction_losses, epochs)
             yield Pretraining(name, epochs[-1]["epoch"], kept_epoch(epochs, "loss"), figure)
@@ -76,7 +84,7 @@ def _runs_of(row: Row) -> list[RunCurves]:
     """The curves of a row's runs that have any."""
     found = []
     for evaluation in row.line.evaluations:
-        epochs = epochs_of(evaluation.run)
+        epochs = epochs_of(evaluation.run, OF_TRAINING)
         if epochs:
             found.append(RunCurves(epochs, kept_epoch(epochs, evaluation.config.finetune.select)))
     return found

@@ -5,6 +5,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from data.errors import UserError
+from data.refusal import may_pass, trouble
+
 ENDINGS = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".dcm", ".dicom"}
 DIRECTORY = "DICOMDIR"  # a table of contents, and by its bytes a DICOM file
 
@@ -28,7 +31,11 @@ def find_images(root: Path) -> Found:
     """
     found = Found()
     seen = set()
-    for place, folders, names in os.walk(root, followlinks=True):
+
+    def not_listed(error: OSError) -> None:
+        found.passed_over[f"folders, {_said(error)}"] += 1
+
+    for place, folders, names in os.walk(root, onerror=not_listed, followlinks=True):
         status = os.stat(place)  # noqa: PTH116 (os.walk gives texts)
         if (status.st_dev, status.st_ino) in seen:  # a link to where we have been
             folders.clear()
@@ -60,7 +67,14 @@ def _why_not(path: Path) -> str | None:
         with path.open("rb") as file:
             return None if _is_image(file.read(132)) else "no images"
     except OSError as error:
-        return (error.strerror or "cannot be opened").lower()
+        return _said(error)
+
+
+def _said(error: OSError) -> str:
+    """Why the system gives no file or folder; UserError where that may pass: an image would be lost in silence."""
+    if may_pass(error):
+        raise UserError(f"{error.filename}: found {trouble(error)}, expected to read it; run again") from None
+    return (error.strerror or "cannot be opened").lower()
 
 
 def _is_image(start: bytes) -> bool:

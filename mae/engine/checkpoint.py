@@ -99,8 +99,10 @@ def _shallow(checkpoint: Checkpoint) -> dict[str, Any]:
     return {name: getattr(checkpoint, name) for name in written}
 
 
-def load_checkpoint(path: str | Path, kind: str | None = None) -> Checkpoint:
+def load_checkpoint(path: str | Path, kind: str | None = None, numbers: bool = True) -> Checkpoint:
     """Read a checkpoint to CPU, tensors and plain values only (`weights_only`).
+
+    numbers: false for who wants its settings alone; weights stay on the disk until they are used.
 
     Raises UserError if the file is missing, is no checkpoint of this project or is of another kind, and if a weight
     in it is not finite. Who wants to look into such a file for its fault reads it with `torch.load`.
@@ -125,8 +127,9 @@ def load_checkpoint(path: str | Path, kind: str | None = None) -> Checkpoint:
         raise UserError(f"{path}: found a checkpoint of kind {checkpoint.kind}, expected {kind}")
 
     # whatever it is for: to go on from, to begin from, to be evaluated, exported or shown
-    expect_finite(checkpoint.weights, path)
-    expect_finite({"state": checkpoint.state, "optimizer": checkpoint.optimizer}, path)
+    if numbers:
+        expect_finite(checkpoint.weights, path)
+        expect_finite({"state": checkpoint.state, "optimizer": checkpoint.optimizer}, path)
     return checkpoint
 
 

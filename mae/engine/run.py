@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -21,7 +21,7 @@ from data.errors import UserError
 from data.locks import locked
 from data.writing import read_json, read_text, write_json, write_text
 from mae.engine import distributed
-from mae.engine.checkpoint import check_finished, latest_checkpoint
+from mae.engine.checkpoint import check_finished, latest_checkpoint, load_checkpoint
 from mae.settings import MAEConfig
 
 
@@ -49,19 +49,30 @@ def check_run(
     facts: what else must not have changed (data fingerprint, initial checkpoint); None leaves them out.
     same_epochs: not even more epochs continue the run.
     """
-    if not (folder / "config.yaml").exists():
+    # config.yaml is for people, and the checkpoint is what is gone on from: they may be of two minds, or one is missing
+    made = _made_with(folder / "config.yaml")
+    saved = _saved_with(folder)
+    if made is None and saved is None:
         return
 
     # then and now, of what the stage reads
-    made = _made_with(folder / "config.yaml")
     wanted = config.model_dump(mode="json")
-    then = flat({name: made.get(name) for name in resumable.sections})
     now = flat({name: wanted.get(name) for name in resumable.sections})
+    if made is not None:
+        then = flat({name: made.get(name) for name in resumable.sections})
+        _expect_same(folder, then, now, resumable, same_epochs)
+    if saved is not None:
+        then = flat({name: saved.get(name) for name in resumable.sections})
+        known = {key: value for key, value in now.items() if key in then}  # an old checkpoint lacks newer settings
+        _expect_same(folder, then, known, resumable, same_epochs=same_epochs and made is None)
     if facts is not None:
-        then |= _facts(folder)
-        now |= facts
+        _expect_same(folder, _facts(folder), dict(facts), resumable, same_epochs=False)
 
-    # the first difference that is not allowed
+
+def _expect_same(
+    folder: Path, then: dict[str, Any], now: dict[str, Any], resumable: Resumable, same_epochs: bool
+) -> None:
+    """UserError naming the first difference that is not allowed."""
     for key in sorted(then.keys() | now.keys()):
         before, after = then.get(key), now.get(key)
         fixed = same_epochs and key == resumable.epochs
@@ -72,7 +83,18 @@ def check_run(
             )
 
 
-def _made_with(path: Path) -> dict[str, Any]:
+def _saved_with(folder: Path) -> dict[str, Any] | None:
+    """The settings that the run's checkpoint was saved with; None where none can be read, which the training tells."""
+    for name in ("last.pt", "previous.pt"):
+        with suppress(UserError):
+            return with_new_names(load_checkpoint(folder / name, numbers=False).settings)
+    return None
+
+
+def _made_with(path: Path) -> dict[str, Any] | None:
+    """The settings of a run's config.yaml; None where there is none."""
+    if not path.exists():
+        return None
     try:
         made = yaml.safe_load(read_text(path))
     except (yaml.YAMLError, UnicodeDecodeError):
@@ -131,6 +153,8 @@ def start_run(folder: Path, config: MAEConfig, facts: Mapping[str, Any]) -> None
     here = environment() | {"device": str(device_of(config.device)), "seed": config.seed}
 
     write_json(folder / "environment.json", {"facts": dict(facts), "starts": [*starts, here]})
+    if starts and not (folder / "config.yaml").exists():
+        print(f"note: {folder / 'config.yaml'}: found no such file, so it is written anew", file=sys.stderr)
     write_text(folder / "config.yaml", print_config(config) + "\n")
 
 

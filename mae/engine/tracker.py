@@ -11,7 +11,9 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from data.writing import read_text, write_text
+from data.writing import write_text
+
+START = b'{"step": '  # of a row
 
 
 class Tracker:
@@ -44,8 +46,8 @@ class Tracker:
     def _drop_after(self, step: int) -> None:
         if not self.path.exists():
             return
-        kept = [line for line in read_text(self.path).splitlines() if _step(line) <= step]
-        write_text(self.path, "".join(f"{line}\n" for line in kept))
+        kept = [row for row in read_metrics(self.path.parent) if row["step"] <= step]
+        write_text(self.path, "".join(f"{json.dumps(row)}\n" for row in kept))
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """A row of metrics.jsonl, and a point of each curve on the board; what is not finite is no number."""
@@ -100,19 +102,46 @@ class Tracker:
         self.draw(SummaryWriter.close)
 
 
-def _step(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError):  # the line a kill tore
-        return float("inf")
-
-
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The rows of a run's metrics.jsonl, oldest first; [] where there is none."""
+    """The rows of a run's metrics.jsonl, oldest first; [] where there is none.
+
+    What is no row of ours is left out, with a warning: a kill or a full disk tears one, and the next one follows
+    its pieces on the same line.
+    """
     path = folder / "metrics.jsonl"
     if not path.exists():
         return []
-    return [json.loads(line) for line in read_text(path).splitlines()]
+
+    rows = []
+    strange = 0
+    for line in path.read_bytes().split(b"\n"):
+        row = _row(line)
+        if row is None and START in line:
+            row = _row(line[line.rindex(START) :])
+            strange += 1
+        elif row is None and line.strip():
+            strange += 1
+        if row is not None:
+            rows.append(row)
+    if strange:
+        print(f"warning: {path}: found {strange} torn or foreign rows, expected none; left out", file=sys.stderr)
+    return rows
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    """A row, if it is one as `Tracker` writes them: a step, and numbers under names with a stroke."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(row, dict) or type(row.get("step")) is not int:
+        return None
+
+    # what is not finite is no number, here as in `Tracker.scalars`
+    measured = {name: value for name, value in row.items() if "/" in name or name == "epoch"}
+    if any(type(value) not in (int, float) for value in measured.values()):
+        return None
+    return {name: value for name, value in row.items() if name not in measured or math.isfinite(value)}
 
 
 class Progress:

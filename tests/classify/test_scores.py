@@ -233,6 +233,88 @@ def test_predictions_that_were_changed_are_made_anew(evaluated, ending):
     assert "changed since" not in succeed(evaluate, evaluated)
 
 
+def edited_score(csv, summary):
+    table = pd.read_csv(csv, dtype=str)
+    table.loc[3, ["logit", "score"]] = "0.25"
+    table.to_csv(csv, index=False)
+
+
+def half_a_file(csv, summary):
+    csv.write_bytes(csv.read_bytes()[: csv.stat().st_size // 2])
+
+
+def one_row_less(csv, summary):
+    csv.write_text("".join(csv.read_text().splitlines(keepends=True)[:-1]))
+
+
+def missing_table(csv, summary):
+    csv.unlink()
+
+
+def missing_summary(csv, summary):
+    summary.unlink()
+
+
+def half_a_summary(csv, summary):
+    summary.write_bytes(summary.read_bytes()[: summary.stat().st_size // 2])
+
+
+def a_list_for_a_summary(csv, summary):
+    summary.write_text("[1, 2]")
+
+
+def a_summary_without_bottom(csv, summary):
+    summary.write_text("[" * 100_000)
+
+
+def a_summary_without_a_digest(csv, summary):
+    content = json.loads(summary.read_text())
+    del content["digest"]
+    summary.write_text(json.dumps(content))
+
+
+def another_splits_table(csv, summary):
+    validate(csv.parents[1])
+    shutil.copy(csv.with_name("validate.csv"), csv)
+
+
+def another_split_renamed(csv, summary):
+    validate(csv.parents[1])
+    for path in (csv, summary):
+        shutil.copy(path.with_name(f"validate{path.suffix}"), path)
+
+
+def validate(run):
+    succeed(evaluate, run, "--split", "validate")
+
+
+CHANGES = [
+    *(edited_score, half_a_file, one_row_less, missing_table, missing_summary, half_a_summary, a_list_for_a_summary),
+    *(a_summary_without_bottom, a_summary_without_a_digest, another_splits_table, another_split_renamed),
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_only_predictions_as_they_were_written_are_read_back(evaluated, change):
+    table, summary = (evaluated / f"predictions/test.{ending}" for ending in ("csv", "json"))
+    before = (table.read_bytes(), summary.read_bytes())
+    change(table, summary)
+    succeed(evaluate, evaluated)
+    assert (table.read_bytes(), summary.read_bytes()) == before
+
+
+def test_a_torn_or_foreign_metrics_row_ends_no_comparison(tmp_path):
+    world = make_world(tmp_path)
+    words = ["--config", world.config, f"run={tmp_path}/grid", "compare.rows=[{name: ViT}]"]
+    succeed(compare, *words)
+    drawn = (tmp_path / "grid/report.html").read_text().count("Training of ")
+    with (tmp_path / "grid/vit-seed0/metrics.jsonl").open("a") as file:
+        file.write('{"step": 9, "epoch": 7}\n[3]\n{"step": 9, "epoch": "x"}\n{"step": 9, "epo')
+    outcome = call(compare, *words)
+    assert outcome.code == 0 and "metrics.jsonl: found 3 torn or foreign rows" in outcome.err
+    assert (tmp_path / "grid/report.html").read_text().count("Training of ") == drawn > 0
+
+
 def test_rows_are_compared_case_by_case_whatever_order_the_table_had(tmp_path):
     world = make_world(tmp_path)
     rows = "compare.rows=[{name: ViT}, {name: B, set: {finetune.drop_path: 0.5}}]"

@@ -9,13 +9,13 @@ import subprocess
 import sys
 import textwrap
 from multiprocessing import popen_spawn_posix
-from pathlib import Path
 
 import deadly_reading
 import numpy as np
 import pytest
 from checkout import in_checkout
 from interrupted_reading import bytes_of
+from refusing_system import TROUBLES, refuse_files
 from tiny_world import tiny_config
 
 import data.images
@@ -99,27 +99,6 @@ def test_a_job_that_kills_its_process_is_one_line_and_takes_no_other_with_it():
 
 
 # ---------------------------------------------------------------- files that cannot be read just now
-
-
-TROUBLES = [
-    OSError(errno.EMFILE, "Too many open files"),
-    OSError(errno.ESTALE, "Stale file handle"),
-    OSError(errno.EIO, "Input/output error"),
-    OSError(errno.ETIMEDOUT, "Connection timed out"),
-    MemoryError(),
-]
-
-
-def refuse_files(monkeypatch, names, error):
-    """In this process."""
-    read = data.images._file_bytes
-
-    def refused(path):
-        if Path(path).name in names:
-            raise error
-        return read(path)
-
-    monkeypatch.setattr(data.images, "_file_bytes", refused)
 
 
 @pytest.mark.parametrize("error", TROUBLES, ids=repr)

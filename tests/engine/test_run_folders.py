@@ -1,6 +1,7 @@
 """Laws of run folders: a run goes on only as it was begun, and each start is recorded."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -73,3 +74,52 @@ def test_a_device_that_is_not_there_is_one_line(name, place):
     with pytest.raises(UserError, match=f"device: found '{name}', which is not available") as caught:
         device_of(name)
     assert "\n" not in str(caught.value)
+
+
+# ---------------------------------------------------------------- what stands in the folder was changed
+
+
+@pytest.fixture(scope="module")
+def made(place, opened, tmp_path_factory) -> Path:
+    """A run that has ended; tests copy it."""
+    return pretrain(tiny_config(place, run=str(tmp_path_factory.mktemp("made") / "run"), pretrain__epochs=1), opened)
+
+
+def without_config(folder: Path) -> None:
+    (folder / "config.yaml").unlink()
+
+
+def edited_config(folder: Path) -> None:
+    path = folder / "config.yaml"
+    path.write_text(path.read_text().replace("mask_ratio: 0.75", "mask_ratio: 0.5").replace("\nseed: 0", "\nseed: 3"))
+
+
+@pytest.mark.parametrize("change", [without_config, edited_config])
+@pytest.mark.parametrize("left", ["last.pt", "previous.pt"])
+def test_a_run_goes_on_as_its_checkpoint_was_made(change, left, made, place, opened, tmp_path):
+    """Whatever config.yaml says, or if there is none."""
+    run = Path(shutil.copytree(made, tmp_path / "run"))
+    (run / "last.pt").rename(run / left)
+    change(run)
+    before = (run / left).read_bytes()
+    with pytest.raises(UserError, match=r"found a run made with pretrain.mask_ratio = 0.75, expected 0.5;"):
+        config = tiny_config(place, run=str(run), pretrain__epochs=2, pretrain__mask_ratio=0.5, seed=3)
+        pretrain(config, opened)
+    assert (run / left).read_bytes() == before
+
+
+def test_a_missing_config_is_written_anew_when_the_run_goes_on(made, place, opened, tmp_path, capsys):
+    run = Path(shutil.copytree(made, tmp_path / "run"))
+    without_config(run)
+    pretrain(tiny_config(place, run=str(run), pretrain__epochs=2), opened)
+    assert f"note: {run}/config.yaml: found no such file, so it is written anew" in capsys.readouterr().err
+    assert yaml.safe_load((run / "config.yaml").read_text())["pretrain"]["epochs"] == 2
+
+
+def test_without_a_config_the_epochs_of_a_grid_must_be_the_checkpoints(made, place, tmp_path):
+    run = Path(shutil.copytree(made, tmp_path / "run"))
+    without_config(run)
+    decided = {"model__norm_pixel_loss": True}  # as `pretrain` leaves it
+    check_run(run, tiny_config(place, pretrain__epochs=1, **decided), RESUMABLE, same_epochs=True)
+    with pytest.raises(UserError, match=r"found a run made with pretrain.epochs = 1, expected 2"):
+        check_run(run, tiny_config(place, pretrain__epochs=2, **decided), RESUMABLE, same_epochs=True)

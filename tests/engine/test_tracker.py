@@ -1,5 +1,7 @@
 """Laws of what is logged: each step once, whatever was interrupted."""
 
+import json
+
 import pytest
 
 from mae.engine.tracker import Progress, Tracker, read_metrics
@@ -47,3 +49,44 @@ def test_a_log_gets_a_line_an_epoch_and_no_bar(enabled, capsys):
     progress.line("epoch 1")
     progress.close()
     assert capsys.readouterr() == ("", "epoch 1\n" if enabled else "")  # tqdm 750: no carriage returns
+
+
+STRANGE = [
+    b"\n",
+    b"[1, 2]\n",
+    b"7\n",
+    b"null\n",
+    b'{"epoch": 3}\n',
+    b'{"step": "4", "epoch": 3}\n',
+    b'{"step": 4, "validate/auc": "high"}\n',
+    b'{"step": true, "epoch": 1}\n',
+    b'{"step": 9, "epoch": [1]}\n',
+    b"\xff\xfe\x00\n",
+    b'{"step": 4, "train/lo\xc3\n',
+    b"[" * 100_000 + b"\n",
+    b'{"step": ' + b"1" * 5000 + b"}\n",
+    b"step,loss\n1,2\n",
+    b'{"step": 4, "train/l',
+]
+
+
+@pytest.mark.parametrize("strange", STRANGE)
+def test_a_torn_or_foreign_row_costs_no_other(strange, tmp_path, capsys):
+    """Rows before, after, and one that follows a torn row on its line."""
+    first, second = {"step": 2, "train/loss": 1.5}, {"step": 6, "epoch": 1, "validate/auc": 0.5}
+    rows = [json.dumps(row).encode() for row in (first, second)]
+    (tmp_path / "metrics.jsonl").write_bytes(rows[0] + b"\n" + strange + rows[1] + b"\n")
+    assert read_metrics(tmp_path) == [first, second]
+    said = capsys.readouterr().err
+    assert said.count("\n") == (strange != b"\n")
+    if said:
+        assert said.startswith(f"warning: {tmp_path / 'metrics.jsonl'}: found ") and "expected none" in said
+
+    tracker = Tracker(tmp_path, 4)  # a run that goes on from step 4 mends the file
+    tracker.close()
+    assert (tmp_path / "metrics.jsonl").read_bytes() == rows[0] + b"\n"
+
+
+def test_numbers_that_are_none_are_not_read(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "epoch": 1, "train/loss": NaN, "validate/loss": 2.0}\n')
+    assert read_metrics(tmp_path) == [{"step": 1, "epoch": 1, "validate/loss": 2.0}]
