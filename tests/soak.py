@@ -115,7 +115,8 @@ def on_a_full_disk(place: Path, command: str, words: list[str], seconds: float, 
     process = start(command, *words)
     time.sleep(chance.uniform(0, seconds))
     filling = place / "filling"
-    filling.write_bytes(bytes(max(shutil.disk_usage(place).free - chance.randrange(20_000), 0)))
+    with suppress(OSError):  # the command may be quicker in taking what is left
+        filling.write_bytes(bytes(max(shutil.disk_usage(place).free - chance.randrange(20_000), 0)))
     with suppress(subprocess.TimeoutExpired):
         process.wait(chance.uniform(0, seconds))
     filling.unlink()
