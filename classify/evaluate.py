@@ -23,7 +23,7 @@ from data.loader import Data, Loader, open_data
 from data.manifest import digest
 from data.store import ImageStore
 from data.writing import read_json, write_json, write_text
-from mae.engine.checkpoint import Checkpoint, load_checkpoint, load_weights
+from mae.engine.checkpoint import Checkpoint, expect_fit, load_checkpoint, load_weights
 from mae.engine.loop import evaluating
 from mae.engine.run import commit, configure_torch, device_of
 
@@ -72,7 +72,7 @@ def evaluate(run: str | Path, overrides: dict[str, Any] | None = None, data: Dat
     # predictions of another data set stand beside those of the run's own
     images = digest(data.manifest.table, "image_id")
     of_other_data = ""
-    if images != checkpoint.meta["images"]:
+    if images != checkpoint.fact("images"):
         of_other_data = f"-{images[:8]}"
     path = best.parent / "predictions" / f"{split}{of_other_data}"
 
@@ -124,13 +124,13 @@ def _audit(path: Path, checkpoint: Checkpoint, config: ClassifyConfig, data: Dat
 
 def _seen(data: Data, table: pd.DataFrame, checkpoint: Checkpoint) -> np.ndarray:
     """(n) bool: which of the table's images served the pretraining, by their id or by their content."""
-    known = np.isin(data.identities(table), checkpoint.meta["seen"])  # n 2
+    known = np.isin(data.identities(table), checkpoint.fact("seen"))  # n 2
     return known[:, 0] | known[:, 1]
 
 
 def _threshold_of(checkpoint: Checkpoint, unit: Unit) -> float:
     """The decision threshold that was chosen on validation for images, or for studies."""
-    thresholds = checkpoint.meta["threshold"]
+    thresholds = checkpoint.fact("threshold")
     if unit not in thresholds:
         raise UserError(
             f"{checkpoint.place}: found no threshold for studies, as images of one validation study had different "
@@ -165,6 +165,7 @@ def _config_for(checkpoint: Checkpoint, overrides: dict[str, Any]) -> ClassifyCo
 def score_images(checkpoint: Checkpoint, config: ClassifyConfig, data: Data, table: pd.DataFrame) -> pd.DataFrame:
     """The table's images that can be read, in order, with their logit and their score in 0..1."""
     device = device_of(config.device)
+    expect_fit(lambda: build_model(config), checkpoint)
     model = build_model(config)
     load_weights(model, checkpoint)
     model.to(device)

@@ -9,8 +9,8 @@ from classify.settings import ClassifyConfig
 from data.config import beside, change_config, expand
 from data.errors import UserError
 from data.settings import DataSettings
-from mae.engine.checkpoint import Checkpoint, load_checkpoint
-from mae.model import check_sizes
+from mae.engine.checkpoint import Checkpoint, expect_fit, load_checkpoint
+from mae.model import check_sizes, mae_from
 from mae.weights import resolve, starting_point, without_weights
 
 PREPROCESSING = ("image_size", "resize", "tone")  # of the data section: travels with the weights
@@ -100,6 +100,7 @@ def check_fit(config: ClassifyConfig, pretrained: Checkpoint | None) -> None:
     # the network and the images it is given
     if pretrained:
         check_preprocessing(pretrained, config.data)
+        expect_fit(lambda: mae_from(config.model, config.data.image_size), pretrained)
     if settings.model == "vit":
         check_sizes(config.model, config.data.image_size)
 

@@ -78,4 +78,7 @@ def read_text(path: Path) -> str:
 
 def read_json(path: Path) -> Any:
     """JSON that we wrote; ValueError where it is none."""
-    return json.loads(read_text(path))
+    try:
+        return json.loads(read_text(path))
+    except RecursionError:
+        raise ValueError(f"{path}: values nested far too deep") from None

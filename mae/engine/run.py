@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
+from pydantic import BaseModel, ValidationError
 
 from data.config import print_config, with_new_names
 from data.errors import UserError
 from data.locks import locked
-from data.writing import read_json, read_text, write_json, write_text
+from data.plain_values import read_json_values, read_yaml
+from data.writing import write_json, write_text
 from mae.engine import distributed
 from mae.engine.checkpoint import latest_checkpoint
 from mae.settings import MAEConfig
@@ -58,7 +59,7 @@ def check_run(
     then = flat({name: made.get(name) for name in resumable.sections})
     now = flat({name: wanted.get(name) for name in resumable.sections})
     if facts is not None:
-        then |= _facts(folder)
+        then |= _environment(folder).facts
         now |= facts
 
     # the first difference that is not allowed
@@ -73,19 +74,16 @@ def check_run(
 
 
 def _made_with(path: Path) -> dict[str, Any]:
-    try:
-        made = yaml.safe_load(read_text(path))
-    except (yaml.YAMLError, UnicodeDecodeError):
-        made = None
+    made = read_yaml(path)
     if not isinstance(made, dict):
         raise UserError(f"{path}: found no settings, expected those of the run; remove the folder")
-    return with_new_names(made)
+    return with_new_names(made, str(path))
 
 
 def is_finished(folder: Path, epochs: int) -> bool:
     """Whether the folder's run has trained for that many epochs, and has its best.pt."""
     last = latest_checkpoint(folder)
-    return last is not None and last.progress["epoch"] >= epochs and (folder / "best.pt").exists()
+    return last is not None and last.epoch >= epochs and (folder / "best.pt").exists()
 
 
 def expect_checkpoint(folder: Path) -> None:
@@ -119,20 +117,32 @@ def start_run(folder: Path, config: MAEConfig, facts: Mapping[str, Any]) -> None
         return
 
     # a run that is continued on another machine says so
-    starts: list[dict[str, Any]] = []
-    if _facts(folder):
-        starts = read_json(folder / "environment.json")["starts"]
+    starts = _environment(folder).starts
     here = environment() | {"device": str(device_of(config.device)), "seed": config.seed}
 
     write_json(folder / "environment.json", {"facts": dict(facts), "starts": [*starts, here]})
     write_text(folder / "config.yaml", print_config(config) + "\n")
 
 
-def _facts(folder: Path) -> dict[str, Any]:
+class _Environment(BaseModel):
+    """What environment.json holds."""
+
+    facts: dict[str, Any] = {}
+    starts: list[dict[str, Any]] = []
+
+
+def _environment(folder: Path) -> _Environment:
+    """The folder's environment.json, empty where it is not there; UserError where it is none."""
     path = folder / "environment.json"
     if not path.exists():
-        return {}
-    return read_json(path)["facts"]
+        return _Environment()
+    try:
+        return _Environment.model_validate(read_json_values(path), strict=True)
+    except ValidationError as error:
+        name = ".".join(str(part) for part in error.errors()[0]["loc"]) or "its content"
+        raise UserError(
+            f"{path}: {name}: found no values by name, expected what the run wrote there; remove the folder"
+        ) from None
 
 
 def flat(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -2,10 +2,7 @@
 
 import argparse
 import hashlib
-import json
 import re
-import warnings
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from data.errors import UserError, printable
+from data.plain_values import read_json_values
+from mae.engine.torch_files import Oversized, load_torch_file
 
 NAMES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
@@ -53,9 +52,9 @@ def is_safetensors(path: Path) -> bool:
 def read_pickle(path: Path, allowed: Sequence[type] = ()) -> Any:
     """A torch file: tensors, plain values and objects of the `allowed` classes; UserError for any other."""
     try:
-        with torch.serialization.safe_globals(list(allowed)), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what torch finds odd in it: it is read, or refused in a line
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        return load_torch_file(path, allowed)
+    except Oversized as odd:
+        raise UserError(f"{path}: {odd}") from None
     except Exception as error:  # likewise
         if code := re.search(r"GLOBAL (\S+)", str(error)):
             raise UserError(
@@ -100,10 +99,8 @@ def read_folder(folder: Path) -> Any:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):  # no UTF-8, no JSON, far too deep
-        raise UserError(f"{path}: found no valid JSON, expected settings") from None
+    """A folder's settings, as plain values; UserError where they are none."""
+    raw = read_json_values(path)
     if not isinstance(raw, dict):
         raise UserError(f"{path}: found {type(raw).__name__}, expected settings by name")
     return raw

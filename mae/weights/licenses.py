@@ -11,7 +11,8 @@ from typing import Any
 
 import yaml
 
-from data.errors import printable
+from data.errors import UserError, printable
+from data.plain_values import NotYaml, parse_yaml
 
 License = str | Mapping[str, str]
 UNKNOWN = "unknown"
@@ -90,9 +91,11 @@ def _front_matter(folder: Path) -> dict[str, Any]:
     else:
         return {}
     try:
-        front = yaml.safe_load("\n".join(inner))
-    except (yaml.YAMLError, ValueError, RecursionError):
+        front = parse_yaml("\n".join(inner), str(folder / "README.md"))
+    except NotYaml:
         return _by_line(inner)
+    except UserError:  # far more than a licence
+        return {}
     return front if isinstance(front, dict) else {}
 
 
