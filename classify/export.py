@@ -40,8 +40,8 @@ def _export_classifier(loaded: Checkpoint, folder: str | Path, say: Callable[[st
         raise UserError(f"{loaded.place}: found {config.finetune.model}, expected a ViT: export writes no other")
     if config.finetune.pool != "cls":
         raise UserError(
-            f"{loaded.place}: found finetune.pool = {config.finetune.pool}, expected cls: ViTForImageClassification reads the "
-            "class token"
+            f"{loaded.place}: found finetune.pool = {config.finetune.pool}, expected cls: "
+            "ViTForImageClassification reads the class token"
         )
     expect_fit(lambda: build_model(config), loaded)
     model = build_model(config)

@@ -9,6 +9,7 @@ density. Alpha is dropped, an embedded colour profile and a resolution in EXIF a
 import logging
 import stat
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -22,6 +23,7 @@ from PIL import Image, ImageOps
 
 from data.aspect import pixel_aspect
 from data.jpeg import bits_of, block_means, check_scans, means_only
+from data.npz import read_array
 from data.refusal import MAX_PIXELS, NotNow, UnreadableImage, check_size, may_pass, refuse
 from data.settings import Resize, Size, Tone, height_and_width
 from data.stand_ins import ENOUGH, pointing_link, stand_in
@@ -362,10 +364,11 @@ def _archive_member(path: str) -> np.ndarray:
 
 @lru_cache(maxsize=3)  # train, val and test; the time and size make a rewritten archive another one
 def _archive_array(archive: str, name: str, _time: int, _size: int) -> np.ndarray:
-    with np.load(archive, allow_pickle=False) as arrays:
-        if name not in arrays:
-            refuse(f"no {name!r}", f"one of {', '.join(arrays)}")
-        images = arrays[name]
+    with zipfile.ZipFile(archive) as members:
+        names = [member.removesuffix(".npy") for member in members.namelist()]
+    if name not in names:
+        refuse(f"no {name!r}", f"one of {', '.join(names)}")
+    images = read_array(archive, name)
 
     grey = images.ndim == 3
     colour = images.ndim == 4 and images.shape[3] == 3
