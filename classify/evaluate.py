@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shlex
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -15,7 +16,7 @@ from classify.metrics import binary_metrics, bootstrap_intervals, expected_calib
 from classify.models.build import build_model
 from classify.scores import in_units, predict_logits, side_by_side, with_scores
 from classify.settings import ClassifyConfig, EvaluateSettings, Unit
-from classify.start import check_preprocessing, config_of, file_digest
+from classify.start import check_preprocessing, config_of, file_digest, with_paths_given
 from data.audit import audit_lines, audited, keep, served_pretraining, uncompared
 from data.config import change_config
 from data.errors import UserError
@@ -58,10 +59,13 @@ def evaluate(run: str | Path, overrides: dict[str, Any] | None = None, data: Dat
     best = best_of(run)
     checkpoint = load_checkpoint(best, kind="classifier")
     config = _config_for(checkpoint, overrides or {})
+    opened_by_caller = data is not None
+    if not opened_by_caller:
+        command = shlex.join(["mae-evaluate", str(run)])
+        config = with_paths_given(config, checkpoint, overrides or {}, command, run=False)
     configure_torch(config)
 
     # the labelled images of the split
-    opened_by_caller = data is not None
     data = data or open_data(config.data)
     split = config.evaluate.split
     unit = config.evaluate.unit

@@ -145,6 +145,11 @@ def with_new_names(raw: Mapping[str, Any], place: str = "settings") -> dict[str,
     return settings
 
 
+def keys_given(overrides: Mapping[str, Any]) -> set[str]:
+    """The dotted keys that overrides set, also where a mapping gives a section's."""
+    return {key for key, _ in _single(overrides.items())}
+
+
 def _single(overrides: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
     """A mapping given for a section changes what it names and leaves the section's other settings alone."""
     for key, value in overrides:
