@@ -23,7 +23,7 @@ from data.errors import UserError
 from data.loader import Data, Loader, open_data
 from data.manifest import digest
 from data.store import ImageStore
-from data.writing import read_json, write_json, write_text
+from data.writing import expect_no_links_out, read_json, write_json, write_text
 from mae.engine.checkpoint import Checkpoint, expect_fit, load_checkpoint, load_weights
 from mae.engine.loop import evaluating
 from mae.engine.run import commit, configure_torch, device_of
@@ -58,6 +58,7 @@ def evaluate(run: str | Path, overrides: dict[str, Any] | None = None, data: Dat
     # the weights, and how they are to be evaluated
     best = best_of(run)
     checkpoint = load_checkpoint(best, kind="classifier")
+    expect_no_links_out(best.parent)
     config = _config_for(checkpoint, overrides or {})
     opened_by_caller = data is not None
     if not opened_by_caller:

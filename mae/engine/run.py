@@ -20,7 +20,7 @@ from data.config import print_config, with_new_names
 from data.errors import UserError
 from data.locks import locked
 from data.plain_values import read_json_values, read_yaml
-from data.writing import write_json, write_text
+from data.writing import expect_no_links_out, write_json, write_text
 from mae.engine import distributed
 from mae.engine.checkpoint import latest_checkpoint
 from mae.settings import MAEConfig
@@ -103,6 +103,7 @@ def holding(folder: Path) -> Iterator[None]:
         return
 
     folder.mkdir(parents=True, exist_ok=True)
+    expect_no_links_out(folder)
     busy = (
         f"{folder}: found another command that trains there, expected none; "
         "wait for it, or choose another folder (run=…, in stage two finetune.run=…)"

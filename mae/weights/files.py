@@ -29,6 +29,18 @@ def existing(path: str | Path) -> Path:
     raise UserError(f"{path}: found no such file or folder, expected weights{advice}")
 
 
+def leads_out(path: Path) -> bool:
+    """Whether a folder's file is a link to one that lies elsewhere, which is not the folder's word."""
+    folder = path.parent.resolve()
+    # a hub's cache keeps contents beside its snapshots of folders, and links to them
+    return path.resolve().parent not in (folder, folder.parent.parent / "blobs")
+
+
+def _expect_own(path: Path) -> None:
+    if leads_out(path):
+        raise UserError(f"{path}: found a link out of the folder, expected a file of its own")
+
+
 def read_weights(path: Path, allowed: Sequence[type] = ()) -> Any:
     """What a file of weights holds: safetensors' names and tensors, or a pickle's object, of `allowed` classes too."""
     return read_safetensors(path) if is_safetensors(path) else read_pickle(path, allowed)
@@ -71,6 +83,7 @@ def read_folder(folder: Path) -> Any:
     if not there:
         raise UserError(f"{folder}: found no weights, expected {NAMES[0]} or {NAMES[2]}")
     found = there[0]
+    _expect_own(found)
     if found.suffix != ".json":
         return read_weights(found)
 
@@ -83,6 +96,7 @@ def read_folder(folder: Path) -> Any:
     for name in sorted(set(places.values())):
         if not (shard := folder / Path(name).name).is_file():
             raise UserError(f"{found}: found no {printable(name)} beside it, expected every file it names")
+        _expect_own(shard)
         content = read_weights(shard)
         if not isinstance(content, Mapping):
             raise UserError(f"{shard}: found no state dict, expected names with tensors")
@@ -100,6 +114,7 @@ def read_folder(folder: Path) -> Any:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A folder's settings, as plain values; UserError where they are none."""
+    _expect_own(path)
     raw = read_json_values(path)
     if not isinstance(raw, dict):
         raise UserError(f"{path}: found {type(raw).__name__}, expected settings by name")

@@ -13,6 +13,7 @@ import yaml
 
 from data.errors import UserError, printable
 from data.plain_values import NotYaml, parse_yaml
+from mae.weights.files import leads_out
 
 License = str | Mapping[str, str]
 UNKNOWN = "unknown"
@@ -107,10 +108,8 @@ def _by_line(lines: list[str]) -> dict[str, Any]:
 
 def _lines(folder: Path, name: str) -> Iterator[str]:
     """The lines of a text file of the folder; none of one that lies elsewhere, which is not the folder's word."""
-    path = (folder / name).resolve()
-    # a hub's cache keeps contents beside its snapshots of folders, and links to them
-    homes = (folder.resolve(), folder.resolve().parent.parent / "blobs")
-    if not path.is_file() or path.parent not in homes:
+    path = folder / name
+    if not path.is_file() or leads_out(path):
         return
     with path.open("rb") as file:
         text = file.read(LONGEST).decode("utf-8-sig", errors="replace")

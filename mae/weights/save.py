@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from data.settings import Resize
-from data.writing import replacing, write_json, write_text
+from data.writing import expect_no_links_out, replacing, write_json, write_text
 from mae.decoder import Decoder
 from mae.encoder import Encoder
 from mae.engine.checkpoint import expect_finite
@@ -138,6 +138,7 @@ def write_folder(
     folder = Path(folder)
     expect_finite(weights, folder)
     folder.mkdir(parents=True, exist_ok=True)
+    expect_no_links_out(folder)
     architecture = config["architectures"][0]
 
     with replacing(folder / "model.safetensors") as temporary:
