@@ -30,8 +30,8 @@ def locked(folder: Path, busy: str, wait: bool) -> Iterator[None]:
     a file with the holder's machine and process stands in for it.
     """
     # a link is not followed: in a stranger's folder it may lead to any file
-    opened = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
-    with os.fdopen(opened, "w", encoding="utf-8") as file:
+    lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+    with os.fdopen(lock, "w", encoding="utf-8") as file:
         if _system_lock(file, busy, wait):
             yield
             return
