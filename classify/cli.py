@@ -1,6 +1,7 @@
 """The command lines of stage two, evaluation and comparison. What they need is imported inside (data/cli.py)."""
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -111,7 +112,7 @@ def _beginning(arguments: argparse.Namespace) -> "tuple[ClassifyConfig, str | No
     if arguments.config:
         config = configure(arguments, ClassifyConfig)
 
-    from classify.start import config_for
+    from classify.start import config_for, with_paths_given
     from data.config import change_config, parse_overrides
     from mae.engine.checkpoint import load_checkpoint
     from mae.weights import is_foreign
@@ -122,9 +123,14 @@ def _beginning(arguments: argparse.Namespace) -> "tuple[ClassifyConfig, str | No
         return change_config(config, {"model.init": path}), None, None
 
     pretrained = load_checkpoint(path, "mae")
-    config = config_for(pretrained, config, parse_overrides(arguments.overrides))
+    overrides = parse_overrides(arguments.overrides)
+    whose = config
+    config = config_for(pretrained, config, overrides)
     if arguments.print_config:
         print_and_stop(config)
+    if whose is None:  # the checkpoint's config
+        command = shlex.join(["mae-finetune", "--checkpoint", path, *arguments.overrides])
+        config = with_paths_given(config, pretrained, overrides, command, run=True)
     return config, path, pretrained
 
 

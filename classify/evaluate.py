@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shlex
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -15,7 +16,7 @@ from classify.metrics import binary_metrics, bootstrap_intervals, expected_calib
 from classify.models.build import build_model
 from classify.scores import in_units, predict_logits, side_by_side, with_scores
 from classify.settings import ClassifyConfig, EvaluateSettings, Unit
-from classify.start import check_preprocessing, config_of, file_digest
+from classify.start import check_preprocessing, config_of, file_digest, with_paths_given
 from data.audit import audit_lines, audited, keep, served_pretraining, uncompared
 from data.config import change_config
 from data.errors import UserError
@@ -23,8 +24,8 @@ from data.loader import Data, Loader, open_data
 from data.locks import locked
 from data.manifest import digest
 from data.store import ImageStore
-from data.writing import read_json, write_json, write_text
-from mae.engine.checkpoint import Checkpoint, load_checkpoint, load_weights
+from data.writing import expect_no_links_out, read_json, write_json, write_text
+from mae.engine.checkpoint import Checkpoint, expect_fit, load_checkpoint, load_weights
 from mae.engine.loop import evaluating
 from mae.engine.run import commit, configure_torch, device_of
 
@@ -58,11 +59,15 @@ def evaluate(run: str | Path, overrides: dict[str, Any] | None = None, data: Dat
     # the weights, and how they are to be evaluated
     best = best_of(run)
     checkpoint = load_checkpoint(best, kind="classifier")
+    expect_no_links_out(best.parent)
     config = _config_for(checkpoint, overrides or {})
+    opened_by_caller = data is not None
+    if not opened_by_caller:
+        command = shlex.join(["mae-evaluate", str(run)])
+        config = with_paths_given(config, checkpoint, overrides or {}, command, run=False)
     configure_torch(config)
 
     # the labelled images of the split
-    opened_by_caller = data is not None
     data = data or open_data(config.data)
     split = config.evaluate.split
     table = labelled_rows(data.split(split), split, config.data.target)
@@ -72,7 +77,7 @@ def evaluate(run: str | Path, overrides: dict[str, Any] | None = None, data: Dat
     # predictions of another data set stand beside those of the run's own
     images = digest(data.manifest.table, "image_id")
     of_other_data = ""
-    if images != checkpoint.meta["images"]:
+    if images != checkpoint.fact("images"):
         of_other_data = f"-{images[:8]}"
     path = best.parent / "predictions" / f"{split}{of_other_data}"
 
@@ -134,13 +139,13 @@ def _audit(path: Path, checkpoint: Checkpoint, config: ClassifyConfig, data: Dat
 
 def _seen(data: Data, table: pd.DataFrame, checkpoint: Checkpoint) -> np.ndarray:
     """(n) bool: which of the table's images served the pretraining, by their id or by their content."""
-    known = np.isin(data.identities(table), checkpoint.meta["seen"])  # n 2
+    known = np.isin(data.identities(table), checkpoint.fact("seen"))  # n 2
     return known[:, 0] | known[:, 1]
 
 
 def _threshold_of(checkpoint: Checkpoint, unit: Unit) -> float:
     """The decision threshold that was chosen on validation for images, or for studies."""
-    thresholds = checkpoint.meta["threshold"]
+    thresholds = checkpoint.fact("threshold")
     if unit not in thresholds:
         raise UserError(
             f"{checkpoint.place}: found no threshold for studies, as images of one validation study had different "
@@ -175,6 +180,7 @@ def _config_for(checkpoint: Checkpoint, overrides: dict[str, Any]) -> ClassifyCo
 def score_images(checkpoint: Checkpoint, config: ClassifyConfig, data: Data, table: pd.DataFrame) -> pd.DataFrame:
     """The table's images that can be read, in order, with their logit and their score in 0..1."""
     device = device_of(config.device)
+    expect_fit(lambda: build_model(config), checkpoint)
     model = build_model(config)
     load_weights(model, checkpoint)
     model.to(device)

@@ -11,7 +11,7 @@ from classify.models.classifier import Classifier
 from classify.start import config_of
 from data.errors import UserError
 from data.labels import words
-from mae.engine.checkpoint import Checkpoint, load_checkpoint, load_weights
+from mae.engine.checkpoint import Checkpoint, expect_fit, load_checkpoint, load_weights
 from mae.model import mae_from
 from mae.weights import save_encoder, save_huggingface
 
@@ -27,6 +27,7 @@ def export(checkpoint: str | Path, folder: str | Path, say: Callable[[str], None
         return
 
     config = loaded.config
+    expect_fit(lambda: mae_from(config.model, config.data.image_size), loaded)
     model = mae_from(config.model, config.data.image_size)
     load_weights(model, loaded)
     save_huggingface(model, folder, loaded.meta.get("license"), say, config.data.resize)
@@ -35,14 +36,16 @@ def export(checkpoint: str | Path, folder: str | Path, say: Callable[[str], None
 def _export_classifier(loaded: Checkpoint, folder: str | Path, say: Callable[[str], None]) -> None:
     # transformers' classifier is a linear head on the class token of a ViT
     config = config_of(loaded)
-    model = build_model(config)
-    if not isinstance(model, Classifier):
+    if config.finetune.model != "vit":
         raise UserError(f"{loaded.place}: found {config.finetune.model}, expected a ViT: export writes no other")
-    if model.pool != "cls":
+    if config.finetune.pool != "cls":
         raise UserError(
-            f"{loaded.place}: found finetune.pool = {model.pool}, expected cls: ViTForImageClassification reads the "
-            "class token"
+            f"{loaded.place}: found finetune.pool = {config.finetune.pool}, expected cls: "
+            "ViTForImageClassification reads the class token"
         )
+    expect_fit(lambda: build_model(config), loaded)
+    model = build_model(config)
+    assert isinstance(model, Classifier)
     load_weights(model, loaded)
 
     # it has a logit for each class; ours is the second minus the first

@@ -130,7 +130,7 @@ def _meta(data: Data, splits: LabelledSplits, pretrained: Checkpoint | None) -> 
     if pretrained:
         owed = {
             "pretrained_from": pretrained.place,
-            "seen": pretrained.meta["seen"],
+            "seen": pretrained.fact("seen"),
             "seen_elsewhere": pretrained.meta.get("seen_elsewhere", False),
             "license": pretrained.meta.get("license"),
         }

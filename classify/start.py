@@ -1,16 +1,17 @@
 """What a fine-tuning begins from, and whether config and checkpoint fit: the twin of `mae/weights/start.py`."""
 
 import hashlib
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from classify.settings import ClassifyConfig
-from data.config import beside, change_config, expand
+from data.config import beside, change_config, expand, keys_given
 from data.errors import UserError
 from data.settings import DataSettings
-from mae.engine.checkpoint import Checkpoint, load_checkpoint
-from mae.model import check_sizes
+from mae.engine.checkpoint import Checkpoint, expect_fit, load_checkpoint
+from mae.model import check_sizes, mae_from
 from mae.weights import resolve, starting_point, without_weights
 
 PREPROCESSING = ("image_size", "resize", "tone")  # of the data section: travels with the weights
@@ -61,6 +62,72 @@ def config_for(checkpoint: Checkpoint, config: ClassifyConfig | None, overrides:
     return wanted.model_copy(update={"model": made.model, "pretrain": made.pretrain})
 
 
+# ---------------------------------------------------------------- whose paths count
+
+
+def with_paths_given(
+    config: ClassifyConfig, checkpoint: Checkpoint, overrides: Mapping[str, Any], command: str, run: bool
+) -> ClassifyConfig:
+    """A checkpoint's config, changed by overrides, with paths that this machine's user has chosen.
+
+    A checkpoint in the run folder that its own settings name was made here, and its paths count. Any other one may be
+    a stranger's: it must not say where is read or written, so the command line must. Raises UserError with the line to
+    type where it does not; `run`: that line has to name a folder to write too. Nothing of the settings is expanded.
+    """
+    if _is_at_home(checkpoint):
+        return config
+
+    given = keys_given(overrides)
+    missing = [key for key in _paths_needed(config) if key not in given]
+    if run and "finetune.run" not in given:
+        missing.append("finetune.run")
+    if missing:
+        words = [f"{key}={_example(key, config, checkpoint)}" for key in missing]
+        raise UserError(
+            f"{checkpoint.place}: found a checkpoint outside the run folder that its settings name (copied or moved), "
+            f"expected the paths on the command line: {command} {' '.join(words)}"
+        )
+
+    # a store is made anew wherever it is missing, so it needs no word
+    if "data.store" in given or config.data.store is False:
+        return config
+    return change_config(config, {"data.store": type(config.data).model_fields["store"].default})
+
+
+def _is_at_home(checkpoint: Checkpoint) -> bool:
+    """Whether the checkpoint lies in a run folder of the name that its own settings give it."""
+    folder = Path(checkpoint.place).resolve().parent
+    if not (folder / "config.yaml").is_file():  # every run folder of ours has one
+        return False
+    config = config_of(checkpoint)
+    try:
+        if checkpoint.kind == "mae":
+            names = [Path(expand(config.run, "run"))]
+        else:
+            names = [run_folder(config, None), run_folder(config, checkpoint.meta.get("pretrained_from"))]
+    except UserError:  # a variable that is not set here, so it is another machine's
+        return False
+    return folder in [name.resolve() for name in names]
+
+
+def _paths_needed(config: ClassifyConfig) -> list[str]:
+    """The settings that say where data lie, as far as they leave no choice."""
+    data = config.data
+    needed = ["data.sources" if data.source == "mix" else "data.root"]
+    if data.labels_root is not None:
+        needed.append("data.labels_root")
+    if set(data.table) & set("$~") or Path(data.table).is_absolute() or ".." in Path(data.table).parts:
+        needed.append("data.table")  # else it lies below root
+    return needed
+
+
+def _example(key: str, config: ClassifyConfig, checkpoint: Checkpoint) -> str:
+    """What may stand for a path in a line to type."""
+    if key == "finetune.run":
+        return shlex.quote(str(_default_folder(config, checkpoint.place)))
+    return {"data.sources": "'[{source: …, root: FOLDER}, …]'", "data.table": "FILE"}.get(key, "FOLDER")
+
+
 def run_folder(config: ClassifyConfig, checkpoint: str | Path | None) -> Path:
     """Where a fine-tuning writes."""
     if config.finetune.run:
@@ -100,6 +167,7 @@ def check_fit(config: ClassifyConfig, pretrained: Checkpoint | None) -> None:
     # the network and the images it is given
     if pretrained:
         check_preprocessing(pretrained, config.data)
+        expect_fit(lambda: mae_from(config.model, config.data.image_size), pretrained)
     if settings.model == "vit":
         check_sizes(config.model, config.data.image_size)
 

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, WrapValidator
 from pydantic_core import PydanticCustomError
 
 from data.errors import UserError
+from data.plain_values import WRITTEN_FLOAT, parse_yaml, plain, read_yaml
 
 WHOLE = "classify.settings:ClassifyConfig"  # the config of all rooms; by name, so that no room imports a later one
 
@@ -59,43 +60,13 @@ def whole_config() -> type[Settings]:
 # ---------------------------------------------------------------- reading
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML with 1e-3 as a number (YAML 1.2) and without silently repeated keys."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.YAMLError(f"line {key.start_mark.line + 1}: {key.value!r} is given twice")
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Writes what `_Loader` reads: the string "1e-3" in quotes."""
-
-
-def _as_text(loader: _Loader, node: yaml.ScalarNode) -> str:
-    return str(loader.construct_scalar(node))
-
-
-_Loader.add_constructor("tag:yaml.org,2002:timestamp", _as_text)  # 2026-01-01 is a name
-for _yaml in (_Loader, _Dumper):
-    _yaml.add_implicit_resolver(
-        "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
-    )
-
-
 def load_config(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Settings:
     """Read a config by path, or a shipped one by name (`demo`), and apply `key=value` overrides.
 
     Raises UserError naming file and key for an unknown key, a wrong type or an impossible value.
     """
     path = find_config(name_or_path)
-    try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    raw = read_yaml(path)
     if not isinstance(raw, dict):
         raise UserError(f"{path}: found {type(raw).__name__}, expected a mapping of settings")
     return make_config(raw, str(path), parse_overrides(overrides))
@@ -127,10 +98,7 @@ def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:
         key, equals, value = pair.partition("=")
         if not equals or not key:
             raise UserError(f"command line: found {pair!r}, expected key=value such as pretrain.epochs=3")
-        try:
-            found[key] = yaml.load(value, _Loader)
-        except yaml.YAMLError as error:
-            raise UserError(f"command line: {key}: not valid YAML: {' '.join(str(error).split())}") from None
+        found[key] = parse_yaml(value, f"command line: {key}")
     return found
 
 
@@ -141,15 +109,15 @@ def make_config(
     overrides_place: str = "command line",
 ) -> Settings:
     """Plain settings (a config file's or a checkpoint's) → Config; errors name the place they come from."""
-    overrides = overrides or {}
+    overrides = plain(overrides or {}, overrides_place)
 
     # a copy, in which `data` is there to be filled by overrides
-    merged = {"data": {}, **json.loads(json.dumps(raw, default=str))}
+    merged = {"data": {}, **plain(raw, place)}
     for key, value in _single(overrides.items()):
         _put(merged, key.split("."), value)
 
     try:  # JSON mode: strict types, but lists may become tuples
-        return whole_config().model_validate_json(json.dumps(merged, default=str))
+        return whole_config().model_validate_json(json.dumps(merged))
     except ValidationError as error:
         raise UserError(_explain(error, place, overrides, overrides_place)) from None
 
@@ -161,9 +129,9 @@ def change_config(config: Config, overrides: Mapping[str, Any], place: str = "co
     return changed
 
 
-def with_new_names(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain settings of an earlier version under the names of today."""
-    settings: dict[str, Any] = json.loads(json.dumps(raw, default=str))
+def with_new_names(raw: Mapping[str, Any], place: str = "settings") -> dict[str, Any]:
+    """Plain settings of an earlier version, which stand in `place`, under the names of today."""
+    settings: dict[str, Any] = plain(raw, place)
     for before, now in whole_config().RENAMED.items():
         # walk down to the section that holds the old name, as far as there is one
         *sections, name = before.split(".")
@@ -175,6 +143,11 @@ def with_new_names(raw: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(holder, dict) and name in holder:
             _put(settings, now.split("."), holder.pop(name))
     return settings
+
+
+def keys_given(overrides: Mapping[str, Any]) -> set[str]:
+    """The dotted keys that overrides set, also where a mapping gives a section's."""
+    return {key for key, _ in _single(overrides.items())}
 
 
 def _single(overrides: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
@@ -370,8 +343,21 @@ def print_config(config: BaseModel, indent: str = "") -> str:
     return "\n".join(lines)
 
 
+class _Dumper(yaml.SafeDumper):
+    """Writes what is read again as it was: the string "1e-3" in quotes."""
+
+
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", WRITTEN_FLOAT, list("-+0123456789."))
+
+
 def _inline(value: Any) -> str:
-    """A value as YAML in one line."""
-    plain = json.loads(json.dumps(value, default=lambda section: section.model_dump(mode="json")))
-    text = yaml.dump(plain, Dumper=_Dumper, default_flow_style=True, width=10**6, sort_keys=False, allow_unicode=True)
-    return text.strip().removesuffix("\n...")
+    """A value as YAML in one line, which moves no cursor whatever a checkpoint of strangers says."""
+    plainly = json.loads(json.dumps(value, default=lambda section: section.model_dump(mode="json")))
+    for readable in (True, False):  # the latter: every letter but ASCII's as an escape
+        text = yaml.dump(
+            plainly, Dumper=_Dumper, default_flow_style=True, width=10**6, sort_keys=False, allow_unicode=readable
+        )
+        text = text.strip().removesuffix("\n...")
+        if text.isprintable():
+            break
+    return text

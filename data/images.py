@@ -10,6 +10,7 @@ read is as if absent.
 import logging
 import stat
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
@@ -24,6 +25,7 @@ from PIL import Image, ImageOps
 from data.aspect import pixel_aspect
 from data.extras import with_fewer_extras
 from data.jpeg import bits_of, block_means, check_scans, means_only
+from data.npz import read_array
 from data.refusal import (
     MAX_PIXELS,
     LacksPlugin,
@@ -403,10 +405,11 @@ def _archive_member(path: str) -> np.ndarray:
 
 @lru_cache(maxsize=3)  # train, val and test; the time and size make a rewritten archive another one
 def _archive_array(archive: str, name: str, _time: int, _size: int) -> np.ndarray:
-    with np.load(archive, allow_pickle=False) as arrays:
-        if name not in arrays:
-            refuse(f"no {name!r}", f"one of {', '.join(arrays)}")
-        images = arrays[name]
+    with zipfile.ZipFile(archive) as members:
+        names = [member.removesuffix(".npy") for member in members.namelist()]
+    if name not in names:
+        refuse(f"no {name!r}", f"one of {', '.join(names)}")
+    images = read_array(archive, name)
 
     grey = images.ndim == 3
     colour = images.ndim == 4 and images.shape[3] == 3

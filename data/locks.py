@@ -29,7 +29,9 @@ def locked(folder: Path, busy: str, wait: bool) -> Iterator[None]:
     The system's lock ends with its holder. Where it is refused (some network file systems answer ENOLCK or ENOSYS),
     a file with the holder's machine and process stands in for it.
     """
-    with (folder / "lock").open("w", encoding="utf-8") as file:
+    # a link is not followed: in a stranger's folder it may lead to any file
+    lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+    with os.fdopen(lock, "w", encoding="utf-8") as file:
         if _system_lock(file, busy, wait):
             yield
             return

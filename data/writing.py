@@ -14,6 +14,8 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import IO, Any
 
+from data.errors import UserError
+
 
 def print_in_any_locale() -> None:
     """From now on what the encoding of the output lacks is printed as an escape, such as \\u03b1, and is no error."""
@@ -31,6 +33,8 @@ def replacing(path: Path, shared: bool = False) -> Iterator[Path]:
     """
     own = f".{os.getpid()}" if shared else ""
     temporary = path.with_name(f"{path.name}{own}.tmp")
+    if temporary.is_symlink():  # in a stranger's folder, to somebody's file
+        temporary.unlink()
     try:
         yield temporary
         temporary.replace(path)
@@ -48,6 +52,17 @@ def writing(path: Path, shared: bool = False) -> Iterator[IO[bytes]]:
     with replacing(path, shared) as temporary, temporary.open("wb") as file:
         yield file
         flush_to_disk(file)
+
+
+def expect_no_links_out(folder: Path) -> None:
+    """UserError where something in the folder is a link to what lies outside: it would be written there."""
+    home = folder.resolve()
+    for inner, folders, files in os.walk(home):
+        for name in (*folders, *files):
+            path = Path(inner, name)
+            if path.is_symlink() and not path.resolve().is_relative_to(home):
+                shown = folder / path.relative_to(home)
+                raise UserError(f"{shown}: found a link out of the folder, expected a file or folder of its own")
 
 
 def flush_to_disk(file: IO[Any]) -> None:

@@ -22,7 +22,7 @@ from data.sources import images as folders
 from mae.contact_sheet import save_picture, sheet
 from mae.denormalize import applied, continue_borders, statistics
 from mae.encoder import Encoder
-from mae.engine.checkpoint import Checkpoint, load_weights
+from mae.engine.checkpoint import Checkpoint, expect_fit, load_weights
 from mae.engine.optim import seeded
 from mae.masking import put, random_masking, take
 from mae.model import MaskedAutoencoder, mae_from
@@ -89,6 +89,7 @@ def _to_grey(encoder: Encoder, patches: Tensor) -> Tensor:
 def model_of(checkpoint: Checkpoint) -> MaskedAutoencoder:
     """The masked autoencoder of a pretraining's checkpoint, in evaluation mode."""
     config = checkpoint.config
+    expect_fit(lambda: mae_from(config.model, config.data.image_size), checkpoint)
     with seeded(config.seed):  # its initial weights are drawn, then replaced
         model = mae_from(config.model, config.data.image_size).eval()
     load_weights(model, checkpoint)

@@ -3,6 +3,7 @@
 Its images are addressed as `file.npz#train_images/17`.
 """
 
+import lzma
 import zipfile
 import zlib
 from pathlib import Path
@@ -11,11 +12,14 @@ import numpy as np
 import pandas as pd
 
 from data.errors import UserError
+from data.npz import read_array, read_header
 from data.settings import DataSettings
 from data.sources import SPLIT_WORDS, manifest_table
 from data.stand_ins import ENOUGH, stand_in
 
 PARTS = ("train", "val", "test")
+# what a damaged archive gives: the last three where a member is encrypted or packed in another way
+DAMAGE = (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError)
 
 
 def read(settings: DataSettings, root: Path) -> tuple[pd.DataFrame, list[str]]:
@@ -31,23 +35,24 @@ def read(settings: DataSettings, root: Path) -> tuple[pd.DataFrame, list[str]]:
             found = stand_in(file.read(ENOUGH)) or "no .npz archive"
         raise UserError(f"data.root: {root}: found {found}, expected a MedMNIST .npz file")
     try:
-        with np.load(root) as archive:
+        with zipfile.ZipFile(root) as archive:
             _require_keys(archive, root)
             table = pd.concat([_read_part(archive, part, root) for part in PARTS])
     except UserError:
         raise
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+    except DAMAGE as error:
         raise UserError(f"data.root: {root}: damaged .npz: {' '.join(str(error).split())}") from None
     return manifest_table(table, settings.source), [f"{root.name}: {len(table):,} images; a label but 0 → abnormal"]
 
 
-def _require_keys(archive: np.lib.npyio.NpzFile, root: Path) -> None:
+def _require_keys(archive: zipfile.ZipFile, root: Path) -> None:
+    names = [name.removesuffix(".npy") for name in archive.namelist()]
     for key in (f"{part}_{kind}" for part in PARTS for kind in ("images", "labels")):
-        if key not in archive.files:
-            raise UserError(f"data.root: {root}: found arrays {', '.join(archive.files)}, expected array {key}")
+        if key not in names:
+            raise UserError(f"data.root: {root}: found arrays {', '.join(names)}, expected array {key}")
 
 
-def _read_part(archive: np.lib.npyio.NpzFile, part: str, root: Path) -> pd.DataFrame:
+def _read_part(archive: zipfile.ZipFile, part: str, root: Path) -> pd.DataFrame:
     images = _length(archive, f"{part}_images")
     labels = _labels(archive, f"{part}_labels", root)
     if images != len(labels):
@@ -62,23 +67,16 @@ def _read_part(archive: np.lib.npyio.NpzFile, part: str, root: Path) -> pd.DataF
     )
 
 
-def _labels(archive: np.lib.npyio.NpzFile, key: str, root: Path) -> np.ndarray:
-    try:
-        labels = archive[key]
-    except ValueError:  # NumPy refuses pickled objects
-        labels = np.empty(0, object)
-    if labels.dtype.kind not in "biu" or not labels.ndim:
-        raise UserError(f"data.root: {root}: {key}: found {labels.dtype} labels, expected an array of integers")
-    return labels
+def _labels(archive: zipfile.ZipFile, key: str, root: Path) -> np.ndarray:
+    kind = read_header(archive, key)
+    if kind.dtype.kind not in "biu" or not kind.shape:
+        raise UserError(f"data.root: {root}: {key}: found {kind.dtype} labels, expected an array of integers")
+    return read_array(root, key)
 
 
-def _length(archive: np.lib.npyio.NpzFile, key: str) -> int:
+def _length(archive: zipfile.ZipFile, key: str) -> int:
     """The first axis of an array, from its header alone."""
-    assert archive.zip is not None  # it is open
-    with archive.zip.open(f"{key}.npy") as file:
-        version = np.lib.format.read_magic(file)
-        read_header = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }[version]
-        return read_header(file)[0][0]
+    shape = read_header(archive, key).shape
+    if not shape:
+        raise ValueError(f"{key}: found one number, expected an array of images")
+    return shape[0]

@@ -2,17 +2,20 @@
 
 import math
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from data.config import make_config, with_new_names
 from data.errors import UserError, printable
+from data.plain_values import plain
 from data.writing import flush_to_disk, replacing
+from mae.engine.torch_files import Oversized, load_torch_file
 from mae.settings import MAEConfig
 
 FORMAT = "mae-cxr 1"
@@ -34,9 +37,23 @@ class Checkpoint:
     @cached_property
     def config(self) -> MAEConfig:
         """The config the weights were made with, settings of earlier versions under their names of today."""
-        config = make_config(with_new_names(self.settings), self.place)
+        config = make_config(with_new_names(self.settings, self.place), self.place)
         assert isinstance(config, MAEConfig)
         return config
+
+    @property
+    def epoch(self) -> int:
+        """Epochs that the run had trained for."""
+        epoch = self.progress.get("epoch")
+        if not isinstance(epoch, int):
+            raise UserError(f"{self.place}: found progress.epoch {printable(epoch)}, expected a whole number")
+        return epoch
+
+    def fact(self, name: str) -> Any:
+        """What `meta` says under this name; UserError where it says nothing."""
+        if name not in self.meta:
+            raise UserError(f"{self.place}: found no {name} beside the weights, expected what this version keeps there")
+        return self.meta[name]
 
 
 class NotSaved(Exception):
@@ -114,7 +131,9 @@ def load_checkpoint(path: str | Path, kind: str | None = None, numbers: bool = T
         raise UserError(f"{path}: found no such file, expected a checkpoint (.pt)")
 
     try:
-        raw = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        raw = load_torch_file(path)
+    except Oversized as odd:
+        raise UserError(f"{path}: {odd}") from None
     except Exception:  # what torch raises for a file that is damaged or not its own has many names
         raise UserError(
             f"{path}: found an unreadable or foreign file, expected a checkpoint of mae-pretrain or mae-finetune"
@@ -134,18 +153,68 @@ def load_checkpoint(path: str | Path, kind: str | None = None, numbers: bool = T
 
 
 def _whole(raw: dict[str, Any], path: Path) -> Checkpoint:
-    """What was read, as a checkpoint; UserError where it lacks a part or has one too many."""
+    """What was read, as a checkpoint; UserError where it lacks a part, has one too many, or one is of another type."""
     try:
         checkpoint = Checkpoint(**raw, place=str(path))
     except TypeError:
         raise UserError(f"{path}: found no whole checkpoint, expected all of its parts and no others") from None
+    if not isinstance(checkpoint.kind, str):
+        raise UserError(f"{path}: found {type(checkpoint.kind).__name__} for kind, expected mae or classifier")
     for name in ("settings", "weights", "meta", "progress", "state"):
         part = getattr(checkpoint, name)
         if not isinstance(part, dict):
             raise UserError(f"{path}: found {type(part).__name__} for {name}, expected values by name")
-    if not all(is_dense(tensor) for tensor in checkpoint.weights.values()):
+    if not isinstance(checkpoint.optimizer, dict | None):
+        raise UserError(f"{path}: found {type(checkpoint.optimizer).__name__} for optimizer, expected values by name")
+    if not all(isinstance(name, str) and is_dense(tensor) for name, tensor in checkpoint.weights.items()):
         raise UserError(f"{path}: found weights that are no dense tensors, expected names with tensors")
-    return checkpoint
+
+    # what is plain there comes out plain: it is read, printed and written as JSON
+    return replace(
+        checkpoint,
+        settings=plain(checkpoint.settings, f"{path}: settings"),
+        meta=_checked_meta(checkpoint.meta, path),
+        progress=plain(checkpoint.progress, f"{path}: progress"),
+    )
+
+
+class _Meta(BaseModel):
+    """The types of what stages keep beside their weights, where it is there; a later version may keep more."""
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+
+    # of a pretraining, and of a classifier that began from one
+    seen_elsewhere: bool = False
+    license: str | dict[str, str] | None = None
+    init: str | None = None
+    # of a classifier
+    pretrained_from: str | None = None
+    threshold: dict[str, float] | None = None
+    images: str = ""
+    train_images: int = 0
+
+
+def _checked_meta(meta: dict[Any, Any], path: Path) -> dict[str, Any]:
+    """The values by name; UserError for one of another type."""
+    rest: dict[str, Any] = plain({name: part for name, part in meta.items() if name != "seen"}, f"{path}: meta")
+    try:
+        _Meta.model_validate(rest)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise UserError(
+            f"{path}: meta.{name}: found {first['input']!r}, expected another type: {first['msg']}"
+        ) from None
+
+    if "seen" not in meta:
+        return rest
+    seen = meta["seen"]
+    whole_numbers = isinstance(seen, list) and all(type(each) is int and abs(each) < 2**63 for each in seen)
+    if is_dense(seen):
+        whole_numbers = not (seen.is_floating_point() or seen.is_complex())
+    if not whole_numbers:
+        raise UserError(f"{path}: meta.seen: found {type(seen).__name__}, expected whole numbers")
+    return {**rest, "seen": seen}
 
 
 def load_weights(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
@@ -154,10 +223,17 @@ def load_weights(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
     model.load_state_dict(checkpoint.weights)
 
 
+def expect_fit(build: Callable[[], torch.nn.Module], checkpoint: Checkpoint) -> None:
+    """As `check_weights`, before memory is asked for: sizes are a word of the settings, weights are there."""
+    with torch.device("meta"):
+        check_weights(build(), checkpoint)
+
+
 def check_weights(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
     """UserError naming the first weight that does not fit the model."""
     # names and shapes say all: a missing or a superfluous weight has no partner
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    own = model.state_dict()
+    wanted = {name: tuple(tensor.shape) for name, tensor in own.items()}
     found = {name: tuple(tensor.shape) for name, tensor in checkpoint.weights.items()}
     for name in sorted(wanted.keys() | found.keys()):
         if found.get(name) != wanted.get(name):
@@ -165,6 +241,9 @@ def check_weights(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
                 f"{checkpoint.place}: {printable(name)}: found {found.get(name, 'nothing')}, "
                 f"expected {wanted.get(name, 'nothing')}; the config describes a model of another size"
             )
+        tensor = checkpoint.weights[name]
+        if tensor.is_floating_point() != own[name].is_floating_point() or tensor.is_complex() or tensor.is_quantized:
+            raise UserError(f"{checkpoint.place}: {printable(name)}: found {tensor.dtype}, expected {own[name].dtype}")
 
 
 def expect_finite(content: Any, place: str | Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from data.errors import NotFinite, UserError
+from data.errors import NotFinite, UserError, printable
 from data.signals import Stopped, noting_signals
 from mae.engine import distributed
 from mae.engine.checkpoint import (
@@ -26,7 +26,7 @@ from mae.engine.checkpoint import (
 )
 from mae.engine.hparams import describe_run, end_session, write_hyperparameters
 from mae.engine.memory import keep_freed_memory
-from mae.engine.optim import restore
+from mae.engine.optim import load_optimizer
 from mae.engine.schedule import set_learning_rate
 from mae.engine.stage import AnyStage, Batch, Validation
 from mae.engine.tracker import Progress, Tracker
@@ -349,10 +349,26 @@ class _Run:
 
         # weights first: those of another model are refused with one line
         check_weights(self.update.kept, checkpoint)
-        self.update.load_state_dict(checkpoint.weights, checkpoint.state)
-        assert checkpoint.optimizer is not None  # last.pt and previous.pt have one
-        restore(self.stage.optimizer, checkpoint.optimizer)
-        return Position(**checkpoint.progress)
+        try:
+            self.update.load_state_dict(checkpoint.weights, checkpoint.state)
+        except Exception:  # what lacks a part, or has one of another shape, gives errors of many names
+            raise UserError(
+                f"{checkpoint.place}: found no state of this run (an average, a scaler), expected what it had saved"
+            ) from None
+        load_optimizer(self.stage.optimizer, checkpoint.optimizer, checkpoint.place)
+        return _position(checkpoint)
+
+
+def _position(checkpoint: Checkpoint) -> Position:
+    """Where the run stood; UserError where the checkpoint does not say it."""
+    known = asdict(Position())
+    for name, value in checkpoint.progress.items():
+        if type(value) is not type(known.get(name)) or (isinstance(value, int) and value < 0):
+            raise UserError(
+                f"{checkpoint.place}: found {printable(value)} for progress.{name}, expected where a run of this "
+                "version stands"
+            )
+    return Position(**checkpoint.progress)
 
 
 class _Watch:

@@ -1,16 +1,17 @@
 """Initial weights by seed, AdamW with parameter groups, and the learning rate as a function of the step."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
+from data.errors import UserError
+from mae.engine.checkpoint import is_dense
 from mae.settings import Precision
 
 Group = dict[str, Any]  # of parameters, as torch.optim takes it
-HOW = ("fused", "foreach", "capturable", "differentiable")  # of a group: by which code of torch's it is computed
 
 
 @contextmanager
@@ -59,11 +60,22 @@ def adamw(groups: list[Group], betas: tuple[float, float]) -> torch.optim.AdamW:
         return torch.optim.AdamW([dict(group) for group in groups], lr=0.0, betas=betas)
 
 
-def restore(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Go on from the state of an optimizer that may have been computed in another way, as on another device.
+def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any] | None, place: str) -> None:
+    """Give the optimizer the moments that were saved of it; UserError where they are not those of its parameters.
 
-    torch would take over the way too, and no other part of this optimizer would know (pytorch 104767, 103256).
+    Rates, decays and the like are the config's, not the file's, and so is by which code of torch's updates are computed:
+    no other part of this optimizer would know of another (pytorch 104767, 103256).
     """
-    way = {name: optimizer.defaults[name] for name in HOW if name in optimizer.defaults}
-    groups = [group | way for group in state["param_groups"]]
-    optimizer.load_state_dict(state | {"param_groups": groups})
+    own = optimizer.state_dict()
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    moments = saved.get("state") if saved else None
+    if not isinstance(moments, dict):
+        raise UserError(f"{place}: found no state of the optimizer, expected one to go on from")
+    for number, parts in moments.items():
+        if type(number) is not int or not 0 <= number < len(parameters) or not isinstance(parts, dict):
+            raise UserError(f"{place}: found a state of other parameters, expected the optimizer's")
+        shapes = {"step": torch.Size(), "exp_avg": parameters[number].shape, "exp_avg_sq": parameters[number].shape}
+        found = {name: part.shape if is_dense(part) else None for name, part in parts.items()}
+        if found != shapes:
+            raise UserError(f"{place}: found a state of other shapes, expected the optimizer's (AdamW)")
+    optimizer.load_state_dict({"state": moments, "param_groups": own["param_groups"]})

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
+from pydantic import BaseModel, ValidationError
 
 from data.config import print_config, with_new_names
 from data.errors import UserError
 from data.locks import locked
-from data.writing import read_json, read_text, write_json, write_text
+from data.plain_values import read_json_values, read_yaml
+from data.writing import expect_no_links_out, write_json, write_text
 from mae.engine import distributed
 from mae.engine.checkpoint import check_finished, latest_checkpoint, load_checkpoint
 from mae.settings import MAEConfig
@@ -66,7 +67,7 @@ def check_run(
         known = {key: value for key, value in now.items() if key in then}  # an old checkpoint lacks newer settings
         _expect_same(folder, then, known, resumable, same_epochs=same_epochs and made is None)
     if facts is not None:
-        _expect_same(folder, _facts(folder), dict(facts), resumable, same_epochs=False)
+        _expect_same(folder, _environment(folder).facts, dict(facts), resumable, same_epochs=False)
 
 
 def _expect_same(
@@ -95,13 +96,10 @@ def _made_with(path: Path) -> dict[str, Any] | None:
     """The settings of a run's config.yaml; None where there is none."""
     if not path.exists():
         return None
-    try:
-        made = yaml.safe_load(read_text(path))
-    except (yaml.YAMLError, UnicodeDecodeError):
-        made = None
+    made = read_yaml(path)
     if not isinstance(made, dict):
         raise UserError(f"{path}: found no settings, expected those of the run; remove the folder")
-    return with_new_names(made)
+    return with_new_names(made, str(path))
 
 
 def is_finished(folder: Path, epochs: int) -> bool:
@@ -110,7 +108,7 @@ def is_finished(folder: Path, epochs: int) -> bool:
     Raises UserError where it has, but its best.pt is not there or another's.
     """
     last = latest_checkpoint(folder)
-    if last is None or last.progress["epoch"] < epochs or (folder / "previous.pt").exists():
+    if last is None or last.epoch < epochs or (folder / "previous.pt").exists():
         return False
     check_finished(folder)
     return True
@@ -133,6 +131,7 @@ def holding(folder: Path) -> Iterator[None]:
         return
 
     folder.mkdir(parents=True, exist_ok=True)
+    expect_no_links_out(folder)
     busy = (
         f"{folder}: found another command that trains there, expected none; "
         "wait for it, or choose another folder (run=…, in stage two finetune.run=…)"
@@ -147,9 +146,7 @@ def start_run(folder: Path, config: MAEConfig, facts: Mapping[str, Any]) -> None
         return
 
     # a run that is continued on another machine says so
-    starts: list[dict[str, Any]] = []
-    if _facts(folder):
-        starts = read_json(folder / "environment.json")["starts"]
+    starts = _environment(folder).starts
     here = environment() | {"device": str(device_of(config.device)), "seed": config.seed}
 
     write_json(folder / "environment.json", {"facts": dict(facts), "starts": [*starts, here]})
@@ -158,11 +155,25 @@ def start_run(folder: Path, config: MAEConfig, facts: Mapping[str, Any]) -> None
     write_text(folder / "config.yaml", print_config(config) + "\n")
 
 
-def _facts(folder: Path) -> dict[str, Any]:
+class _Environment(BaseModel):
+    """What environment.json holds."""
+
+    facts: dict[str, Any] = {}
+    starts: list[dict[str, Any]] = []
+
+
+def _environment(folder: Path) -> _Environment:
+    """The folder's environment.json, empty where it is not there; UserError where it is none."""
     path = folder / "environment.json"
     if not path.exists():
-        return {}
-    return read_json(path)["facts"]
+        return _Environment()
+    try:
+        return _Environment.model_validate(read_json_values(path), strict=True)
+    except ValidationError as error:
+        name = ".".join(str(part) for part in error.errors()[0]["loc"]) or "its content"
+        raise UserError(
+            f"{path}: {name}: found no values by name, expected what the run wrote there; remove the folder"
+        ) from None
 
 
 def flat(tree: Any, prefix: str = "") -> dict[str, Any]:

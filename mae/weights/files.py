@@ -2,10 +2,7 @@
 
 import argparse
 import hashlib
-import json
 import re
-import warnings
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from data.errors import UserError, printable
+from data.plain_values import read_json_values
+from mae.engine.torch_files import Oversized, load_torch_file
 
 
 class NumpyValue:
@@ -29,7 +28,7 @@ class NumpyValue:
 
 
 # by the names of numpy 1 and of numpy 2 (pytorch 138985)
-OF_NUMPY = [
+OF_NUMPY: list[tuple[type, str]] = [
     (NumpyValue, f"numpy.{name}")
     for core in ("core", "_core")
     for name in ("dtype", "ndarray", f"{core}.multiarray.scalar", f"{core}.multiarray._reconstruct")
@@ -46,6 +45,18 @@ def existing(path: str | Path) -> Path:
     if re.fullmatch(r"[\w-]+/[\w.-]+", str(path)):
         advice = f"; nothing is downloaded here: hf download {path} --local-dir {path.name}, then give that folder"
     raise UserError(f"{path}: found no such file or folder, expected weights{advice}")
+
+
+def leads_out(path: Path) -> bool:
+    """Whether a folder's file is a link to one that lies elsewhere, which is not the folder's word."""
+    folder = path.parent.resolve()
+    # a hub's cache keeps contents beside its snapshots of folders, and links to them
+    return path.resolve().parent not in (folder, folder.parent.parent / "blobs")
+
+
+def _expect_own(path: Path) -> None:
+    if leads_out(path):
+        raise UserError(f"{path}: found a link out of the folder, expected a file of its own")
 
 
 def read_weights(path: Path, allowed: Sequence[type] = ()) -> Any:
@@ -74,9 +85,9 @@ def read_pickle(path: Path, allowed: Sequence[type] = ()) -> Any:
     Of numpy's values it is only known that they are there.
     """
     try:
-        with torch.serialization.safe_globals([*allowed, *OF_NUMPY]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what torch finds odd in it: it is read, or refused in a line
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        return load_torch_file(path, [*allowed, *OF_NUMPY])
+    except Oversized as odd:
+        raise UserError(f"{path}: {odd}") from None
     except Exception as error:  # likewise
         if code := re.search(r"GLOBAL (\S+)", str(error)):
             raise UserError(
@@ -93,6 +104,7 @@ def read_folder(folder: Path) -> Any:
     if not there:
         raise UserError(f"{folder}: found no weights, expected {NAMES[0]} or {NAMES[2]}")
     found = there[0]
+    _expect_own(found)
     if found.suffix != ".json":
         return read_weights(found)
 
@@ -105,6 +117,7 @@ def read_folder(folder: Path) -> Any:
     for name in sorted(set(places.values())):
         if not (shard := folder / Path(name).name).is_file():
             raise UserError(f"{found}: found no {printable(name)} beside it, expected every file it names")
+        _expect_own(shard)
         content = read_weights(shard)
         if not isinstance(content, Mapping):
             raise UserError(f"{shard}: found no state dict, expected names with tensors")
@@ -121,10 +134,9 @@ def read_folder(folder: Path) -> Any:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):  # no UTF-8, no JSON, far too deep
-        raise UserError(f"{path}: found no valid JSON, expected settings") from None
+    """A folder's settings, as plain values; UserError where they are none."""
+    _expect_own(path)
+    raw = read_json_values(path)
     if not isinstance(raw, dict):
         raise UserError(f"{path}: found {type(raw).__name__}, expected settings by name")
     return raw

@@ -11,7 +11,9 @@ from typing import Any
 
 import yaml
 
-from data.errors import printable
+from data.errors import UserError, printable
+from data.plain_values import NotYaml, parse_yaml
+from mae.weights.files import leads_out
 
 License = str | Mapping[str, str]
 UNKNOWN = "unknown"
@@ -90,9 +92,11 @@ def _front_matter(folder: Path) -> dict[str, Any]:
     else:
         return {}
     try:
-        front = yaml.safe_load("\n".join(inner))
-    except (yaml.YAMLError, ValueError, RecursionError):
+        front = parse_yaml("\n".join(inner), str(folder / "README.md"))
+    except NotYaml:
         return _by_line(inner)
+    except UserError:  # far more than a licence
+        return {}
     return front if isinstance(front, dict) else {}
 
 
@@ -104,10 +108,8 @@ def _by_line(lines: list[str]) -> dict[str, Any]:
 
 def _lines(folder: Path, name: str) -> Iterator[str]:
     """The lines of a text file of the folder; none of one that lies elsewhere, which is not the folder's word."""
-    path = (folder / name).resolve()
-    # a hub's cache keeps contents beside its snapshots of folders, and links to them
-    homes = (folder.resolve(), folder.resolve().parent.parent / "blobs")
-    if not path.is_file() or path.parent not in homes:
+    path = folder / name
+    if not path.is_file() or leads_out(path):
         return
     with path.open("rb") as file:
         text = file.read(LONGEST).decode("utf-8-sig", errors="replace")

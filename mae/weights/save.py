@@ -12,7 +12,7 @@ from torch import Tensor
 from data.errors import UserError
 from data.folders import replacing_folder
 from data.settings import Resize
-from data.writing import replacing, write_json, write_text
+from data.writing import expect_no_links_out, replacing, write_json, write_text
 from mae.decoder import Decoder
 from mae.encoder import Encoder
 from mae.engine.checkpoint import expect_finite
@@ -142,6 +142,7 @@ def write_folder(
     """
     folder = Path(folder)
     expect_finite(weights, folder)
+    expect_no_links_out(folder)
     architecture = config["architectures"][0]
     settings = {**config, "torch_dtype": "float32"}
     settings |= fields_of(license)

@@ -117,7 +117,7 @@ def own_source(checkpoint: Checkpoint) -> Source:
         decoder=settings.decoder,
         decoder_heads=sizes["decoder_heads"],
         consumed=STATISTICS,
-        seen=checkpoint.meta["seen"],
+        seen=checkpoint.fact("seen"),
         seen_elsewhere=checkpoint.meta.get("seen_elsewhere", False),
     )
 

@@ -18,6 +18,7 @@ import classify.finetune
 from classify.cli import compare, evaluate, finetune
 from classify.metrics import auc, binary_metrics, bootstrap_differences, bootstrap_intervals, choose_threshold
 from classify.scores import in_units, with_scores
+from data.config import parse_overrides
 from data.errors import UserError
 from mae import load_checkpoint
 
@@ -146,7 +147,7 @@ def in_bits(path: Path) -> list[dict[str, str]]:
 
 def test_cases_are_judged_by_the_numbers_that_chose_the_threshold(world, tmp_path):
     run = copied(world, tmp_path / "run")
-    succeed(evaluate, run, "--split", "validate")
+    succeed(evaluate, run, *world.data, "--split", "validate")
     rows = in_bits(run / "predictions/validate.csv")
     labels = np.array([float(row["label"]) for row in rows])
     scores = np.array([float(row["score"]) for row in rows])
@@ -164,7 +165,7 @@ def test_numbers_are_read_back_to_the_last_bit(world, tmp_path, monkeypatch):
     run = copied(world, tmp_path / "run")
     drawn = np.random.default_rng(1).normal(size=10) * 10.0 ** np.arange(-5, 5)
     answering(monkeypatch, classify.evaluate, lambda labels: drawn.astype(np.float32))
-    predictions = classify.evaluate.evaluate(run).predictions
+    predictions = classify.evaluate.evaluate(run, parse_overrides(world.data)).predictions
     assert sorted(predictions["logit"]) == sorted(drawn.astype(np.float32).astype(float))
     assert predictions["score"].tolist() == expit(predictions["logit"].to_numpy()).tolist()
 
@@ -193,7 +194,7 @@ def test_no_command_prints_a_metric_of_scores_that_are_not_finite(world, tmp_pat
     run = copied(world, tmp_path / "run")
     for module in (classify.finetune, classify.evaluate):
         answering(monkeypatch, module, lambda labels: np.where(np.arange(len(labels)) < 2, value, 0.0))
-    line = mistake(evaluate, run, keep=world.root)
+    line = mistake(evaluate, run, *world.data, keep=world.root)
     assert line.startswith(f"error: {run}/best.pt: found 2 of 10 scores of split 'test' not finite, expected numbers;")
     assert not list(run.glob("predictions/*"))
 
@@ -213,12 +214,12 @@ def test_no_command_prints_a_metric_of_scores_that_are_not_finite(world, tmp_pat
 @pytest.fixture
 def evaluated(world, tmp_path) -> Path:
     run = copied(world, tmp_path / "run")
-    succeed(evaluate, run)
+    succeed(evaluate, run, *world.data)
     return run
 
 
 @pytest.mark.parametrize("ending", ["csv", "json"])
-def test_predictions_that_were_changed_are_made_anew(evaluated, ending):
+def test_predictions_that_were_changed_are_made_anew(evaluated, world, ending):
     path = evaluated / f"predictions/test.{ending}"
     before = path.read_bytes()
     if ending == "csv":
@@ -227,10 +228,10 @@ def test_predictions_that_were_changed_are_made_anew(evaluated, ending):
         summary = json.loads(before)
         summary["metrics"]["threshold"] = 0.123
         path.write_text(json.dumps(summary))
-    said = succeed(evaluate, evaluated)
+    said = succeed(evaluate, evaluated, *world.data)
     assert f"{evaluated}/predictions/test.csv: changed since it was written, so it is predicted anew" in said
     assert path.read_bytes() == before
-    assert "changed since" not in succeed(evaluate, evaluated)
+    assert "changed since" not in succeed(evaluate, evaluated, *world.data)
 
 
 def edited_score(csv, summary):

@@ -210,7 +210,7 @@ def test_a_run_is_not_taken_for_one_of_fewer_epochs(world, tmp_path):
 
 def test_predictions_of_the_right_settings_survive_a_mistake(world, tmp_path):
     run = shutil.copytree(world.classifier, tmp_path / "run")
-    succeed(evaluate, run)
-    mistake(evaluate, run, f"data.root={tmp_path}/nowhere", keep=run)
+    succeed(evaluate, run, *world.data)
+    mistake(evaluate, run, *world.data, f"data.root={tmp_path}/nowhere", keep=run)
     summary = json.loads((run / "predictions/test.json").read_text())
     assert summary["meta"]["threshold"] == load_checkpoint(run / "best.pt").meta["threshold"]

@@ -63,7 +63,7 @@ def test_finetune_takes_a_config_and_a_checkpoint(world, tmp_path):
 def test_runs_are_named_after_the_pretraining(world, tmp_path, monkeypatch):
     shutil.copytree(world.pretrained.parent, tmp_path / "stage one")
     monkeypatch.chdir(tmp_path / "stage one")
-    succeed(finetune, "--checkpoint", "last.pt")
+    succeed(finetune, "--config", world.config, "--checkpoint", "last.pt")
     assert (tmp_path / "stage one-full/best.pt").is_file()
 
 
@@ -148,12 +148,12 @@ def test_the_threshold_comes_from_validation(world):
 
 def test_evaluating_again_reads_back_and_new_labels_evaluate_anew(world, tmp_path):
     run = shutil.copytree(world.classifier, tmp_path / "run")
-    succeed(evaluate, run)
+    succeed(evaluate, run, *world.data)
     before = snapshot(run, ".csv", ".json")
-    succeed(evaluate, run)
+    succeed(evaluate, run, *world.data)
     assert snapshot(run, ".csv", ".json") == before
     flipped = relabel(world, "flipped", flip_tests)
-    succeed(evaluate, run, flipped)
+    succeed(evaluate, run, *world.data, flipped)
     after = pd.read_csv(run / "predictions/test.csv")
     assert (
         after["label"] == 1 - pd.read_csv(world.images / "manifest.csv").query("split == 'test'")["label"].to_numpy()
@@ -163,10 +163,10 @@ def test_evaluating_again_reads_back_and_new_labels_evaluate_anew(world, tmp_pat
 def test_a_classifier_predicts_another_data_set(world, tmp_path):
     write_table(tmp_path / "elsewhere", count=24, seed=1)
     run = shutil.copytree(world.classifier, tmp_path / "run")
-    succeed(evaluate, run)
+    succeed(evaluate, run, *world.data)
     own = [run / "predictions/test.csv", run / "predictions/test.json"]
     before = [path.read_bytes() for path in own]
-    succeed(evaluate, run / "best.pt", f"data.root={tmp_path}/elsewhere")
+    succeed(evaluate, run / "best.pt", *world.data, f"data.root={tmp_path}/elsewhere")
     assert [path.read_bytes() for path in own] == before
     (found,) = run.glob("predictions/test-*.csv")
     assert len(pd.read_csv(found)) == 4
@@ -233,7 +233,7 @@ def test_commands_as_installed(world, tmp_path):
     if not (commands / "mae-evaluate").exists():
         pytest.skip("the package is not installed beside this python")
     run = shutil.copytree(world.classifier, tmp_path / "run")
-    answer = subprocess.run([commands / "mae-evaluate", run], capture_output=True, text=True, cwd=tmp_path)
+    answer = subprocess.run([commands / "mae-evaluate", run, *world.data], capture_output=True, text=True, cwd=tmp_path)
     assert answer.returncode == 0, answer.stderr
     check_evaluated(run, answer.stdout, 10)
     answer = subprocess.run(

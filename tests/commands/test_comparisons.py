@@ -39,12 +39,12 @@ def test_validation_results_are_marked_wherever_they_stand(world, tmp_path):
 
 def test_evaluation_marks_validation_too(world, tmp_path):
     run = shutil.copytree(world.classifier, tmp_path / "run")
-    said = succeed(evaluate, run, "--split", "validate")
+    said = succeed(evaluate, run, *world.data, "--split", "validate")
     assert "| MAE (on validation) |" in said
     assert "predictions/validate.csv: split validate: n = 10 images" in said
     assert "so the numbers flatter" in said
 
-    said = succeed(evaluate, run)
+    said = succeed(evaluate, run, *world.data)
     assert "predictions/test.csv: split test: n = 10 images" in said
     assert "flatter" not in said
     assert "on validation" not in said

@@ -15,7 +15,7 @@ from classify.finetune import finetune_stage
 from classify.models.build import build_model
 from mae import build_mae, load_checkpoint
 from mae.engine.loop import fit
-from mae.engine.optim import adamw, parameter_groups, restore
+from mae.engine.optim import adamw, load_optimizer, parameter_groups
 from mae.engine.schedule import set_learning_rate, warmup_cosine
 from mae.engine.tracker import read_metrics
 from mae.engine.update import skips_on_device
@@ -121,7 +121,7 @@ def test_a_run_goes_on_whichever_way_its_updates_were_computed(before, after):
     optimizer.step()
 
     parameter, resumed = begun(fused=after)
-    restore(resumed, saved)
+    load_optimizer(resumed, saved, "here")
     parameter.data.copy_(stands)
     assert resumed.param_groups[0]["fused"] == after
     if skips_on_device(resumed):  # as `Update` tells it that no gradient is bad

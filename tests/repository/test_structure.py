@@ -19,6 +19,7 @@ USED_BY_ALL = {
     "data.folders",
     "data.config",
     "data.settings",
+    "data.plain_values",
     "data.writing",
     "data.cli",
 }

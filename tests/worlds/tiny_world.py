@@ -196,6 +196,11 @@ class World:
     def classifier(self) -> Path:
         return self.root / "runs/mae-full"
 
+    @property
+    def data(self) -> list[str]:
+        """What a command must be told where a run was copied to another folder: its own paths do not count there."""
+        return [f"data.root={self.images}", f"data.store={self.root}/stores"]
+
 
 def make_world(root: Path) -> World:
     """The data set and a config of it, with nothing trained."""

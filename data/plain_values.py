@@ -1,0 +1,207 @@
+"""Values that strangers wrote (YAML, JSON, settings), as plain ones: bounded in size, depth and alphabet.
+
+A config, a run folder's files, a checkpoint and a model's config.json may come from anywhere. All of them pass here
+once, so nobody later asks whether a text is text, a list holds itself, or 400 bytes stand for a billion values.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePath
+from typing import Any
+
+import yaml
+
+from data.errors import UserError, printable
+
+LARGEST_YAML = 2**20  # bytes; its reader takes seconds for a million
+LARGEST_JSON = 2**26
+MOST = 10**6  # values in all, one that stands in several places counted in each
+MOST_IN_YAML = 10**5
+DEEPEST = 40  # lists and mappings in each other
+DIGITS = 400  # of a number: a float has no more
+LARGEST = 2**63  # of whole numbers: what 64 bits hold
+WRITTEN_FLOAT = re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")  # 1e-3 is a number, as in YAML 1.2
+
+
+class NotYaml(UserError):
+    """A text that is no YAML, whatever else it may be."""
+
+
+class Refused(ValueError):
+    """What is odd about a value, in words that a place can stand before."""
+
+
+# ---------------------------------------------------------------- values
+
+
+def plain(value: Any, place: str) -> Any:
+    """A copy made of None, bool, int, float, str, lists and mappings by name alone; UserError for anything else."""
+    try:
+        return _copied(value, "", iter(range(MOST)))
+    except Refused as odd:
+        raise UserError(f"{place}: {odd}") from None
+
+
+def _copied(value: Any, name: str, left: Iterator[int], depth: int = 0) -> Any:
+    where = f"{printable(name)}: " if name else ""
+    if next(left, None) is None:
+        raise Refused(f"{where}found more than {MOST:,} values, expected settings")
+    if depth > DEEPEST:
+        raise Refused(f"{where}found values nested more than {DEEPEST} deep, expected settings")
+
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        return _whole_number(int(value), where)
+    if isinstance(value, float):
+        return float(value)
+    if isinstance(value, str | PurePath):
+        return _text(str(value), where)
+
+    if isinstance(value, Mapping):
+        copy = {}
+        for key, part in value.items():
+            named = _name(key, where)
+            copy[named] = _copied(part, f"{name}.{named}".strip("."), left, depth + 1)
+        return copy
+    if isinstance(value, list | tuple):
+        return [_copied(part, f"{name}.{number}".strip("."), left, depth + 1) for number, part in enumerate(value)]
+    raise Refused(f"{where}found {type(value).__name__}, expected a plain value")
+
+
+def _whole_number(value: int, where: str) -> int:
+    if -LARGEST <= value < LARGEST:
+        return value
+    raise Refused(f"{where}found a whole number of {value.bit_length()} bits, expected at most 64")
+
+
+def _text(value: str, where: str) -> str:
+    if any("\ud800" <= each <= "\udfff" for each in value):
+        raise Refused(f"{where}found half a character in {value!r}, expected text")
+    return value
+
+
+def _name(key: Any, where: str) -> str:
+    """A name in a mapping; YAML and a checkpoint may have numbers there."""
+    if isinstance(key, str):
+        return _text(key, where)
+    if key is None or isinstance(key, bool | int | float):
+        return json.dumps(_copied(key, "", iter(range(1))))
+    raise Refused(f"{where}found {type(key).__name__} for a name, expected text")
+
+
+# ---------------------------------------------------------------- YAML
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with 1e-3 as a number (YAML 1.2) and without silently repeated keys."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.YAMLError(f"line {key.start_mark.line + 1}: found no text for a name")
+            if key.value in seen:
+                raise yaml.YAMLError(f"line {key.start_mark.line + 1}: {key.value!r} is given twice")
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _as_text(loader: _Loader, node: yaml.ScalarNode) -> str:
+    return str(loader.construct_scalar(node))
+
+
+_Loader.add_constructor("tag:yaml.org,2002:timestamp", _as_text)  # 2026-01-01 is a name
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", WRITTEN_FLOAT, list("-+0123456789."))
+
+
+def parse_yaml(text: str, place: str) -> Any:
+    """Plain values of a YAML text; UserError where it is none, or stands for far more than it is."""
+    try:
+        loader = _Loader(text)  # which looks for characters that YAML has not
+        node = loader.get_single_node()
+        _expect_bounded(node)
+        value = None if node is None else loader.construct_document(node)
+    except Refused as odd:
+        raise UserError(f"{place}: {odd}") from None
+    except yaml.YAMLError as error:
+        raise NotYaml(f"{place}: not valid YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise UserError(f"{place}: found values nested more than {DEEPEST} deep, expected settings") from None
+    except Exception as error:  # what a tag such as !!bool makes of another word has many names
+        raise NotYaml(f"{place}: not valid YAML: {type(error).__name__} in a value") from None
+    return plain(value, place)
+
+
+def read_yaml(path: Path) -> Any:
+    """Plain values of a YAML file; UserError where it is none."""
+    text = _text_of(path, LARGEST_YAML, "not valid YAML")
+    return parse_yaml(text, str(path))
+
+
+def _expect_bounded(node: yaml.Node | None) -> None:
+    """Refused where aliases make a list hold itself, or a text much more than it says."""
+    if node is None:
+        return
+    count, depth = _extent(node, {})
+    if count > MOST_IN_YAML:
+        raise Refused(f"found aliases for more than {MOST_IN_YAML:,} values, expected settings")
+    if depth > DEEPEST:
+        raise Refused(f"found values nested more than {DEEPEST} deep, expected settings")
+
+
+def _extent(node: yaml.Node, known: dict[int, tuple[int, int] | None]) -> tuple[int, int]:
+    """How many values a node stands for, and how deep they lie; each node is looked at once."""
+    if id(node) in known:
+        extent = known[id(node)]
+        if extent is None:  # it is being looked at
+            raise Refused("found a value that holds itself, expected settings")
+        return extent
+
+    known[id(node)] = None
+    inner: list[yaml.Node] = []
+    if isinstance(node, yaml.MappingNode):
+        for pair in node.value:
+            inner += pair
+    elif isinstance(node, yaml.SequenceNode):
+        inner = node.value
+    elif not node.tag.endswith(":str") and len(node.value) > DIGITS:
+        raise Refused(f"found a number of {len(node.value)} digits, expected at most {DIGITS}")
+
+    extents = [_extent(part, known) for part in inner]
+    count = 1 + sum(number for number, _ in extents)
+    depth = 1 + max((below for _, below in extents), default=0)
+    known[id(node)] = count, depth
+    return count, depth
+
+
+# ---------------------------------------------------------------- JSON
+
+
+def read_json_values(path: Path) -> Any:
+    """Plain values of a JSON file; UserError where it is none."""
+    text = _text_of(path, LARGEST_JSON, "found no valid JSON")
+    try:
+        value = json.loads(text, parse_int=_int)
+    except (ValueError, RecursionError):  # no JSON, numbers without end, far too deep
+        raise UserError(f"{path}: found no valid JSON, expected settings") from None
+    return plain(value, str(path))
+
+
+def _int(digits: str) -> int:
+    if len(digits) > DIGITS:
+        raise ValueError(f"found a number of {len(digits)} digits")
+    return int(digits)
+
+
+def _text_of(path: Path, largest: int, wrong: str) -> str:
+    """The text of a file that is not absurdly large; UserError where it is no UTF-8."""
+    with path.open("rb") as file:
+        data = file.read(largest + 1)
+    if len(data) > largest:
+        raise UserError(f"{path}: found more than {largest:,} bytes, expected a file of settings")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: {wrong}: {error}") from None

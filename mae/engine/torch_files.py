@@ -1,0 +1,212 @@
+"""torch files of strangers: what they declare is held against the file before torch makes anything of it.
+
+torch runs nothing that a file carries (`weights_only`). But a file of some kB may still ask for hundreds of GB: by the
+size of a storage, by strides that repeat a number, by compression, or by a harmless class with a large number. So the
+pickle is gone through first, by its instructions alone, and nothing of it is made.
+"""
+
+import io
+import pickletools
+import warnings
+import zipfile
+from collections.abc import Sequence
+from math import prod
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+ZIP = b"PK\x03\x04"  # how the files of torch.save begin, by which torch tells them from older ones
+LONGEST = 2**26  # bytes of a pickle, which has names and sizes; the numbers of tensors stand outside
+OFTEN = 4  # times that all numbers of a file may stand in its tensors, which may share them
+SMALL = 2**20  # bytes of which nobody minds how they came about
+OLDER_HEADS = 3  # pickles before the content: a mark, a version, the machine
+ITEM_SIZES = {"Double": 8, "Long": 8, "ComplexFloat": 8, "ComplexDouble": 16, "Float": 4, "Int": 4, "QInt32": 4}
+ITEM_SIZES |= {"Half": 2, "BFloat16": 2, "Short": 2}  # bytes; of all others, 1
+CALLED = ("REDUCE", "NEWOBJ")
+
+
+class Oversized(ValueError):
+    """The file asks for more than it has, in words that a place can stand before."""
+
+
+def load_torch_file(path: Path, allowed: Sequence[type | tuple[type, str]] = ()) -> Any:
+    """What a torch file holds: tensors, plain values and objects of the `allowed` classes, on the CPU.
+
+    allowed: classes, or a class and the name in the file that it stands for. Raises Oversized where it declares more than it has; for a file that is damaged or not torch's, what torch raises.
+    """
+    zipped = check_sizes(path)
+    with torch.serialization.safe_globals(list(allowed)), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what torch finds odd in it: it is read, or refused
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+
+
+def check_sizes(path: Path) -> bool:
+    """Oversized where the file declares more than it has; returns whether it is an archive, as torch writes them."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        if file.read(len(ZIP)) == ZIP:
+            _check_archive(path, size)
+            return True
+        file.seek(0)
+        older = io.BytesIO(file.read(LONGEST))
+
+    # one of torch before 1.6: the content, and then the numbers of its storages
+    for _ in range(OLDER_HEADS):
+        _Declared({}).follow(older)
+    declared = _Declared({})
+    declared.follow(older)
+    declared.check(size)
+    return False
+
+
+def _check_archive(path: Path, size: int) -> None:
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        pickles = [member for member in members if member.filename.endswith("/data.pkl")]
+        if len(pickles) != 1:
+            raise ValueError(f"found {len(pickles)} pickles, expected the one of torch.save")
+        if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+            raise Oversized("found compressed tensors, expected them as torch.save writes them")
+        if sum(member.file_size for member in members) > size:
+            raise Oversized(f"found members of more bytes than the file's {size:,}, expected a whole archive")
+
+        if pickles[0].file_size > LONGEST:
+            raise Oversized(f"found names and sizes of {pickles[0].file_size:,} bytes, expected at most {LONGEST:,}")
+        folder = pickles[0].filename.removesuffix("data.pkl") + "data/"
+        records = {
+            member.filename.removeprefix(folder): member.file_size
+            for member in members
+            if member.filename.startswith(folder)
+        }
+        declared = _Declared(records)
+        declared.follow(io.BytesIO(archive.read(pickles[0])))
+    declared.check(size)
+
+
+class _Name(NamedTuple):
+    """A class or function that the pickle names."""
+
+    text: str
+
+
+class _Storage(NamedTuple):
+    """The numbers of one or more tensors."""
+
+    bytes: int
+    item: int  # bytes of a number
+
+
+class _Made:
+    """An object of whatever class."""
+
+
+class _Declared:
+    """Follows the instructions of a pickle as torch does, and notes what they ask for."""
+
+    def __init__(self, records: dict[str, int]):
+        self.records = records  # bytes of each storage, where the file says them
+        self.storages: dict[str, int] = {}  # bytes that the pickle says
+        self.tensors = 0  # bytes of all tensors, each counted in full
+        self.largest = 1  # number or product of numbers that a class is called with
+
+    def check(self, size: int) -> None:
+        """Oversized where a file of `size` bytes cannot have what it asks for."""
+        asked = max(sum(self.storages.values()), self.largest)
+        if asked > size:
+            raise Oversized(f"found {size:,} bytes that ask for {asked:,}, expected a whole file")
+        if self.tensors > OFTEN * size + SMALL:
+            raise Oversized(f"found {size:,} bytes that spread over {self.tensors:,}, expected a number for each place")
+
+    def follow(self, file: io.BytesIO) -> None:
+        stack: list[Any] = []
+        marks: list[list[Any]] = []
+        memo: dict[int, Any] = {}
+        argument: Any
+        for opcode, argument, _ in pickletools.genops(file):
+            name = opcode.name
+            if name == "MARK":
+                marks.append(stack)
+                stack = []
+            elif name in ("TUPLE", "LIST", "APPENDS", "SETITEMS"):
+                given = stack
+                stack = marks.pop()
+                self._gather(name, stack, given)
+            elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):
+                count = int(name[-1])
+                stack[-count:] = [tuple(stack[-count:])]
+            elif name in ("APPEND", "BUILD"):
+                stack.pop()
+            elif name == "SETITEM":
+                stack.pop()
+                _expect_name(stack.pop())
+            elif name in CALLED:
+                arguments = stack.pop()
+                stack.append(self._called(stack.pop(), arguments))
+            elif name == "GLOBAL":
+                stack.append(_Name(str(argument).replace(" ", ".")))
+            elif name == "BINPERSID":
+                stack.append(self._storage(stack.pop()))
+            elif name in ("BINPUT", "LONG_BINPUT"):
+                memo[argument] = stack[-1]
+            elif name in ("BINGET", "LONG_BINGET"):
+                stack.append(memo[argument])
+            elif name in ("PROTO", "STOP"):
+                continue
+            else:
+                stack.append(_value(name, argument))
+
+    def _gather(self, name: str, stack: list[Any], given: list[Any]) -> None:
+        if name == "TUPLE":
+            stack.append(tuple(given))
+        elif name == "LIST":
+            stack.append(_Made())
+        elif name == "SETITEMS":
+            for key in given[::2]:
+                _expect_name(key)
+
+    def _storage(self, named: Any) -> _Storage:
+        """The storage of `("storage", type, key, location, count, …)`."""
+        _, kind, key, _, count = named[:5]
+        kind_name = kind.text.rpartition(".")[2].removesuffix("Storage")
+        item = ITEM_SIZES.get(kind_name, 1)
+        size = count * item
+        if self.records and size > self.records.get(key, 0):
+            raise Oversized(f"found a storage of {size:,} bytes in {self.records.get(key, 0):,}, expected all of them")
+        self.storages[key] = max(size, self.storages.get(key, 0))
+        return _Storage(size, item)
+
+    def _called(self, what: Any, arguments: Any) -> Any:
+        name = what.text if isinstance(what, _Name) else ""
+        if name == "torch._tensor._rebuild_from_type_v2":  # of function, type, arguments
+            return self._called(arguments[0], arguments[2])
+        if name.startswith("torch._utils._rebuild_parameter"):
+            return arguments[0]
+        if name.startswith("torch._utils._rebuild_tensor"):  # of storage, offset, size, stride
+            self.tensors += prod(arguments[2]) * arguments[0].item
+            return _Made()
+
+        # of any other class all that counts is how much it could be asked for
+        numbers = [each for part in arguments for each in (part if isinstance(part, tuple) else [part])]
+        for each in numbers:
+            _expect_name(each)
+        self.largest = max(self.largest, prod(abs(each) for each in numbers if isinstance(each, int)))
+        return _Made()
+
+
+def _value(name: str, argument: Any) -> Any:
+    """What an instruction puts on the stack that makes a plain value."""
+    if name in ("NONE", "NEWTRUE", "NEWFALSE"):
+        return {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[name]
+    if name == "EMPTY_TUPLE":
+        return ()
+    if name in ("EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET"):
+        return _Made()
+    return argument
+
+
+def _expect_name(key: Any) -> None:
+    """Names are texts and numbers: computing the hash of a tuple in a tuple in a … would end the process."""
+    parts = key if isinstance(key, tuple) else (key,)
+    if any(isinstance(part, tuple) for part in parts):
+        raise Oversized("found tuples in each other for a name, expected texts and numbers")
