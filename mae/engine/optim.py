@@ -63,8 +63,8 @@ def adamw(groups: list[Group], betas: tuple[float, float]) -> torch.optim.AdamW:
 def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any] | None, place: str) -> None:
     """Give the optimizer the moments that were saved of it; UserError where they are not those of its parameters.
 
-    Rates, decays and the like are the config's, not the file's, and so is by which code of torch's updates are computed:
-    no other part of this optimizer would know of another (pytorch 104767, 103256).
+    Rates, decays and the like are the config's, not the file's. So is the code of torch's that computes updates: no
+    other part of this optimizer would know of another (pytorch 104767, 103256).
     """
     own = optimizer.state_dict()
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -33,7 +33,8 @@ class Oversized(ValueError):
 def load_torch_file(path: Path, allowed: Sequence[type | tuple[type, str]] = ()) -> Any:
     """What a torch file holds: tensors, plain values and objects of the `allowed` classes, on the CPU.
 
-    allowed: classes, or a class and the name in the file that it stands for. Raises Oversized where it declares more than it has; for a file that is damaged or not torch's, what torch raises.
+    allowed: classes, or a class and the name in the file that it stands for. Raises Oversized where the file declares
+    more than it has; for a file that is damaged or not torch's, what torch raises.
     """
     zipped = check_sizes(path)
     with torch.serialization.safe_globals(list(allowed)), warnings.catch_warnings():

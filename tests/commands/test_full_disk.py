@@ -32,7 +32,7 @@ COMMANDS = {
     "prepare": lambda world, disk: (prepare, "--config", world.config, f"data.store={disk}/new"),
     "pretrain": lambda world, disk: (pretrain, "--config", world.config, f"run={disk}/new"),
     "finetune": lambda world, disk: (finetune, "--checkpoint", world.pretrained, f"finetune.run={disk}/new"),
-    "evaluate": lambda world, disk: (evaluate, disk / "run"),
+    "evaluate": lambda world, disk: (evaluate, disk / "run", *world.data),
     "compare": lambda world, disk: (
         compare,
         "--config",

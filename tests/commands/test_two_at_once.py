@@ -20,7 +20,7 @@ def test_a_second_evaluation_waits_and_reads_what_the_first_has_written(world, t
     run = shutil.copytree(world.classifier, tmp_path / "run")
     shutil.rmtree(run / "predictions", ignore_errors=True)
     (run / "predictions").mkdir()
-    second = Thread(target=lambda: said.append(call(evaluate, run)))
+    second = Thread(target=lambda: said.append(call(evaluate, run, *world.data)))
     said = []
     with locked(run / "predictions", "busy", wait=False):
         second.start()
