@@ -17,18 +17,18 @@ from classify.scores import in_units, predict_logits, side_by_side, with_scores
 from classify.settings import ClassifyConfig, EvaluateSettings, Unit
 from classify.start import check_preprocessing, config_of, file_digest
 from data.audit import audit_lines, audited, keep, served_pretraining, uncompared
-from data.config import change_config
 from data.errors import UserError
 from data.loader import Data, Loader, open_data
 from data.manifest import digest
+from data.privacy import credentialed_sources, with_settings
 from data.store import ImageStore
-from data.writing import read_json, write_json, write_text
+from data.writing import keep_private, read_json, restoring_umask, write_json, write_text
 from mae.engine.checkpoint import Checkpoint, load_checkpoint, load_weights
 from mae.engine.loop import evaluating
 from mae.engine.run import commit, configure_torch, device_of
 
 NUMBERS = {"label": float, "logit": float, "score": float, "predicted": int}  # columns of predictions beside the ids
-FREE = ("data", "evaluate", "device", "precision", "threads")  # what may be set anew
+FREE = ("data", "report", "evaluate", "device", "precision", "threads")  # what may be set anew
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class Evaluation:
         return self.path.parents[1]
 
 
+@restoring_umask()
 def evaluate(run: str | Path, overrides: dict[str, Any] | None = None, data: Data | None = None) -> Evaluation:
     """Predict a split with the run's best.pt and write `predictions/<split>.csv` and `.json`.
 
@@ -59,6 +60,8 @@ def evaluate(run: str | Path, overrides: dict[str, Any] | None = None, data: Dat
     checkpoint = load_checkpoint(best, kind="classifier")
     config = _config_for(checkpoint, overrides or {})
     configure_torch(config)
+    credentialed = sorted({*credentialed_sources(config.data), *checkpoint.credentialed})
+    keep_private(credentialed, config.data.share)
 
     # the labelled images of the split
     opened_by_caller = data is not None
@@ -98,6 +101,7 @@ def evaluate(run: str | Path, overrides: dict[str, Any] | None = None, data: Dat
             "patients_known": data.manifest.patients_known,
             "pretrained_on": int(seen.sum()),
             "seen_elsewhere": checkpoint.meta.get("seen_elsewhere", False),
+            "credentialed": credentialed,
         }
         units = in_units(scored, unit, data.manifest.patients_known)
         _write(path, checkpoint, config, units, threshold, facts)
@@ -124,8 +128,8 @@ def _audit(path: Path, checkpoint: Checkpoint, config: ClassifyConfig, data: Dat
 
 def _seen(data: Data, table: pd.DataFrame, checkpoint: Checkpoint) -> np.ndarray:
     """(n) bool: which of the table's images served the pretraining, by their id or by their content."""
-    known = np.isin(data.identities(table), checkpoint.meta["seen"])  # n 2
-    return known[:, 0] | known[:, 1]
+    known = np.isin(data.known_by(table), checkpoint.meta["seen"])  # n k
+    return np.asarray(known.any(axis=1))
 
 
 def _threshold_of(checkpoint: Checkpoint, unit: Unit) -> float:
@@ -157,7 +161,7 @@ def _config_for(checkpoint: Checkpoint, overrides: dict[str, Any]) -> ClassifyCo
             raise UserError(
                 f"command line: found {key}, expected settings of {', '.join(FREE)}: the rest is trained in"
             )
-    config = change_config(config_of(checkpoint), overrides)
+    config = with_settings(config_of(checkpoint), overrides)
     check_preprocessing(checkpoint, config.data)
     return config
 

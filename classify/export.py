@@ -11,17 +11,23 @@ from classify.models.classifier import Classifier
 from classify.start import config_of
 from data.errors import UserError
 from data.labels import words
+from data.privacy import terms
+from data.writing import keep_private, restoring_umask
 from mae.engine.checkpoint import Checkpoint, load_checkpoint, load_weights
 from mae.model import mae_from
 from mae.weights import save_encoder, save_huggingface
 
 
+@restoring_umask()
 def export(checkpoint: str | Path, folder: str | Path, say: Callable[[str], None] = print) -> None:
     """Write a masked autoencoder as ViTMAEForPreTraining, a classifier as ViTForImageClassification.
 
     Raises UserError for classifiers that transformers has no model for.
     """
     loaded = load_checkpoint(checkpoint)
+    keep_private(loaded.credentialed, loaded.config.data.share)
+    if loaded.credentialed:
+        say(terms(loaded.credentialed))
     if loaded.kind == "classifier":
         _export_classifier(loaded, folder, say)
         return

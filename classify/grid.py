@@ -16,6 +16,7 @@ from data.config import change_config, expand
 from data.errors import UserError
 from data.loader import Data
 from data.manifest import digest
+from data.privacy import with_settings
 from data.settings import DataSettings
 from mae.engine.run import Resumable, check_run, flat, training_device
 from mae.pretrain import RESUMABLE as PRETRAIN_RESUMABLE
@@ -141,8 +142,8 @@ def _cell(config: ClassifyConfig, row: TableRow, seed: int) -> Cell:
     if row.pretraining is not None:
         folder = Path(config.run, f"pretrain-{pretraining_folder_name(row.pretraining)}-seed{seed}")
         changes = _settings_of(config.compare, row.pretraining) | {"run": str(folder), "seed": seed}
-        pretrain_config = resolve(change_config(config, changes, "compare.pretrainings"))
-    stage_two = change_config(config, row.changes | {"seed": seed}, f"compare.rows: {row.settings.name}")
+        pretrain_config = resolve(with_settings(config, changes, "compare.pretrainings"))
+    stage_two = with_settings(config, row.changes | {"seed": seed}, f"compare.rows: {row.settings.name}")
 
     # its folder has the name of what it turned out to be
     run = str(Path(config.run, _folder_name(config, row, stage_two.finetune.augment.enabled, seed)))

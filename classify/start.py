@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from classify.settings import ClassifyConfig
-from data.config import beside, change_config, expand
+from data.config import beside, expand
 from data.errors import UserError
+from data.privacy import with_settings
 from data.settings import DataSettings
 from mae.engine.checkpoint import Checkpoint, load_checkpoint
 from mae.model import check_sizes
@@ -46,7 +47,7 @@ def resolved(config: ClassifyConfig) -> ClassifyConfig:
 def config_for(checkpoint: Checkpoint, config: ClassifyConfig | None, overrides: Mapping[str, Any]) -> ClassifyConfig:
     """The config of a fine-tuning: the checkpoint's, or the given one with the checkpoint's stage one."""
     made = config_of(checkpoint)
-    wanted = config or change_config(made, overrides)
+    wanted = config or with_settings(made, overrides)
     if config is None and wanted.pretrain != made.pretrain:
         raise UserError(f"command line: found pretrain settings changed, expected those of {checkpoint.place}")
 

@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from tqdm import tqdm
 
-from data.errors import UserError
+from data.errors import UserError, quoted, withholding
 from data.images import read_fitted
 from data.manifest import Manifest
 from data.preparation import allowed, describe_store
@@ -41,6 +41,7 @@ class ImageFiles:
         self.index = {image_id: row for row, image_id in enumerate(table["image_id"])}
         self.fingerprint: str = describe_store(settings, table)["fingerprint"]
         self.unreadable: set[int] = set()
+        self.secret = manifest.credentialed  # paths hold ids
         self.allowed = allowed(settings.max_rejected, len(table))
         self.how = (settings.image_size, settings.resize, settings.tone)
 
@@ -134,7 +135,9 @@ class ImageFiles:
         for row, reason in zip(rows.tolist(), reasons, strict=True):
             if reason and row not in self.unreadable:
                 self.unreadable.add(row)
-                tqdm.write(f"warning: {reason}; left out", file=sys.stderr)
+                with withholding(self.secret):
+                    said = quoted(reason, f"image {row} in the order of ids: its file cannot be read")
+                tqdm.write(f"warning: {said}; left out", file=sys.stderr)
 
         found = len(self.unreadable)
         if found > self.allowed:

@@ -13,19 +13,22 @@ from tqdm import tqdm
 
 from data.checksums import Listing, absolute, differing_tables, published_digests, read_listings, summary
 from data.config import expand
-from data.errors import UserError
+from data.errors import UserError, quoted, withholding
 from data.images import READER_VERSION
 from data.locks import locked
 from data.manifest import Manifest, open_manifest
+from data.privacy import credentialed_sources
 from data.settings import DataConfig, DataSettings, Size
 from data.store import Decoded, ImageStore, Postponed, StoreWriter, decode_rows
 from data.store_reuse import forget_plan, take_over
 from data.workers import TRIES, Job, Killed, run_jobs, run_one_by_one, usable_cores
+from data.writing import keep_private, restoring_umask
 
 AGAIN = 64  # images that are tried once more where the system would not read them
 CHUNK = 32  # images a worker decodes between two reports
 
 
+@restoring_umask()
 def prepare(config: DataConfig | DataSettings, manifest: Manifest | None = None) -> ImageStore:
     """The store of the images of a config (or of its data section), decoded now where that has not been done.
 
@@ -33,6 +36,7 @@ def prepare(config: DataConfig | DataSettings, manifest: Manifest | None = None)
     than `data.max_rejected` cannot be read.
     """
     settings = config if isinstance(config, DataSettings) else config.data
+    keep_private(credentialed_sources(settings), settings.share)
     manifest = manifest or open_manifest(settings, look_again=True)
     description = describe_store(settings, manifest.table)
     name = f"{settings.source}-{_pixels(settings.image_size)}px-{description['fingerprint'][:12]}"
@@ -45,7 +49,8 @@ def prepare(config: DataConfig | DataSettings, manifest: Manifest | None = None)
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder, f"waiting for another command that prepares {folder}", wait=True):
             if not (folder / "store.json").exists():  # another command may just have written it
-                _write(settings, folder, manifest.table, description)
+                with withholding(manifest.credentialed):
+                    _write(settings, folder, manifest.table, description)
 
     for look in manifest.looks:
         look.remember(stores)
@@ -209,9 +214,10 @@ def _decode_all(settings: DataSettings, writer: StoreWriter) -> None:
         except Killed as killed:
             raise _killed(writer, [chunk[0][0] for _, chunk, *_ in killed.jobs]) from None
     if postponed:
+        row, reason = next(iter(postponed.items()))
+        reason = quoted(reason, f"row {row} of {writer.folder}: the system does not read its file")
         raise UserError(
-            f"{next(iter(postponed.values()))} ({len(postponed)} such files), which may pass; "
-            "all others are decoded and kept: run again"
+            f"{reason} ({len(postponed)} such files), which may pass; all others are decoded and kept: run again"
         )
 
 
@@ -242,7 +248,8 @@ def _killed(writer: StoreWriter, rows: list[int]) -> UserError:
     more = ""
     if len(rows) > 1:
         more = f" ({len(rows)} such files)"
+    place = quoted(writer.paths[rows[0]], f"row {rows[0]} of {writer.folder}")
     return UserError(
-        f"{writer.paths[rows[0]]}: found the process that reads it killed {TRIES} times{more}, expected it to live; "
+        f"{place}: found the process that reads it killed {TRIES} times{more}, expected it to live; "
         f"all others are decoded and kept: run again with more memory free, or take the file away"
     )

@@ -8,11 +8,14 @@ import csv
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from io import TextIOWrapper
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
+
+_for_owner_alone: ContextVar[bool] = ContextVar("for_owner_alone", default=False)  # by a decision that still holds
 
 
 def print_in_any_locale() -> None:
@@ -31,6 +34,7 @@ def replacing(path: Path, shared: bool = False) -> Iterator[Path]:
     """
     own = f".{os.getpid()}" if shared else ""
     temporary = path.with_name(f"{path.name}{own}.tmp")
+    temporary.unlink(missing_ok=True)  # what a killed writer left may be for everybody to read
     try:
         yield temporary
         temporary.replace(path)
@@ -79,3 +83,34 @@ def read_text(path: Path) -> str:
 def read_json(path: Path) -> Any:
     """JSON that we wrote; ValueError where it is none."""
     return json.loads(read_text(path))
+
+
+# ---------------------------------------------------------------- who may read what is written
+
+
+@contextmanager
+def restoring_umask() -> Iterator[None]:
+    """What is decided inside about new files holds inside. Also a decorator."""
+    before = os.umask(0o077)
+    os.umask(before)
+    decided = _for_owner_alone.set(_for_owner_alone.get())
+    try:
+        yield
+    finally:
+        os.umask(before)
+        _for_owner_alone.reset(decided)
+
+
+def keep_private(credentialed: Collection[str], share: Literal["private", "group"]) -> None:
+    """Let this process, and those it starts, write what others cannot read, where something is credentialed.
+
+    Files become 0600 and folders 0700, or 0640 and 0750 where they are shared with the group, whatever the umask was:
+    it is changed, and nothing else, so every writer heeds it. Who calls this undoes it by `restoring_umask`.
+    """
+    if not credentialed:
+        return
+    if share == "private":
+        _for_owner_alone.set(True)
+    before = os.umask(0o077)
+    if not _for_owner_alone.get():  # the group reads, and writes where it could before
+        os.umask(0o007 | before & 0o020)

@@ -9,11 +9,15 @@ from classify.comparison import Comparison, Line, describe, name_of
 from classify.evaluate import Evaluation
 from classify.metrics import HEADLINE, BootstrapDifference, Interval
 from data.labels import words
+from data.privacy import terms
 
 COLUMNS = ("Model", "Augmentation", "% Masking", "Accuracy", "Precision", "F1", "Recall", "AUC")
 METRICS = dict(zip(COLUMNS[3:], ("accuracy", "precision", "f1", "recall", "auc"), strict=True))
 assert set(METRICS.values()) == set(HEADLINE)
 FLATTERING = "These are validation images, on which epochs and thresholds were chosen too, so the numbers flatter."
+UNKNOWN_WEIGHTS = (
+    "Weights of another program took part: whether they were made from credentialed data is not known here."
+)
 
 
 def table_row(described: dict[str, str], intervals: dict[str, Interval]) -> dict[str, str]:
@@ -43,6 +47,9 @@ def evaluation_text(evaluations: list[Evaluation]) -> str:
         parts.append(f"{evaluation.path}: split {split}: {count}; threshold {evaluation.threshold:.3f}")
     if any(evaluation.summary["split"] == "validate" for evaluation in evaluations):
         parts.append(FLATTERING)
+    credentialed = {name for evaluation in evaluations for name in evaluation.summary.get("credentialed", ())}
+    if credentialed:
+        parts.append(terms(credentialed))
     return "\n".join(parts)
 
 
@@ -92,8 +99,10 @@ def comparison_text(comparison: Comparison) -> str:
             parts.append(markdown(list(difference_rows(comparison, labelled))))
             parts.append(verdict(comparison, labelled))
 
-    if comparison.data.manifest.credentialed:
-        parts.append("Made from credentialed data: check the data use agreement before sharing any of it.")
+    if comparison.credentialed:
+        parts.append(terms(comparison.credentialed))
+    if comparison.seen_elsewhere:
+        parts.append(UNKNOWN_WEIGHTS)
     return "\n\n".join([*parts, "Not a medical device."])
 
 

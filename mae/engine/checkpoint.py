@@ -11,6 +11,7 @@ import torch
 
 from data.config import make_config, with_new_names
 from data.errors import UserError, printable
+from data.privacy import credentialed_sources
 from data.writing import flush_to_disk, replacing
 from mae.settings import MAEConfig
 
@@ -36,6 +37,11 @@ class Checkpoint:
         config = make_config(with_new_names(self.settings), self.place)
         assert isinstance(config, MAEConfig)
         return config
+
+    @property
+    def credentialed(self) -> tuple[str, ...]:
+        """The credentialed data sets that the weights have seen, in this run and in those it began from."""
+        return tuple(sorted({*credentialed_sources(self.config.data), *self.meta.get("credentialed", ())}))
 
 
 class NotSaved(Exception):

@@ -13,6 +13,7 @@ from checkout import ROOT
 ROOMS = ("data", "mae", "classify")
 COMMANDS_OF_MAE = {"mae/pretrain.py", "mae/probe.py", "mae/dry_run.py", "mae/reconstruct.py", "mae/cli.py"}
 USED_BY_ALL = {"data.errors", "data.signals", "data.locks", "data.config", "data.settings", "data.writing", "data.cli"}
+USED_BY_ALL |= {"data.privacy"}
 # from the command down to the colours: a module imports what stands below it
 ORDER_OF_CLASSIFY = (
     *(
