@@ -13,7 +13,7 @@ import pandas as pd
 from classify.cases import check_unit, labelled_rows
 from classify.metrics import binary_metrics, bootstrap_intervals, expected_calibration_error
 from classify.models.build import build_model
-from classify.scores import in_units, predict_logits, side_by_side, with_scores
+from classify.scores import UNIT_IDS, in_units, predict_logits, side_by_side, with_scores
 from classify.settings import ClassifyConfig, EvaluateSettings, Unit
 from classify.start import check_preprocessing, config_of, file_digest
 from data.audit import audit_lines, audited, keep, served_pretraining, uncompared
@@ -22,7 +22,7 @@ from data.loader import Data, Loader, open_data
 from data.manifest import digest
 from data.privacy import credentialed_sources, with_settings
 from data.store import ImageStore
-from data.writing import keep_private, read_json, restoring_umask, write_json, write_text
+from data.writing import as_cell, keep_private, of_cell, read_json, restoring_umask, write_json, write_text
 from mae.engine.checkpoint import Checkpoint, load_checkpoint, load_weights
 from mae.engine.loop import evaluating
 from mae.engine.run import commit, configure_torch, device_of
@@ -198,6 +198,7 @@ def _kept(path: Path, config: ClassifyConfig, origin: dict[str, Any]) -> Evaluat
 
     # ids are text whatever they say, and numbers are read as they were written, to the last bit
     predictions = pd.read_csv(BytesIO(table), dtype=str, na_filter=False)
+    predictions[UNIT_IDS] = predictions[UNIT_IDS].map(of_cell)
     predictions = side_by_side(predictions.astype(NUMBERS))
     return Evaluation(path.with_suffix(".csv"), config, summary["metrics"]["threshold"], predictions, summary)
 
@@ -226,6 +227,7 @@ def _write(
         "config": checkpoint.settings,
     }
 
+    predictions[UNIT_IDS] = predictions[UNIT_IDS].map(as_cell)
     table = predictions[["image_id", "patient_id", "study_id", *NUMBERS]].to_csv(index=False)
 
     # the summary vouches for the predictions: the old one goes first, the new one comes last

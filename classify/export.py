@@ -26,19 +26,20 @@ def export(checkpoint: str | Path, folder: str | Path, say: Callable[[str], None
     """
     loaded = load_checkpoint(checkpoint)
     keep_private(loaded.credentialed, loaded.config.data.share)
-    if loaded.credentialed:
-        say(terms(loaded.credentialed))
+    owed = terms(loaded.credentialed) if loaded.credentialed else ""
+    if owed:
+        say(owed)
     if loaded.kind == "classifier":
-        _export_classifier(loaded, folder, say)
+        _export_classifier(loaded, folder, say, owed)
         return
 
     config = loaded.config
     model = mae_from(config.model, config.data.image_size)
     load_weights(model, loaded)
-    save_huggingface(model, folder, loaded.meta.get("license"), say, config.data.resize)
+    save_huggingface(model, folder, loaded.meta.get("license"), say, config.data.resize, owed)
 
 
-def _export_classifier(loaded: Checkpoint, folder: str | Path, say: Callable[[str], None]) -> None:
+def _export_classifier(loaded: Checkpoint, folder: str | Path, say: Callable[[str], None], owed: str) -> None:
     # transformers' classifier is a linear head on the class token of a ViT
     config = config_of(loaded)
     model = build_model(config)
@@ -74,6 +75,7 @@ def _export_classifier(loaded: Checkpoint, folder: str | Path, say: Callable[[st
         license=loaded.meta.get("license"),
         say=say,
         resize=config.data.resize,
+        owed=owed,
     )
 
 

@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from tqdm import tqdm
 
-from data.errors import UserError, quoted, withholding
+from data.errors import UserError
 from data.images import read_fitted
 from data.manifest import Manifest
 from data.preparation import allowed, describe_store
@@ -135,9 +135,7 @@ class ImageFiles:
         for row, reason in zip(rows.tolist(), reasons, strict=True):
             if reason and row not in self.unreadable:
                 self.unreadable.add(row)
-                with withholding(self.secret):
-                    said = quoted(reason, f"image {row} in the order of ids: its file cannot be read")
-                tqdm.write(f"warning: {said}; left out", file=sys.stderr)
+                tqdm.write(f"warning: {self._said(row, reason)}; left out", file=sys.stderr)
 
         found = len(self.unreadable)
         if found > self.allowed:
@@ -147,6 +145,16 @@ class ImageFiles:
             )
         if all(reasons) and (len(rows) > 1 or found == len(self)):
             raise UserError(f"data.store: found none of {len(rows)} files of a batch readable, expected some")
+
+    def _said(self, row: int, reason: str) -> str:
+        """Why an image is left out; of credentialed data without its path, which holds ids."""
+        if not self.secret:
+            return reason
+        path = self.paths[row]
+        why = reason.removeprefix(f"{path}: ")
+        if why == reason or path in why:
+            why = "its file cannot be read"
+        return f"image {row} in the order of ids: {why}"
 
 
 @dataclass(frozen=True)

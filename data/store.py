@@ -25,7 +25,7 @@ from data.errors import UserError
 from data.images import read_fitted
 from data.refusal import NotNow, UnreadableImage, may_pass
 from data.settings import Resize, Size, Tone, height_and_width
-from data.writing import flush_to_disk, read_json, replacing, write_csv, write_json, write_text
+from data.writing import as_cell, flush_to_disk, read_csv, read_json, replacing, write_csv, write_json, write_text
 
 DONE, REJECTED, KILLER = 1, 2, 3  # states of a row while the store is being written; 0: not yet decoded
 STAMP_DIGITS = 16
@@ -78,8 +78,7 @@ class ImageStore:
         self.images = np.load(self.folder / "images.npy", mmap_mode="r")
         self.file = (self.folder / "images.npy").open("rb")
         self.unreadable: AbstractSet[int] = frozenset()  # such files have no row here
-        with (self.folder / "index.csv").open(newline="", encoding="utf-8") as file:
-            self.index = {line["image_id"]: int(line["row"]) for line in csv.DictReader(file)}
+        self.index = {line["image_id"]: int(line["row"]) for line in read_csv(self.folder / "index.csv")}
 
     def __len__(self) -> int:
         return len(self.index)
@@ -111,8 +110,7 @@ class ImageStore:
 
     def digests(self) -> dict[int, str]:
         """row → digest of the file's bytes (MedMNIST: of the image's); empty for a store older than digests."""
-        with (self.folder / "index.csv").open(newline="", encoding="utf-8") as file:
-            return {int(line["row"]): line["digest"] for line in csv.DictReader(file) if "digest" in line}
+        return {int(line["row"]): line["digest"] for line in read_csv(self.folder / "index.csv") if "digest" in line}
 
 
 class StoreWriter:
@@ -185,7 +183,7 @@ class StoreWriter:
         self.stamps[row] = stamp
         if reason:
             with (self.folder / "rejected.partial.csv").open("a", newline="", encoding="utf-8") as file:
-                csv.writer(file).writerow([self.image_ids[row], self.paths[row], reason])
+                csv.writer(file).writerow(map(as_cell, [self.image_ids[row], self.paths[row], reason]))
         self.state[row] = REJECTED if reason else DONE
 
     def finish(self, description: dict[str, Any]) -> None:
@@ -209,8 +207,8 @@ class StoreWriter:
 
     def reasons(self) -> dict[str, str]:
         """image_id → why it is rejected."""
-        with (self.folder / "rejected.partial.csv").open(newline="", encoding="utf-8") as file:
-            return {line["image_id"]: line["reason"] for line in csv.DictReader(file)}  # the last of several counts
+        lines = read_csv(self.folder / "rejected.partial.csv")
+        return {line["image_id"]: line["reason"] for line in lines}  # the last of several counts
 
     def _rejected_lines(self) -> Iterator[tuple[str, str, str]]:
         reasons = self.reasons()

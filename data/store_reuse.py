@@ -3,7 +3,6 @@
 A store under construction says in `plan.json` what it will hold, so that a later one can take over its rows too.
 """
 
-import csv
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data.store import DONE, SCRATCH, StoreWriter, stamp_of
-from data.writing import read_json, write_json
+from data.writing import read_csv, read_json, write_json
 
 ALIKE = ("source", "root", "archive", "image_size", "resize", "tone", "reader_version")  # of a description
 BLOCK = 512  # rows copied at a time
@@ -93,10 +92,9 @@ def _held(folder: Path) -> tuple[dict[str, _File], np.ndarray]:
     """The files of a store, finished or not, by their stamps, and its images."""
     held: dict[str, _File] = {}
     if (folder / "store.json").is_file():
-        with (folder / "index.csv").open(newline="", encoding="utf-8") as file:
-            for line in csv.DictReader(file):
-                if line["stamp"]:
-                    held[line["stamp"]] = _File(int(line["row"]), int(line["bytes"]), line["digest"], line["stamp"])
+        for line in read_csv(folder / "index.csv"):
+            if line["stamp"]:
+                held[line["stamp"]] = _File(int(line["row"]), int(line["bytes"]), line["digest"], line["stamp"])
         return held, np.load(folder / "images.npy", mmap_mode="r")
 
     # under construction

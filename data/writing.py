@@ -7,6 +7,7 @@ whatever the locale says.
 import csv
 import json
 import os
+import re
 import sys
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import IO, Any, Literal
 
+# how what a spreadsheet computes begins, or such a text with apostrophes before it
+FORMULA = re.compile("'*[=+\\-@\t\r\n＝＋－＠]")
 _for_owner_alone: ContextVar[bool] = ContextVar("for_owner_alone", default=False)  # by a decision that still holds
 
 
@@ -67,12 +70,34 @@ def write_json(path: Path, value: Any, indent: int | None = 1) -> None:
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Rows below a header, written as they come: there may be a million."""
+    """Rows below a header, written as they come: there may be a million. `read_csv` reads them."""
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(columns)
-        table.writerows(rows)
+        for row in rows:
+            table.writerow([as_cell(value) for value in row])
         flush_to_disk(file)
+
+
+def read_csv(path: Path) -> Iterator[dict[str, str]]:
+    """The rows of a CSV that we wrote, as texts by column; OSError where it cannot be opened."""
+    with path.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            yield {column: of_cell(text) for column, text in row.items()}
+
+
+def as_cell(value: Any) -> Any:
+    """A text that a spreadsheet would take for a formula gets an apostrophe before it, so that it is shown as text."""
+    if isinstance(value, str) and FORMULA.match(value):
+        return f"'{value}"
+    return value
+
+
+def of_cell(text: str) -> str:
+    """The text that `as_cell` made this of."""
+    if text and text.startswith("'") and FORMULA.match(text):
+        return text[1:]
+    return text
 
 
 def read_text(path: Path) -> str:

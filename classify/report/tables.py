@@ -1,5 +1,6 @@
 """Results as text: the table's columns, its rows, and what a comparison says."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 from classify.comparison import Comparison, Line, describe, name_of
 from classify.evaluate import Evaluation
 from classify.metrics import HEADLINE, BootstrapDifference, Interval
+from data.errors import ESCAPED, printable
 from data.labels import words
 from data.privacy import terms
 
@@ -49,7 +51,7 @@ def evaluation_text(evaluations: list[Evaluation]) -> str:
         parts.append(FLATTERING)
     credentialed = {name for evaluation in evaluations for name in evaluation.summary.get("credentialed", ())}
     if credentialed:
-        parts.append(terms(credentialed))
+        parts.append(plain(terms(credentialed)))
     return "\n".join(parts)
 
 
@@ -61,8 +63,29 @@ def show(interval: Interval, signed: bool = False) -> str:
     return f"{estimate} [{low}, {high}]"
 
 
+# what would begin markup in a line of Markdown: code, tables, HTML, links, pictures, emphasis, mathematics, entities,
+# headings, mentions, and addresses that become links without brackets
+MARKUP = re.compile(
+    r"""[\\`|*~$@]
+    | <(?=[A-Za-z/!?])
+    | \](?=[(\[:])
+    | &(?=\#?\w+;)
+    | (?<![^\W_])_ | _(?![^\W_])
+    | (?<=\w):(?=//) | (?<=\bmailto): | (?<=\bwww)\.
+    | ^\# | (?<=\s)\#(?=[\#\s]*$)
+    """,
+    re.VERBOSE | re.IGNORECASE,
+)
+
+
+def plain(text: str) -> str:
+    """A line of text that Markdown shows as it is, whoever chose the names in it, and that stays one line."""
+    return MARKUP.sub(r"\\\g<0>", printable(text, longest=ESCAPED * len(text)))
+
+
 def markdown(rows: list[dict[str, str]]) -> str:
-    """Rows as an aligned Markdown table, in `COLUMNS` or the rows' own order."""
+    """Rows as an aligned Markdown table, in `COLUMNS` or the rows' own order; names in them are text, never markup."""
+    rows = [{plain(column): plain(cell) for column, cell in row.items()} for row in rows]
     columns = list(rows[0])
     widths = {}
     for column in columns:
@@ -83,7 +106,7 @@ def markdown(rows: list[dict[str, str]]) -> str:
 
 def comparison_text(comparison: Comparison) -> str:
     """comparison.md: a table per label budget, what its numbers are, and the tests against the baseline."""
-    parts = [f"# {comparison.config.run}: {task(comparison.config.data.target)}"]
+    parts = [f"# {plain(comparison.config.run)}: {plain(task(comparison.config.data.target))}"]
     if comparison.config.compare.split == "validate":
         parts.append(FLATTERING)
     for labelled in comparison.budgets:
@@ -92,15 +115,15 @@ def comparison_text(comparison: Comparison) -> str:
 
         # the table, and what its numbers are
         parts.append(markdown([table_row(line.described, line.intervals) for line in lines]))
-        parts.append(caption(comparison, lines[0]))
+        parts.append(plain(caption(comparison, lines[0])))
 
         # the tests against the baseline
         if len(lines) > 1:
             parts.append(markdown(list(difference_rows(comparison, labelled))))
-            parts.append(verdict(comparison, labelled))
+            parts.append(plain(verdict(comparison, labelled)))
 
     if comparison.credentialed:
-        parts.append(terms(comparison.credentialed))
+        parts.append(plain(terms(comparison.credentialed)))
     if comparison.seen_elsewhere:
         parts.append(UNKNOWN_WEIGHTS)
     return "\n\n".join([*parts, "Not a medical device."])
