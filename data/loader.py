@@ -14,7 +14,7 @@ from data.errors import UserError
 from data.image_files import ImageFiles
 from data.manifest import Manifest, hashed, open_manifest
 from data.preparation import prepare
-from data.privacy import secret_key
+from data.privacy import kept_key, secret_key
 from data.settings import DataSettings
 from data.store import ImageReader
 
@@ -72,7 +72,10 @@ class Data:
 
     def known_by(self, table: pd.DataFrame) -> np.ndarray:
         """(n k) int64: all by which a checkpoint may remember these images, whatever they were declared to be then."""
-        names = [hashed(_own_ids(table)), hashed(_own_ids(table), secret_key())]
+        names = [hashed(_own_ids(table))]
+        key = kept_key()
+        if key is not None:
+            names.append(hashed(_own_ids(table), key))
         by_content = self._contents(table)
         if by_content is not None:
             names.append(by_content)

@@ -19,7 +19,6 @@ from data.sources import SOURCES
 from data.writing import flush_to_disk
 
 Kind = TypeVar("Kind", bound=DataConfig)
-OTHER_DATA = ("data.source", "data.sources", "data.root", "data.table")  # who gives one of these, speaks of other data
 # what a config allows for its own data: (setting, value that allows, value without a word)
 PERMISSIONS = (
     ("report.images", True, None),
@@ -68,33 +67,52 @@ def may_show(credentialed: bool, wished: bool | None) -> bool:
     return wished
 
 
-def with_settings(made: Kind, changes: Mapping[str, Any], place: str = "command line") -> Kind:
-    """A copy of a config with dotted keys replaced, as `change_config` makes it; consent is not handed to other data.
+def with_settings(made: Kind, *layers: Mapping[str, Any], place: str = "command line") -> Kind:
+    """A copy of a config with dotted keys replaced, layer by layer, as `change_config` makes it; consent stays behind.
 
-    Where the changes name other data, what the config allows for its own does not hold, unless the changes allow it
-    too. What it forbids stays.
+    What a config allows for its own data (`PERMISSIONS`), a layer that changes the data does not inherit: it must allow
+    it itself. What is forbidden stays so.
     """
-    changed = change_config(made, changes, place)
-    given = set(_keys(changes))
-    if not any(key.startswith(OTHER_DATA) for key in given):
-        return changed
+    configs = [made]
+    for layer in layers:
+        configs.append(change_config(configs[-1], layer, place))
+    changed = configs[-1]
 
-    settings = changed.model_dump(mode="json")
     lost = {}
     for name, allowing, without in PERMISSIONS:
-        section, key = name.split(".")
-        if settings[section][key] == allowing and name not in given:
+        if _value(changed, name) != allowing:
+            continue
+        allowed = [_value(made, name) == allowing, *(dict(_leaves(layer)).get(name) == allowing for layer in layers)]
+        for_this_data = [_covers(config.data, changed.data) for config in configs]
+        if not any(a and b for a, b in zip(allowed, for_this_data, strict=True)):
             lost[name] = without
     return change_config(changed, lost, place) if lost else changed
 
 
-def _keys(changes: Mapping[str, Any], above: str = "") -> Iterator[str]:
-    """Dotted keys of what is given, in sections or one by one."""
+def _covers(settings: DataSettings, other: DataSettings) -> bool:
+    """Whether every data set of the other settings is one of these."""
+    return _data_sets(other) <= _data_sets(settings)
+
+
+def _data_sets(settings: DataSettings) -> set[tuple[str, str, str]]:
+    found: set[tuple[str, str, str]] = set()
+    for part in settings.each_source().values():
+        found.add((part.source, part.root, part.table if part.source == "table" else ""))
+    return found
+
+
+def _value(config: DataConfig, name: str) -> Any:
+    section, key = name.split(".")
+    return getattr(getattr(config, section), key)
+
+
+def _leaves(changes: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of what is given, in sections or one by one."""
     for name, value in changes.items():
         if isinstance(value, Mapping):
-            yield from _keys(value, f"{above}{name}.")
+            yield from _leaves(value, f"{above}{name}.")
         else:
-            yield f"{above}{name}"
+            yield f"{above}{name}", value
 
 
 # ---------------------------------------------------------------- how it is remembered
@@ -107,16 +125,25 @@ def secret_key() -> bytes:
     """
     try:
         path = _key_place()
-        with suppress(FileExistsError):  # the usual case
+        with suppress(FileExistsError):  # another process was first
             _make_key(path)
-        key = path.read_bytes()
-        if len(key) == KEY_BYTES:
-            return key
-        trouble = f"found {len(key)} bytes, expected {KEY_BYTES}"
+        trouble = f"{path}: found no secret of {KEY_BYTES} bytes"
     except (OSError, RuntimeError) as error:
         trouble = str(error)
+    key = kept_key()
+    if key is not None:
+        return key
     print(f"warning: no secret kept ({trouble}): later runs will not know these images by their ids", file=sys.stderr)
     return secrets.token_bytes(KEY_BYTES)
+
+
+def kept_key() -> bytes | None:
+    """The secret by which ids are remembered; None where none has been."""
+    try:
+        key = _key_place().read_bytes()
+    except (OSError, RuntimeError):
+        return None
+    return key if len(key) == KEY_BYTES else None
 
 
 def _key_place() -> Path:
