@@ -62,6 +62,8 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         "commit": commit(),
         "split": comparison.config.compare.split,
         "split_served_selection": comparison.config.compare.split == "validate",  # of epochs and thresholds
+        "credentialed": comparison.credentialed,
+        "seen_elsewhere": comparison.seen_elsewhere,
         "data": {"manifest": data.manifest.fingerprint(), "store": data.store.fingerprint},
         "rows": [_row_as_json(comparison, number) for number in range(len(comparison.lines))],
     }

@@ -85,10 +85,8 @@ def test_what_needs_no_care_is_left_alone():
 
 def test_a_comparison_of_odd_names_goes_all_the_way(tmp_path):
     world = make_world(tmp_path)
-    names = ["=1+1|<b>`x`", "@SUM(A1)[a](b)", "-2"]
-    rows = ", ".join(
-        f"{{name: '{name}', set: {{finetune.mode: full, finetune.drop_path: 0.{n}}}}}" for n, name in enumerate(names)
-    )
+    names = ["=1+1|<b>`x`", "@SUM(A1)[a](b)"]
+    rows = ", ".join(f"{{name: '{name}'}}" for name in names)
     printed = succeed(compare, "--config", world.config, f"compare={{split: test, rows: [{rows}]}}")
     folder = world.root / "runs/mae"
     with (folder / "comparison.csv").open(newline="", encoding="utf-8") as file:
