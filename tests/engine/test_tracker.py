@@ -1,5 +1,6 @@
 """Laws of what is logged: each step once, whatever was interrupted."""
 
+from mae.engine.hparams import _fenced
 from mae.engine.tracker import Tracker, read_metrics
 
 
@@ -34,3 +35,9 @@ def test_tensorboard_shows_each_step_once_after_a_resume(tmp_path):
 
 def test_a_folder_without_metrics_has_none(tmp_path):
     assert read_metrics(tmp_path) == []
+
+
+def test_no_name_in_a_config_ends_its_block_of_code_in_tensorboard(tmp_path):
+    name = "```\n<b>run\n````"
+    assert _fenced(f"run: {name}") == f"`````\nrun: {name}\n`````"
+    assert _fenced(" run: x \n") == "```\nrun: x\n```"
