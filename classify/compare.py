@@ -15,10 +15,13 @@ from data.config import expand
 from data.errors import UserError
 from data.loader import Data, open_data
 from data.locks import locked
+from data.privacy import credentialed_sources
 from data.settings import DataSettings
+from data.writing import keep_private, restoring_umask
 from mae.pretrain import pretrain
 
 
+@restoring_umask()
 def compare(config: ClassifyConfig, say: Callable[[str], None] = print) -> Comparison:
     """Run what the grid still lacks, evaluate every cell once, and write the comparison into `config.run`.
 
@@ -35,6 +38,7 @@ def compare(config: ClassifyConfig, say: Callable[[str], None] = print) -> Compa
         return opened[settings]
 
     cells = list(expand_grid(config))
+    _keep_private(config, cells)
     check_grid(config, cells, data_of)
 
     folder = Path(expand(config.run, "run"))
@@ -42,6 +46,7 @@ def compare(config: ClassifyConfig, say: Callable[[str], None] = print) -> Compa
     busy = f"{folder}: found another mae-compare at work there, expected none; wait for it, or choose another run=…"
     with locked(folder, busy, wait=False):
         comparison = _run(config, cells, data_of, say)
+        keep_private(comparison.credentialed, config.data.share)  # weights may have seen more than their settings say
         write_comparison(comparison, folder)
     return comparison
 
@@ -51,6 +56,7 @@ def _run(
 ) -> Comparison:
     """Pretrain, fine-tune and evaluate; what is there already is not done again."""
     pretrainings: dict[str, Path] = {}
+    pretrain_configs: dict[str, ClassifyConfig] = {}
     evaluations: list[Evaluation] = []  # of the cells, in order
     for number, cell in enumerate(cells, start=1):
         say(f"[{number}/{len(cells)}] {cell.run}")
@@ -58,15 +64,23 @@ def _run(
         if cell.pretrain_config:
             folder = pretrain(cell.pretrain_config, data_of(cell.pretrain_config.data))
             pretrainings[folder.name] = folder
+            pretrain_configs[folder.name] = cell.pretrain_config
             # the best reconstruction of validation images: no label chose it
             checkpoint = folder / "best.pt"
 
         data = data_of(cell.config.data)
         run = finetune(cell.config, checkpoint, data)
-        evaluations.append(evaluate(run, _how_to_evaluate(config), data))
+        evaluations.append(evaluate(run, _how_to_evaluate(config, cell), data))
 
     _check_cases(evaluations)
-    return Comparison(config, data_of(config.data), _lines(cells, evaluations), pretrainings)
+    return Comparison(config, data_of(config.data), _lines(cells, evaluations), pretrainings, pretrain_configs)
+
+
+def _keep_private(config: ClassifyConfig, cells: list[Cell]) -> None:
+    """The comparison's folder holds what every cell makes, so it is as private as the most private of them."""
+    for each in [config, *(cell.config for cell in cells), *(cell.pretrain_config for cell in cells)]:
+        if each is not None:
+            keep_private(credentialed_sources(each.data), each.data.share)
 
 
 def _check_cases(evaluations: list[Evaluation]) -> None:
@@ -96,8 +110,9 @@ def _lines(cells: list[Cell], evaluations: list[Evaluation]) -> tuple[Line, ...]
     return tuple(lines)
 
 
-def _how_to_evaluate(config: ClassifyConfig) -> dict[str, Any]:
-    """Overrides of a run's config: the comparison's own way to evaluate, on this machine."""
+def _how_to_evaluate(config: ClassifyConfig, cell: Cell) -> dict[str, Any]:
+    """Overrides of a run's config: the comparison's own way to evaluate, on this machine, and what may be shown now."""
     settings = config.evaluate.model_dump(mode="json") | {"split": config.compare.split}
     overrides = {f"evaluate.{key}": value for key, value in settings.items()}
-    return overrides | {"device": config.device, "threads": config.threads}
+    shown = cell.config.report.images
+    return overrides | {"device": config.device, "threads": config.threads, "report.images": shown}

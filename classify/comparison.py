@@ -1,6 +1,7 @@
 """What a grid found, as data: lines with their intervals, and their differences from a baseline."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from classify.evaluate import Evaluation
 from classify.metrics import BootstrapDifference, Interval, bootstrap_differences, bootstrap_intervals
 from classify.settings import ClassifyConfig
 from data.loader import Data
+from data.privacy import credentialed_sources
 
 
 @dataclass(frozen=True)
@@ -63,11 +65,28 @@ class Comparison:
     data: Data
     lines: tuple[Line, ...]
     pretrainings: dict[str, Path]  # folder name → run folder
+    pretrain_configs: Mapping[str, ClassifyConfig] = field(default_factory=dict)  # folder name → as it is wished today
 
     @property
     def budgets(self) -> list[int | None]:
         """The label budgets of the lines, a table each, in order."""
         return list(dict.fromkeys(line.labelled for line in self.lines))
+
+    @property
+    def credentialed(self) -> list[str]:
+        """The credentialed data sets that anything in it is made from: its own, those of its rows and pretrainings."""
+        found = {*credentialed_sources(self.config.data)}
+        for config in self.pretrain_configs.values():
+            found |= {*credentialed_sources(config.data)}
+        for line in self.lines:
+            for evaluation in line.evaluations:
+                found |= {*credentialed_sources(evaluation.config.data), *evaluation.summary.get("credentialed", ())}
+        return sorted(found)
+
+    @property
+    def seen_elsewhere(self) -> bool:
+        """Whether weights of another program took part, which have seen what nobody here knows."""
+        return any(e.summary.get("seen_elsewhere", False) for line in self.lines for e in line.evaluations)
 
     def numbers(self, labelled: int | None) -> list[int]:
         """Numbers of the lines of a label budget: the rows of its table."""

@@ -14,23 +14,32 @@ import pandas as pd
 from classify.cases import check_unit, labelled_rows
 from classify.metrics import binary_metrics, bootstrap_intervals, expected_calibration_error
 from classify.models.build import build_model
-from classify.scores import in_units, predict_logits, side_by_side, with_scores
+from classify.scores import UNIT_IDS, in_units, predict_logits, side_by_side, with_scores
 from classify.settings import ClassifyConfig, EvaluateSettings, Unit
 from classify.start import check_preprocessing, config_of, file_digest, with_paths_given
 from data.audit import audit_lines, audited, keep, served_pretraining, uncompared
-from data.config import change_config
 from data.errors import UserError
 from data.loader import Data, Loader, open_data
 from data.locks import locked
 from data.manifest import digest
+from data.privacy import credentialed_sources, with_settings
 from data.store import ImageStore
-from data.writing import expect_no_links_out, read_json, write_json, write_text
+from data.writing import (
+    as_cell,
+    expect_no_links_out,
+    keep_private,
+    of_cell,
+    read_json,
+    restoring_umask,
+    write_json,
+    write_text,
+)
 from mae.engine.checkpoint import Checkpoint, expect_fit, load_checkpoint, load_weights
 from mae.engine.loop import evaluating
 from mae.engine.run import commit, configure_torch, device_of
 
 NUMBERS = {"label": float, "logit": float, "score": float, "predicted": int}  # columns of predictions beside the ids
-FREE = ("data", "evaluate", "device", "precision", "threads")  # what may be set anew
+FREE = ("data", "report", "evaluate", "device", "precision", "threads")  # what may be set anew
 
 
 @dataclass(frozen=True)
@@ -49,6 +58,7 @@ class Evaluation:
         return self.path.parents[1]
 
 
+@restoring_umask()
 def evaluate(run: str | Path, overrides: dict[str, Any] | None = None, data: Data | None = None) -> Evaluation:
     """Predict a split with the run's best.pt and write `predictions/<split>.csv` and `.json`.
 
@@ -66,6 +76,8 @@ def evaluate(run: str | Path, overrides: dict[str, Any] | None = None, data: Dat
         command = shlex.join(["mae-evaluate", str(run)])
         config = with_paths_given(config, checkpoint, overrides or {}, command, run=False)
     configure_torch(config)
+    credentialed = sorted({*credentialed_sources(config.data), *checkpoint.credentialed})
+    keep_private(credentialed, config.data.share)
 
     # the labelled images of the split
     data = data or open_data(config.data)
@@ -113,6 +125,7 @@ def _kept_or_made(
         "patients_known": data.manifest.patients_known,
         "pretrained_on": int(seen.sum()),
         "seen_elsewhere": checkpoint.meta.get("seen_elsewhere", False),
+        "credentialed": sorted({*credentialed_sources(config.data), *checkpoint.credentialed}),
     }
     units = in_units(scored, config.evaluate.unit, data.manifest.patients_known)
     _write(path, checkpoint, config, units, threshold, facts)
@@ -139,8 +152,8 @@ def _audit(path: Path, checkpoint: Checkpoint, config: ClassifyConfig, data: Dat
 
 def _seen(data: Data, table: pd.DataFrame, checkpoint: Checkpoint) -> np.ndarray:
     """(n) bool: which of the table's images served the pretraining, by their id or by their content."""
-    known = np.isin(data.identities(table), checkpoint.fact("seen"))  # n 2
-    return known[:, 0] | known[:, 1]
+    known = np.isin(data.known_by(table), checkpoint.fact("seen"))  # n k
+    return np.asarray(known.any(axis=1))
 
 
 def _threshold_of(checkpoint: Checkpoint, unit: Unit) -> float:
@@ -172,7 +185,7 @@ def _config_for(checkpoint: Checkpoint, overrides: dict[str, Any]) -> ClassifyCo
             raise UserError(
                 f"command line: found {key}, expected settings of {', '.join(FREE)}: the rest is trained in"
             )
-    config = change_config(config_of(checkpoint), overrides)
+    config = with_settings(config_of(checkpoint), overrides)
     check_preprocessing(checkpoint, config.data)
     return config
 
@@ -210,6 +223,7 @@ def _kept(path: Path, config: ClassifyConfig, origin: dict[str, Any]) -> Evaluat
 
     # ids are text whatever they say, and numbers are read as they were written, to the last bit
     predictions = pd.read_csv(BytesIO(table), dtype=str, na_filter=False)
+    predictions[UNIT_IDS] = predictions[UNIT_IDS].map(of_cell)
     predictions = side_by_side(predictions.astype(NUMBERS))
     return Evaluation(path.with_suffix(".csv"), config, summary["metrics"]["threshold"], predictions, summary)
 
@@ -238,6 +252,7 @@ def _write(
         "config": checkpoint.settings,
     }
 
+    predictions[UNIT_IDS] = predictions[UNIT_IDS].map(as_cell)
     table = predictions[["image_id", "patient_id", "study_id", *NUMBERS]].to_csv(index=False)
 
     # the summary vouches for the predictions: the old one goes first, the new one comes last

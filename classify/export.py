@@ -11,29 +11,36 @@ from classify.models.classifier import Classifier
 from classify.start import config_of
 from data.errors import UserError
 from data.labels import words
+from data.privacy import terms
+from data.writing import keep_private, restoring_umask
 from mae.engine.checkpoint import Checkpoint, expect_fit, load_checkpoint, load_weights
 from mae.model import mae_from
 from mae.weights import save_encoder, save_huggingface
 
 
+@restoring_umask()
 def export(checkpoint: str | Path, folder: str | Path, say: Callable[[str], None] = print) -> None:
     """Write a masked autoencoder as ViTMAEForPreTraining, a classifier as ViTForImageClassification.
 
     Raises UserError for classifiers that transformers has no model for.
     """
     loaded = load_checkpoint(checkpoint)
+    keep_private(loaded.credentialed, loaded.config.data.share)
+    owed = terms(loaded.credentialed) if loaded.credentialed else ""
+    if owed:
+        say(owed)
     if loaded.kind == "classifier":
-        _export_classifier(loaded, folder, say)
+        _export_classifier(loaded, folder, say, owed)
         return
 
     config = loaded.config
     expect_fit(lambda: mae_from(config.model, config.data.image_size), loaded)
     model = mae_from(config.model, config.data.image_size)
     load_weights(model, loaded)
-    save_huggingface(model, folder, loaded.meta.get("license"), say, config.data.resize)
+    save_huggingface(model, folder, loaded.meta.get("license"), say, config.data.resize, owed)
 
 
-def _export_classifier(loaded: Checkpoint, folder: str | Path, say: Callable[[str], None]) -> None:
+def _export_classifier(loaded: Checkpoint, folder: str | Path, say: Callable[[str], None], owed: str) -> None:
     # transformers' classifier is a linear head on the class token of a ViT
     config = config_of(loaded)
     if config.finetune.model != "vit":
@@ -71,6 +78,7 @@ def _export_classifier(loaded: Checkpoint, folder: str | Path, say: Callable[[st
         license=loaded.meta.get("license"),
         say=say,
         resize=config.data.resize,
+        owed=owed,
     )
 
 

@@ -23,6 +23,7 @@ from data.augment import DRAWS, augment
 from data.draws import uniform
 from data.loader import Batch, Data, Loader, image_names, open_data
 from data.manifest import digest
+from data.writing import keep_private, restoring_umask
 from mae.engine import distributed
 from mae.engine.checkpoint import Checkpoint
 from mae.engine.loop import fit
@@ -30,16 +31,18 @@ from mae.engine.optim import adamw, parameter_groups, seeded
 from mae.engine.run import Resumable, check_run, configure_torch, holding, is_finished, start_run, training_device
 from mae.engine.schedule import schedule_of
 from mae.engine.stage import Stage, Validation
+from mae.pretrain import credentialed_by
 from mae.pretrain import hyperparameters as mae_hyperparameters
 from mae.transformer import configure_blocks
 
 RESUMABLE = Resumable(
     sections=("seed", "precision", "data", "model", "finetune"),
-    free=frozenset({"data.store", "data.workers", "data.max_rejected", "finetune.run"}),
+    free=frozenset({"data.store", "data.workers", "data.max_rejected", "data.share", "finetune.run"}),
     epochs="finetune.epochs",
 )
 
 
+@restoring_umask()
 def finetune(config: ClassifyConfig, checkpoint: str | Path | None = None, data: Data | None = None) -> Path:
     """Train a classifier, from a pretraining's checkpoint, `model.init` or random weights; returns the run folder.
 
@@ -51,6 +54,7 @@ def finetune(config: ClassifyConfig, checkpoint: str | Path | None = None, data:
     config, pretrained = beginning(config, checkpoint)
     check_fit(config, pretrained)
     device = training_device(config)
+    keep_private(credentialed_by(config, pretrained), config.data.share)
 
     data = data or open_data(config.data)
     splits = labelled_splits(data, config.finetune.sample, config.data.split_seed)
@@ -116,9 +120,9 @@ def finetune_stage(
         batches=train,
         step=step,
         validate=validate_held_out,
-        name_images=lambda batch: image_names(splits.train, batch),
+        name_images=lambda batch: image_names(splits.train, batch, data.manifest.may_show(config.report.images)),
         count=lambda batch: (~batch.labels.isnan()).sum(),
-        meta=_meta(data, splits, pretrained),
+        meta=_meta(data, splits, pretrained) | {"credentialed": credentialed_by(config, pretrained)},
         show=show,
         hyperparameters=hyperparameters(config, pretrained, choice, len(splits.train)),
     )

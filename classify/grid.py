@@ -16,6 +16,7 @@ from data.config import change_config, expand
 from data.errors import UserError
 from data.loader import Data
 from data.manifest import digest
+from data.privacy import with_settings
 from data.settings import DataSettings
 from mae.engine.run import Resumable, check_run, flat, training_device
 from mae.pretrain import RESUMABLE as PRETRAIN_RESUMABLE
@@ -48,7 +49,7 @@ class TableRow:
     settings: RowSettings
     pretraining: str | None
     labelled: int | None  # the budget that its settings leave it
-    changes: dict[str, Any]  # of the comparison's config
+    changes: tuple[dict[str, Any], dict[str, Any]]  # of the comparison's config: its pretraining's, then its own
 
 
 def expand_grid(config: ClassifyConfig) -> Iterator[Cell]:
@@ -99,9 +100,9 @@ def _table_rows(config: ClassifyConfig) -> Iterator[TableRow]:
     grid = config.compare
     for row in grid.rows:
         _check_own(row.set, f"compare.rows: {row.name}")
-    for name, changes in grid.pretrainings.items():
-        _check_own(changes, f"compare.pretrainings: {name}")
-        change_config(config, changes, "compare.pretrainings")
+    for name, pretrained in grid.pretrainings.items():
+        _check_own(pretrained, f"compare.pretrainings: {name}")
+        change_config(config, pretrained, "compare.pretrainings")
 
     number = 0
     seen = set()
@@ -109,7 +110,8 @@ def _table_rows(config: ClassifyConfig) -> Iterator[TableRow]:
         for place, settings in enumerate(grid.rows):
             for which, pretraining in enumerate(settings.pretraining or (None,)):
                 changes = _changes(grid, settings, pretraining, labelled)
-                sample = change_config(config, changes, f"compare.rows: {settings.name}").finetune.sample
+                both = changes[0] | changes[1]
+                sample = change_config(config, both, f"compare.rows: {settings.name}").finetune.sample
 
                 # a row with a budget of its own would stand in the tables of all others too
                 if (place, which, sample) in seen:
@@ -119,14 +121,17 @@ def _table_rows(config: ClassifyConfig) -> Iterator[TableRow]:
                 number += 1
 
 
-def _changes(grid: CompareSettings, row: RowSettings, pretraining: str | None, labelled: int | None) -> dict[str, Any]:
-    """What a row changes of the config: its pretraining's settings, the label budget, then its own, which overrule."""
-    changes: dict[str, Any] = {}
+def _changes(
+    grid: CompareSettings, row: RowSettings, pretraining: str | None, labelled: int | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a row changes of the config: its pretraining's settings; the label budget and its own, which overrule."""
+    earlier: dict[str, Any] = {}
     if pretraining is not None:  # counts in both stages
-        changes |= flat(_settings_of(grid, pretraining))
+        earlier = flat(_settings_of(grid, pretraining))
+    own: dict[str, Any] = {}
     if labelled is not None:
-        changes["finetune.sample"] = labelled
-    return changes | flat(row.set)
+        own["finetune.sample"] = labelled
+    return earlier, own | flat(row.set)
 
 
 def _check_own(settings: dict[str, Any], place: str) -> None:
@@ -141,8 +146,9 @@ def _cell(config: ClassifyConfig, row: TableRow, seed: int) -> Cell:
     if row.pretraining is not None:
         folder = Path(config.run, f"pretrain-{pretraining_folder_name(row.pretraining)}-seed{seed}")
         changes = _settings_of(config.compare, row.pretraining) | {"run": str(folder), "seed": seed}
-        pretrain_config = resolve(change_config(config, changes, "compare.pretrainings"))
-    stage_two = change_config(config, row.changes | {"seed": seed}, f"compare.rows: {row.settings.name}")
+        pretrain_config = resolve(with_settings(config, changes, place="compare.pretrainings"))
+    place = f"compare.rows: {row.settings.name}"
+    stage_two = with_settings(config, *row.changes, {"seed": seed}, place=place)
 
     # its folder has the name of what it turned out to be
     run = str(Path(config.run, _folder_name(config, row, stage_two.finetune.augment.enabled, seed)))

@@ -9,6 +9,7 @@ from typing import Any
 from classify.settings import ClassifyConfig
 from data.config import beside, change_config, expand, keys_given
 from data.errors import UserError
+from data.privacy import with_settings
 from data.settings import DataSettings
 from mae.engine.checkpoint import Checkpoint, expect_fit, load_checkpoint
 from mae.model import check_sizes, mae_from
@@ -47,7 +48,7 @@ def resolved(config: ClassifyConfig) -> ClassifyConfig:
 def config_for(checkpoint: Checkpoint, config: ClassifyConfig | None, overrides: Mapping[str, Any]) -> ClassifyConfig:
     """The config of a fine-tuning: the checkpoint's, or the given one with the checkpoint's stage one."""
     made = config_of(checkpoint)
-    wanted = config or change_config(made, overrides)
+    wanted = config or with_settings(made, overrides)
     if config is None and wanted.pretrain != made.pretrain:
         raise UserError(f"command line: found pretrain settings changed, expected those of {checkpoint.place}")
 

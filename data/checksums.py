@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple, TextIO
 
 from data.config import expand
+from data.errors import quoted
 from data.files_on_disk import exist
 from data.settings import DataSettings
 
@@ -137,7 +138,7 @@ def _note(listing: Listing, number: int, line: str) -> str | None:
     elif match := BSD_LINE.fullmatch(line):
         escaped, name, digest = match.groups()
     else:
-        return f"found {line[:40]!a}, expected a digest and a path"
+        return f"found {quoted(ascii(line[:40]), 'something else')}, expected a digest and a path"
     if len(digest) not in ALGORITHMS:
         return f"found a digest of {len(digest)} digits, expected one of {', '.join(ALGORITHMS.values())}"
 

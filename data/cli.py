@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from data.errors import UserError, printable
 from data.signals import Stopped, stopping_on_signals
-from data.writing import print_in_any_locale
+from data.writing import keep_private, print_in_any_locale, restoring_umask
 
 if TYPE_CHECKING:
     from data.config import Config, Settings
@@ -37,12 +37,14 @@ def _prepare(argv: Arguments) -> None:
     from data.audit import audit_lines, audited
     from data.manifest import open_manifest
     from data.preparation import prepare, verify
+    from data.privacy import credentialed_sources
 
     if arguments.verify:
         store = verify(config.data)
         print(f"verified: {store.folder} ({len(store):,} images) is what was written")
         return
 
+    keep_private(credentialed_sources(config.data), config.data.share)
     manifest = open_manifest(config.data, look_again=True)
     print(*manifest.notes, manifest.breakdown(), sep="\n")
     if config.data.store is False:
@@ -124,7 +126,7 @@ def run_command(command: Callable[[Arguments], None], argv: Arguments) -> NoRetu
         os.environ["MPLBACKEND"] = "agg"  # pictures go into files; Jupyter names a backend that only its kernels have
 
     try:
-        with stopping_on_signals(for_good=own_process):
+        with stopping_on_signals(for_good=own_process), restoring_umask():
             command(argv)
 
     except UserError as error:

@@ -1,7 +1,14 @@
 """What users can mend themselves. Light: commands import it before anything else."""
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 LONGEST = 2000  # characters of a message: a damaged table may hold a field of megabytes
 ESCAPED = 10  # characters that one may become
+MASKED = 40  # characters of a text whose shape alone is told
+_withheld: ContextVar[bool] = ContextVar("withheld", default=False)
 
 
 class UserError(ValueError):
@@ -27,6 +34,29 @@ def printable(text: object, longest: int = 200) -> str:
     """A stranger's name as it may stand in a line: nothing in it ends the line or moves the cursor, and it is short."""
     shown = "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in str(text))
     return shown if len(shown) <= longest else shown[:longest] + "…"
+
+
+@contextmanager
+def withholding(secret: bool) -> Iterator[None]:
+    """While it lasts, nothing is `quoted` where that is secret: neither tables' values nor the paths of files."""
+    before = _withheld.set(secret)
+    try:
+        yield
+    finally:
+        _withheld.reset(before)
+
+
+def quoted(text: object, instead: str | None = None) -> str:
+    """What a table or a file's name says, as a message may say it: of credentialed data `instead`, or the shape alone.
+
+    The shape of `50414267.0` is `00000000.0`, which is enough to see that a spreadsheet was at work.
+    """
+    if not _withheld.get():
+        return str(text)
+    if instead is not None:
+        return instead
+    shape = re.sub(r"[^\W\d_]", "x", re.sub(r"\d", "0", str(text)))
+    return shape[:MASKED]
 
 
 def _shortened(text: str) -> str:

@@ -42,6 +42,7 @@ class ImageFiles:
         self.index = {image_id: row for row, image_id in enumerate(table["image_id"])}
         self.fingerprint: str = describe_store(settings, table)["fingerprint"]
         self.unreadable: set[int] = set()
+        self.secret = manifest.credentialed  # paths hold ids
         self.allowed = allowed(settings.max_rejected, len(table))
         self.how = (settings.image_size, settings.resize, settings.tone)
 
@@ -149,7 +150,7 @@ class ImageFiles:
         for row, reason in zip(rows.tolist(), reasons, strict=True):
             if reason and row not in self.unreadable:
                 self.unreadable.add(row)
-                tqdm.write(f"warning: {reason}; left out", file=sys.stderr)
+                tqdm.write(f"warning: {self._said(row, reason)}; left out", file=sys.stderr)
 
         found = len(self.unreadable)
         if found > self.allowed:
@@ -159,6 +160,16 @@ class ImageFiles:
             )
         if all(reasons) and (len(rows) > 1 or found == len(self)):
             raise UserError(f"data.store: found none of {len(rows)} files of a batch readable, expected some")
+
+    def _said(self, row: int, reason: str) -> str:
+        """Why an image is left out; of credentialed data without its path, which holds ids."""
+        if not self.secret:
+            return reason
+        path = self.paths[row]
+        why = reason.removeprefix(f"{path}: ")
+        if why == reason or path in why:
+            why = "its file cannot be read"
+        return f"image {row} in the order of ids: {why}"
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from data.errors import UserError
 from data.image_files import ImageFiles
 from data.manifest import Manifest, hashed, open_manifest
 from data.preparation import prepare
+from data.privacy import kept_key, secret_key
 from data.settings import DataSettings
 from data.store import ImageReader
 
@@ -63,14 +64,29 @@ class Data:
 
         A hash of the image's id in its own data set, the same alone and in a mix, and one of its file's content, the
         same under any id and in any folder. Where contents are not known, both are of the id. `table`: rows of `split`.
+        Ids of credentialed data are hashed with a secret of this machine, as whoever guesses an id could try it.
         """
-        own_id = "own_id" if "own_id" in table else "image_id"
-        by_id = hashed(table[own_id])
-        by_content = by_id
+        by_id = hashed(_own_ids(table), secret_key() if self.manifest.credentialed else b"")
+        by_content = self._contents(table)
+        return np.stack([by_id, by_id if by_content is None else by_content], axis=1)
+
+    def known_by(self, table: pd.DataFrame) -> np.ndarray:
+        """(n k) int64: all by which a checkpoint may remember these images, whatever they were declared to be then."""
+        names = [hashed(_own_ids(table))]
+        key = kept_key()
+        if key is not None:
+            names.append(hashed(_own_ids(table), key))
+        by_content = self._contents(table)
+        if by_content is not None:
+            names.append(by_content)
+        return np.stack(names, axis=1)
+
+    def _contents(self, table: pd.DataFrame) -> np.ndarray | None:
+        """(n) int64 of the files' bytes; None where nobody has read them before."""
         digests = self.store.digests()
-        if digests:
-            by_content = hashed(f"sha256:{digests[row]}" for row in table["row"].tolist())
-        return np.stack([by_id, by_content], axis=1)
+        if not digests:
+            return None
+        return hashed(f"sha256:{digests[row]}" for row in table["row"].tolist())
 
     def overfit(self, count: int, labelled: bool = False) -> "Data":
         """The same training images, the first `count`, for training and validation: for a check of the machinery.
@@ -93,9 +109,17 @@ class Data:
         return Data(replace(self.manifest, table=table, notes=(*self.manifest.notes, note)), self.store)
 
 
-def image_names(table: pd.DataFrame, batch: Batch) -> list[str]:
-    """The image ids of a batch drawn from `table`."""
-    return table.set_index("row")["image_id"].loc[batch.numbers.tolist()].tolist()
+def image_names(table: pd.DataFrame, batch: Batch, named: bool) -> list[str]:
+    """The image ids of a batch drawn from `table`; where they may not be named, rows of the store's `index.csv`."""
+    rows = batch.numbers.tolist()
+    if not named:
+        return [f"row {row}" for row in rows]
+    return table.set_index("row")["image_id"].loc[rows].tolist()
+
+
+def _own_ids(table: pd.DataFrame) -> pd.Series:
+    """Ids as an image has them in its own data set, alone and in a mix."""
+    return table["own_id"] if "own_id" in table else table["image_id"]
 
 
 def open_data(settings: DataSettings) -> Data:

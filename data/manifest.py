@@ -12,9 +12,10 @@ import numpy as np
 import pandas as pd
 
 from data.config import expand
-from data.errors import LONGEST, UserError, printable
+from data.errors import LONGEST, UserError, printable, quoted, withholding
 from data.files_on_disk import Look, look_for
 from data.labels import NoSuchFinding, words
+from data.privacy import is_credentialed, may_show
 from data.settings import DataConfig, DataSettings
 from data.sources import COLUMNS, SOURCES, SPLITS, LeftOut, read_source
 
@@ -76,11 +77,9 @@ class Manifest:
     def may_show(self, wished: bool | None) -> bool:
         """Whether images and plain ids may be shown: those of credentialed sources only where it is wished for.
 
-        wished: the config's `report.images`. This is the one place that decides.
+        wished: `report.images` of the config of this data. `data.privacy.may_show` decides.
         """
-        if wished is None:
-            return not self.credentialed
-        return wished
+        return may_show(self.credentialed, wished)
 
     def fingerprint(self) -> str:
         """16 hex digits of (image_id, split, label) of all rows, in whatever order they stand."""
@@ -93,9 +92,15 @@ def digest(table: pd.DataFrame, *columns: str) -> str:
     return hashlib.sha256(rows.encode()).hexdigest()[:16]
 
 
-def hashed(names: Iterable[str]) -> np.ndarray:
-    """(n) int64: 64 bits of each name's SHA-256, which tell names apart without telling them."""
-    digests = (hashlib.sha256(name.encode()).digest()[:8] for name in names)
+def hashed(names: Iterable[str], key: bytes = b"") -> np.ndarray:
+    """(n) int64: 64 bits for each name, which tell names apart without telling them.
+
+    Of the name's SHA-256, which anybody can work out who guesses the name; with a key nobody can who lacks it.
+    """
+    if key:
+        digests = [hashlib.blake2b(name.encode(), key=key, digest_size=8).digest() for name in names]
+    else:
+        digests = [hashlib.sha256(name.encode()).digest()[:8] for name in names]
     return np.frombuffer(b"".join(digests), "<i8").astype(np.int64)
 
 
@@ -122,13 +127,6 @@ def _as_text(rows: dict[str, dict[str, int]]) -> str:
     return pd.DataFrame.from_dict(rows, orient="index", dtype=object).map(shown).to_string()
 
 
-def is_credentialed(settings: DataSettings) -> bool:
-    """Whether what is made of this data must stay private; a mix must if any part must."""
-    if settings.credentialed is not None:
-        return settings.credentialed
-    return any(SOURCES[part.source].credentialed for part in settings.each_source().values())
-
-
 def open_manifest(config: DataConfig | DataSettings, look_again: bool = False) -> Manifest:
     """Config (or its data section) → Manifest: read, checked, views kept, split, found on disk, sampled.
 
@@ -136,6 +134,11 @@ def open_manifest(config: DataConfig | DataSettings, look_again: bool = False) -
     line naming place, found and expected, for whatever the CSVs and folders lack.
     """
     settings = config if isinstance(config, DataSettings) else config.data
+    with withholding(is_credentialed(settings)):
+        return _open(settings, look_again)
+
+
+def _open(settings: DataSettings, look_again: bool) -> Manifest:
     sources = settings.each_source()
     mixed = settings.source == "mix"
 
@@ -155,13 +158,12 @@ def open_manifest(config: DataConfig | DataSettings, look_again: bool = False) -
     table = table.reset_index(drop=True)
     rules = table.pop("rule") if "rule" in table else None
 
-    credentialed = is_credentialed(settings)
     if mixed:  # sources named `a` and `a/b` can give two patients one id
-        _check_patients(table, "data.sources", credentialed)
+        _check_patients(table, "data.sources")
     return Manifest(
         table=table,
         notes=tuple(note if isinstance(note, LeftOut) else printable(note, LONGEST) for note in (*notes, *more)),
-        credentialed=credentialed,
+        credentialed=is_credentialed(settings),
         patients_known=all(part.patients_known for part in parts.values()),
         target=settings.target,
         rules=rules,
@@ -184,13 +186,12 @@ class _Part:
 
 def _open_source(settings: DataSettings, mixed: bool, look_again: bool) -> _Part:
     root = Path(expand(settings.root, "data.root"))
-    credentialed = is_credentialed(settings)
     if mixed:
         table, notes = _read_mixed(settings, root)
     else:
         table, notes = read_source(settings, root)
     patients_known = bool(table["patient_id"].notna().all())
-    _check(table, root, credentialed)
+    _check(table, root)
 
     # splits are drawn of the views that are kept, whether or not their files are downloaded yet
     for step in (_name_patients, _keep_views, _split):
@@ -253,19 +254,19 @@ def _keep_present(
 # ---------------------------------------------------------------- checks
 
 
-def _check(table: pd.DataFrame, root: Path, credentialed: bool) -> None:
+def _check(table: pd.DataFrame, root: Path) -> None:
     if table.empty:
         raise UserError(f"{root}: found no images")
     _check_names(table["path"])
 
     repeated = table.loc[table["image_id"].duplicated(), "image_id"]
     if len(repeated):
-        raise UserError(f"{root}: found repeated image_id{_example(repeated, credentialed)}, expected unique ones")
+        raise UserError(f"{root}: found repeated image_id{_example(repeated)}, expected unique ones")
 
     blank = int(table["split"].isna().sum())
     if 0 < blank < len(table):
         raise UserError(f"{root}: found {blank:,} images without a split, expected one for all images or for none")
-    _check_patients(table, str(root), credentialed)
+    _check_patients(table, str(root))
 
 
 def _check_names(paths: pd.Series) -> None:
@@ -275,21 +276,22 @@ def _check_names(paths: pd.Series) -> None:
     if encoding != "utf-8" and not names.isascii():
         odd = [path for path in paths if not path.isascii()]
         raise UserError(
-            f"{odd[0]}: found a name beyond ASCII ({len(odd):,} such) in a locale of {encoding}, expected UTF-8; "
-            "set PYTHONUTF8=1"
+            f"{quoted(odd[0], 'data.root')}: found a name beyond ASCII ({len(odd):,} such) in a locale of {encoding}, "
+            "expected UTF-8; set PYTHONUTF8=1"
         )
     try:
         names.encode()
     except UnicodeEncodeError:
         odd = [path for path in paths if re.search("[\ud800-\udfff]", path)]  # what os.fsdecode makes of other bytes
         shown = odd[0].encode(errors="surrogateescape").decode(errors="backslashreplace")
+        shown = quoted(shown, "data.root")
         raise UserError(f"{shown}: found a name not in UTF-8 ({len(odd):,} such), expected UTF-8; rename") from None
 
 
-def _check_patients(table: pd.DataFrame, place: str, credentialed: bool) -> None:
+def _check_patients(table: pd.DataFrame, place: str) -> None:
     torn = _torn_patients(table)
     if len(torn):
-        raise UserError(f"{place}: found patients in two splits{_example(torn, credentialed)}, expected each in one")
+        raise UserError(f"{place}: found patients in two splits{_example(torn)}, expected each in one")
 
 
 def _torn_patients(table: pd.DataFrame) -> pd.Series:
@@ -297,11 +299,10 @@ def _torn_patients(table: pd.DataFrame) -> pd.Series:
     return pairs.loc[pairs["patient_id"].duplicated(), "patient_id"].drop_duplicates()
 
 
-def _example(ids: pd.Series, credentialed: bool) -> str:
+def _example(ids: pd.Series) -> str:
     """How many, and the first unless ids are confidential."""
-    if credentialed:
-        return f" ({len(ids):,})"
-    return f" ({len(ids):,}, such as {ids.iloc[0]})"
+    example = quoted(f", such as {ids.iloc[0]}", instead="")
+    return f" ({len(ids):,}{example})"
 
 
 # ---------------------------------------------------------------- steps

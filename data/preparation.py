@@ -13,23 +13,25 @@ from tqdm import tqdm
 
 from data.checksums import Listing, absolute, differing_tables, published_digests, read_listings, summary
 from data.config import expand
-from data.errors import UserError
+from data.errors import UserError, quoted, withholding
 from data.images import READER_VERSION, read_fitted
 from data.locks import locked
 from data.manifest import Manifest, open_manifest
+from data.privacy import credentialed_sources
 from data.refusal import UnreadableImage
 from data.settings import DataConfig, DataSettings, Size
 from data.store import Decoded, ImageStore, Postponed, StoreWriter, decode_rows
 from data.store_integrity import described, facts_of, read_description
 from data.store_reuse import forget_plan, take_over
 from data.workers import TRIES, Job, Killed, run_jobs, run_one_by_one, usable_cores
-from data.writing import read_json
+from data.writing import keep_private, read_json, restoring_umask
 
 AGAIN = 64  # images that are tried once more where the system would not read them
 SUCCEEDS = "succeeds"  # in a description: the fingerprint of the store whose place this one takes
 CHUNK = 32  # images a worker decodes between two reports
 
 
+@restoring_umask()
 def prepare(config: DataConfig | DataSettings, manifest: Manifest | None = None, try_again: bool = False) -> ImageStore:
     """The store of the images of a config (or of its data section), decoded now where that has not been done.
 
@@ -38,6 +40,7 @@ def prepare(config: DataConfig | DataSettings, manifest: Manifest | None = None,
     more than `data.max_rejected` cannot be read, and when the store that is there is not what was written.
     """
     settings = config if isinstance(config, DataSettings) else config.data
+    keep_private(credentialed_sources(settings), settings.share)
     if manifest is None:
         manifest = open_manifest(settings, look_again=True)
         try_again = True
@@ -61,7 +64,8 @@ def _make(settings: DataSettings, manifest: Manifest, description: dict[str, Any
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder, f"waiting for another command that prepares {folder}", wait=True):
         if not (folder / "store.json").exists():
-            _write(settings, folder, manifest.table, description)
+            with withholding(manifest.credentialed):
+                _write(settings, folder, manifest.table, description)
     return folder
 
 
@@ -333,9 +337,10 @@ def _decode_all(settings: DataSettings, writer: StoreWriter) -> None:
         except Killed as killed:
             raise _killed(writer, [chunk[0][0] for _, chunk, *_ in killed.jobs]) from None
     if postponed:
+        row, reason = next(iter(postponed.items()))
+        reason = quoted(reason, f"row {row} of {writer.folder}: the system does not read its file")
         raise UserError(
-            f"{next(iter(postponed.values()))} ({len(postponed)} such files), which may pass; "
-            "all others are decoded and kept: run again"
+            f"{reason} ({len(postponed)} such files), which may pass; all others are decoded and kept: run again"
         )
 
 
@@ -366,7 +371,8 @@ def _killed(writer: StoreWriter, rows: list[int]) -> UserError:
     more = ""
     if len(rows) > 1:
         more = f" ({len(rows)} such files)"
+    place = quoted(writer.paths[rows[0]], f"row {rows[0]} of {writer.folder}")
     return UserError(
-        f"{writer.paths[rows[0]]}: found the process that reads it killed {TRIES} times{more}, expected it to live; "
+        f"{place}: found the process that reads it killed {TRIES} times{more}, expected it to live; "
         f"all others are decoded and kept: run again with more memory free, or take the file away"
     )

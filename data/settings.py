@@ -96,6 +96,10 @@ class DataSettings(Settings):
     credentialed: bool | None = Field(
         None, description="whether images and ids must stay private; null: those of MIMIC-CXR and CheXpert must"
     )
+    share: Literal["private", "group"] = Field(
+        "private",
+        description="who reads what is made of credentialed data: private (you alone), or group (yours too)",
+    )
     max_rejected: MaxRejected = Field(
         None, description="unreadable files that are left out, more stop: a count or a share; null: 10, or 1 % if more"
     )
@@ -160,7 +164,7 @@ class AugmentSettings(Settings):
 
 
 class ReportSettings(Settings):
-    """What reports and TensorBoard may show; the rule is `Manifest.may_show`."""
+    """What reports and TensorBoard may show; the rule is `may_show` in data/privacy.py."""
 
     images: bool | None = Field(None, description="show radiographs and plain ids; null: not for credentialed sources")
 

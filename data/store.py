@@ -37,7 +37,7 @@ from data.store_integrity import (
     read_index,
     written_files,
 )
-from data.writing import flush_to_disk, replacing, write_csv, write_json, write_text
+from data.writing import as_cell, flush_to_disk, read_csv, replacing, write_csv, write_json, write_text
 
 DONE, REJECTED, KILLER = 1, 2, 3  # states of a row while the store is being written; 0: not yet decoded
 STAMP_DIGITS = 16
@@ -159,8 +159,7 @@ class ImageStore:
 
     def digests(self) -> dict[int, str]:
         """row → digest of the file's bytes (MedMNIST: of the image's); empty for a store older than digests."""
-        with (self.folder / "index.csv").open(newline="", encoding="utf-8") as file:
-            return {int(line["row"]): line["digest"] for line in csv.DictReader(file) if "digest" in line}
+        return {int(line["row"]): line["digest"] for line in read_csv(self.folder / "index.csv") if "digest" in line}
 
 
 class StoreWriter:
@@ -241,7 +240,8 @@ class StoreWriter:
         if reason:
             with (self.folder / "rejected.partial.csv").open("a", newline="", encoding="utf-8") as file:
                 plugins = reason.plugins if isinstance(reason, ForWantOfPlugin) else ""
-                csv.writer(file).writerow([self.image_ids[row], self.paths[row], reason, plugins])
+                cells = [self.image_ids[row], self.paths[row], reason, plugins]
+                csv.writer(file).writerow([as_cell(str(cell)) for cell in cells])
         self.state[row] = REJECTED if reason else DONE
 
     def finish(self, description: dict[str, Any]) -> None:
@@ -286,8 +286,7 @@ class StoreWriter:
 
     def _rejections(self) -> dict[str, dict[str, str]]:
         """image_id → its line of the table, the last of several."""
-        with (self.folder / "rejected.partial.csv").open(newline="", encoding="utf-8") as file:
-            return {line["image_id"]: line for line in csv.DictReader(file)}
+        return {line["image_id"]: line for line in read_csv(self.folder / "rejected.partial.csv")}
 
     def _rejected_lines(self) -> Iterator[tuple[str, str, str, str]]:
         lines = self._rejections()

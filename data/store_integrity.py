@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from data.errors import UserError
 from data.settings import height_and_width
-from data.writing import read_json
+from data.writing import of_cell, read_json
 
 TABLES = ("index.csv", "rejected.csv")
 FILES = "files"  # of a description: what was written
@@ -175,7 +175,7 @@ def _parsed(content: bytes) -> Index:
 
     index = Index([], [], None if pixels is None else [])
     for line in lines:
-        index.image_ids.append(line[image_id])
+        index.image_ids.append(of_cell(line[image_id]))
         index.rows.append(int(line[row]))
         if index.pixels is not None and pixels is not None:
             index.pixels.append(line[pixels])

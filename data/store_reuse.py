@@ -3,7 +3,6 @@
 A store under construction says in `plan.json` what it will hold, so that a later one can take over its rows too.
 """
 
-import csv
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +11,7 @@ import numpy as np
 
 from data.store import DONE, SCRATCH, Decoded, StoreWriter, stamp_of
 from data.store_integrity import open_images, pixel_digest, read_description, read_index
-from data.writing import read_json, write_json
+from data.writing import read_csv, read_json, write_json
 
 ALIKE = ("source", "root", "archive", "image_size", "resize", "tone", "reader_version")  # of a description
 BLOCK = 512  # rows copied at a time
@@ -103,12 +102,11 @@ def _held(folder: Path) -> tuple[dict[str, _File], np.ndarray]:
         description = read_description(folder)
         images = open_images(folder, description)
         read_index(folder, description, len(images))
-        with (folder / "index.csv").open(newline="", encoding="utf-8") as file:
-            for line in csv.DictReader(file):
-                if line["stamp"]:
-                    held[line["stamp"]] = _File(
-                        int(line["row"]), int(line["bytes"]), line["digest"], line["stamp"], line["pixels"]
-                    )
+        for line in read_csv(folder / "index.csv"):
+            if line["stamp"]:
+                held[line["stamp"]] = _File(
+                    int(line["row"]), int(line["bytes"]), line["digest"], line["stamp"], line["pixels"]
+                )
         return held, images
 
     # under construction

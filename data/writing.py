@@ -7,14 +7,20 @@ whatever the locale says.
 import csv
 import json
 import os
+import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from io import TextIOWrapper
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 from data.errors import UserError
+
+# how what a spreadsheet computes begins, or such a text with apostrophes before it
+FORMULA = re.compile("'*[=+\\-@\t\r\n＝＋－＠]")
+_for_owner_alone: ContextVar[bool] = ContextVar("for_owner_alone", default=False)  # by a decision that still holds
 
 
 def print_in_any_locale() -> None:
@@ -33,8 +39,8 @@ def replacing(path: Path, shared: bool = False) -> Iterator[Path]:
     """
     own = f".{os.getpid()}" if shared else ""
     temporary = path.with_name(f"{path.name}{own}.tmp")
-    if temporary.is_symlink():  # in a stranger's folder, to somebody's file
-        temporary.unlink()
+    # what a killed writer left may be for everybody to read, and in a stranger's folder a link to somebody's file
+    temporary.unlink(missing_ok=True)
     try:
         yield temporary
         temporary.replace(path)
@@ -81,12 +87,34 @@ def write_json(path: Path, value: Any, indent: int | None = 1) -> None:
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Rows below a header, written as they come: there may be a million."""
+    """Rows below a header, written as they come: there may be a million. `read_csv` reads them."""
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(columns)
-        table.writerows(rows)
+        for row in rows:
+            table.writerow([as_cell(value) for value in row])
         flush_to_disk(file)
+
+
+def read_csv(path: Path) -> Iterator[dict[str, str]]:
+    """The rows of a CSV that we wrote, as texts by column; OSError where it cannot be opened."""
+    with path.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            yield {column: of_cell(text) for column, text in row.items()}
+
+
+def as_cell(value: Any) -> Any:
+    """A text that a spreadsheet would take for a formula gets an apostrophe before it, so that it is shown as text."""
+    if isinstance(value, str) and FORMULA.match(value):
+        return f"'{value}"
+    return value
+
+
+def of_cell(text: str) -> str:
+    """The text that `as_cell` made this of."""
+    if text and text.startswith("'") and FORMULA.match(text):
+        return text[1:]
+    return text
 
 
 def read_text(path: Path) -> str:
@@ -100,3 +128,34 @@ def read_json(path: Path) -> Any:
         return json.loads(read_text(path))
     except RecursionError:
         raise ValueError(f"{path}: values nested far too deep") from None
+
+
+# ---------------------------------------------------------------- who may read what is written
+
+
+@contextmanager
+def restoring_umask() -> Iterator[None]:
+    """What is decided inside about new files holds inside. Also a decorator."""
+    before = os.umask(0o077)
+    os.umask(before)
+    decided = _for_owner_alone.set(_for_owner_alone.get())
+    try:
+        yield
+    finally:
+        os.umask(before)
+        _for_owner_alone.reset(decided)
+
+
+def keep_private(credentialed: Collection[str], share: Literal["private", "group"]) -> None:
+    """Let this process, and those it starts, write what others cannot read, where something is credentialed.
+
+    Files become 0600 and folders 0700, or 0640 and 0750 where they are shared with the group, whatever the umask was:
+    it is changed, and nothing else, so every writer heeds it. Who calls this undoes it by `restoring_umask`.
+    """
+    if not credentialed:
+        return
+    if share == "private":
+        _for_owner_alone.set(True)
+    before = os.umask(0o077)
+    if not _for_owner_alone.get():  # the group reads, and writes where it could before
+        os.umask(0o007 | before & 0o020)

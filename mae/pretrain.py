@@ -18,7 +18,9 @@ from data.draws import uniform
 from data.errors import NotFinite, UserError
 from data.loader import Batch, Data, Loader, image_names, open_data
 from data.manifest import digest
+from data.privacy import credentialed_sources
 from data.settings import Size
+from data.writing import keep_private, restoring_umask
 from mae.engine import distributed
 from mae.engine.checkpoint import Checkpoint, load_weights
 from mae.engine.loop import fit
@@ -35,11 +37,12 @@ from mae.weights import starting_point, without_weights
 
 RESUMABLE = Resumable(
     sections=("seed", "precision", "data", "model", "pretrain"),
-    free=frozenset({"data.store", "data.workers", "data.max_rejected", "pretrain.panel_images"}),
+    free=frozenset({"data.store", "data.workers", "data.max_rejected", "data.share", "pretrain.panel_images"}),
     epochs="pretrain.epochs",
 )
 
 
+@restoring_umask()
 def pretrain(config: MAEConfig, data: Data | None = None) -> Path:
     """Pretrain into `config.run`, continuing what stands there; returns the run folder.
 
@@ -49,6 +52,7 @@ def pretrain(config: MAEConfig, data: Data | None = None) -> Path:
     device = training_device(config)
     start = starting_point(config)
     config = start.config if start else without_weights(config)
+    keep_private(credentialed_by(config, start), config.data.share)
     data = data or open_data(config.data)
 
     # a folder is continued only by the config, the images and the initial weights that began it
@@ -67,6 +71,12 @@ def pretrain(config: MAEConfig, data: Data | None = None) -> Path:
             start_run(folder, config, facts)
             fit(stage, folder)
     return folder
+
+
+def credentialed_by(config: MAEConfig, start: Checkpoint | None) -> list[str]:
+    """The credentialed data sets that a run of this config learns from, or has its weights from."""
+    earlier = start.credentialed if start else ()
+    return sorted({*credentialed_sources(config.data), *earlier})
 
 
 def check_model(model: ModelSettings, pretrain: PretrainSettings, image_size: Size) -> None:
@@ -130,8 +140,8 @@ def pretrain_stage(
         step=step,
         validate=validate_and_probe,
         validate_every=settings.validate_every,
-        name_images=lambda batch: image_names(train, batch),
-        meta=_meta(data, start),
+        name_images=lambda batch: image_names(train, batch, data.manifest.may_show(config.report.images)),
+        meta=_meta(data, start) | {"credentialed": credentialed_by(config, start)},
         show=show,
         hyperparameters=hyperparameters(config),
     )

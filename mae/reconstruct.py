@@ -15,10 +15,10 @@ from torch import Tensor
 from data.draws import uniform
 from data.errors import UserError
 from data.images import read_fitted
-from data.manifest import is_credentialed
 from data.refusal import UnreadableImage
 from data.settings import DataSettings
 from data.sources import images as folders
+from data.writing import keep_private, restoring_umask
 from mae.contact_sheet import save_picture, sheet
 from mae.denormalize import applied, continue_borders, statistics
 from mae.encoder import Encoder
@@ -128,12 +128,14 @@ class View:
         return f"{ending}.png"
 
 
+@restoring_umask()
 def reconstruct_files(checkpoint: Checkpoint, words: Iterable[str], out: Path, view: View, device: torch.device) -> int:
     """Write a sheet for every image file, and every image in a folder, into `out`; returns how many are unreadable.
 
     Each of these is one line on stderr. Raises UserError, before anything is written, where there is no image, where
     an image itself would be overwritten, or where a model has no use for `hidden_statistics`.
     """
+    keep_private(checkpoint.credentialed, checkpoint.config.data.share)
     model = model_of(checkpoint).to(device)
     if view.hidden_statistics and not model.norm_pixel_loss:
         raise UserError("--hidden-statistics: found a model that predicts grey levels, expected a norm-pixel model")
@@ -227,8 +229,8 @@ def notes_of(checkpoint: Checkpoint, view: View) -> list[str]:
         notes.append(CONTINUED)
 
     # who may see it
-    if is_credentialed(config.data):
-        notes.append(PRIVATE)
+    if checkpoint.credentialed:
+        notes.append(f"{PRIVATE} Credentialed are: {', '.join(checkpoint.credentialed)}.")
     return notes
 
 

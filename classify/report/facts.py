@@ -1,19 +1,20 @@
 """What a reader must know of a comparison before any number, and how it was made."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from classify.comparison import Comparison
 from classify.report.budgets import Budget
-from classify.report.tables import FLATTERING, case_count, summary_of_all, units_of
+from classify.report.reconstructions import Panel, panels
+from classify.report.tables import FLATTERING, UNKNOWN_WEIGHTS, case_count, summary_of_all, units_of
 from data.labels import words
+from data.privacy import terms
 from data.settings import height_and_width
 from mae.engine.run import commit
 
 
-def notices(comparison: Comparison) -> Iterator[str]:
-    """What a reader must know before any number."""
+def notices(comparison: Comparison, shown: Sequence[Panel] | None = None) -> Iterator[str]:
+    """What a reader must know before any number. shown: the radiographs that stand in the report, if they are drawn."""
     config = comparison.config
-    manifest = comparison.data.manifest
 
     if config.data.source == "phantom":
         yield "The radiographs are synthetic: the numbers show that the software works and say nothing about patients."
@@ -21,11 +22,17 @@ def notices(comparison: Comparison) -> Iterator[str]:
     if config.compare.split == "validate":
         yield f"{FLATTERING} compare.split=test opens the test split."
 
-    if manifest.credentialed:
-        notice = "Made from credentialed data: check the data use agreement before sharing any of it."
-        if manifest.may_show(config.report.images):
-            notice += " It shows radiographs."
+    credentialed = comparison.credentialed
+    if credentialed:
+        notice = terms(credentialed)
+        if shown is None:
+            shown = panels(comparison) or ()
+        private = sorted({name for panel in shown for name in panel.credentialed})
+        if private:
+            notice += f" It shows radiographs of {', '.join(private)}."
         yield notice
+    if comparison.seen_elsewhere:
+        yield UNKNOWN_WEIGHTS
 
 
 def facts(comparison: Comparison, budgets: list[Budget]) -> Iterator[tuple[str, str]]:

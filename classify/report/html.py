@@ -7,7 +7,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from classify.comparison import Comparison
 from classify.report.budgets import budgets_of
 from classify.report.facts import facts, notices
-from classify.report.reconstructions import panels
+from classify.report.reconstructions import panels, withheld
 from classify.report.runs import run_rows
 from classify.report.tables import METRICS, task, units_of
 from classify.report.training import pretrainings, trainings
@@ -29,19 +29,22 @@ def report_html(comparison: Comparison) -> str:
     target = comparison.config.data.target
     manifest = comparison.data.manifest
 
+    shown = panels(comparison)
+
     # in the order of the page
     return environment.get_template("report.html").render(
         config=comparison.config,
         task=task(target),
         words=words(target),
-        notices=list(notices(comparison)),
+        notices=list(notices(comparison, shown or ())),
         facts=dict(facts(comparison, budgets)),
         units=units_of(comparison.lines[0].evaluations[0].summary),
         budgets=budgets,
         metrics=list(METRICS),
         pretrainings=list(pretrainings(comparison)),
         trainings=list(trainings(budgets)),
-        panels=panels(comparison),
+        panels=shown,
+        withheld=list(withheld(comparison)),
         panel_caption=CAPTION,
         runs=list(run_rows(comparison, budgets)),
         notes=[*manifest.notes, manifest.summary()],

@@ -1,5 +1,6 @@
 """Results as text: the table's columns, its rows, and what a comparison says."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,12 +9,17 @@ import numpy as np
 from classify.comparison import Comparison, Line, describe, name_of
 from classify.evaluate import Evaluation
 from classify.metrics import HEADLINE, BootstrapDifference, Interval
+from data.errors import ESCAPED, printable
 from data.labels import words
+from data.privacy import terms
 
 COLUMNS = ("Model", "Augmentation", "% Masking", "Accuracy", "Precision", "F1", "Recall", "AUC")
 METRICS = dict(zip(COLUMNS[3:], ("accuracy", "precision", "f1", "recall", "auc"), strict=True))
 assert set(METRICS.values()) == set(HEADLINE)
 FLATTERING = "These are validation images, on which epochs and thresholds were chosen too, so the numbers flatter."
+UNKNOWN_WEIGHTS = (
+    "Weights of another program took part: whether they were made from credentialed data is not known here."
+)
 
 
 def table_row(described: dict[str, str], intervals: dict[str, Interval]) -> dict[str, str]:
@@ -43,6 +49,9 @@ def evaluation_text(evaluations: list[Evaluation]) -> str:
         parts.append(f"{evaluation.path}: split {split}: {count}; threshold {evaluation.threshold:.3f}")
     if any(evaluation.summary["split"] == "validate" for evaluation in evaluations):
         parts.append(FLATTERING)
+    credentialed = {name for evaluation in evaluations for name in evaluation.summary.get("credentialed", ())}
+    if credentialed:
+        parts.append(plain(terms(credentialed)))
     return "\n".join(parts)
 
 
@@ -54,8 +63,29 @@ def show(interval: Interval, signed: bool = False) -> str:
     return f"{estimate} [{low}, {high}]"
 
 
+# what would begin markup in a line of Markdown: code, tables, HTML, links, pictures, emphasis, mathematics, entities,
+# headings, mentions, and addresses that become links without brackets
+MARKUP = re.compile(
+    r"""[\\`|*~$@]
+    | <(?=[A-Za-z/!?])
+    | \](?=[(\[:])
+    | &(?=\#?\w+;)
+    | (?<![^\W_])_ | _(?![^\W_])
+    | (?<=\w):(?=//) | (?<=\bmailto): | (?<=\bwww)\.
+    | ^\# | (?<=\s)\#(?=[\#\s]*$)
+    """,
+    re.VERBOSE | re.IGNORECASE,
+)
+
+
+def plain(text: str) -> str:
+    """A line of text that Markdown shows as it is, whoever chose the names in it, and that stays one line."""
+    return MARKUP.sub(r"\\\g<0>", printable(text, longest=ESCAPED * len(text)))
+
+
 def markdown(rows: list[dict[str, str]]) -> str:
-    """Rows as an aligned Markdown table, in `COLUMNS` or the rows' own order."""
+    """Rows as an aligned Markdown table, in `COLUMNS` or the rows' own order; names in them are text, never markup."""
+    rows = [{plain(column): plain(cell) for column, cell in row.items()} for row in rows]
     columns = list(rows[0])
     widths = {}
     for column in columns:
@@ -76,7 +106,7 @@ def markdown(rows: list[dict[str, str]]) -> str:
 
 def comparison_text(comparison: Comparison) -> str:
     """comparison.md: a table per label budget, what its numbers are, and the tests against the baseline."""
-    parts = [f"# {comparison.config.run}: {task(comparison.config.data.target)}"]
+    parts = [f"# {plain(comparison.config.run)}: {plain(task(comparison.config.data.target))}"]
     if comparison.config.compare.split == "validate":
         parts.append(FLATTERING)
     for labelled in comparison.budgets:
@@ -85,15 +115,17 @@ def comparison_text(comparison: Comparison) -> str:
 
         # the table, and what its numbers are
         parts.append(markdown([table_row(line.described, line.intervals) for line in lines]))
-        parts.append(caption(comparison, lines[0]))
+        parts.append(plain(caption(comparison, lines[0])))
 
         # the tests against the baseline
         if len(lines) > 1:
             parts.append(markdown(list(difference_rows(comparison, labelled))))
-            parts.append(verdict(comparison, labelled))
+            parts.append(plain(verdict(comparison, labelled)))
 
-    if comparison.data.manifest.credentialed:
-        parts.append("Made from credentialed data: check the data use agreement before sharing any of it.")
+    if comparison.credentialed:
+        parts.append(plain(terms(comparison.credentialed)))
+    if comparison.seen_elsewhere:
+        parts.append(UNKNOWN_WEIGHTS)
     return "\n\n".join([*parts, "Not a medical device."])
 
 

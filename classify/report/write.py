@@ -9,14 +9,14 @@ import pandas as pd
 from classify.comparison import Comparison, Line
 from classify.report.html import report_html
 from classify.report.tables import comparison_text
-from data.writing import write_json, write_text
+from data.writing import as_cell, write_json, write_text
 from mae.engine.run import commit
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> None:
     """Write everything there is to read of a comparison into `folder`; the same comparison gives the same bytes."""
     table = comparison_table(comparison)
-    write_text(folder / "comparison.csv", table.to_csv(index=False))
+    write_text(folder / "comparison.csv", table.map(as_cell).to_csv(index=False))
     write_text(folder / "comparison.md", comparison_text(comparison) + "\n")
     write_json(folder / "comparison.json", as_json(comparison))
     write_text(folder / "report.html", report_html(comparison))
@@ -62,6 +62,8 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         "commit": commit(),
         "split": comparison.config.compare.split,
         "split_served_selection": comparison.config.compare.split == "validate",  # of epochs and thresholds
+        "credentialed": comparison.credentialed,
+        "seen_elsewhere": comparison.seen_elsewhere,
         "data": {"manifest": data.manifest.fingerprint(), "store": data.store.fingerprint},
         "rows": [_row_as_json(comparison, number) for number in range(len(comparison.lines))],
     }

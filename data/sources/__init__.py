@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from data.errors import LONGEST, UserError, printable
+from data.errors import LONGEST, UserError, printable, quoted
 from data.settings import DataSettings
 from data.stand_ins import ENOUGH, GZIP, stand_in
 
@@ -112,7 +112,7 @@ def csv_columns(path: Path) -> list[str]:
         raise _nul(path, 1)
     repeated = [name for number, name in enumerate(names) if name and name in names[:number]]
     if repeated:
-        raise UserError(f"{path}: found column {repeated[0]} twice, expected it once")
+        raise UserError(f"{path}: found column {quoted(repeated[0], 'of one name')} twice, expected it once")
     # a column without a name cannot be asked for, but must be told from the others
     return [name or f"unnamed column {number}" for number, name in enumerate(names, start=1)]
 
@@ -135,7 +135,7 @@ def read_findings(path: Path, columns: Iterable[str], findings: Collection[str])
     strange = ~(np.isnan(marks) | np.isin(marks, [1, 0, -1]))
     if strange.any():
         row, column = np.argwhere(strange)[0]
-        found = f"column {list(findings)[column]}: found {marks[row, column]:g}"
+        found = f"column {list(findings)[column]}: found {quoted(f'{marks[row, column]:g}')}"
         raise UserError(f"{path}: {found}, expected 1, 0, -1 or blank")
     return table
 
@@ -152,7 +152,9 @@ def read_csv(
     for column in columns:
         if column not in header:
             shown = ", ".join(header[:20]) + (", …" if len(header) > 20 else "")
-            raise UserError(f"{path}: found columns {shown}, expected column {column}")
+            # where there is no header, the first row is taken for one
+            shown = quoted(f"columns {shown}", f"{len(header)} columns")
+            raise UserError(f"{path}: found {shown}, expected column {column}")
     wanted = columns + [name for name in optional if name in header and name not in columns]
     types: dict[str, Any] = {column: np.float32 if column in numbers else str for column in wanted}
 
@@ -277,7 +279,8 @@ def _parse(path: Path, content: bytes | None = None, **options: Any) -> pd.DataF
     except UnicodeError:
         raise _encoding(path, "the table as CSV") from None
     except (OSError, EOFError, ValueError, zlib.error) as error:  # pandas' own errors are ValueErrors
-        raise UserError(f"{path}: not a readable CSV: {' '.join(str(error).split())}") from None
+        trouble = quoted(" ".join(str(error).split()), type(error).__name__)
+        raise UserError(f"{path}: not a readable CSV: {trouble}") from None
 
 
 def require_filled(frame: pd.DataFrame, columns: Iterable[str], place: Path) -> None:
@@ -293,7 +296,8 @@ def require_numbers(ids: pd.Series, place: Path) -> None:
     strange = ~ids.str.fullmatch(r"\d+").to_numpy(dtype=bool)
     if strange.any():
         row = int(strange.argmax())
-        raise UserError(f"{place}: row {row + 2}: found {ids.name} {ids.iloc[row]!r}, expected digits alone")
+        text = quoted(ids.iloc[row])
+        raise UserError(f"{place}: row {row + 2}: found {ids.name} {text!r}, expected digits alone")
 
 
 def require_one_spelling(ids: pd.Series, place: Path) -> None:
@@ -302,7 +306,8 @@ def require_one_spelling(ids: pd.Series, place: Path) -> None:
     for text in texts:
         bare = text.removesuffix(".0")
         if bare != text and bare in texts:
-            raise UserError(f"{place}: found {ids.name} both as {bare} and as {text}, expected one spelling")
+            both = f"both as {quoted(bare)} and as {quoted(text)}"
+            raise UserError(f"{place}: found {ids.name} {both}, expected one spelling")
 
 
 def read_lines(path: Path) -> list[str]:
@@ -330,5 +335,6 @@ def read_words(values: pd.Series, words: Mapping[str, object], place: Path) -> p
         if meaning is None:
             row = (values == word).to_numpy().argmax() + 2
             expected = ", ".join(words)
-            raise UserError(f"{place}: row {row}: found {values.name} {word!r}, expected one of {expected} or blank")
+            found = quoted(word)
+            raise UserError(f"{place}: row {row}: found {values.name} {found!r}, expected one of {expected} or blank")
     return values.map(meanings)

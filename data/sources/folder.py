@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from data.errors import UserError
+from data.errors import UserError, quoted
 from data.settings import DataSettings
 from data.sources import BLANKS, SPLIT_WORDS, manifest_table, require_folder
 from data.sources.found_images import find_images
@@ -32,7 +32,7 @@ def read(settings: DataSettings, root: Path) -> tuple[pd.DataFrame, list[str]]:
         parts = image.split("/")
         split = _split_of(parts[0]) if has_splits else None
         if has_splits and split is None and len(parts) > 1:
-            left_out[f"folder {parts[0]} left out: not a split"] += 1
+            left_out[f"folder {quoted(parts[0], 'of another name')} left out: not a split"] += 1
             continue
         above = parts[1:] if split else parts  # class folder, any folders below it, name
         if len(above) < 2:
@@ -75,8 +75,9 @@ def _check_class(root: Path, folders: list[str], split: str | None) -> None:
     name, *below = folders
     for inner in below:
         if _split_of(inner) or label(inner) < label(name):  # a split, or normal ones among abnormal ones
+            found = quoted(f"{inner} inside {name}", "a class or split inside another folder")
             raise UserError(
-                f"data.root: {root}: found {inner} inside {name}, which would be a class; "
+                f"data.root: {root}: found {found}, which would be a class; "
                 "expected class folders in the root or in split folders, such as train/NORMAL"
             )
     if split and _split_of(name):

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from data.errors import UserError
+from data.errors import UserError, quoted
 from data.labels import NIH_FINDINGS, judge, tally
 from data.settings import DataSettings
 from data.sources import LeftOut, manifest_table, read_csv, read_lines, require_filled, require_folder
@@ -53,7 +53,8 @@ def _read_findings(lists: pd.Series, path: Path) -> pd.DataFrame:
         if strange := names - {*NIH_FINDINGS}:
             row = (lists == kind).to_numpy().argmax() + 2
             expected = f"some of {', '.join(NIH_FINDINGS)}"
-            raise UserError(f"{path}: row {row}: found finding {sorted(strange)[0]!r}, expected {expected}")
+            found = repr(quoted(sorted(strange)[0]))
+            raise UserError(f"{path}: row {row}: found finding {found}, expected {expected}")
     marks = np.array([[name in names for name in NIH_FINDINGS] for names in named], np.float32)
     marks = marks.reshape(len(kinds), len(NIH_FINDINGS))  # also where there is no row
     return pd.DataFrame(marks[number], index=lists.index, columns=list(NIH_FINDINGS))

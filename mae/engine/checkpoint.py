@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from data.config import make_config, with_new_names
 from data.errors import UserError, printable
 from data.plain_values import plain
+from data.privacy import credentialed_sources
 from data.writing import flush_to_disk, replacing
 from mae.engine.torch_files import Oversized, load_torch_file
 from mae.settings import MAEConfig
@@ -54,6 +55,11 @@ class Checkpoint:
         if name not in self.meta:
             raise UserError(f"{self.place}: found no {name} beside the weights, expected what this version keeps there")
         return self.meta[name]
+
+    @property
+    def credentialed(self) -> tuple[str, ...]:
+        """The credentialed data sets that the weights have seen, in this run and in those it began from."""
+        return tuple(sorted({*credentialed_sources(self.config.data), *self.meta.get("credentialed", ())}))
 
 
 class NotSaved(Exception):

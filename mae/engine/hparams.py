@@ -1,6 +1,7 @@
 """What TensorBoard tells of a run besides its curves: config and environment as text, hyperparameters to compare by."""
 
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +24,10 @@ def describe_run(board: SummaryWriter, config: Settings, step: int) -> None:
 
 
 def _fenced(text: str) -> str:
-    return f"```\n{text.strip()}\n```"
+    """As code in Markdown, between fences that are longer than any in it."""
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}\n{text.strip()}\n{fence}"
 
 
 def write_hyperparameters(folder: Path, values: dict[str, float | str]) -> None:

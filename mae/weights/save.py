@@ -31,7 +31,7 @@ one channel is grey.
 {reading}
 
 Licence of the weights: {license}. Not a medical device.
-"""
+{owed}"""
 
 
 def save_huggingface(
@@ -40,23 +40,25 @@ def save_huggingface(
     license: License | None = None,
     say: Callable[[str], None] = print,
     resize: Resize = "squash",
+    owed: str = "",
 ) -> None:
     """Write a folder for `ViTMAEForPreTraining.from_pretrained`; ViTModel reads its encoder.
 
     Where transformers has no such model (cross decoder, images that are not square) the encoder alone is
     written, as a ViTModel, and `say` is told. license: of the weights; None takes it from the report they came with.
     resize: how images of another shape were fitted to the model's (`data.resize`); squash is what transformers does.
+    owed: what else is to be said of the weights, in README.md.
     """
     license = license or getattr(getattr(model, "report", None), "license", None)
     encoder, decoder = model.encoder, model.decoder
     if isinstance(decoder, Decoder) and encoder.grid[0] == encoder.grid[1]:
         weights = to_huggingface(_weights(encoder, "encoder") | _weights(decoder, "decoder"), encoder.patch_size)
         config = encoder_config(encoder, "ViTMAEForPreTraining") | _decoder_config(decoder, model.norm_pixel_loss)
-        write_folder(folder, weights, config, encoder, license, say, resize)
+        write_folder(folder, weights, config, encoder, license, say, resize, owed)
         return
     why = "a decoder for images that are not square" if isinstance(decoder, Decoder) else "a cross decoder"
     say(f"{folder}: transformers has no model with {why}: the decoder is left out, the encoder written as ViTModel")
-    save_encoder(encoder, folder, "ViTModel", license=license, say=say, resize=resize)
+    save_encoder(encoder, folder, "ViTModel", license=license, say=say, resize=resize, owed=owed)
 
 
 def save_encoder(
@@ -68,13 +70,14 @@ def save_encoder(
     license: License | None = None,
     say: Callable[[str], None] = print,
     resize: Resize = "squash",
+    owed: str = "",
 ) -> None:
     """Write an encoder as one of transformers' ViT architectures, with its heads' tensors and settings."""
     weights = to_huggingface(_weights(encoder, "encoder"), encoder.patch_size) | dict(heads or {})
     if architecture == "ViTModel":  # only what holds one puts this before its names
         weights = {name.removeprefix("vit."): tensor for name, tensor in weights.items()}
     write_folder(
-        folder, weights, encoder_config(encoder, architecture) | dict(config or {}), encoder, license, say, resize
+        folder, weights, encoder_config(encoder, architecture) | dict(config or {}), encoder, license, say, resize, owed
     )
 
 
@@ -134,6 +137,7 @@ def write_folder(
     license: License | None,
     say: Callable[[str], None],
     resize: Resize,
+    owed: str = "",
 ) -> None:
     """config.json, model.safetensors, preprocessor_config.json and README.md; `weights` by transformers' names.
 
@@ -146,7 +150,9 @@ def write_folder(
     architecture = config["architectures"][0]
     settings = {**config, "torch_dtype": "float32"}
     settings |= fields_of(license)
-    text = README.format(architecture=architecture, license=spoken(license), reading=_reading(encoder, resize))
+    text = README.format(
+        architecture=architecture, license=spoken(license), reading=_reading(encoder, resize), owed=owed and f"{owed}\n"
+    )
 
     with replacing_folder(folder, FILES) as new:
         _write_tensors(new / "model.safetensors", weights)

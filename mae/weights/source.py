@@ -61,6 +61,7 @@ class Source:
     assumed: tuple[str, ...] = ()
     consumed: tuple[str, ...] = ()  # names that became settings
     seen: Any = field(default_factory=list)  # what is remembered of the images that made the weights
+    credentialed: tuple[str, ...] = ()  # the credentialed data sets among what is known
     seen_elsewhere: bool = True  # whether there were others, which nobody here knows
 
     @property
@@ -118,6 +119,7 @@ def own_source(checkpoint: Checkpoint) -> Source:
         decoder_heads=sizes["decoder_heads"],
         consumed=STATISTICS,
         seen=checkpoint.fact("seen"),
+        credentialed=checkpoint.credentialed,
         seen_elsewhere=checkpoint.meta.get("seen_elsewhere", False),
     )
 

@@ -39,6 +39,7 @@ def starting_point(config: MAEConfig, say: Say = _say_once) -> Checkpoint | None
     facts = {
         "seen": source.seen,
         "seen_elsewhere": source.seen_elsewhere,
+        "credentialed": list(source.credentialed),
         "license": source.license,
         "init": digest(source.found.weights),
     }

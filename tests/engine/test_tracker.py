@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from mae.engine.hparams import _fenced
 from mae.engine.tracker import Progress, Tracker, read_metrics
 
 
@@ -90,3 +91,9 @@ def test_a_torn_or_foreign_row_costs_no_other(strange, tmp_path, capsys):
 def test_numbers_that_are_none_are_not_read(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "epoch": 1, "train/loss": NaN, "validate/loss": 2.0}\n')
     assert read_metrics(tmp_path) == [{"step": 1, "epoch": 1, "validate/loss": 2.0}]
+
+
+def test_no_name_in_a_config_ends_its_block_of_code_in_tensorboard(tmp_path):
+    name = "```\n<b>run\n````"
+    assert _fenced(f"run: {name}") == f"`````\nrun: {name}\n`````"
+    assert _fenced(" run: x \n") == "```\nrun: x\n```"

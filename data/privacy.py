@@ -1,0 +1,168 @@
+"""What becomes of credentialed data: which data that is, who may see it, and how it is remembered.
+
+The terms of a credentialed data set forbid passing it on. So its images and plain ids are shown only where its own
+config wishes it, what is made of it is written for its owner alone (`keep_private` in data/writing.py), and checkpoints
+remember its images by a secret of this machine. docs/security.md promises all this.
+"""
+
+import os
+import secrets
+import sys
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+from data.config import change_config
+from data.settings import DataConfig, DataSettings
+from data.sources import SOURCES
+from data.writing import flush_to_disk
+
+Kind = TypeVar("Kind", bound=DataConfig)
+# what a config allows for its own data: (setting, value that allows, value without a word)
+PERMISSIONS = (
+    ("report.images", True, None),
+    ("data.credentialed", False, None),
+    ("data.share", "group", "private"),
+)
+KEY_BYTES = 32
+
+
+# ---------------------------------------------------------------- which data
+
+
+def is_credentialed(settings: DataSettings) -> bool:
+    """Whether what is made of this data must stay private; a mix must if any part must."""
+    return bool(credentialed_sources(settings))
+
+
+def credentialed_sources(settings: DataSettings) -> tuple[str, ...]:
+    """The names of the credentialed data sets among those of the settings; () where all are open."""
+    names = []
+    for name, part in settings.each_source().items():
+        by_terms = SOURCES[part.source].credentialed
+        if settings.credentialed or (settings.credentialed is None and by_terms):
+            names.append(name)
+    return tuple(names)
+
+
+def terms(sources: Collection[str]) -> str:
+    """What is to be said of whatever is made of these data sets."""
+    return (
+        f"Made from credentialed data ({', '.join(sorted(sources))}): check the data use agreement before sharing any "
+        "of it."
+    )
+
+
+# ---------------------------------------------------------------- who may see it
+
+
+def may_show(credentialed: bool, wished: bool | None) -> bool:
+    """Whether images and plain ids may be shown: those of credentialed data only where it is wished for.
+
+    wished: `report.images` of the config of this very data. This is the one place that decides.
+    """
+    if wished is None:
+        return not credentialed
+    return wished
+
+
+def with_settings(made: Kind, *layers: Mapping[str, Any], place: str = "command line") -> Kind:
+    """A copy of a config with dotted keys replaced, layer by layer, as `change_config` makes it; consent stays behind.
+
+    What a config allows for its own data (`PERMISSIONS`), a layer that changes the data does not inherit: it must allow
+    it itself. What is forbidden stays so.
+    """
+    configs = [made]
+    for layer in layers:
+        configs.append(change_config(configs[-1], layer, place))
+    changed = configs[-1]
+
+    lost = {}
+    for name, allowing, without in PERMISSIONS:
+        if _value(changed, name) != allowing:
+            continue
+        allowed = [_value(made, name) == allowing, *(dict(_leaves(layer)).get(name) == allowing for layer in layers)]
+        for_this_data = [_covers(config.data, changed.data) for config in configs]
+        if not any(a and b for a, b in zip(allowed, for_this_data, strict=True)):
+            lost[name] = without
+    return change_config(changed, lost, place) if lost else changed
+
+
+def _covers(settings: DataSettings, other: DataSettings) -> bool:
+    """Whether every data set of the other settings is one of these."""
+    return _data_sets(other) <= _data_sets(settings)
+
+
+def _data_sets(settings: DataSettings) -> set[tuple[str, str, str]]:
+    found: set[tuple[str, str, str]] = set()
+    for part in settings.each_source().values():
+        found.add((part.source, part.root, part.table if part.source == "table" else ""))
+    return found
+
+
+def _value(config: DataConfig, name: str) -> Any:
+    section, key = name.split(".")
+    return getattr(getattr(config, section), key)
+
+
+def _leaves(changes: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of what is given, in sections or one by one."""
+    for name, value in changes.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{above}{name}.")
+        else:
+            yield f"{above}{name}", value
+
+
+# ---------------------------------------------------------------- how it is remembered
+
+
+def secret_key() -> bytes:
+    """The secret of this machine's user, made when it is first needed; another one each time where it cannot be kept.
+
+    Ids can be guessed: a hospital's numbers, or all of a published data set. Without the secret no guess can be tried.
+    """
+    try:
+        path = _key_place()
+        with suppress(FileExistsError):  # another process was first
+            _make_key(path)
+        trouble = f"{path}: found no secret of {KEY_BYTES} bytes"
+    except (OSError, RuntimeError) as error:
+        trouble = str(error)
+    key = kept_key()
+    if key is not None:
+        return key
+    print(f"warning: no secret kept ({trouble}): later runs will not know these images by their ids", file=sys.stderr)
+    return secrets.token_bytes(KEY_BYTES)
+
+
+def kept_key() -> bytes | None:
+    """The secret by which ids are remembered; None where none has been."""
+    try:
+        key = _key_place().read_bytes()
+    except (OSError, RuntimeError):
+        return None
+    return key if len(key) == KEY_BYTES else None
+
+
+def _key_place() -> Path:
+    given = os.environ.get("XDG_DATA_HOME", "")
+    folder = Path(given) if given.startswith("/") else Path.home() / ".local/share"
+    return folder / "mae-cxr" / "key"
+
+
+def _make_key(path: Path) -> None:
+    """Whole or not at all: of several processes that begin at once, the first one's stands."""
+    if path.exists():
+        return
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(secrets.token_bytes(KEY_BYTES))
+            flush_to_disk(file)
+        path.hardlink_to(temporary)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,104 @@
+"""All commands over a credentialed hospital full of marks: what is written and printed is searched for them."""
+
+import os
+from importlib import import_module
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+import pytest
+from marked_hospital import DATE, ID, MARK, everything_written, write_hospital
+from tiny_world import ONE_EPOCH, SETTINGS, call, other_split, write_config
+
+from classify.cli import compare, evaluate, export, finetune
+from mae.cli import pretrain
+
+prepare = import_module("data.cli").prepare
+
+# what holds ids, because it could not serve otherwise: whose row is which, whose file was unreadable, who scored what
+MAY_HOLD_IDS = ("index.csv", "rejected.csv", "predictions/*.csv")
+GRID = "compare={split: test, pretrainings: {a: {}}, rows: [{name: A, pretraining: [a]}, {name: B}]}"
+
+
+class Told(NamedTuple):
+    root: Path
+    words: str  # all that was printed
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory) -> Told:
+    """Every command has run, with a umask that keeps nothing from anybody."""
+    root = tmp_path_factory.mktemp("credentialed")
+    hospital = write_hospital(root / "hospital")
+    again = pd.read_csv(hospital / "manifest.csv")
+    other_split(again).to_csv(hospital / "again.csv", index=False)
+
+    settings = SETTINGS | ONE_EPOCH | {"pretrain.panel_images": 2, "pretrain.probe_every": 1}
+    settings |= {"data.source": "table", "data.root": str(hospital), "data.credentialed": True}
+    settings |= {"run": f"{root}/made/runs/mae", "data.store": f"{root}/made/stores", "finetune.pool": "cls"}
+    config = write_config(root / "config.yaml", settings)
+    run = root / "made/runs/mae"
+
+    words = []
+    before = os.umask(0)
+    try:
+        for main, *argv in (
+            (prepare, "--config", config),
+            (pretrain, "--config", config, "--verbose"),
+            (finetune, "--checkpoint", run / "last.pt", "--verbose"),
+            (evaluate, f"{run}-full"),
+            # images of which some stand in two splits, so that the audit has something to say
+            (evaluate, f"{run}-full", "data.table=again.csv"),
+            (pretrain, "--config", config, "data.store=false", f"run={root}/made/runs/files"),
+            (compare, "--config", config, GRID, f"run={root}/made/runs/grid"),
+            (export, "--checkpoint", run / "last.pt", "--out", root / "made/exported"),
+            (export, "--checkpoint", f"{run}-full/best.pt", "--out", root / "made/exported-classifier"),
+        ):
+            outcome = call(main, *argv)
+            assert outcome.code == 0, outcome.err
+            words += [outcome.out, outcome.err]
+    finally:
+        os.umask(before)
+    return Told(root, "\n".join(words))
+
+
+def test_no_mark_is_printed(told):
+    assert "3 unreadable files are listed in" in told.words
+    assert "served pretraining" in told.words
+    assert MARK not in told.words and DATE not in told.words
+
+
+def test_no_mark_is_written_but_ids_where_they_must_be(told):
+    searched = set()
+    with_ids = set()
+    for path, content in everything_written(told.root / "made"):
+        searched.add(path.name)
+        if any(path.match(pattern) for pattern in MAY_HOLD_IDS):
+            with_ids.add(path.name)
+            content = content.replace(ID.encode(), b"")
+        assert MARK.encode() not in content, path
+        assert DATE.encode() not in content, path
+    assert with_ids == {"index.csv", "rejected.csv", "test.csv"} | {name for name in with_ids if "test-" in name}
+    kinds = {"metrics.jsonl", "report.html", "comparison.md", "best.pt", "audit.json", "config.yaml", "images.npy"}
+    assert kinds <= searched
+    assert any(name.startswith("events.out") for name in searched)
+
+
+def test_no_radiograph_is_shown(told):
+    for path, content in everything_written(told.root / "made"):
+        assert b"data:image" not in content, path
+        if path.name.startswith("events.out"):
+            assert b"worst_mistakes" not in content and b"\x0ereconstruction" not in content, path
+
+
+def test_everything_is_for_its_owner_alone_whatever_the_umask(told):
+    for path in (told.root / "made", *(told.root / "made").rglob("*")):
+        assert path.stat().st_mode & 0o777 == (0o700 if path.is_dir() else 0o600), path
+
+
+def test_what_is_made_of_it_says_so(told):
+    said = "Made from credentialed data (table): check the data use agreement"
+    assert said in told.words
+    assert said in (told.root / "made/runs/grid/report.html").read_text()
+    assert said in (told.root / "made/runs/grid/comparison.md").read_text()
+    assert said in (told.root / "made/exported/README.md").read_text()
