@@ -95,7 +95,12 @@ def _name(key: Any, where: str) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML with 1e-3 as a number (YAML 1.2) and without silently repeated keys."""
+    """YAML with 1e-3 as a number (YAML 1.2), without silently repeated keys, and not endlessly deep."""
+
+    def fetch_flow_collection_start(self, TokenClass: Any) -> None:
+        if self.flow_level > DEEPEST:  # thousands of brackets would take seconds
+            raise Refused(f"found values nested more than {DEEPEST} deep, expected settings")
+        super().fetch_flow_collection_start(TokenClass)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
