@@ -39,7 +39,7 @@ from mae.engine.loop import evaluating
 from mae.engine.run import commit, configure_torch, device_of
 
 NUMBERS = {"label": float, "logit": float, "score": float, "predicted": int}  # columns of predictions beside the ids
-FREE = ("data", "report", "evaluate", "device", "precision", "threads")  # what may be set anew
+FREE = ("data", "evaluate", "report", "device", "precision", "threads")  # what may be set anew
 
 
 @dataclass(frozen=True)
