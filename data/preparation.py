@@ -1,6 +1,5 @@
 """Manifest → ImageStore, parallel and resumable; bad files are listed, never silently dropped."""
 
-import csv
 import hashlib
 import sys
 from collections.abc import Generator
@@ -24,7 +23,7 @@ from data.store import Decoded, ImageStore, Postponed, StoreWriter, decode_rows
 from data.store_integrity import described, facts_of, read_description
 from data.store_reuse import forget_plan, take_over
 from data.workers import TRIES, Job, Killed, run_jobs, run_one_by_one, usable_cores
-from data.writing import keep_private, read_json, restoring_umask
+from data.writing import keep_private, read_csv, read_json, restoring_umask
 
 AGAIN = 64  # images that are tried once more where the system would not read them
 SUCCEEDS = "succeeds"  # in a description: the fingerprint of the store whose place this one takes
@@ -142,14 +141,16 @@ def _with_files_of_new_plugins(settings: DataSettings, manifest: Manifest, store
 
     Runs may rest on the first one, so it stays as it is.
     """
-    with (store.folder / "rejected.csv").open(newline="", encoding="utf-8") as file:
-        lines = [line for line in csv.DictReader(file) if line.get("plugins")]  # older stores have no such column
+    rejections = read_csv(store.folder / "rejected.csv")
+    lines = [line for line in rejections if line.get("plugins")]  # older stores have no such column
     if not lines:
         return store
 
     now = plugins_here()
     paths = [line["path"] for line in lines if line["plugins"] != now]
-    if not any(_is_readable(settings, path) for path in paths):
+    with withholding(manifest.credentialed):
+        readable = any(_is_readable(settings, path) for path in paths)
+    if not readable:
         return store
     print(f"{len(paths):,} files lacked a plugin when {store.folder} was made; they are tried again", flush=True)
     facts = facts_of(store.description) | {SUCCEEDS: store.fingerprint, "plugins": now}

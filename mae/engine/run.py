@@ -88,7 +88,8 @@ def _saved_with(folder: Path) -> dict[str, Any] | None:
     """The settings that the run's checkpoint was saved with; None where none can be read, which the training tells."""
     for name in ("last.pt", "previous.pt"):
         with suppress(UserError):
-            return with_new_names(load_checkpoint(folder / name, numbers=False).settings)
+            checkpoint = load_checkpoint(folder / name, numbers=False)
+            return with_new_names(checkpoint.settings, checkpoint.place)
     return None
 
 
