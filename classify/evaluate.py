@@ -39,6 +39,7 @@ from mae.engine.loop import evaluating
 from mae.engine.run import commit, configure_torch, device_of
 
 NUMBERS = {"label": float, "logit": float, "score": float, "predicted": int}  # columns of predictions beside the ids
+NEEDED = ("seen", "images", "threshold", "pretrained_from", "train_images")  # what evaluations say of the weights
 FREE = ("data", "evaluate", "report", "device", "precision", "threads")  # what may be set anew
 
 
@@ -70,6 +71,8 @@ def evaluate(run: str | Path, overrides: dict[str, Any] | None = None, data: Dat
     best = best_of(run)
     checkpoint = load_checkpoint(best, kind="classifier")
     expect_no_links_out(best.parent)
+    for name in NEEDED:
+        checkpoint.fact(name)
     config = _config_for(checkpoint, overrides or {})
     opened_by_caller = data is not None
     if not opened_by_caller:

@@ -38,18 +38,18 @@ class ModelSettings(Settings):
 
     # sizes
     in_channels: Literal[1, 3] = Field(1, description="1, or 3 equal ones as published weights expect")
-    patch_size: int | None = Field(None, ge=1, description="side of a patch, pixels; null: the preset's")
-    width: int | None = Field(None, ge=8, description="encoder width; null: the preset's")
+    patch_size: int | None = Field(None, ge=1, le=2048, description="side of a patch, pixels; null: the preset's")
+    width: int | None = Field(None, ge=8, le=65536, description="encoder width; null: the preset's")
     depth: int | None = Field(None, ge=1, le=1000, description="encoder blocks; null: the preset's")
-    heads: int | None = Field(None, ge=1, description="encoder attention heads; null: the preset's")
+    heads: int | None = Field(None, ge=1, le=65536, description="encoder attention heads; null: the preset's")
     decoder: Literal["self", "cross"] = Field(
         "self",
         description="self: all tokens attend to each other, as in the paper; cross: mask tokens attend to visible ones "
         "(CrossMAE)",
     )
-    decoder_width: int | None = Field(None, ge=8, description="decoder width; null: the preset's")
+    decoder_width: int | None = Field(None, ge=8, le=65536, description="decoder width; null: the preset's")
     decoder_depth: int | None = Field(None, ge=1, le=1000, description="decoder blocks; null: the preset's")
-    decoder_heads: int | None = Field(None, ge=1, description="decoder attention heads; null: the preset's")
+    decoder_heads: int | None = Field(None, ge=1, le=65536, description="decoder attention heads; null: the preset's")
 
     # pixels and norms
     norm_pixel_loss: bool | None = Field(
