@@ -36,7 +36,10 @@ def sources(folder: Path):
     reference = with_decoder(weights)
     file = reference_file(folder / "mae.pth", reference, epoch=1)
     yield {*reference, "epoch"}, load_facebook(file, quiet, **sizes)
-    half = {name: tensor.half() for name, tensor in load_file(folder_of(tiny(), folder) / "model.safetensors").items()}
+    half = {
+        name: tensor.half()
+        for name, tensor in load_file(folder_of(tiny(), folder / "hf") / "model.safetensors").items()
+    }
     half |= {"vit.pooler.dense.weight": torch.ones(2), "classifier.bias": torch.ones(2)}
     yield set(half), load_huggingface(half, quiet, **sizes)
     yield set(half), load_huggingface(half, quiet, **sizes, decoder_depth=2)  # its own decoder does not fit
