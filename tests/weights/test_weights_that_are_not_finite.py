@@ -122,7 +122,7 @@ def test_a_classifier_is_not_evaluated_exported_or_gone_on_from(world: World, ru
     said = "head.weight: found NaN or infinity"
     assert said in mistake(mae_evaluate, runs / "mae-full", keep=runs)
     assert said in mistake(mae_export, "--checkpoint", runs / "mae-full/best.pt", "--out", runs / "out", keep=runs)
-    words = ("--checkpoint", runs / "mae/last.pt", f"finetune.run={runs}/mae-full", "finetune.epochs=2")
+    words = ("--checkpoint", runs / "mae/last.pt", *world.data, f"finetune.run={runs}/mae-full", "finetune.epochs=2")
     assert said in mistake(mae_finetune, *words, keep=runs)
     assert not (runs / "mae-full/predictions").exists()
 
