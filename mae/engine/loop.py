@@ -106,7 +106,7 @@ class _Run:
         self.position = self._resume()
         self.pending: list[tuple[Tensor, Batch]] = []  # updates nobody has looked at yet, with their batches
         self.validated: dict[str, Any] = {}  # what last.pt is to know of the validation at this step
-        self.saved = self.position.step  # the step that last.pt stands at
+        self.saved = replace(self.position)  # where last.pt stands
         self.owed: Checkpoint | None = None  # the best weights, where the disk did not take them
         self.watch = _Watch()
 
@@ -258,12 +258,12 @@ class _Run:
         if not distributed.any_rank(bool(signals), self.stage.device):
             return
 
-        if self.saved != position.step:  # at an epoch's end it is written already
+        if self.saved != position:  # at an epoch's end it is written already
             self._save_last()
         name = signals[0] if signals else "another rank's signal"
         stands = "which is saved; the same command goes on from it"
-        if self.saved != position.step:
-            stands = f"which could not be saved; the same command goes on from step {self.saved}"
+        if self.saved != position:
+            stands = f"which could not be saved; the same command goes on from step {self.saved.step}"
         raise Stopped(
             f"{self.folder}: stopped by {name} at step {position.step}, {stands}", speaks=distributed.is_main()
         )
@@ -276,12 +276,12 @@ class _Run:
             return
 
         # the last chance of what the disk did not take so far
-        if self.owed or self.saved != self.position.step:
+        if self.owed or self.saved != self.position:
             self._save_last()
-        if self.owed or self.saved != self.position.step:
+        if self.owed or self.saved != self.position:
             raise UserError(
                 f"{self.folder}: found no way to write the last checkpoints (warnings say why), so the run is not "
-                f"finished; mend that and give the same command again: it goes on from step {self.saved}"
+                f"finished; mend that and give the same command again: it goes on from step {self.saved.step}"
             )
 
         check_finished(self.folder, self.stage.kind)
@@ -309,7 +309,7 @@ class _Run:
         """
         self.watch.saved()
         if not distributed.is_main():
-            self.saved = self.position.step
+            self.saved = replace(self.position)
             return
         if self.owed:
             if not self._write(self.owed, "best.pt"):
@@ -320,7 +320,7 @@ class _Run:
         optimizer = self.stage.optimizer.state_dict()
         checkpoint = replace(self._checkpoint(), optimizer=optimizer, state=self.update.state_dict())
         if self._write(checkpoint, "last.pt", previous=self.folder / "previous.pt"):
-            self.saved = self.position.step
+            self.saved = replace(self.position)
 
     def _checkpoint(self) -> Checkpoint:
         """The run as it stands, without what only resuming needs."""

@@ -314,6 +314,20 @@ def test_a_run_that_ends_while_the_best_is_owed_finds_it_again(config, tmp_path,
         assert_same(one.progress, two.progress)
 
 
+def test_a_run_that_was_stopped_before_its_last_validation_is_not_finished_by_an_old_checkpoint(
+    config, tmp_path, monkeypatch
+):
+    with pytest.raises(Stop):
+        fit(failing(toy_stage(config, SCORES), 4), tmp_path)
+    with monkeypatch.context() as patch:
+        failing_writes(patch, lambda name, number: True)
+        with pytest.raises(UserError, match=r"the run is not finished; .* it goes on from step 20"):
+            fit(toy_stage(config, SCORES[3:]), tmp_path)
+    assert not is_finished(tmp_path, 4)
+    fit(toy_stage(config, SCORES[3:]), tmp_path)
+    assert is_finished(tmp_path, 4)
+
+
 def test_a_signal_while_nothing_can_be_written_says_what_is_saved(config, tmp_path, monkeypatch):
     calls = []
 
