@@ -79,8 +79,7 @@ def evaluate(run: str | Path, overrides: dict[str, Any] | None = None, data: Dat
         command = shlex.join(["mae-evaluate", str(run)])
         config = with_paths_given(config, checkpoint, overrides or {}, command, run=False)
     configure_torch(config)
-    credentialed = sorted({*credentialed_sources(config.data), *checkpoint.credentialed})
-    keep_private(credentialed, config.data.share)
+    keep_private(_credentialed(checkpoint, config), config.data.share)
 
     # the labelled images of the split
     data = data or open_data(config.data)
@@ -128,13 +127,18 @@ def _kept_or_made(
         "patients_known": data.manifest.patients_known,
         "pretrained_on": int(seen.sum()),
         "seen_elsewhere": checkpoint.meta.get("seen_elsewhere", False),
-        "credentialed": sorted({*credentialed_sources(config.data), *checkpoint.credentialed}),
+        "credentialed": _credentialed(checkpoint, config),
     }
     units = in_units(scored, config.evaluate.unit, data.manifest.patients_known)
     _write(path, checkpoint, config, units, threshold, facts)
     made = _kept(path, config, origin)
     assert made is not None
     return made
+
+
+def _credentialed(checkpoint: Checkpoint, config: ClassifyConfig) -> list[str]:
+    """The credentialed data sets in predictions: those predicted, and those that the weights have seen."""
+    return sorted({*credentialed_sources(config.data), *checkpoint.credentialed})
 
 
 def _audit(path: Path, checkpoint: Checkpoint, config: ClassifyConfig, data: Data, table: pd.DataFrame) -> list[str]:
@@ -259,7 +263,6 @@ def _write(
     table = predictions[["image_id", "patient_id", "study_id", *NUMBERS]].to_csv(index=False)
 
     # the summary vouches for the predictions: the old one goes first, the new one comes last
-    path.parent.mkdir(parents=True, exist_ok=True)
     path.with_suffix(".json").unlink(missing_ok=True)
     write_text(path.with_suffix(".csv"), table)
     write_json(path.with_suffix(".json"), summary | {"digest": _digest(summary, table.encode())})

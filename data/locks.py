@@ -69,6 +69,7 @@ def _say(busy: str, wait: bool) -> None:
 def _file_lock(path: Path, busy: str, wait: bool) -> Iterator[None]:
     own = {"host": socket.gethostname(), "process": os.getpid()}
     told = False
+
     while not _take(path, own):
         holder = _holder(path)
         if _is_dead(holder, own):
@@ -79,6 +80,7 @@ def _file_lock(path: Path, busy: str, wait: bool) -> Iterator[None]:
             _say(f"{busy} ({who}; if that has ended, delete {path})", wait)
             told = True
         time.sleep(SECONDS)
+
     try:
         yield
     finally:

@@ -73,6 +73,8 @@ def run_one_by_one(function: Callable[..., Any], jobs: Iterable[Job]) -> Generat
     """
     killed = []
     pool: Executor | None = None
+
+    # a process serves until it is killed; whatever it did then is tried by another
     try:
         for job in jobs:
             for _ in range(TRIES):
@@ -90,6 +92,7 @@ def run_one_by_one(function: Callable[..., Any], jobs: Iterable[Job]) -> Generat
     finally:
         if pool:
             pool.shutdown(cancel_futures=True)
+
     if killed:
         raise Killed(killed)
 

@@ -100,12 +100,15 @@ def _read_dicom_images(root: Path, labels: Path, alone: bool) -> tuple[pd.DataFr
     path = next((root / name for name in (RECORDS, f"{RECORDS}.gz") if (root / name).is_file()), None)
     if path is None:
         raise UserError(f"{root}: found no {RECORDS}[.gz], expected it here; it comes with MIMIC-CXR")
+
     images = read_csv(path, [*IDS, "path"])
     require_filled(images, images.columns, path)
     for column in NUMBERS:
         require_numbers(images[column], path)
     images["path"] = f"{root}/" + images["path"]
     notes = [_count(path, images)]
+
+    # what MIMIC-CXR-JPG adds, as far as it is there
     if metadata := _find_csv(labels, "metadata"):
         views = read_csv(metadata, ["dicom_id", "ViewPosition"], optional=["subject_id"])
         require_unique(views["dicom_id"], metadata)

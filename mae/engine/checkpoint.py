@@ -100,16 +100,15 @@ def latest_checkpoint(folder: Path, kind: str | None = None) -> Checkpoint | Non
         return load_checkpoint(previous, kind)
 
 
-def check_finished(folder: Path, kind: str | None = None) -> None:
-    """UserError unless last.pt and the best.pt that belongs to it are there, and whole."""
-    last = load_checkpoint(folder / "last.pt", kind)
+def check_finished(folder: Path, last: Checkpoint) -> None:
+    """UserError unless the best.pt that belongs to the folder's last checkpoint is there, and whole."""
     best = folder / "best.pt"
     if not best.exists() and last.progress.get("best") == -math.inf:
         raise UserError(
             f"{folder}: found no validation with finite numbers, expected one for best.pt; "
             "start another run (run=…) with lower base_lr or precision=fp32"
         )
-    if load_checkpoint(best, kind).progress.get("best") != last.progress.get("best"):
+    if load_checkpoint(best, last.kind).progress.get("best") != last.progress.get("best"):
         raise UserError(
             f"{best}: found the weights of another epoch than the best one, expected those; they were not written "
             "when they were there: start another run (run=…), or remove this folder"

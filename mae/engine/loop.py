@@ -22,6 +22,7 @@ from mae.engine.checkpoint import (
     check_finished,
     check_weights,
     latest_checkpoint,
+    load_checkpoint,
     save_checkpoint,
 )
 from mae.engine.hparams import describe_run, end_session, write_hyperparameters
@@ -284,7 +285,7 @@ class _Run:
                 f"finished; mend that and give the same command again: it goes on from step {self.saved.step}"
             )
 
-        check_finished(self.folder, self.stage.kind)
+        check_finished(self.folder, load_checkpoint(self.folder / "last.pt", self.stage.kind))
         with suppress(OSError):  # the checkpoint before the last is not needed any more
             (self.folder / "previous.pt").unlink(missing_ok=True)
 

@@ -111,7 +111,7 @@ def is_finished(folder: Path, epochs: int) -> bool:
     last = latest_checkpoint(folder)
     if last is None or last.epoch < epochs or (folder / "previous.pt").exists():
         return False
-    check_finished(folder)
+    check_finished(folder, last)
     return True
 
 

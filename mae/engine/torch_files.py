@@ -124,8 +124,11 @@ class _Declared:
         marks: list[list[Any]] = []
         memo: dict[int, Any] = {}
         argument: Any
+
         for opcode, argument, _ in pickletools.genops(file):
             name = opcode.name
+
+            # containers
             if name == "MARK":
                 marks.append(stack)
                 stack = []
@@ -141,6 +144,8 @@ class _Declared:
             elif name == "SETITEM":
                 stack.pop()
                 _expect_name(stack.pop())
+
+            # classes, functions and storages
             elif name in CALLED:
                 arguments = stack.pop()
                 stack.append(self._called(stack.pop(), arguments))
@@ -148,6 +153,8 @@ class _Declared:
                 stack.append(_Name(str(argument).replace(" ", ".")))
             elif name == "BINPERSID":
                 stack.append(self._storage(stack.pop()))
+
+            # what is met again, and plain values
             elif name in ("BINPUT", "LONG_BINPUT"):
                 memo[argument] = stack[-1]
             elif name in ("BINGET", "LONG_BINGET"):

@@ -84,6 +84,7 @@ def _front_matter(folder: Path) -> dict[str, Any]:
     lines = _lines(folder, "README.md")
     if next(lines, "").rstrip() != "---":
         return {}
+
     inner: list[str] = []
     for line in lines:
         if line.rstrip() == "---":
@@ -91,6 +92,7 @@ def _front_matter(folder: Path) -> dict[str, Any]:
         inner.append(line)
     else:
         return {}
+
     try:
         front = parse_yaml("\n".join(inner), str(folder / "README.md"))
     except NotYaml:
