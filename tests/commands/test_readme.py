@@ -24,6 +24,7 @@ MAINS = {
     "mae-finetune": classify.cli.finetune,
     "mae-evaluate": classify.cli.evaluate,
     "mae-compare": classify.cli.compare,
+    "mae-report": classify.cli.report,
     "mae-export": classify.cli.export,
 }
 SMALL = [
