@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from classify.evaluate import Evaluation
@@ -48,8 +49,18 @@ def facts_of(
         patients_known=manifest.patients_known,
         commit=commit(),
         audits={evaluation.run.name: audit_of(evaluation) for evaluation in evaluations},
-        openings=tuple(openings),
+        openings=tuple(_opening(line) for line in openings),
     )
+
+
+def _opening(line: Mapping[str, Any]) -> dict[str, Any]:
+    """What is told of an opening: no path of this machine, and no command, in which there may be one."""
+    return {
+        "time": line["time"],
+        "run": Path(line["run"]).name,
+        "checkpoint": line["checkpoint"],
+        "n": line["n"],
+    }
 
 
 def audit_of(evaluation: Evaluation) -> tuple[str, ...]:

@@ -74,6 +74,8 @@ def _further_sections(comparison: Comparison) -> Iterator[Section]:
     audit = audit_lines(comparison)
     if audit:
         yield Section("audit", "Leak audit", audit)
+    if comparison.facts.openings:
+        yield Section("ledger", "Who opened the test split", tables=(Table(tuple(opening_rows(comparison))),))
     rows = tuple({"What": term, "Value": value} for term, value in facts(comparison))
     yield Section("facts", "How it was made", tables=(Table(rows),))
     yield Section("runs", "Runs and settings", tables=(Table(tuple(run_rows(comparison))),))
@@ -87,6 +89,19 @@ def audit_lines(comparison: Comparison) -> tuple[str, ...]:
     for lines in comparison.facts.audits.values():
         found += lines
     return tuple(dict.fromkeys(found))
+
+
+def opening_rows(comparison: Comparison) -> Iterator[dict[str, str]]:
+    """The ledger of the test split: whenever its labels were looked at, and by which weights."""
+    own = {evaluation.summary["origin"].get("checkpoint") for evaluation in comparison.evaluations}
+    for opening in comparison.facts.openings:
+        yield {
+            "When": str(opening["time"]),
+            "Run": str(opening["run"]),
+            "Checkpoint": str(opening["checkpoint"])[:16],
+            "Cases": f"{opening['n']:,}",
+            "In this table": "yes" if opening["checkpoint"] in own else "no",
+        }
 
 
 # ---------------------------------------------------------------- as text

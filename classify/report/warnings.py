@@ -1,5 +1,6 @@
 """What stands above every number: leaks, contamination, tests opened too often, too few cases. Most serious first."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from classify.comparison import Comparison
@@ -61,7 +62,20 @@ def _seen_elsewhere(comparison: Comparison, name: str) -> bool:
 
 
 def _openings(comparison: Comparison) -> Iterator[str]:
-    return iter(())
+    """The test split opened by others than these rows, or by these more than once: it is a validation split then."""
+    if comparison.config.compare.split != "test":
+        return
+    own = {evaluation.summary["origin"].get("checkpoint") for evaluation in comparison.evaluations}
+    times = Counter(str(opening["checkpoint"]) for opening in comparison.facts.openings)
+    others = {checkpoint: count for checkpoint, count in times.items() if checkpoint not in own}
+    again = {checkpoint: count for checkpoint, count in times.items() if checkpoint in own and count > 1}
+    if others:
+        yield (
+            f"Test was opened {sum(others.values()):,} times by {len(others):,} checkpoints that are not in this table: what "
+            "was seen there may have shaped what is."
+        )
+    if again:
+        yield f"Test was opened more than once by {len(again):,} of these rows' checkpoints ({max(again.values()):,} times at most)."
 
 
 def _failed(comparison: Comparison) -> Iterator[str]:
