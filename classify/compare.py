@@ -14,6 +14,7 @@ from classify.report.reconstructions import draw_reconstructions
 from classify.report.write import write_comparison
 from classify.scores import UNIT_IDS
 from classify.settings import ClassifyConfig
+from classify.subgroups import check_columns
 from data.config import change_config, expand
 from data.errors import UserError
 from data.loader import Data, open_data
@@ -43,6 +44,7 @@ def compare(config: ClassifyConfig, say: Callable[[str], None] = print) -> Compa
     cells = list(expand_grid(config))
     tested = declared(config, candidates(cells))
     _keep_private(config, cells)
+    check_columns(config.report.subgroups, data_of(config.data).manifest.table.columns)
     check_grid(config, cells, data_of)
 
     folder = Path(expand(config.run, "run"))

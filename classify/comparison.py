@@ -193,7 +193,7 @@ class Comparison:
     @cached_property
     def contrasts(self) -> tuple[Contrast, ...]:
         """Every declared contrast at every label budget that has both its rows, adjusted as one family of tests."""
-        rows = [*self.lines, *self.failed_rows]
+        rows: list[Line | FailedRow] = [*self.lines, *self.failed_rows]
         found = []
         for labelled in dict.fromkeys(row.labelled for row in rows):
             of_budget = {row.name: row for row in rows if row.labelled == labelled}
@@ -227,8 +227,7 @@ def _contrast(declared: Declared, a: Line | FailedRow, b: Line | FailedRow) -> C
     )
     auc = differences["auc"]
     if np.isnan(auc.p_value):
-        why_not = "its difference has no interval"
-        return Contrast(declared, a.labelled, seeds, differences, why_not=why_not)
+        return Contrast(declared, a.labelled, seeds, differences, why_not=auc.note or "no interval")
 
     margin = declared.margin
     p_margin = np.nan if margin is None else auc.non_inferior(margin)

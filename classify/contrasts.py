@@ -75,7 +75,9 @@ def declared(config: ClassifyConfig, rows: Sequence[Candidate]) -> tuple[Declare
         if a is b:
             raise UserError(f"{place}: found {a.name!r} against itself, expected two rows")
         if not a.budgets & b.budgets:
-            raise UserError(f"{place}: found {a.name!r} and {b.name!r}, which share no label budget, expected two that do")
+            raise UserError(
+                f"{place}: found {a.name!r} and {b.name!r}, which share no label budget, expected two that do"
+            )
 
         contrast = _contrast(a, b, given.margin)
         if any({contrast.a, contrast.b} == {other.a, other.b} for other in found):

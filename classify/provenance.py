@@ -1,4 +1,4 @@
-"""Where a comparison comes from, as plain facts: its data, the leak audits of its runs, who opened the split, the code."""
+"""Where a comparison comes from, as plain facts: data, leak audits of its runs, who opened the split, the code."""
 
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -30,9 +30,7 @@ class Facts:
     openings: tuple[Mapping[str, Any], ...] = ()  # of the test split, from the ledger
 
 
-def facts_of(
-    data: Data, evaluations: Iterable[Evaluation], openings: Iterable[Mapping[str, Any]] = ()
-) -> Facts:
+def facts_of(data: Data, evaluations: Iterable[Evaluation], openings: Iterable[Mapping[str, Any]] = ()) -> Facts:
     """The facts of evaluations on this data. openings: what the ledgers know of the test split."""
     manifest = data.manifest
     classes = {}

@@ -3,6 +3,7 @@
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from data.config import Settings
 from data.settings import AugmentSettings
@@ -92,7 +93,10 @@ class ContrastSettings(Settings):
     a: str = Field(description="a row's name (a pretraining's, where it has several: row/pretraining)")
     b: str = Field(description="the row that a is compared with")
     margin: float | None = Field(
-        None, gt=0, lt=0.5, description="also test that a's AUC is not lower than b's by this or more; null: no such test"
+        None,
+        gt=0,
+        lt=0.5,
+        description="also test that a's AUC is not lower than b's by this or more; null: no such test",
     )
 
     @model_validator(mode="before")
@@ -101,7 +105,7 @@ class ContrastSettings(Settings):
         if not isinstance(given, list | tuple):
             return given
         if len(given) != 2:
-            raise ValueError(f"found a list of {len(given)}, expected two rows' names: [a, b]")
+            raise PydanticCustomError("pair", "Input should be two rows: [a, b]")
         return {"a": given[0], "b": given[1]}
 
 

@@ -137,7 +137,8 @@ def _evaluation(folder: Path, config: ClassifyConfig, seed: Mapping[str, Any]) -
     evaluation = read_evaluation(path, {f"evaluate.{key}": value for key, value in settings.items()}, config)
     if evaluation.digest != seed["digest"]:
         raise UserError(
-            f"{path}: found other predictions than the comparison was made from, expected those; mae-compare compares anew"
+            f"{path}: found other predictions than the comparison was made from, expected those; mae-compare compares "
+            "anew"
         )
 
     # what a training cost is known to the grid, and not to its predictions

@@ -65,7 +65,9 @@ def draw_reconstructions(
         else:
             withheld = "report.images is false"
             if wished is None:
-                withheld = f"the source is credentialed ({', '.join(private)})" if private else "the source is credentialed"
+                withheld = (
+                    f"the source is credentialed ({', '.join(private)})" if private else "the source is credentialed"
+                )
         _remove_others(folder, name, file)
 
         found[name] = Reconstructions(

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from classify.comparison import Comparison, Line
+from classify.comparison import Comparison, FailedRow, Line
 from classify.evaluate import Evaluation
 from classify.report.training import OF_TRAINING, epochs_of, kept_epoch
 from classify.settings import ClassifyConfig
@@ -23,7 +23,8 @@ def run_rows(comparison: Comparison) -> Iterator[dict[str, str]]:
     for line in comparison.lines:
         for evaluation in line.evaluations:
             yield _run_row(comparison.config, line, evaluation)
-    for row in (*comparison.lines, *comparison.failed_rows):
+    rows: list[Line | FailedRow] = [*comparison.lines, *comparison.failed_rows]
+    for row in rows:
         for why in row.failed:
             yield dict.fromkeys(COLUMNS, "–") | {"Row": row.name, "Settings of its own": f"failed: {why}"}
 

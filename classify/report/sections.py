@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from classify.comparison import Comparison
 from classify.report.facts import facts, notices
 from classify.report.runs import run_rows
+from classify.report.subgroup_tables import GAPS, SUBGROUPS, gap_rows, subgroup_rows
 from classify.report.tables import (
     caption,
     contrast_caption,
@@ -70,7 +71,14 @@ def first_sections(comparison: Comparison) -> Iterator[Section]:
 
 
 def _further_sections(comparison: Comparison) -> Iterator[Section]:
-    """How it was made."""
+    """Groups of cases, and how it was all made."""
+    groups = tuple(subgroup_rows(comparison))
+    if groups:
+        tables = [Table(groups, SUBGROUPS)]
+        gaps = tuple(gap_rows(comparison))
+        if gaps:
+            tables.append(Table(gaps, GAPS))
+        yield Section("subgroups", "Subgroups", tables=tuple(tables))
     audit = audit_lines(comparison)
     if audit:
         yield Section("audit", "Leak audit", audit)

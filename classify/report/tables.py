@@ -159,10 +159,20 @@ def caption(comparison: Comparison, labelled: int | None) -> str:
         training = f"{seeds} training seeds, mean shown, their spread included"
     return (
         f"Split {config.compare.split}: {case_count(summary)}; {100 * lines[0].labels.mean():.0f} % {positive}. "
-        f"In brackets {100 * config.evaluate.level:g} % intervals: of the AUC by DeLong's method on the logit scale, of "
-        f"the others by score intervals, clustered by {whom}; {training}. "
-        f"Best epoch and threshold were chosen on validation.{_own_images(comparison, labelled)}"
+        f"In brackets {100 * config.evaluate.level:g} % intervals clustered by {whom}: of the AUC by DeLong's "
+        f"method on the logit scale, of the others by score intervals; {training}. "
+        f"Best epoch and threshold were chosen on validation.{_own_images(comparison, labelled)}{_notes(lines)}"
     )
+
+
+def _notes(lines: list[Line]) -> str:
+    """What is to be known of single intervals, such as those of an AUC of 1."""
+    places: dict[str, list[str]] = {}
+    for line in lines:
+        for column, name in METRICS.items():
+            if note := line.intervals[name].note:
+                places.setdefault(note, []).append(f"{line.name}, {column}")
+    return "".join(f" {'; '.join(where)}: {note}." for note, where in places.items())
 
 
 def _own_images(comparison: Comparison, labelled: int | None) -> str:
@@ -226,8 +236,8 @@ def contrast_caption(comparison: Comparison) -> str:
         chosen = "Contrasts were declared in the config (compare.contrasts)"
     level = f"{100 * comparison.config.evaluate.level:g} %"
     return (
-        f"{chosen}. Differences are of the same cases, with {level} intervals that are not adjusted. p is two-sided, of "
-        "the variance over patients and, where there are several, over training seeds. Holm p is adjusted for all "
+        f"{chosen}. Differences are of the same cases, with {level} intervals that are not adjusted. p is two-sided, "
+        "of the variance over patients and, where there are several, over training seeds. Holm p is adjusted for all "
         f"{comparison.tests} tests of this comparison, over all label budgets; a contrast that could not be computed "
         "counts among them. Differences in accuracy are described and not tested."
     )

@@ -57,8 +57,10 @@ def verdict(comparison: Comparison, labelled: int | None) -> str:
         if contrast.declared.margin is not None:
             said.append(_with_margin(comparison, contrast))
     for contrast in contrasts:
+        if not contrast.why_not and contrast.auc.note:
+            said.append(f'"{contrast.a}" against "{contrast.b}": {contrast.auc.note}.')
         if contrast.why_not:
-            said.append(f'Not computed: "{contrast.a}" against "{contrast.b}", as {contrast.why_not}.')
+            said.append(f'Not computed: "{contrast.a}" against "{contrast.b}" ({contrast.why_not}).')
     return " ".join([*filter(None, said), *_scope(contrasts)])
 
 
@@ -126,7 +128,7 @@ def _of_pretraining(comparison: Comparison, contrasts: Sequence[Contrast], other
     first = contrasts[0]
     question = "Does pretraining help?"
     if first.why_not:
-        return Answer(question, (f'Not computed: "{first.a}" against "{first.b}", as {first.why_not}.',))
+        return Answer(question, (f'Not computed: "{first.a}" against "{first.b}" ({first.why_not}).',))
 
     # pretrained minus not, however it was declared
     ours = first.a == first.declared.pretrained
@@ -181,7 +183,7 @@ def _further(comparison: Comparison, contrasts: Sequence[Contrast]) -> str:
 def _of_two_rows(comparison: Comparison, contrast: Contrast) -> Answer:
     question = f"Is {contrast.a} better than {contrast.b}?"
     if contrast.why_not:
-        return Answer(question, (f"Not computed, as {contrast.why_not}.",))
+        return Answer(question, (f"Not computed ({contrast.why_not}).",))
 
     say = {"higher": "Yes", "lower": "No, worse", "not told apart": "Not shown"}[outcome(comparison, contrast)]
     lines = {line.name: line for line in comparison.lines_of(contrast.labelled)}

@@ -34,7 +34,7 @@ def _leaks(comparison: Comparison) -> Iterator[str]:
 
 
 def _contamination(comparison: Comparison) -> Iterator[str]:
-    """Cases that a row's pretraining has seen, where its audit has not said so; and weights that saw nobody knows what."""
+    """Cases that a row's pretraining has seen, where its audit has not said so; and weights that saw who knows what."""
     audited = _audited(comparison)
     for line in comparison.lines:
         for evaluation in line.evaluations:
@@ -71,11 +71,12 @@ def _openings(comparison: Comparison) -> Iterator[str]:
     again = {checkpoint: count for checkpoint, count in times.items() if checkpoint in own and count > 1}
     if others:
         yield (
-            f"Test was opened {sum(others.values()):,} times by {len(others):,} checkpoints that are not in this table: what "
-            "was seen there may have shaped what is."
+            f"Test was opened {sum(others.values()):,} times by {len(others):,} checkpoints that are not in this "
+            "table: what was seen there may have shaped what is."
         )
     if again:
-        yield f"Test was opened more than once by {len(again):,} of these rows' checkpoints ({max(again.values()):,} times at most)."
+        most = f"{max(again.values()):,} times at most"
+        yield f"Test was opened more than once by {len(again):,} of these rows' checkpoints ({most})."
 
 
 def _failed(comparison: Comparison) -> Iterator[str]:
@@ -107,7 +108,10 @@ def _few_cases(comparison: Comparison) -> Iterator[str]:
 def _unknown(comparison: Comparison) -> Iterator[str]:
     """What cannot be known of patients."""
     if not comparison.facts.patients_known:
-        yield "Patients are not all known: one may stand in two splits, and intervals that take images as independent are too narrow."
+        yield (
+            "Patients are not all known: one may stand in two splits, and intervals that take images as independent are "
+            "too narrow."
+        )
 
 
 # ---------------------------------------------------------------- what the runs' audits say

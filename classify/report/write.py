@@ -13,6 +13,7 @@ from classify.comparison import Comparison, Contrast, Line
 from classify.evaluate import Evaluation
 from classify.report.html import report_html
 from classify.report.sections import comparison_text
+from classify.report.subgroup_tables import subgroups_as_json
 from classify.report.verdict import answer, outcome
 from classify.report.warnings import warnings
 from classify.settings import ClassifyConfig
@@ -137,6 +138,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         "declared": [asdict(declared) for declared in comparison.declared],
         "contrasts": [_contrast_as_json(comparison, contrast) for contrast in comparison.contrasts],
         "rows": [_row_as_json(comparison, line) for line in comparison.lines],
+        "subgroups": subgroups_as_json(comparison),
         "failed_rows": [asdict(row) for row in comparison.failed_rows],
         "tuning": list(comparison.tuning),
     }

@@ -135,8 +135,11 @@ def test_who_is_pretrained_is_known_in_either_order(place):
             [["Random ViT", "ResNet-18"], ["ResNet-18", "Random ViT"]],
             "compare.contrasts.1: found 'ResNet-18' and 'Random ViT' once more, expected each pair once",
         ),
-        ([["Random ViT"]], "compare.contrasts.0: found a list of 1, expected two rows' names: [a, b]"),
-        ([["Random ViT", "ResNet-18", "MAE"]], "compare.contrasts.0: found a list of 3"),
+        ([["Random ViT"]], 'compare.contrasts.0: found ["Random ViT"], expected two rows: [a, b]'),
+        (
+            [["Random ViT", "ResNet-18", "MAE"]],
+            'compare.contrasts.0: found ["Random ViT", "ResNet-18", "MAE"], expected two rows',
+        ),
         ([{"a": "Random ViT", "b": "ResNet-18", "margin": 0}], "compare.contrasts.0.margin"),
         ([{"a": "Random ViT", "b": "ResNet-18", "margins": 0.1}], "compare.contrasts.0.margins is unknown"),
         ([{"a": "Random ViT"}], "compare.contrasts.0.b"),
@@ -188,7 +191,10 @@ def test_one_seed_speaks_of_models_and_several_of_methods(place):
     mixed = compared(place, [line("A", 2, 3), line("BB", 0, 1)], [contrast])
     for of_models in (one, mixed):
         assert MODELS in verdict(of_models, None)
-        assert "for these two trained models (one training seed says nothing of the methods)" in answer(of_models).sentences[0]
+        assert (
+            "for these two trained models (one training seed says nothing of the methods)"
+            in answer(of_models).sentences[0]
+        )
     assert MODELS not in verdict(several, None)
     assert "for the methods as trained here (3 seeds)" in answer(several).sentences[0]
 
@@ -215,7 +221,7 @@ def test_a_contrast_the_other_way_round_gives_the_same_answer(place):
 
 
 def test_better_still_only_where_its_contrast_says_so(place):
-    lines = [line("A", 1.5, 3), line("BB", 0, 3), line("CCC", 4, 3), line("DDDD", 1.5, 3)]
+    lines = [line(*row, n=400) for row in (("A", 1.5, 3), ("BB", 0, 3), ("CCC", 4, 3), ("DDDD", 1.5, 3))]
     pretraining = Declared("A", "BB", pretrained="A")
     said = answer(compared(place, lines, [pretraining, Declared("A", "CCC"), Declared("A", "DDDD")])).sentences[1]
     assert re.search(r"CCC is better still: \.9\d\d", said)
@@ -248,7 +254,27 @@ def test_equal_scores_are_not_told_apart(place):
     comparison = compared(place, [a, b], [Declared("AA", "BB")])
     [contrast] = comparison.contrasts
     assert contrast.auc.estimate == 0
-    assert outcome(comparison, contrast) in ("not told apart", "not computed")
+    assert contrast.p_holm == 1
+    assert 'not told apart: "AA"' in verdict(comparison, None)
+
+
+def test_a_split_of_one_class_is_not_computed(place):
+    lines = [line("A", 1, 2), line("BB", 0, 2)]
+    for each in lines:
+        for evaluation in each.evaluations:
+            evaluation.predictions["label"] = 1
+    comparison = compared(place, lines, [Declared("A", "BB", margin=0.1, pretrained="A")])
+    assert "Not computed: " in verdict(comparison, None)
+    assert answer(comparison).sentences[0].startswith("Not computed: ")
+    assert [row["p"] for row in contrast_rows(comparison, None)] == ["–"]
+
+
+def test_models_that_make_no_mistake_have_an_interval_and_a_note(place):
+    comparison = compared(place, [line("A", 90, 1), line("BB", 90, 1)], [Declared("A", "BB")])
+    [contrast] = comparison.contrasts
+    low, high = contrast.auc.interval
+    assert low < 0 < high
+    assert f'"A" against "BB": {contrast.auc.note}.' in verdict(comparison, None)
 
 
 def test_a_failed_row_is_named_and_still_counts_among_the_tests(place):
@@ -261,8 +287,8 @@ def test_a_failed_row_is_named_and_still_counts_among_the_tests(place):
     assert computed.p_holm == pytest.approx(min(1, 3 * computed.auc.p_value))
     assert not lacking.differences and not failed.differences
     said = verdict(comparison, None)
-    assert 'Not computed: "A" against "CCC", as not every training of "CCC" finished.' in said
-    assert 'Not computed: "A" against "DDDD", as not every training of "DDDD" finished.' in said
+    assert 'Not computed: "A" against "CCC" (not every training of "CCC" finished).' in said
+    assert 'Not computed: "A" against "DDDD" (not every training of "DDDD" finished).' in said
     assert [row["AUC difference"] for row in contrast_rows(comparison, None)][1:] == ["not computed"] * 2
 
 

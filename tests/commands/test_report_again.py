@@ -53,7 +53,9 @@ def test_without_curves_and_pictures_numbers_are_the_same_and_what_lacks_is_said
     before, after = contents(compared), contents(moved)
     for name in ("comparison.csv", "contrasts.csv", "comparison.json"):
         assert after[name] == before[name]
-    assert "left out: reconstructions of pretrain-mae-seed0: reconstructions/pretrain-mae-seed0.png is not there" in said
+    assert (
+        "left out: reconstructions of pretrain-mae-seed0: reconstructions/pretrain-mae-seed0.png is not there" in said
+    )
     assert "left out: the curves of vit-seed1: none in" in said
     page = after["report.html"].decode()
     assert "No curve was recorded" in page
@@ -127,9 +129,13 @@ def rewritten(folder: Path, change) -> None:
 
 def test_nothing_outside_the_folder_is_read(moved, tmp_path):
     secret = shutil.copytree(moved / "vit-seed0", tmp_path / "secret")
-    rewritten(moved, lambda written: written["rows"][1]["seeds"][0].update(predictions="../secret/predictions/test.csv"))
+    rewritten(
+        moved, lambda written: written["rows"][1]["seeds"][0].update(predictions="../secret/predictions/test.csv")
+    )
     assert "found ../secret/predictions/test.csv, expected a path below" in mistake(report, moved, keep=moved)
-    rewritten(moved, lambda written: written["rows"][1]["seeds"][0].update(predictions=f"{secret}/predictions/test.csv"))
+    rewritten(
+        moved, lambda written: written["rows"][1]["seeds"][0].update(predictions=f"{secret}/predictions/test.csv")
+    )
     assert "expected a path below the folder" in mistake(report, moved, keep=moved)
 
 

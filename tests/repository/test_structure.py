@@ -34,6 +34,7 @@ ORDER_OF_CLASSIFY = (
         "export",
         "report",
         "contrasts",
+        "subgroups",
         "comparison",
         "provenance",
         "grid",
