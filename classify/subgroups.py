@@ -155,7 +155,7 @@ def values_of(column: pd.Series) -> pd.Series:
         quarters = np.unique(np.nanquantile(column, [0.25, 0.5, 0.75]))
         return _ranges(column, tuple(float(edge) for edge in quarters))
 
-    values = column.astype(object).map(_as_text, na_action="ignore").fillna(UNKNOWN).replace("", UNKNOWN)
+    values = pd.Series([_as_text(value) for value in column], index=column.index, dtype=object)
     counts = values.value_counts()
     rare = counts.index[(counts < LEAST) & (counts.index != UNKNOWN)]
     return values.where(~values.isin(rare), f"values of fewer than {LEAST} cases")
@@ -167,6 +167,8 @@ def _is_rest(value: str) -> bool:
 
 
 def _as_text(value: object) -> str:
+    if pd.isna(value) or value == "":
+        return UNKNOWN
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

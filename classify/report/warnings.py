@@ -109,8 +109,8 @@ def _unknown(comparison: Comparison) -> Iterator[str]:
     """What cannot be known of patients."""
     if not comparison.facts.patients_known:
         yield (
-            "Patients are not all known: one may stand in two splits, and intervals that take images as independent are "
-            "too narrow."
+            "Patients are not all known: one may stand in two splits, and intervals that take images as independent "
+            "are too narrow."
         )
 
 
