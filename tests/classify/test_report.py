@@ -24,7 +24,7 @@ from classify.report.figures import COLOURS
 from classify.report.html import report_html
 from classify.report.reconstructions import draw_reconstructions, panels
 from classify.report.runs import own_settings
-from classify.report.sections import comparison_text
+from classify.report.sections import comparison_text, first_sections
 from classify.report.training import kept_epoch
 from classify.report.write import write_comparison
 from classify.settings import ClassifyConfig
@@ -221,6 +221,18 @@ def test_every_text_has_the_words_of_the_target(target, task, words, tmp_path):
     said = re.sub(r"<style.*?</style>|<summary>Resolved config.*", "", page, flags=re.DOTALL) + table
     others = {"normal", "abnormal", "negative", "positive"} - set(words)
     assert not others & set(re.findall(r"[a-z]+", said.replace(str(tmp_path), "").lower()))
+
+
+def test_page_and_markdown_say_the_same(usual):
+    comparison, text = usual
+    page = " ".join(html.unescape(re.sub(r"<[^>]*>", " ", text)).split())
+    for section in first_sections(comparison):
+        said = [*section.texts, section.conclusion, *(table.caption for table in section.tables)]
+        for table in section.tables:
+            for row in table.rows:
+                said += row.values()
+        for part in said:
+            assert " ".join(part.split()) in page, part
 
 
 def test_same_comparison_gives_the_same_bytes_and_leaves_global_state_alone(usual, tmp_path):

@@ -64,7 +64,9 @@ def test_readme_commands_run_in_order(tmp_path, monkeypatch, capsys):
             variable = words[0].partition("=")[0]
             monkeypatch.setenv(variable, str(tmp_path / PLACES[variable]))
         if name in MAINS:
-            small = {"mae-evaluate": SMALL[-1:], "mae-export": [], "mae-reconstruct": []}.get(name, SMALL)
+            small = {"mae-evaluate": SMALL[-1:], "mae-export": [], "mae-reconstruct": [], "mae-report": []}.get(
+                name, SMALL
+            )
             grid = ["compare.labelled=[24]", "compare.seeds=[0]"] if "compare_mimic" in words else []
             with pytest.raises(SystemExit) as end:
                 MAINS[name]([*words, *small, *grid])
