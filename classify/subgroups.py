@@ -8,6 +8,7 @@ import difflib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations, pairwise
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -166,7 +167,7 @@ def _is_rest(value: str) -> bool:
     return value == UNKNOWN or value.startswith("values of fewer than")
 
 
-def _as_text(value: object) -> str:
+def _as_text(value: Any) -> str:
     if pd.isna(value) or value == "":
         return UNKNOWN
     return f"{value:g}" if isinstance(value, float) else str(value)
