@@ -7,7 +7,7 @@ models. d is fixed by the AUC; seeds of one architecture differ in it. Abnormal 
 import time
 from collections.abc import Callable
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.optimize import brentq
@@ -19,6 +19,8 @@ from classify.metrics import Interval, auc, auc_difference, auc_interval, metric
 ICC = 0.5  # of scores, and of what makes an image abnormal, within a patient
 SHARED = 0.5  # share of a score's noise that is the same for every model
 MOST_IMAGES = 4
+AREAS = (0.8, 0.9, 0.98, 0.998)
+SIZES = (200, 700)
 NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(61)
 
 
@@ -109,9 +111,14 @@ class Rates(NamedTuple):
     def covered(self) -> float:
         return 100 - self.below - self.above
 
+    def as_dict(self) -> dict[str, float]:
+        numbers = {"covered": self.covered, **self._asdict()}
+        return {name: round(number, 2) for name, number in numbers.items()}
+
 
 def coverage_of_one(area: float, n: int, trials: int) -> Rates:
     """Does the interval of one model's AUC hold the truth?"""
+
     def trial(rng: np.random.Generator) -> tuple[Interval, float]:
         reads = read(n, np.array([distance(area)]), rng)
         return auc_interval(reads.labels, reads.scores[0], reads.patients), area
@@ -176,6 +183,45 @@ def true_metrics(d: float) -> dict[str, float]:
         "calibration_slope": 1.0,
         "calibration_intercept": 0.0,
     }
+
+
+def cell(area: float, n: int, trials: int) -> dict[str, Any]:
+    """Everything at one AUC and one number of images."""
+
+    def seeds(count: int, deviation: float, other: float | None = None) -> dict[str, float]:
+        return two_architectures(area, n, trials, seeds=count, deviation=deviation, other=other).as_dict()
+
+    other = 1 - 2 * (1 - area)  # twice as far from 1
+    return {
+        "area": area,
+        "n": n,
+        "trials": trials,
+        "one model": coverage_of_one(area, n, trials).as_dict(),
+        "two trained models": seeds(1, 0),
+        "three seeds, SD 1 SE": seeds(3, 1),
+        "three seeds, SD 2 SE": seeds(3, 2),
+        "one seed, SD 1 SE": seeds(1, 1),
+        "one seed, SD 2 SE": seeds(1, 2),
+        "two trained models that differ": seeds(1, 0, other),
+        "three seeds, SD 2 SE, that differ": seeds(3, 2, other),
+        "metrics": coverage_of_metrics(area, n, trials),
+    }
+
+
+def line_of(found: dict[str, Any]) -> str:
+    """A cell in two lines: coverage and type I error in percent."""
+    tests = [
+        f"{name} {found[name]['rejected']:.1f} (covers {found[name]['covered']:.1f})"
+        for name in found
+        if "seed" in name or name == "two trained models"
+    ]
+    metrics = ", ".join(f"{name} {covered:.1f}" for name, covered in found["metrics"].items())
+    one = found["one model"]
+    return (
+        f"AUC {found['area']:g}, n {found['n']}: interval covers {one['covered']:.1f} "
+        f"(misses {one['below']:.1f} below, {one['above']:.1f} above); rejects: {'; '.join(tests)}\n"
+        f"  covered: {metrics}"
+    )
 
 
 def _rates(trial: Callable[[np.random.Generator], tuple[Interval, float]], trials: int, seed: list[int]) -> Rates:
