@@ -18,7 +18,8 @@ from classify.metrics.patients import Spread, join, patients_of, spread_of
 PROPORTIONS = ("accuracy", "precision", "recall", "specificity", "f1")
 ANY_SIZE = ("calibration_slope", "calibration_intercept")
 ONE_PATIENT = "no interval: all cases are one patient's"
-AS_ONE_CASE = "the cases do not vary between patients: each patient counts as one case"
+AS_ONE_CASE = "no variance between patients to be seen: each counts as one case"
+NOTHING_CALLED = "no case is called abnormal: 0 by convention"
 
 
 def auc_interval(
@@ -107,7 +108,7 @@ def interval_of(name: str, found: Influence, codes: np.ndarray, level: float) ->
     if not of_patients.variance > 0:
         low, high = _without_variance(name, estimate, found, codes, level)
         low, high = _beside_seeds(estimate, (low, high), of_seeds, level)
-        return Interval(estimate, (low, high), level, note=AS_ONE_CASE)
+        return Interval(estimate, (low, high), level, note=AS_ONE_CASE if found.strata.any() else NOTHING_CALLED)
 
     spread = join([of_patients, of_seeds])
     if name in PROPORTIONS:
@@ -123,6 +124,8 @@ def interval_of(name: str, found: Influence, codes: np.ndarray, level: float) ->
 def _why_undefined(name: str) -> str:
     if name.startswith("calibration"):
         return "undefined: needs the logits, and classes that these do not separate"
+    if name in ("brier", "ece"):
+        return "undefined: the scores are no probabilities"
     return "undefined: a class has no cases"
 
 
@@ -164,7 +167,9 @@ def score_interval(share: float, cases: float, quantile: float) -> tuple[float, 
     pull = quantile**2 / cases
     middle = (share + pull / 2) / (1 + pull)
     reach = np.sqrt(pull * share * (1 - share) + pull**2 / 4) / (1 + pull)
-    return max(0.0, float(middle - reach)), min(1.0, float(middle + reach))
+    low = 0.0 if share == 0 else float(middle - reach)
+    high = 1.0 if share == 1 else float(middle + reach)
+    return max(0.0, low), min(1.0, high)
 
 
 # ------------------------------------------------------------ where nothing varies
