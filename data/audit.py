@@ -141,14 +141,12 @@ def served_training(known: np.ndarray, served: Mapping[str, Any], pretrained: np
     checkpoint keeps, None where they do not count; pretrained (n) bool. `images` counts each image of any kind once.
     """
     counts = {"tested": len(known)}
-    of_any_kind: np.ndarray = pretrained.copy()
+    kinds: list[np.ndarray] = [pretrained]
     for role, hashes in served.items():
-        found = np.zeros(len(known), bool)
-        if hashes is not None:
-            found = np.isin(known, hashes).any(axis=1)
-        counts[role] = int(found.sum())
-        of_any_kind = of_any_kind | found
-    return counts | {"pretraining": int(pretrained.sum()), "images": int(of_any_kind.sum())}
+        found = np.isin(known, [] if hashes is None else hashes)  # n k
+        kinds.append(found.any(axis=1))
+        counts[role] = int(kinds[-1].sum())
+    return counts | {"pretraining": int(pretrained.sum()), "images": int(np.any(kinds, axis=0).sum())}
 
 
 # ---------------------------------------------------------------- what is printed

@@ -66,8 +66,7 @@ def _read(path: Path, taken: Collection[str]) -> tuple[pd.DataFrame, list[str]]:
     own = [name for name in others if name in {*TAKEN, *taken} and name not in PEOPLE]
     if own:
         raise UserError(
-            f"{path}: found column {quoted(own[0], 'of a name in use')}, which the images have already, "
-            "expected other names; rename or remove it"
+            f"{path}: found column {own[0]}, which the images have already, expected other names; rename or remove it"
         )
 
     people = people_columns(others)
@@ -108,7 +107,7 @@ def _one_row_each(rows: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, list[st
     if not torn:
         return patients, []
     everyone = len(set().union(*undecided.values()))
-    each = ", ".join(f"{quoted(name, 'a column')} {count:,}" for name, count in torn.items())
+    each = ", ".join(f"{name} {count:,}" for name, count in torn.items())
     return patients, [f"{everyone:,} patients have rows that disagree ({each}): unknown there"]
 
 
@@ -186,7 +185,7 @@ def _filled(table: pd.DataFrame, joined: pd.DataFrame, path: Path) -> tuple[pd.D
         both = own.notna() & joined[name].notna()
         differing = int((both & (own != joined[name])).sum())
         if differing and name != "age":  # which changes from study to study
-            notes.append(f"another {quoted(name, 'value')} than the images' own for {differing:,}: theirs are kept")
+            notes.append(f"another {name} than the images' own for {differing:,}: theirs are kept")
         table = table.assign(**{name: own.where(own.notna(), joined[name])})
 
     people = [name for name in PEOPLE if name in table]

@@ -4,7 +4,6 @@ from collections.abc import Collection, Iterable
 
 import pandas as pd
 
-from data.errors import quoted
 from data.sources import TAKEN
 
 MOST = 64  # columns that are kept
@@ -17,7 +16,7 @@ def further_columns(header: Iterable[str], read: Collection[str]) -> tuple[list[
     """The columns of a header that are not among those `read` already, and what is to be said of those left out."""
     found = [name for name in header if name not in read and not name.startswith(UNNAMED)]
     free = [name for name in found if name not in TAKEN]
-    notes = [f"column {_shown(name)} is not kept: the name is taken" for name in found if name in TAKEN]
+    notes = [f"column {name} is not kept: the name is taken" for name in found if name in TAKEN]
     if len(free) > MOST:
         notes.append(f"{len(free) - MOST:,} further columns are not kept, only the first {MOST}")
     return free[:MOST], notes
@@ -29,7 +28,7 @@ def without_free_text(table: pd.DataFrame, further: Iterable[str]) -> tuple[list
     free: list[str] = []
     for name in further:
         if _is_free_text(table[name]):
-            free.append(_shown(name))
+            free.append(name)
         else:
             kept.append(name)
     if not free:
@@ -44,8 +43,3 @@ def _is_free_text(column: pd.Series) -> bool:
     if len(texts) <= MOST_TEXTS:
         return False
     return bool(pd.to_numeric(texts, errors="coerce").isna().any())
-
-
-def _shown(name: str) -> str:
-    """A column's name; of credentialed data it may be a value, where a table has no header."""
-    return quoted(name, "of some name")
