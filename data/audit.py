@@ -144,7 +144,7 @@ def served_training(known: np.ndarray, served: Mapping[str, Any], pretrained: np
     kinds: list[np.ndarray] = [pretrained]
     for role, hashes in served.items():
         found = np.isin(known, [] if hashes is None else hashes)  # n k
-        kinds.append(found.any(axis=1))
+        kinds.append(np.asarray(found.any(axis=1)))
         counts[role] = int(kinds[-1].sum())
     return counts | {"pretraining": int(pretrained.sum()), "images": int(np.any(kinds, axis=0).sum())}
 

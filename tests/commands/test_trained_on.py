@@ -7,7 +7,19 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from PIL import Image
-from tiny_world import ONE_EPOCH, SETTINGS, TINY, World, call, places, succeed, tiny_config, write_config, write_table
+from tiny_world import (
+    ONE_EPOCH,
+    SETTINGS,
+    TINY,
+    World,
+    call,
+    edit_table,
+    places,
+    succeed,
+    tiny_config,
+    write_config,
+    write_table,
+)
 
 from classify.cli import evaluate, finetune
 from data.audit import leaks
@@ -35,6 +47,13 @@ def other_data(world: World, root: Path, copied: list[str], anew: bool = False) 
     table = pd.concat([table, pd.DataFrame(rows)]).assign(split="test")
     table.to_csv(root / "manifest.csv", index=False)
     return [f"data.root={root}", f"data.store={root.parent}/stores"]
+
+
+def rotated(table: pd.DataFrame) -> pd.DataFrame:
+    """The validation images and the first ten training images are for testing, the test images for validation."""
+    split = table["split"].replace({"validate": "test", "test": "validate"})
+    first = table.index[table["split"] == "train"][:10]
+    return table.assign(split=split.mask(table.index.isin(first), "test"))
 
 
 def evaluated(run: Path, *overrides: str) -> tuple[str, dict, dict]:
@@ -73,15 +92,18 @@ def test_other_images_of_the_same_names_are_none_of_them(alone, tmp_path):
     assert "warning" not in said
 
 
-def test_a_runs_own_splits_are_clean_but_its_training_images_are_not(alone):
-    for split, count in (("test", 0), ("validate", 0), ("train", 40)):
+def test_a_runs_own_held_out_splits_are_clean(alone):
+    for split in ("test", "validate"):
         said, _, summary = evaluated(alone.classifier, f"evaluate.split={split}")
-        assert (summary["split"], summary["trained_on"]["train"], summary["trained_on"]["validate"]) == (
-            split,
-            count,
-            0,
-        )
-        assert ("warning" in said) == bool(count)
+        assert summary["split"] == split and summary["trained_on"]["images"] == 0
+        assert "warning" not in said
+
+
+def test_splits_that_were_changed_after_the_training_are_noticed(alone):
+    """Ten training images, and those that chose the weights, are tested on."""
+    changed = edit_table(alone, "changed", rotated)
+    _, _, summary = evaluated(alone.classifier, changed)
+    assert summary["trained_on"] == {"tested": 20, "train": 10, "validate": 10, "pretraining": 0, "images": 20}
 
 
 def test_a_budget_trains_on_no_more_than_it_has(alone, tmp_path):
@@ -102,8 +124,8 @@ def test_files_that_nobody_has_read_are_known_by_their_pixels(alone, tmp_path):
 def test_without_a_store_training_images_are_known_by_their_ids(alone, tmp_path):
     run = tmp_path / "files"
     succeed(finetune, "--config", alone.config, f"finetune.run={run}", "data.store=false")
-    assert evaluated(run, "evaluate.split=train")[2]["trained_on"]["train"] == 40
-    assert evaluated(run, "evaluate.split=test")[2]["trained_on"]["train"] == 0
+    assert evaluated(run)[2]["trained_on"]["images"] == 0
+    assert evaluated(run, edit_table(alone, "changed", rotated))[2]["trained_on"]["train"] == 10
 
 
 def test_a_checkpoint_keeps_numbers_alone(alone):
