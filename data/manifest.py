@@ -31,7 +31,7 @@ class Manifest:
     label (1.0 abnormal, 0.0 normal, NaN unknown; or `target` present, absent), source; then, where they are known, sex
     (F, M, NaN) and age (years, NaN); then any findings, any further columns of the user's tables as texts, and in a mix
     `own_id`, the image_id without the name of its part. Where the layout has no patient or study, its image stands
-    for it. `subgroup_columns` of data.sources names those by which results can be told apart.
+    for it. `kinds_of_columns` in data.sources tells these apart.
     """
 
     table: pd.DataFrame

@@ -120,12 +120,6 @@ def kinds_of_columns(table: pd.DataFrame) -> Kinds:
     return Kinds(people, findings, further)
 
 
-def subgroup_columns(table: pd.DataFrame) -> list[str]:
-    """The columns by which images can be told apart in subgroups: view, sex, age, findings, and the user's own."""
-    kinds = kinds_of_columns(table)
-    return ["view", *kinds.people, *kinds.findings, *kinds.further]
-
-
 def require_folder(root: Path) -> None:
     """UserError unless `root` is a folder."""
     if not root.is_dir():

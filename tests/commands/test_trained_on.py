@@ -173,6 +173,16 @@ def test_a_table_of_patients_may_come_and_go_while_a_run_continues(alone, tmp_pa
     succeed(finetune, "--config", alone.config, f"finetune.run={alone.classifier}", "finetune.epochs=3")
 
 
+def test_a_copied_run_does_not_say_which_table_of_patients_is_read(alone, tmp_path):
+    pd.DataFrame({"patient_id": ["p1"], "sex": "F"}).to_csv(tmp_path / "people.csv", index=False)
+    given = f"data.patients={tmp_path}/people.csv"
+    succeed(finetune, "--config", alone.config, f"finetune.run={alone.classifier}", given, "finetune.epochs=2")
+    shutil.copytree(alone.classifier, tmp_path / "copied")
+    outcome = call(evaluate, tmp_path / "copied")
+    assert outcome.code == 2 and "data.patients=FILE" in outcome.err
+    succeed(evaluate, tmp_path / "copied", *alone.data, given)
+
+
 def test_pixels_of_a_store_and_of_its_files_have_one_digest(tmp_path):
     stored = open_data(tiny_config(tmp_path).data)
     straight = open_data(tiny_config(tmp_path, data__store=False).data)

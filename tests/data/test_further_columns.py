@@ -11,7 +11,7 @@ from tiny_world import tiny_config, write_table
 
 from data.manifest import Manifest, open_manifest
 from data.settings import DataSettings, SourceSettings
-from data.sources import COLUMNS, kinds_of_columns, subgroup_columns
+from data.sources import COLUMNS, kinds_of_columns
 
 
 def open_mix(root: Path, *parts: dict) -> Manifest:
@@ -34,7 +34,6 @@ def test_further_columns_are_texts_at_the_end(tmp_path):
     assert set(table["dose"]) == {"1.5"}
     kinds = kinds_of_columns(table)
     assert kinds == (["sex", "age"], ["Edema"], ["scanner", "dose"])
-    assert subgroup_columns(table) == ["view", "sex", "age", "Edema", "scanner", "dose"]
 
 
 def test_columns_are_the_same_with_a_target(tmp_path):
@@ -44,11 +43,11 @@ def test_columns_are_the_same_with_a_target(tmp_path):
     assert table["site"].tolist() == ["north", "south"] * 6
 
 
-def test_scored_images_have_the_same_subgroups(tmp_path):
+def test_scored_images_have_the_same_columns_beside_their_scores(tmp_path):
     with_columns(tmp_path, site="north", age=41)
     table = open_manifest(tiny_config(tmp_path).data).table
     scored = table.assign(row=7, logit=0.5, score=0.5, calibrated=0.5, predicted=1)
-    assert subgroup_columns(scored) == subgroup_columns(table) == ["view", "age", "site"]
+    assert kinds_of_columns(scored) == kinds_of_columns(table) == (["age"], [], ["site"])
 
 
 @pytest.mark.parametrize("name", ["score", "predicted", "rule", "row", "own_id"])
