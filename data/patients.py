@@ -27,28 +27,37 @@ def with_patients(table: pd.DataFrame, settings: DataSettings) -> tuple[pd.DataF
 
     Raises UserError where that is no table of patients, has a column of the manifest's own, or knows none of them.
     """
-    if settings.patients is None:
-        return table.drop(columns="study_date", errors="ignore"), []
-    path = Path(expand(settings.patients, "data.patients"))
+    files = settings.patients or ()
+    if isinstance(files, str):
+        files = (files,)
+    notes: list[str] = []
+    for file in files:
+        table, more = _joined(table, Path(expand(file, "data.patients")), settings.source)
+        notes += more
+    return table.drop(columns="study_date", errors="ignore"), notes
+
+
+def _joined(table: pd.DataFrame, path: Path, source: str) -> tuple[pd.DataFrame, list[str]]:
+    """The table with the columns of one table of patients; and notes."""
     known = table["patient_id"].notna()
     if not known.any():
-        raise UserError(f"data.patients: found no patient ids in source {settings.source}, expected some to join by")
+        raise UserError(f"data.patients: found no patient ids in source {source}, expected some to join by")
 
     rows, notes = _read(path, taken=kinds_of_columns(table).findings)
-    patients, about_conflicts = _one_row_each(rows, path)
+    patients, about_conflicts = _one_row_each(rows)
     places = _places(table["patient_id"], patients.index)
     found = (places >= 0) & known.to_numpy()
     if not found.any():
         raise UserError(
-            f"{path}: found none of the {table['patient_id'].nunique():,} patients of source {settings.source}, "
+            f"{path}: found none of the {table['patient_id'].nunique():,} patients of source {source}, "
             "expected some of them; give data.patients=null if it is the table of other patients"
         )
 
     joined = patients.take(np.where(found, places, 0)).set_index(table.index)
     joined = joined.where(pd.Series(found, table.index), np.nan)
     joined, about_ages = _at_study(joined, table.get("study_date"))
-    notes = [*notes, *about_conflicts, *about_ages, *_missing(table["patient_id"][known & ~found], path)]
-    filled, about_differences = _filled(table.drop(columns="study_date", errors="ignore"), joined, path)
+    notes = [*notes, *about_conflicts, *about_ages, *_missing(table["patient_id"][known & ~found])]
+    filled, about_differences = _filled(table, joined)
     return filled, [f"{path.name}: {note}" for note in notes + about_differences]
 
 
@@ -88,7 +97,7 @@ def _read(path: Path, taken: Collection[str]) -> tuple[pd.DataFrame, list[str]]:
     return table[["key", *kept]], [*about_people, *notes, *about_texts]
 
 
-def _one_row_each(rows: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, list[str]]:
+def _one_row_each(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     """A row for each patient (index: the id); unknown where their rows disagree, which is counted."""
     columns = [str(name) for name in rows.columns if name != "key"]
     if not rows["key"].duplicated().any():
@@ -168,13 +177,13 @@ def _number(name: str) -> str:
     return re.sub(r"^[pP](?=\d+$)", "", name)
 
 
-def _missing(absent: pd.Series, path: Path) -> Iterable[str]:
+def _missing(absent: pd.Series) -> Iterable[str]:
     if absent.empty:
         return []
     return [f"lacks {absent.nunique():,} patients, of {len(absent):,} images"]
 
 
-def _filled(table: pd.DataFrame, joined: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, list[str]]:
+def _filled(table: pd.DataFrame, joined: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     """The table with the joined columns, each at its place; what the table says itself stays."""
     notes = []
     for name in map(str, joined.columns):

@@ -176,8 +176,8 @@ def test_a_table_of_patients_may_come_and_go_while_a_run_continues(alone, tmp_pa
 def test_a_copied_run_does_not_say_which_table_of_patients_is_read(alone, tmp_path):
     pd.DataFrame({"patient_id": ["p1"], "sex": "F"}).to_csv(tmp_path / "people.csv", index=False)
     given = f"data.patients={tmp_path}/people.csv"
-    succeed(finetune, "--config", alone.config, f"finetune.run={alone.classifier}", given, "finetune.epochs=2")
-    shutil.copytree(alone.classifier, tmp_path / "copied")
+    succeed(finetune, "--config", alone.config, f"finetune.run={tmp_path}/own", given)
+    shutil.copytree(tmp_path / "own", tmp_path / "copied")
     outcome = call(evaluate, tmp_path / "copied")
     assert outcome.code == 2 and "data.patients=FILE" in outcome.err
     succeed(evaluate, tmp_path / "copied", *alone.data, given)

@@ -200,7 +200,7 @@ def test_a_table_for_all_parts_of_a_mix_is_refused(tmp_path):
 # ---------------------------------------------------------------- MIMIC-IV
 
 
-def mimic(root: Path, table: pd.DataFrame, **settings) -> Manifest:
+def mimic(root: Path, table: pd.DataFrame, *others: pd.DataFrame, **settings) -> Manifest:
     ill = [number % 3 == 0 for number in range(40)]
     if settings.get("source") == "mimic-cxr-dicom":
         build_mimic_dicom_tree(root / "mimic", root / "labels", ill)
@@ -208,9 +208,12 @@ def mimic(root: Path, table: pd.DataFrame, **settings) -> Manifest:
     else:
         build_mimic_tree(root / "mimic", [None] * 40, ill)
         (root / "mimic/files").mkdir(exist_ok=True)
-    table.to_csv(root / "patients.csv.gz", index=False)
-    given = {"source": "mimic-cxr-jpg"} | settings
-    return open_manifest(DataSettings(root=f"{root}/mimic", patients=f"{root}/patients.csv.gz", **given))
+    files = []
+    for number, each in enumerate((table, *others)):
+        files.append(f"{root}/{('patients', 'admissions')[number]}.csv.gz")
+        each.to_csv(files[-1], index=False)
+    given = {"source": "mimic-cxr-jpg", "patients": tuple(files) if others else files[0]} | settings
+    return open_manifest(DataSettings(root=f"{root}/mimic", **given))
 
 
 def mimic_patients() -> pd.DataFrame:
@@ -254,6 +257,16 @@ def test_an_age_that_nobody_has_is_unknown(tmp_path):
     unknown = manifest.table["age"].isna()
     assert set((manifest.table.loc[unknown, "patient_id"].astype(int) - 10_000_032) // 77_777) == {0}
     assert "patients.csv.gz: age: none of 0 to 120 years for 2 images: unknown" in manifest.notes
+
+
+def test_several_tables_are_joined_one_after_the_other(tmp_path):
+    admissions = mimic_patients()[["subject_id"]].assign(race="WHITE")
+    both = mimic(tmp_path, mimic_patients()).table
+    for order in ((mimic_patients(), admissions), (admissions, mimic_patients())):
+        images = mimic(tmp_path, *order).table
+        assert set(images["race"]) == {"WHITE"} and set(images["sex"]) == {"F", "M"}
+        assert images["age"].tolist() == both["age"].tolist()
+        assert not {"anchor_age", "anchor_year", "study_date"} & set(images)
 
 
 def test_admissions_say_the_race_where_they_agree(tmp_path):
