@@ -58,7 +58,8 @@ def _joined(table: pd.DataFrame, path: Path, source: str) -> tuple[pd.DataFrame,
     joined, about_ages = _at_study(joined, table.get("study_date"))
     notes = [*notes, *about_conflicts, *about_ages, *_missing(table["patient_id"][known & ~found])]
     filled, about_differences = _filled(table, joined)
-    return filled, [f"{path.name}: {note}" for note in notes + about_differences]
+    what = ", ".join(map(str, joined.columns)) or "nothing, as it has no columns beside the id"
+    return filled, [f"{path.name}: {note}" for note in (f"joined by patient: {what}", *notes, *about_differences)]
 
 
 # ---------------------------------------------------------------- the table of patients
