@@ -169,12 +169,6 @@ def _audit(
     return report
 
 
-def _seen(data: Data, table: pd.DataFrame, checkpoint: Checkpoint) -> np.ndarray:
-    """(n) bool: which of the table's images served the pretraining, by their id or by their content."""
-    known = np.isin(data.known_by(table), checkpoint.fact("seen"))  # n k
-    return np.asarray(known.any(axis=1))
-
-
 def _trained_on(data: Data, table: pd.DataFrame, checkpoint: Checkpoint, split: str) -> dict[str, int] | None:
     """How many of the table's images made these weights, in whatever data set they stood; None where nobody knows.
 
@@ -187,6 +181,12 @@ def _trained_on(data: Data, table: pd.DataFrame, checkpoint: Checkpoint, split: 
         return None
     by_pixels = checkpoint.config.data.store is not False  # else ids are remembered
     return served_training(data.trained_by(table, by_pixels), served, _seen(data, table, checkpoint))
+
+
+def _seen(data: Data, table: pd.DataFrame, checkpoint: Checkpoint) -> np.ndarray:
+    """(n) bool: which of the table's images served the pretraining, by their id or by their content."""
+    known = np.isin(data.known_by(table), checkpoint.fact("seen"))  # n k
+    return np.asarray(known.any(axis=1))
 
 
 def _threshold_of(checkpoint: Checkpoint, unit: Unit) -> float:
