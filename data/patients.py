@@ -19,6 +19,7 @@ from data.sources import COLUMNS, PEOPLE, TAKEN, csv_columns, kinds_of_columns, 
 from data.sources.further import further_columns, without_free_text
 
 ID_NAMES = ("patientid", "subjectid", "patient", "subject", "patientnumber")  # of columns, in plain form
+ID = "patient_id"  # the name of that column from here on
 ANCHORS = ("anchor_age", "anchor_year")  # MIMIC-IV's age of a patient, and the (shifted) year in which that is it
 
 
@@ -66,7 +67,7 @@ def _joined(table: pd.DataFrame, path: Path, source: str) -> tuple[pd.DataFrame,
 
 
 def _read(path: Path, taken: Collection[str]) -> tuple[pd.DataFrame, list[str]]:
-    """Columns `key`, sex, age, further ones and MIMIC-IV's anchors, row by row; and notes."""
+    """Columns patient_id, sex, age, further ones and MIMIC-IV's anchors, row by row; and notes."""
     header = csv_columns(path)
     key = find_column(header, ID_NAMES)
     if key is None:
@@ -84,34 +85,34 @@ def _read(path: Path, taken: Collection[str]) -> tuple[pd.DataFrame, list[str]]:
     further, notes = further_columns(others, read=[*people, *anchors])
     words = [*people, *anchors, *further]
     table = read_csv(path, [key], optional=words, words=words)
-    table = table.rename(columns={key: "key", **people})
-    table["key"] = table["key"].astype(object).map(_bare, na_action="ignore")
+    table = table.rename(columns={key: ID, **people})
+    table[ID] = table[ID].astype(object).map(_bare, na_action="ignore")
 
-    nameless = int(table["key"].isna().sum())
+    nameless = int(table[ID].isna().sum())
     if nameless:
         notes.append(f"{nameless:,} rows without an id are passed over")
-    table, about_people = read_people(table[table["key"].notna()])
+    table, about_people = read_people(table[table[ID].notna()])
     for name in anchors:
         table[name] = pd.to_numeric(table[name].astype(object), errors="coerce")
     further, about_texts = without_free_text(table, further)
     kept = [name for name in (*PEOPLE, *anchors, *further) if name in table]
-    return table[["key", *kept]], [*about_people, *notes, *about_texts]
+    return table[[ID, *kept]], [*about_people, *notes, *about_texts]
 
 
 def _one_row_each(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     """A row for each patient (index: the id); unknown where their rows disagree, which is counted."""
-    columns = [str(name) for name in rows.columns if name != "key"]
-    if not rows["key"].duplicated().any():
-        return rows.set_index("key")[columns], []
+    columns = [str(name) for name in rows.columns if name != ID]
+    if not rows[ID].duplicated().any():
+        return rows.set_index(ID)[columns], []
 
     # what a patient's rows say of a column, if it is one thing
-    patients = pd.DataFrame(index=pd.Index(rows["key"].unique(), name="key"))
+    patients = pd.DataFrame(index=pd.Index(rows[ID].unique(), name=ID))
     undecided: dict[str, pd.Index] = {}
     for name in columns:
-        said = rows[["key", name]].dropna().drop_duplicates()
-        several = said["key"].duplicated(keep=False)
-        undecided[name] = pd.Index(said.loc[several, "key"].unique())
-        patients[name] = said[~several].set_index("key")[name].reindex(patients.index)
+        said = rows[[ID, name]].dropna().drop_duplicates()
+        several = said[ID].duplicated(keep=False)
+        undecided[name] = pd.Index(said.loc[several, ID].unique())
+        patients[name] = said[~several].set_index(ID)[name].reindex(patients.index)
 
     torn = {name: len(ids) for name, ids in undecided.items() if len(ids)}
     if not torn:

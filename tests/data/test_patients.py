@@ -157,6 +157,11 @@ def test_a_table_that_is_no_use_is_one_line(tmp_path, text, expected):
     assert refusal(tmp_path, text).startswith(f"{tmp_path / 'people.csv'}: {expected}")
 
 
+@pytest.mark.parametrize("name", ["key", "name", "index", "0", "split!"])
+def test_a_column_may_have_any_other_name(tmp_path, name):
+    assert set(opened(tmp_path, people(**{name: "x"})).table[name]) == {"x"}
+
+
 def test_a_table_that_is_not_there_is_named(tmp_path):
     write_table(tmp_path / "images")
     with pytest.raises(UserError, match=r"nobody\.csv: found no such file or directory, expected a table"):
