@@ -37,7 +37,7 @@ from mae.transformer import configure_blocks
 
 RESUMABLE = Resumable(
     sections=("seed", "precision", "data", "model", "finetune"),
-    free=frozenset({"data.store", "data.workers", "data.max_rejected", "data.share", "finetune.run"}),
+    free=frozenset({"data.store", "data.workers", "data.max_rejected", "data.share", "data.patients", "finetune.run"}),
     epochs="finetune.epochs",
 )
 
@@ -140,6 +140,8 @@ def _meta(data: Data, splits: LabelledSplits, pretrained: Checkpoint | None) -> 
         }
     return {
         **owed,
+        "trained_on": torch.from_numpy(data.trained_on(splits.train)),
+        "validated_on": torch.from_numpy(data.trained_on(splits.validate)),
         "train_images": len(splits.train),
         "images": digest(data.manifest.table, "image_id"),
     }
