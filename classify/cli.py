@@ -11,6 +11,7 @@ from mae.cli import parse_training, training_parser
 
 if TYPE_CHECKING:
     from classify.settings import ClassifyConfig
+    from data.loader import Data
     from mae.engine.checkpoint import Checkpoint
 
 # the loss falls to its floor only if nothing about an image is drawn anew; without smoothing the floor is 0
@@ -88,12 +89,30 @@ def _finetune(argv: Arguments) -> None:
         data = data.overfit(arguments.overfit, labelled=True)
     if distributed.is_main():
         print(*data.manifest.notes, data.manifest.summary(), sep="\n")
+        _warn_of_few(data, config)
 
     with distributed.process_group(device):
         folder = finetune(config, checkpoint, data)
     if distributed.is_main():
         print(f"trained: {folder / 'best.pt'}; watch: tensorboard --logdir {folder}")
         print(f"next: mae-evaluate {folder}")
+        print(f"at the very end: mae-evaluate {folder} --split test, which opens the test split and records that")
+
+
+def _warn_of_few(data: "Data", config: "ClassifyConfig") -> None:
+    """A line where validation, as it is used, or test has few cases of a class."""
+    from classify.cases import few_cases, few_text, splits_of
+
+    target = data.manifest.target
+    table = data.manifest.table
+    few = {
+        "validate": few_cases(splits_of(data, config).validate["label"], target),
+        "test": few_cases(table.loc[table["split"] == "test", "label"], target),
+    }
+    if not (table["split"] == "test").any():  # a data set without one
+        del few["test"]
+    if line := few_text(few, "images"):
+        print(line)
 
 
 def _beginning(arguments: argparse.Namespace) -> "tuple[ClassifyConfig, str | None, Checkpoint | None]":
@@ -139,7 +158,11 @@ def _evaluate(argv: Arguments) -> None:
     parser.add_argument(
         "runs", nargs="+", metavar="RUN | key=value", help="folders of mae-finetune; settings to override"
     )
-    parser.add_argument("--split", choices=("validate", "test"), help="the split (default: evaluate.split, test)")
+    parser.add_argument(
+        "--split",
+        choices=("validate", "test"),
+        help="the split (default: evaluate.split, validate); opening test is recorded",
+    )
     arguments = parser.parse(argv)
     from data.config import parse_overrides
 
