@@ -4,7 +4,7 @@ import csv
 import hashlib
 import json
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -16,7 +16,7 @@ from pandas.api.types import is_numeric_dtype
 
 from classify.cases import FEW, check_unit, few_cases, few_text, labelled_rows, undecided_studies
 from classify.ledger import Opening, data_ledger, opened_text, openings, record
-from classify.metrics import binary_metrics, bootstrap_intervals, expected_calibration_error
+from classify.metrics import HEADLINE, Interval, binary_metrics, metric_intervals
 from classify.metrics.recalibration import Calibration, log_loss
 from classify.models.build import build_model
 from classify.scores import (
@@ -54,6 +54,8 @@ from mae.engine.run import commit, configure_torch, device_of
 
 NEEDED = ("seen", "images", "threshold", "pretrained_from", "train_images")  # what evaluations say of the weights
 FREE = ("data", "evaluate", "report", "device", "precision", "threads")  # what may be set anew
+OF_PROBABILITIES = ("brier", "ece", "calibration_slope", "calibration_intercept")  # do scores mean what they say?
+MEASURED = ("metrics", "intervals", "calibrated")  # of a summary: what may be undefined
 PRECISION = "fp32"  # of all scores, whatever training computed in
 FACTS = ("patients_known", "pretrained_on", "seen_elsewhere", "credentialed")  # of a prediction, beside its origin
 
@@ -346,7 +348,18 @@ def _kept(path: Path, config: ClassifyConfig, origin: dict[str, Any]) -> Evaluat
         return None
 
     predictions = _read_table(table, summary.get("subgroups", {}))
+    summary |= {name: _undefined_as(np.nan, summary[name]) for name in MEASURED if name in summary}
     return Evaluation(path.with_suffix(".csv"), config, summary["metrics"]["threshold"], predictions, summary)
+
+
+def _undefined_as(instead: float | None, measured: Any) -> Any:
+    """What was measured, `instead` for undefined numbers: they are NaN here, and null in JSON, which has no NaN."""
+    if isinstance(measured, dict):
+        return {name: _undefined_as(instead, part) for name, part in measured.items()}
+    if isinstance(measured, list):
+        return [_undefined_as(instead, part) for part in measured]
+    unknown = measured is None or (isinstance(measured, float) and np.isnan(measured))
+    return instead if unknown else measured
 
 
 def _read_table(content: bytes, subgroups: dict[str, str]) -> pd.DataFrame:
@@ -397,6 +410,7 @@ def _write(
         "meta": {key: value for key, value in checkpoint.meta.items() if key != "seen"},
         "config": checkpoint.settings,
     }
+    summary |= {name: _undefined_as(None, summary[name]) for name in MEASURED}
 
     # what a spreadsheet would compute stays text
     cells = predictions[[*first, *subgroups]]
@@ -417,35 +431,39 @@ def _measured(units: pd.DataFrame, decision: Decision, settings: EvaluateSetting
     logits = units["logit"].to_numpy()
 
     metrics = binary_metrics(labels, scores, decision.threshold, logits)
-    intervals = bootstrap_intervals(
-        labels,
-        scores,
-        threshold=decision.threshold,
-        groups=units["patient_id"].to_numpy(),
-        replicates=settings.replicates,
-        level=settings.level,
-        logits=logits,
-    )
+    patients = units["patient_id"].to_numpy()
+    names = (*HEADLINE, "specificity", "average_precision", *OF_PROBABILITIES)
+    intervals = metric_intervals(labels, scores, names, decision.threshold, patients, settings.level, logits)
+    raw = {name: intervals[name] for name in OF_PROBABILITIES}
 
     # calibrating keeps the order, so of the metrics only those of probabilities change
     calibration = decision.calibration
-    calibrated = (calibration or Calibration()).logits(logits)
+    by_calibration = units["calibrated"].to_numpy()
+    calibrated_logits = (calibration or Calibration()).logits(logits)
+    calibrated = metric_intervals(
+        labels,
+        by_calibration,
+        OF_PROBABILITIES,
+        groups=patients,
+        level=settings.level,
+        logits=calibrated_logits,
+    )
+
     return {
         "split": settings.split,
         "unit": settings.unit,
         "n": len(units),
         "patients": int(units["patient_id"].nunique()),
-        "metrics": {**_of_probabilities(labels, scores, logits), **dict(metrics)},
-        "calibration": calibration and calibration.as_dict(),
-        "calibrated": _of_probabilities(labels, units["calibrated"].to_numpy(), calibrated),
+        "metrics": {**dict(metrics), **_estimates(raw), "log_loss": log_loss(labels, logits)},
         "intervals": {name: list(interval.interval) for name, interval in intervals.items()},
+        "interval_notes": {name: interval.note for name, interval in intervals.items() if interval.note},
+        "calibration": calibration and calibration.as_dict(),
+        "calibrated": {
+            "metrics": {**_estimates(calibrated), "log_loss": log_loss(labels, calibrated_logits)},
+            "intervals": {name: list(interval.interval) for name, interval in calibrated.items()},
+        },
     }
 
 
-def _of_probabilities(labels: np.ndarray, scores: np.ndarray, logits: np.ndarray) -> dict[str, float]:
-    """Metrics that ask whether scores are the probabilities of abnormal."""
-    return {
-        "brier": float(np.mean((scores - labels) ** 2)),
-        "log_loss": log_loss(labels, logits),
-        "expected_calibration_error": expected_calibration_error(labels, scores),
-    }
+def _estimates(intervals: Mapping[str, Interval]) -> dict[str, float]:
+    return {name: interval.estimate for name, interval in intervals.items()}

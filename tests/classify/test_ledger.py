@@ -1,4 +1,4 @@
-"""Every look at test labels is kept, in the run and beside the data, and nothing that is written there harms a reader."""
+"""Every look at test labels is kept, in the run and beside the data, and nothing written there harms a reader."""
 
 import json
 import os

@@ -77,8 +77,6 @@ def test_the_source_tells_groups_apart_in_a_mix_alone():
 ODD = ["=HYPERLINK(1)", "'=x", "NA", "007", "a,b", 'say "x"', "Müller", "two\nlines", None, "1e5"]
 
 
-
-
 def grow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let manifests have further columns from now on, as sources bring them."""
     real = classify.evaluate.open_data
