@@ -87,9 +87,11 @@ def _finetune(argv: Arguments) -> None:
     data = open_data(config.data)
     if arguments.overfit:
         data = data.overfit(arguments.overfit, labelled=True)
+    few = _few_cases(data, config)
     if distributed.is_main():
         print(*data.manifest.notes, data.manifest.summary(), sep="\n")
-        _warn_of_few(data, config)
+        if few:
+            print(few)
 
     with distributed.process_group(device):
         folder = finetune(config, checkpoint, data)
@@ -99,8 +101,8 @@ def _finetune(argv: Arguments) -> None:
         print(f"at the very end: mae-evaluate {folder} --split test, which opens the test split and records that")
 
 
-def _warn_of_few(data: "Data", config: "ClassifyConfig") -> None:
-    """A line where validation, as it is used, or test has few cases of a class."""
+def _few_cases(data: "Data", config: "ClassifyConfig") -> str:
+    """A line where validation, as it is used, or test has few cases of a class; else empty."""
     from classify.cases import few_cases, few_text, splits_of
 
     target = data.manifest.target
@@ -111,8 +113,7 @@ def _warn_of_few(data: "Data", config: "ClassifyConfig") -> None:
     }
     if not (table["split"] == "test").any():  # a data set without one
         del few["test"]
-    if line := few_text(few, "images"):
-        print(line)
+    return few_text(few, "images")
 
 
 def _beginning(arguments: argparse.Namespace) -> "tuple[ClassifyConfig, str | None, Checkpoint | None]":

@@ -33,6 +33,7 @@ from classify.start import check_preprocessing, config_of, file_digest, with_pat
 from data.audit import audit_lines, audited, keep, served_pretraining, uncompared
 from data.config import change_config, keys_given
 from data.errors import UserError
+from data.labels import words
 from data.loader import Data, Loader, open_data
 from data.locks import locked
 from data.manifest import digest
@@ -231,8 +232,10 @@ def _kept_or_made(
     # what is kept may lack what this version tells, or what the table says by now
     predictions = decision.applied(units)
     predictions = with_subgroups(predictions, table, config.evaluate.unit, data.manifest.patients_known)
-    if kept is not None and facts.keys() <= kept.summary.keys() and _same(predictions, kept.predictions):
-        return kept
+    if kept is not None:
+        told = {name: kept.summary.get(name) for name in facts}
+        if told == facts and "calibrated" in kept.summary and _same(predictions, kept.predictions):
+            return kept
     _write(path, checkpoint, config, predictions, decision, {"origin": origin, **facts})
     made = _kept(path, config, origin)
     assert made is not None
@@ -258,7 +261,8 @@ def _few(units: pd.DataFrame, checkpoint: Checkpoint, config: ClassifyConfig, da
     found = {split: few_cases(units["label"], data.manifest.target)}
     chosen_by = checkpoint.meta.get("validate_cases") or {}
     if split != "validate":
-        found["validate"] = {name: count for name, count in chosen_by.items() if count < FEW}
+        names = words(data.manifest.target)
+        found["validate"] = {name: chosen_by[name] for name in names if chosen_by.get(name, FEW) < FEW}
     return {name: few for name, few in found.items() if few}
 
 
@@ -347,7 +351,10 @@ def _kept(path: Path, config: ClassifyConfig, origin: dict[str, Any]) -> Evaluat
         print(f"{path}.csv: changed since it was written, so it is predicted anew")
         return None
 
-    predictions = _read_table(table, summary.get("subgroups", {}))
+    try:
+        predictions = _read_table(table, summary.get("subgroups", {}))
+    except (ValueError, LookupError, TypeError, AttributeError, StopIteration):  # another program's, in our form
+        return None
     summary |= {name: _undefined_as(np.nan, summary[name]) for name in MEASURED if name in summary}
     return Evaluation(path.with_suffix(".csv"), config, summary["metrics"]["threshold"], predictions, summary)
 

@@ -76,8 +76,9 @@ def _intercept(scaled: np.ndarray, targets: np.ndarray) -> float:
 
     # there the mean cannot be above, or below, what is wanted: each case alone is not
     middle = float(logit(wanted))
-    lowest = middle - float(scaled.max()) - 1e-6
-    highest = middle - float(scaled.min()) + 1e-6
+    rounding = 1 + 1e-6 * float(np.abs(scaled).max())
+    lowest = middle - float(scaled.max()) - rounding
+    highest = middle - float(scaled.min()) + rounding
     return float(brentq(lambda intercept: expit(scaled + intercept).mean() - wanted, lowest, highest, xtol=1e-10))
 
 

@@ -68,6 +68,7 @@ def test_calibration_keeps_every_order():
         [0.5, 0.5, 0.5, 0.5],  # constant
         [1e-9, 2e-9, 3e-9, 4e-9],
         [-1e6, -1.0, 1.0, 1e6],
+        [1e30, 1e30, 1e30, 1e30],
     ],
 )
 @pytest.mark.parametrize("copies", [1, 50])
