@@ -429,9 +429,12 @@ def _sample(table: pd.DataFrame, settings: DataSettings) -> tuple[pd.DataFrame, 
     return table[~train | table.index.isin(sampled.index)], notes
 
 
-def sample_patients(table: pd.DataFrame, count: int, seed: int, place: str = "data.sample") -> pd.DataFrame:
+def sample_patients(
+    table: pd.DataFrame, count: int, seed: int, place: str = "data.sample", both_first: bool = False
+) -> pd.DataFrame:
     """Rows of whole patients, drawn regardless of labels, until `count` labelled images are together.
 
+    both_first: but a patient with each label stands first, so that few images have both too.
     The order of the draw depends on `seed` and patient ids alone, so a smaller sample is part of a
     larger one. Rows keep their order and index. UserError, naming `place`, if too few are labelled.
     """
@@ -442,8 +445,19 @@ def sample_patients(table: pd.DataFrame, count: int, seed: int, place: str = "da
     # labelled images of each patient, the patients in the order of their lots
     images = labelled.groupby(table["patient_id"]).sum()
     images = images.iloc[np.argsort(_lots(images.index, seed, "sample"))]
+    if both_first:
+        images = images.iloc[_one_of_each_first(table, images.index)]
     enough = int(np.searchsorted(images.cumsum(), count)) + 1
     return table[table["patient_id"].isin(images.index[:enough])]
+
+
+def _one_of_each_first(table: pd.DataFrame, patients: pd.Index) -> list[int]:
+    """Numbers of the patients: of each label the first one who has it, then all others in order."""
+    first: list[int] = []
+    for label in (0.0, 1.0):
+        has = patients.isin(table.loc[table["label"] == label, "patient_id"])
+        first += [int(np.argmax(has))] if has.any() else []
+    return list(dict.fromkeys([*first, *range(len(patients))]))
 
 
 def _lots(ids: Iterable[str], seed: int, purpose: str) -> np.ndarray:

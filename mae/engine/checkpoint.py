@@ -199,6 +199,8 @@ class _Meta(BaseModel):
     # of a classifier
     pretrained_from: str | None = None
     threshold: dict[str, float] | None = None
+    calibration: dict[str, dict[str, float]] | None = None
+    validate_cases: dict[str, int] | None = None
     images: str = ""
     train_images: int = 0
 
