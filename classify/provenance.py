@@ -1,12 +1,12 @@
 """Where a comparison comes from, as plain facts: data, leak audits of its runs, who opened the split, the code."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from classify.evaluate import Evaluation
+from classify.evaluate import Evaluation, openings_of
 from data.audit import audit_lines
 from data.loader import Data
 from data.sources import SPLITS
@@ -30,8 +30,8 @@ class Facts:
     openings: tuple[Mapping[str, Any], ...] = ()  # of the test split, from the ledger
 
 
-def facts_of(data: Data, evaluations: Iterable[Evaluation], openings: Iterable[Mapping[str, Any]] = ()) -> Facts:
-    """The facts of evaluations on this data. openings: what the ledgers know of the test split."""
+def facts_of(data: Data, evaluations: Sequence[Evaluation]) -> Facts:
+    """The facts of evaluations on this data."""
     manifest = data.manifest
     classes = {}
     for split in SPLITS:
@@ -47,8 +47,19 @@ def facts_of(data: Data, evaluations: Iterable[Evaluation], openings: Iterable[M
         patients_known=manifest.patients_known,
         commit=commit(),
         audits={evaluation.run.name: audit_of(evaluation) for evaluation in evaluations},
-        openings=tuple(_opening(line) for line in openings),
+        openings=tuple(_openings(evaluations)),
     )
+
+
+def _openings(evaluations: Iterable[Evaluation]) -> Iterator[dict[str, Any]]:
+    """What the ledgers know of the test split that is evaluated, each line once, oldest first."""
+    found: dict[tuple[str, ...], dict[str, Any]] = {}
+    for evaluation in evaluations:
+        if evaluation.config.evaluate.split == "test" and "split_fingerprint" in evaluation.summary:
+            for line in openings_of(evaluation):
+                found.setdefault((line["time"], line["run"], line["checkpoint"], str(line["times"])), line)
+    for _, line in sorted(found.items()):
+        yield _opening(line)
 
 
 def _opening(line: Mapping[str, Any]) -> dict[str, Any]:

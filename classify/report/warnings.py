@@ -27,7 +27,7 @@ def _leaks(comparison: Comparison) -> Iterator[str]:
     """What the runs' leak audits warn of: the tested split before others, and splits before pretrainings."""
     tested = f" {comparison.config.compare.split} images"
     found = [line for line in _audited(comparison) if line.startswith(WARNING)]
-    found.sort(key=lambda line: (tested not in line, "served pretraining" in line))
+    found.sort(key=lambda line: ("these very weights" not in line, tested not in line, "served pretraining" in line))
     for line in found:
         said = line.removeprefix(WARNING)
         yield f"Leak: {said}{_rows_with(comparison, line)}."
@@ -107,6 +107,9 @@ def _few_cases(comparison: Comparison) -> Iterator[str]:
 
 def _unknown(comparison: Comparison) -> Iterator[str]:
     """What cannot be known of patients."""
+    for line in _audited(comparison):
+        if line.startswith("which images these weights were trained on"):
+            yield f"Not known: {line}{_rows_with(comparison, line)}."
     if not comparison.facts.patients_known:
         yield (
             "Patients are not all known: one may stand in two splits, and intervals that take images as independent "

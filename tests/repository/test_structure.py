@@ -39,6 +39,7 @@ ORDER_OF_CLASSIFY = (
         "provenance",
         "grid",
         "evaluate",
+        "ledger",
         "finetune",
         "scores",
     ),
