@@ -70,13 +70,18 @@ def _openings(comparison: Comparison) -> Iterator[str]:
     others = {checkpoint: count for checkpoint, count in times.items() if checkpoint not in own}
     again = {checkpoint: count for checkpoint, count in times.items() if checkpoint in own and count > 1}
     if others:
+        times_opened = _counted(sum(others.values()), "time")
         yield (
-            f"Test was opened {sum(others.values()):,} times by {len(others):,} checkpoints that are not in this "
-            "table: what was seen there may have shaped what is."
+            f"Test was opened {times_opened} by {_counted(len(others), 'checkpoint')} not in this table: what was seen "
+            "there may have shaped what is."
         )
     if again:
         most = f"{max(again.values()):,} times at most"
-        yield f"Test was opened more than once by {len(again):,} of these rows' checkpoints ({most})."
+        yield f"Test was opened more than once by {_counted(len(again), 'checkpoint')} of this table ({most})."
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def _failed(comparison: Comparison) -> Iterator[str]:

@@ -76,10 +76,10 @@ def test_test_opened_by_others_or_again_is_said(place):
     assert warnings(once) == ()
     others = compared(place, line("A"), openings=(opening("c0"), opening("old"), opening("older"), opening("old")))
     [said] = warnings(others)
-    assert said.startswith("Test was opened 3 times by 2 checkpoints that are not in this table")
+    assert said.startswith("Test was opened 3 times by 2 checkpoints not in this table")
     again = compared(place, line("A"), openings=(opening("c0"),) * 5)
     [said] = warnings(again)
-    assert said == "Test was opened more than once by 1 of these rows' checkpoints (5 times at most)."
+    assert said == "Test was opened more than once by 1 checkpoint of this table (5 times at most)."
     assert warnings(compared(place, line("A"), split="validate", openings=(opening("old"),))) == ()
     assert [row["In this table"] for row in opening_rows(others)] == ["yes", "no", "no", "no"]
 

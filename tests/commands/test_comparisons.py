@@ -8,9 +8,20 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from tiny_world import ONE_EPOCH, SETTINGS, mistake, other_split, places, radiograph, succeed, write_config, write_table
+from tiny_world import (
+    ONE_EPOCH,
+    SETTINGS,
+    make_world,
+    mistake,
+    other_split,
+    places,
+    radiograph,
+    succeed,
+    write_config,
+    write_table,
+)
 
-from classify.cli import compare, evaluate
+from classify.cli import compare, evaluate, finetune
 
 
 @pytest.mark.parametrize(
@@ -119,6 +130,22 @@ def test_a_pretraining_that_saw_the_test_images_is_named_first(tmp_path):
         assert "Leak: 10 of the 10 images predicted served pretraining" in text
         assert "(rows: MAE)" in text
         assert text.index("Leak: ") < text.index("Few cases: ")
+
+
+def test_a_test_split_that_others_opened_is_said_above_the_numbers(tmp_path):
+    world = make_world(tmp_path)
+    succeed(finetune, "--config", world.config, f"finetune.run={tmp_path}/earlier")
+    succeed(evaluate, tmp_path / "earlier", "--split", "test")
+    grid = "compare={split: test, seeds: [0], rows: [{name: A}, {name: B, set: {finetune.drop_path: 0.3}}]}"
+    words = ["--config", world.config, f"run={tmp_path}/grid", grid]
+    for _ in range(2):
+        said = succeed(compare, *words)
+        for text in everywhere(tmp_path / "grid", said):
+            assert "Test was opened 1 time by 1 checkpoint not in this table" in text
+    assert "Who opened the test split" in (tmp_path / "grid/comparison.md").read_text()
+    written = json.loads((tmp_path / "grid/comparison.json").read_text())
+    assert [opening["run"] for opening in written["openings"]] == ["earlier", "a-seed0", "b-seed0"]
+    assert str(tmp_path) not in json.dumps(written["openings"])
 
 
 def test_one_seed_says_of_what_it_speaks(world, tmp_path):
