@@ -30,7 +30,7 @@ from classify.scores import (
 )
 from classify.settings import ClassifyConfig, EvaluateSettings, Unit
 from classify.start import check_preprocessing, config_of, file_digest, with_paths_given
-from data.audit import audit_lines, audited, keep, served_pretraining, uncompared
+from data.audit import audit_lines, audited, keep, served_pretraining, served_training, uncompared
 from data.config import change_config, keys_given
 from data.errors import UserError
 from data.labels import words
@@ -49,7 +49,7 @@ from data.writing import (
     write_json,
     write_text,
 )
-from mae.engine.checkpoint import Checkpoint, expect_fit, load_checkpoint, load_weights
+from mae.engine.checkpoint import HASHES, Checkpoint, expect_fit, load_checkpoint, load_weights
 from mae.engine.loop import evaluating
 from mae.engine.run import commit, configure_torch, device_of
 
@@ -122,8 +122,8 @@ def evaluate(run: str | Path, overrides: dict[str, Any] | None = None, data: Dat
     with locked(path.parent, f"waiting for another command that evaluates {best.parent}", wait=True):
         audit = _audit(best.parent / f"audit{of_other_data}.json", checkpoint, config, data, table)
         if not opened_by_caller:  # a grid would print it again for every run
-            print(*audit, sep="\n")
-        evaluation = _kept_or_made(path, checkpoint, config, data, table, decision)
+            print(*audit_lines(audit, data.store.index, data.manifest.may_show(config.report.images)), sep="\n")
+        evaluation = _kept_or_made(path, checkpoint, config, data, table, decision, audit["trained_on"])
     if not opened_by_caller:
         for line in _warnings(evaluation, decision):
             print(line)
@@ -191,7 +191,13 @@ class Decision:
 
 
 def _kept_or_made(
-    path: Path, checkpoint: Checkpoint, config: ClassifyConfig, data: Data, table: pd.DataFrame, decision: Decision
+    path: Path,
+    checkpoint: Checkpoint,
+    config: ClassifyConfig,
+    data: Data,
+    table: pd.DataFrame,
+    decision: Decision,
+    trained_on: dict[str, int] | None,
 ) -> Evaluation:
     """Predictions of the table: those at `path` where they were made of the very same, else new ones, written there."""
     origin = {
@@ -220,6 +226,7 @@ def _kept_or_made(
 
     # an opening is recorded before anybody sees what it shows
     facts |= {
+        "trained_on": trained_on,
         "split_fingerprint": digest(data.manifest.of_split(config.evaluate.split), "image_id"),
         "few": _few(units, checkpoint, config, data),
         "conflicting_studies": len(undecided_studies(table, data.manifest.patients_known)),
@@ -271,8 +278,10 @@ def _credentialed(checkpoint: Checkpoint, config: ClassifyConfig) -> list[str]:
     return sorted({*credentialed_sources(config.data), *checkpoint.credentialed})
 
 
-def _audit(path: Path, checkpoint: Checkpoint, config: ClassifyConfig, data: Data, table: pd.DataFrame) -> list[str]:
-    """Keep the leak audit of the data, with what of `table` served pretraining; returns it as lines."""
+def _audit(
+    path: Path, checkpoint: Checkpoint, config: ClassifyConfig, data: Data, table: pd.DataFrame
+) -> dict[str, Any]:
+    """The leak audit of the data, with what of `table` made these weights or served their pretraining; it is kept."""
     # images are compared in their store; without one, patients alone are audited
     if isinstance(data.store, ImageStore):
         report = audited(data.manifest, data.store)
@@ -282,9 +291,26 @@ def _audit(path: Path, checkpoint: Checkpoint, config: ClassifyConfig, data: Dat
     # which rows of the store served the pretraining that these weights come from
     everything = data.everything()
     seen = everything["row"].to_numpy()[_seen(data, everything, checkpoint)]
-    report = report | {"pretraining": served_pretraining(report, tested=table["row"].to_numpy(), seen=seen)}
+    report = report | {
+        "pretraining": served_pretraining(report, tested=table["row"].to_numpy(), seen=seen),
+        "trained_on": _trained_on(data, table, checkpoint, config.evaluate.split),
+    }
     keep(report, path)
-    return audit_lines(report, data.store.index, named=data.manifest.may_show(config.report.images))
+    return report
+
+
+def _trained_on(data: Data, table: pd.DataFrame, checkpoint: Checkpoint, split: str) -> dict[str, int] | None:
+    """How many of the table's images made these weights, in whatever data set they stood; None where nobody knows.
+
+    That a run's own validation images chose its weights is no news where they are what is evaluated.
+    """
+    served = {"train": checkpoint.meta.get("trained_on"), "validate": checkpoint.meta.get("validated_on")}
+    if split == "validate" and digest(data.manifest.table, "image_id") == checkpoint.fact("images"):
+        served["validate"] = None
+    if served["train"] is None:
+        return None
+    by_pixels = checkpoint.config.data.store is not False  # else ids are remembered
+    return served_training(data.trained_by(table, by_pixels), served, _seen(data, table, checkpoint))
 
 
 def _seen(data: Data, table: pd.DataFrame, checkpoint: Checkpoint) -> np.ndarray:
@@ -414,7 +440,7 @@ def _write(
         "seed": config.seed,
         "commit": commit(),
         **facts,
-        "meta": {key: value for key, value in checkpoint.meta.items() if key != "seen"},
+        "meta": {key: value for key, value in checkpoint.meta.items() if key not in HASHES},
         "config": checkpoint.settings,
     }
     summary |= {name: _undefined_as(None, summary[name]) for name in MEASURED}

@@ -39,7 +39,7 @@ from mae.transformer import configure_blocks
 
 RESUMABLE = Resumable(
     sections=("seed", "precision", "data", "model", "finetune"),
-    free=frozenset({"data.store", "data.workers", "data.max_rejected", "data.share", "finetune.run"}),
+    free=frozenset({"data.store", "data.workers", "data.max_rejected", "data.share", "data.patients", "finetune.run"}),
     epochs="finetune.epochs",
 )
 
@@ -143,6 +143,8 @@ def _meta(data: Data, splits: LabelledSplits, pretrained: Checkpoint | None) -> 
     names = words(data.manifest.target)
     return {
         **owed,
+        "trained_on": torch.from_numpy(data.trained_on(splits.train)),
+        "validated_on": torch.from_numpy(data.trained_on(splits.validate)),
         "train_images": len(splits.train),
         "validate_cases": {name: int((splits.validate["label"] == label).sum()) for label, name in enumerate(names)},
         "images": digest(data.manifest.table, "image_id"),
