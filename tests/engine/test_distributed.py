@@ -13,6 +13,9 @@ from checkout import WORLDS, in_checkout
 from tiny_world import tiny_config
 from two_ranks import CPU, stage_of
 
+from classify.evaluate import evaluate
+from classify.metrics import choose_threshold
+from classify.metrics.recalibration import fit_calibration
 from data.errors import UserError
 from data.loader import open_data
 from mae import load_checkpoint
@@ -74,6 +77,18 @@ def test_shared_runs_log_once_and_the_same(runs):
     for one, two in zip(alone, shared, strict=True):
         for name in ("train/loss", "validate/loss", "epoch/train_loss"):
             assert two.get(name) == pytest.approx(one.get(name), abs=1e-6), name
+
+
+def test_one_process_scores_validation_as_two_ranks_did(runs):
+    run = runs / "shared-vit-32"
+    evaluation = evaluate(
+        run, {"evaluate.split": "validate", "evaluate.batch_size": 3}, open_data(tiny_config(runs).data)
+    )
+    labels, logits = evaluation.predictions["label"], evaluation.predictions["logit"]
+    meta = load_checkpoint(run / "best.pt").meta
+    assert evaluation.summary["metrics"]["auc"] == pytest.approx(meta["validate_auc"], abs=1e-12)
+    assert evaluation.threshold == pytest.approx(choose_threshold(labels, evaluation.predictions["score"]), abs=1e-6)
+    assert fit_calibration(labels, logits).as_dict() == pytest.approx(meta["calibration"]["image"], rel=1e-3)
 
 
 def test_evaluation_sees_each_image_once_for_any_number(place):
