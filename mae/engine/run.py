@@ -70,8 +70,8 @@ def check_run(
         known = _environment(folder).facts
         if facts and not known:
             raise UserError(
-                f"{folder / 'environment.json'}: found no record of the images that the run trains on, expected the one "
-                "it wrote there; put the file back, or choose another folder (run=…, in stage two finetune.run=…)"
+                f"{folder / 'environment.json'}: found no record of the images that the run trains on, expected the "
+                "one it wrote there; put the file back, or choose another folder (run=…, in stage two finetune.run=…)"
             )
         _expect_same(folder, known, dict(facts), resumable, same_epochs=False)
 
