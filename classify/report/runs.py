@@ -27,7 +27,7 @@ def run_rows(comparison: Comparison, budgets: list[Budget]) -> Iterator[dict[str
 def _run_row(config: ClassifyConfig, row: Row, evaluation: Evaluation) -> dict[str, str]:
     settings = evaluation.config.finetune
     best = "–"
-    epochs = epochs_of(evaluation.run, OF_TRAINING)
+    epochs = epochs_of(evaluation.run, OF_TRAINING, warn=False)  # the curves of the same run have warned
     if epochs:
         best = str(kept_epoch(epochs, settings.select)["epoch"])
 
