@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from data.config import Settings
 from data.settings import AugmentSettings
-from mae.settings import Beta, MAEConfig, OptimizerSettings, check_warmup
+from mae.settings import Beta, MAEConfig, Mean, OptimizerSettings, Spread, check_warmup
 
 Pool = Literal["mean", "cls"]
 Select = Literal["auc", "loss"]
@@ -46,6 +46,17 @@ class FinetuneSettings(Settings):
         "auto",
         description="ResNet stem: 7x7/2 and max-pool, or 3x3/1 for small images; auto: small if a side is up to 32 px",
     )
+    init: str | None = Field(
+        None,
+        description="weights that a resnet18 or resnet50 begins from: torchvision's published files, or another "
+        "program's of the same network; ${NAME} is read from the environment; null: random",
+    )
+    init_mean: Mean | None = Field(
+        None,
+        description="mean grey level that init's images were standardised by, 0 to 1, one or one a channel; null: "
+        "what its file says, else ImageNet's for three channels",
+    )
+    init_std: Spread | None = Field(None, description="the deviation that belongs to init_mean")
     sample: int | None = Field(
         None, ge=2, description="labelled training images to use (whole patients, nested subsets); null: all"
     )
@@ -63,6 +74,18 @@ class FinetuneSettings(Settings):
     @model_validator(mode="after")
     def _warm_up_ends(self) -> "FinetuneSettings":
         check_warmup(self.optimizer, self.epochs)
+        return self
+
+    @model_validator(mode="after")
+    def _init_is_a_resnets(self) -> "FinetuneSettings":
+        if self.init is not None and self.model == "vit":
+            raise ValueError(
+                "init: found it with finetune.model vit, expected resnet18 or resnet50; a ViT's weights are model.init"
+            )
+        if (self.init_mean is None) != (self.init_std is None):
+            raise ValueError("init_mean: found one of init_mean and init_std, expected both or none")
+        if self.init_mean is not None and self.init is None:
+            raise ValueError("init_mean: found it without finetune.init, expected the weights that it is said of")
         return self
 
 
