@@ -107,6 +107,35 @@ class RowSettings(Settings):
         (), description="names from compare.pretrainings, a row each; []: random weights"
     )
     set: dict[str, Any] = Field(default_factory=dict, description="settings that differ, e.g. {finetune.mode: linear}")
+    ensemble: bool | None = Field(
+        None, description="also a row of its seeds' mean calibrated probability; null: compare.ensembles"
+    )
+    predictions: str | tuple[str, ...] | None = Field(
+        None,
+        description="a CSV with another program's scores or a human reader's ratings by id, or several for as many "
+        "seeds or readers, in place of a training",
+    )
+    threshold: float | None = Field(
+        None,
+        description="of predictions, in their own numbers: from here on a case is abnormal; null: chosen on the file's "
+        "validation cases, else a probability of 0.5",
+    )
+
+    @model_validator(mode="after")
+    def _trained_or_read(self) -> "RowSettings":
+        if self.predictions is None:
+            if self.threshold is not None:
+                raise ValueError(
+                    "threshold: found it without predictions, expected finetune.threshold for trained rows"
+                )
+            return self
+        if not self.predictions:
+            raise ValueError("predictions: found no file, expected a CSV")
+        if self.pretraining or self.set or self.ensemble:
+            raise ValueError(
+                "predictions: found it beside pretraining, set or ensemble, expected a name and files alone"
+            )
+        return self
 
 
 class CompareSettings(Settings):
@@ -121,6 +150,7 @@ class CompareSettings(Settings):
         default_factory=dict, description="name: settings that differ, e.g. {mae75: {pretrain.mask_ratio: 0.75}}"
     )
     rows: tuple[RowSettings, ...] = Field((), description="rows of the table; {name, pretraining, set}")
+    ensembles: bool = Field(False, description="a row more for each trained one: the mean of its seeds")
     baseline: str | None = Field(None, description="row all others are tested against; null: the last")
 
 

@@ -36,6 +36,7 @@ ORDER_OF_CLASSIFY = (
         "comparison",
         "grid",
         "evaluate",
+        "prediction_files",
         "finetune",
         "scores",
     ),
