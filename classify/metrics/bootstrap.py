@@ -9,18 +9,9 @@ from numpy.typing import ArrayLike
 
 from classify.metrics.binary import HEADLINE, weighted_metrics
 from classify.metrics.checks import check_level, check_logits, check_seeds, group_codes
+from classify.metrics.estimates import Interval
 
 BLOCK = 1 << 21  # resampled weights held in memory at a time
-
-
-@dataclass(frozen=True)
-class Interval:
-    """An estimate with its two-sided interval; `undefined` counts bootstrap replicates left out."""
-
-    estimate: float
-    interval: tuple[float, float]
-    level: float = 0.95
-    undefined: int = 0
 
 
 @dataclass(frozen=True)
