@@ -254,9 +254,9 @@ def _write(
         **_measured(side_by_side(units), threshold, config.evaluate),
         "seed": config.seed,
         "commit": commit(),
-        **facts,
         "meta": {key: value for key, value in checkpoint.meta.items() if key != "seen"},
         "config": checkpoint.settings,
+        **facts,
     }
 
     predictions[UNIT_IDS] = predictions[UNIT_IDS].map(as_cell)
@@ -266,6 +266,22 @@ def _write(
     path.with_suffix(".json").unlink(missing_ok=True)
     write_text(path.with_suffix(".csv"), table)
     write_json(path.with_suffix(".json"), summary | {"digest": _digest(summary, table.encode())})
+
+
+def write_evaluation(
+    path: Path,
+    config: ClassifyConfig,
+    units: pd.DataFrame,
+    threshold: float,
+    facts: dict[str, Any],
+    meta: dict[str, Any],
+) -> Evaluation:
+    """Predictions that no single checkpoint made, in the same two files as those of a run, and read back."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write(path, Checkpoint("classifier", {}, {}, meta), config, units, threshold, {"config": {}, **facts})
+    made = _kept(path, config, facts["origin"])
+    assert made is not None
+    return made
 
 
 def _measured(units: pd.DataFrame, threshold: float, settings: EvaluateSettings) -> dict[str, Any]:
