@@ -314,7 +314,7 @@ def _said(path: Path, found: StateDict, model: str) -> _Said:
     if content in PUBLISHED:
         return _Said(*IMAGENET, license=TORCHVISION_LICENSE)
     if named and named[1] in PUBLISHED:
-        what = f"torchvision's {' '.join(PUBLISHED[named[1]])} by the file's name; its content has the digest {content}"
+        what = f"by its name torchvision's {' '.join(PUBLISHED[named[1]])}, though its content has the digest {content}"
         return _Said(*IMAGENET, license=TORCHVISION_LICENSE, assumed=(what,))
     return _Said()
 
@@ -427,12 +427,16 @@ def _report(source: ResNetSource, config: ClassifyConfig, adapted: Mapping[str, 
     with torch.device("meta"):
         model = build_resnet(source.network, config.model.in_channels, stem=source.stem)
     used = source.names.values()
+    lacking = [name for name in model.state_dict() if name not in source.tensors]
+    uncounted: list[str] = []
+    if any(name.endswith(COUNTS) for name in lacking):
+        uncounted = [f"no {COUNTS}, which nothing here reads"]
     return Report(
         place=source.place,
         license=source.license,
         loaded=tuple(name for name in used if name not in adapted),
         adapted=adapted,
-        missing=tuple(name for name in model.state_dict() if name not in source.tensors),
+        missing=tuple(name for name in lacking if not name.endswith(COUNTS)),
         unexpected=source.unexpected,
-        assumed=source.assumed,
+        assumed=(*source.assumed, *uncounted),
     )
