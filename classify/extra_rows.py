@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit
 
-from classify.cases import LabelledSplits, labelled_rows, labelled_splits
+from classify.cases import LabelledSplits, labelled_rows, splits_of
 from classify.comparison import Line
 from classify.evaluate import Evaluation, best_of, score_images, write_evaluation
 from classify.grid import folder_name
@@ -115,7 +115,7 @@ def read_predictions(row: RowSettings, config: ClassifyConfig, data: Data) -> tu
 def _of_file(predictions: FilePredictions, number: int, folder: Path, config: ClassifyConfig, data: Data) -> Evaluation:
     facts = {
         "origin": _origin(config, data, predictions.units)
-        | {"file": file_digest(predictions.place), "threshold": predictions.how},
+        | {"checkpoint": file_digest(predictions.place), "threshold": predictions.how},
         "patients_known": data.manifest.patients_known,
         "pretrained_on": 0,
         "seen_elsewhere": predictions.kind != "rating",  # a program's training is not known here; readers have none
@@ -130,7 +130,7 @@ def _of_file(predictions: FilePredictions, number: int, folder: Path, config: Cl
     meta = {"train_images": None, "pretrained_from": None}
     path = folder / "predictions" / config.compare.split
     how = change_config(config, {"evaluate.split": config.compare.split, "seed": number})
-    made = write_evaluation(path, how, predictions.units, predictions.threshold, facts, meta)
+    made = write_evaluation(path, how, data, predictions.units, predictions.threshold, facts, meta)
     return replace(made, config=config)
 
 
@@ -168,7 +168,7 @@ def _evaluated(members: tuple[Evaluation, ...], data_of: DataOf) -> Evaluation:
     units = _mean(first.predictions, logits)
 
     # the labels that any of them was trained on or chosen by
-    splits = [_splits_of(member, data) for member in members]
+    splits = [splits_of(data, member.config) for member in members]
     trained_on = {image for each in splits for image in each.train["image_id"]}
     threshold = _threshold(members, splits, data)
 
@@ -185,7 +185,7 @@ def _evaluated(members: tuple[Evaluation, ...], data_of: DataOf) -> Evaluation:
     }
     meta = first.summary["meta"] | {"train_images": len(trained_on)}
     path = folder / "predictions" / config.evaluate.split
-    return write_evaluation(path, config, units, threshold, facts, meta)
+    return write_evaluation(path, config, data, units, threshold, facts, meta)
 
 
 def calibrated_logits(evaluation: Evaluation, units: pd.DataFrame) -> np.ndarray:
@@ -224,12 +224,6 @@ def _threshold(members: tuple[Evaluation, ...], splits: list[LabelledSplits], da
         logits.append(calibrated_logits(member, units))
     mean = _mean(units, logits)
     return choose_threshold(mean["label"], mean["score"], rule)
-
-
-def _splits_of(member: Evaluation, data: Data) -> LabelledSplits:
-    """What a run learnt from and was chosen by."""
-    config = member.config
-    return labelled_splits(data, config.finetune.sample, config.data.split_seed)
 
 
 def _digest_of(members: tuple[Evaluation, ...]) -> str:

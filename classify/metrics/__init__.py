@@ -21,10 +21,25 @@ from classify.metrics.bootstrap import (
     bootstrap_intervals,
 )
 from classify.metrics.calibration import ReliabilityCurve, expected_calibration_error, reliability_curve
+from classify.metrics.decision_curve import DecisionCurve, decision_curve
 from classify.metrics.differences import auc_difference, metric_differences
 from classify.metrics.estimates import Difference, Interval
-from classify.metrics.intervals import auc_interval, metric_intervals
+from classify.metrics.intervals import (
+    CalibrationLine,
+    auc_interval,
+    calibration_slope_intercept,
+    metric_intervals,
+)
 from classify.metrics.multiplicity import holm
+from classify.metrics.operating_points import (
+    OperatingPoint,
+    PredictiveValues,
+    predictive_values,
+    sensitivity_at_specificity,
+    specificity_at_sensitivity,
+    threshold_at_sensitivity,
+    threshold_at_specificity,
+)
 from classify.metrics.paired import (
     DeLongTest,
     McNemarTest,
@@ -38,10 +53,14 @@ __all__ = [
     "HEADLINE",
     "BinaryMetrics",
     "BootstrapDifference",
+    "CalibrationLine",
     "DeLongTest",
+    "DecisionCurve",
     "Difference",
     "Interval",
     "McNemarTest",
+    "OperatingPoint",
+    "PredictiveValues",
     "ReliabilityCurve",
     "auc",
     "auc_difference",
@@ -51,7 +70,9 @@ __all__ = [
     "bootstrap_differences",
     "bootstrap_interval",
     "bootstrap_intervals",
+    "calibration_slope_intercept",
     "choose_threshold",
+    "decision_curve",
     "delong_interval",
     "delong_test",
     "expected_calibration_error",
@@ -59,6 +80,11 @@ __all__ = [
     "mcnemar_test",
     "metric_differences",
     "metric_intervals",
+    "predictive_values",
     "reliability_curve",
+    "sensitivity_at_specificity",
+    "specificity_at_sensitivity",
+    "threshold_at_sensitivity",
+    "threshold_at_specificity",
     "wilson_interval",
 ]

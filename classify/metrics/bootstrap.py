@@ -191,7 +191,7 @@ def _bootstrap(
     # two streams: the resampled cases do not depend on how many seeds a model has
     case_draws, seed_draws = np.random.default_rng(seed).spawn(2)
     blocks: list[list[np.ndarray]] = [[] for _ in models]
-    for weights in _resamples(group_codes(groups, len(labels)), replicates, case_draws):
+    for weights in resamples(group_codes(groups, len(labels)), replicates, case_draws):
         for model, found in zip(models, blocks, strict=True):
             values = _by_seed(weights, labels, model, names)
             found.append(_seed_means(values, seed_draws))
@@ -203,7 +203,7 @@ def _bootstrap(
     return resampled
 
 
-def _resamples(codes: np.ndarray, replicates: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+def resamples(codes: np.ndarray, replicates: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
     """Weights (r, n) block by block: how often each case's group was drawn."""
     size = int(codes.max()) + 1
     step = max(1, BLOCK // max(len(codes), size))

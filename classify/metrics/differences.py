@@ -1,6 +1,7 @@
 """Differences of two models' metrics on the same cases: their intervals and tests."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -10,7 +11,7 @@ from classify.metrics.binary import HEADLINE
 from classify.metrics.checks import check_level, check_seeds, group_codes
 from classify.metrics.estimates import Difference
 from classify.metrics.influence import Influence, Model, influence
-from classify.metrics.intervals import ANY_SIZE, AS_ONE_CASE, as_model, interval_of
+from classify.metrics.intervals import ANY_SIZE, AS_ONE_CASE, NOTHING_CALLED, as_model, interval_of
 from classify.metrics.patients import Spread, join, patient_spread, patients_of, seed_spread
 
 ALIKE = "no difference to test: both do the same with every case"
@@ -86,7 +87,10 @@ def _difference(
     alike = estimate == 0 and (twins or (not parts.any() and of_a.parts.any()))
     if of_patients.variance > 0 or alike:
         spread = join([of_patients, *of_seeds])
-        return _by_t(name, estimate, spread, level, seeds)
+        found = _by_t(name, estimate, spread, level, seeds)
+        if of_a.strata.any() and of_b.strata.any():
+            return found
+        return replace(found, note=NOTHING_CALLED)
 
     return _from_both(name, estimate, of_a, of_b, codes, level, seeds)
 

@@ -50,6 +50,10 @@ def _of_ratio(name: str, labels: np.ndarray, model: Model) -> Influence:
     estimates, parts, counted = [], [], np.zeros(len(labels), bool)
     once = np.ones((1, len(labels)))
     for scores, threshold, order_by in zip(model.scores, model.thresholds, model.order_by, strict=True):
+        if name == "brier" and not are_probabilities(scores):
+            estimates.append(np.nan)
+            parts.append(np.zeros(len(labels)))
+            continue
         above, below = RATIOS[name](labels, scores, threshold)
         estimate = weighted_metrics(once, labels, scores, threshold, (name,), order_by)[name][0]
 
@@ -166,8 +170,17 @@ def _precision_derivative(labels: np.ndarray, scores: np.ndarray) -> tuple[float
 # ------------------------------------------------------------ calibration
 
 
+def are_probabilities(scores: np.ndarray) -> bool:
+    return bool(scores.min() >= 0 and scores.max() <= 1)
+
+
 def _ece(labels: np.ndarray, model: Model) -> Influence:
     """The gap of each bin keeps its sign, so the parts are those of a mean."""
+    nothing = np.full(len(model.scores), np.nan), np.zeros(model.scores.shape)
+    everyone = np.ones((1, len(labels)), bool)
+    if not are_probabilities(model.scores):
+        return Influence(*nothing, everyone)
+
     estimates, parts = [], []
     for scores in model.scores:
         bins = bin_numbers(scores)
@@ -175,7 +188,7 @@ def _ece(labels: np.ndarray, model: Model) -> Influence:
         signed = np.sign(gaps)[bins] * (labels - scores)
         estimates.append(signed.mean())
         parts.append((signed - signed.mean()) / len(labels))
-    return Influence(np.array(estimates), np.array(parts), np.ones((1, len(labels)), bool))
+    return Influence(np.array(estimates), np.array(parts), everyone)
 
 
 def _recalibration(slope: bool) -> Callable[[np.ndarray, Model], Influence]:

@@ -1,6 +1,7 @@
 """Intervals of one model's metrics: over patients, and over seeds where there are several."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -17,7 +18,8 @@ from classify.metrics.patients import Spread, join, patients_of, spread_of
 PROPORTIONS = ("accuracy", "precision", "recall", "specificity", "f1")
 ANY_SIZE = ("calibration_slope", "calibration_intercept")
 ONE_PATIENT = "no interval: all cases are one patient's"
-AS_ONE_CASE = "the cases do not vary between patients: each patient counts as one case"
+AS_ONE_CASE = "no variance between patients to be seen: each counts as one case"
+NOTHING_CALLED = "no case is called abnormal: 0 by convention"
 
 
 def auc_interval(
@@ -63,6 +65,30 @@ def metric_intervals(
     return {name: interval_of(name, influence(name, labels, model), codes, level) for name in names}
 
 
+class CalibrationLine(NamedTuple):
+    """Logistic recalibration: 1 and 0 for probabilities that mean what they say.
+
+    A slope below 1 says that they are too extreme; an intercept above 0 that abnormal cases are more than they say.
+    """
+
+    slope: Interval
+    intercept: Interval
+
+
+def calibration_slope_intercept(
+    labels: ArrayLike, logits: ArrayLike, groups: ArrayLike | None = None, level: float = 0.95
+) -> CalibrationLine:
+    """Slope of the logistic regression of labels on logits (n,) or (s, n), and the intercept beside a slope of 1.
+
+    The latter is called calibration in the large (Cox 1958; Van Calster et al. 2019). The intervals are of the sandwich
+    variance over patients, `groups` (n,). The slope of logits that separate the classes is infinite: NaN, with a note.
+    """
+    labels, logits, _ = check_seeds(labels, logits, 0.0, "logits")
+    names = ("calibration_slope", "calibration_intercept")
+    found = metric_intervals(labels, expit(logits), names, groups=groups, level=level, logits=logits)
+    return CalibrationLine(slope=found[names[0]], intercept=found[names[1]])
+
+
 def as_model(scores: np.ndarray, thresholds: np.ndarray, logits: ArrayLike | None) -> Model:
     order_by = check_logits(logits, scores)
     if logits is not None:
@@ -82,11 +108,11 @@ def interval_of(name: str, found: Influence, codes: np.ndarray, level: float) ->
     if not of_patients.variance > 0:
         low, high = _without_variance(name, estimate, found, codes, level)
         low, high = _beside_seeds(estimate, (low, high), of_seeds, level)
-        return Interval(estimate, (low, high), level, note=AS_ONE_CASE)
+        return Interval(estimate, (low, high), level, note=AS_ONE_CASE if found.strata.any() else NOTHING_CALLED)
 
     spread = join([of_patients, of_seeds])
     if name in PROPORTIONS:
-        low, high = _proportion(name, estimate, spread, int(found.strata.sum()), level)
+        low, high = proportion_interval(name, estimate, spread, int(found.strata.sum()), level)
     elif name in ANY_SIZE:
         reach = t.ppf((1 + level) / 2, spread.cautious) * np.sqrt(spread.variance)
         low, high = estimate - reach, estimate + reach
@@ -98,6 +124,8 @@ def interval_of(name: str, found: Influence, codes: np.ndarray, level: float) ->
 def _why_undefined(name: str) -> str:
     if name.startswith("calibration"):
         return "undefined: needs the logits, and classes that these do not separate"
+    if name in ("brier", "ece"):
+        return "undefined: the scores are no probabilities"
     return "undefined: a class has no cases"
 
 
@@ -117,7 +145,7 @@ def _on_logit_scale(estimate: float, spread: Spread, level: float) -> tuple[floa
 # ------------------------------------------------------------ proportions
 
 
-def _proportion(name: str, estimate: float, spread: Spread, cases: int, level: float) -> tuple[float, float]:
+def proportion_interval(name: str, estimate: float, spread: Spread, cases: int, level: float) -> tuple[float, float]:
     """Wilson's interval of as many independent cases as have the variance found."""
     variance = spread.variance
     share = estimate
@@ -126,20 +154,22 @@ def _proportion(name: str, estimate: float, spread: Spread, cases: int, level: f
         variance *= (2 / (2 - estimate) ** 2) ** 2
 
     effective = min(share * (1 - share) / variance, cases)
-    low, high = _wilson(share, effective, float(t.ppf((1 + level) / 2, spread.freedom)))
+    low, high = score_interval(share, effective, float(t.ppf((1 + level) / 2, spread.freedom)))
     if name == "f1":
         low, high = 2 * low / (1 + low), 2 * high / (1 + high)
     return low, high
 
 
-def _wilson(share: float, cases: float, quantile: float) -> tuple[float, float]:
+def score_interval(share: float, cases: float, quantile: float) -> tuple[float, float]:
     """Score interval of a share of `cases`, a number that need not be whole."""
     if cases <= 0:
         return 0.0, 1.0
     pull = quantile**2 / cases
     middle = (share + pull / 2) / (1 + pull)
     reach = np.sqrt(pull * share * (1 - share) + pull**2 / 4) / (1 + pull)
-    return max(0.0, float(middle - reach)), min(1.0, float(middle + reach))
+    low = 0.0 if share == 0 else float(middle - reach)
+    high = 1.0 if share == 1 else float(middle + reach)
+    return max(0.0, low), min(1.0, high)
 
 
 # ------------------------------------------------------------ where nothing varies
@@ -156,9 +186,9 @@ def _without_variance(
     if name in ANY_SIZE:
         return np.nan, np.nan
     if name == "f1":
-        low, high = _wilson(estimate / (2 - estimate), patients[0], quantile)
+        low, high = score_interval(estimate / (2 - estimate), patients[0], quantile)
         return 2 * low / (1 + low), 2 * high / (1 + high)
-    return _wilson(estimate, patients[0], quantile)
+    return score_interval(estimate, patients[0], quantile)
 
 
 def newcombe_auc(area: float, positives: int, negatives: int, quantile: float) -> tuple[float, float]:

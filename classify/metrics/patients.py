@@ -6,7 +6,7 @@ import numpy as np
 
 from classify.metrics.influence import Influence
 
-LEAST_FREEDOM = 16  # below, the fourth moment is itself too uncertain to judge by: docs/decisions.md
+LEAST_FREEDOM = 16  # below, the fourth moment is itself too uncertain to judge by: docs/decisions.md, Evaluation
 
 
 class Spread(NamedTuple):

@@ -4,6 +4,7 @@ import time
 
 import numpy as np
 import pytest
+from scipy.optimize import root
 from scipy.special import expit, logit
 from scipy.stats import norm, t
 from scored_cases import EVERY, sample
@@ -18,9 +19,12 @@ from classify.metrics import (
     delong_interval,
     delong_test,
     expected_calibration_error,
+    metric_differences,
     metric_intervals,
     wilson_interval,
 )
+from classify.metrics.binary import weighted_metrics
+from classify.metrics.influence import Model, influence
 
 NAMES = (*EVERY, "ece", "calibration_slope", "calibration_intercept")
 
@@ -176,6 +180,35 @@ def test_proportions_of_single_cases_are_wilsons():
         assert found[name].interval == pytest.approx(wanted.interval, abs=3e-3)  # t, not normal
 
 
+@pytest.mark.parametrize("levels", [None, 8])
+@pytest.mark.parametrize("name", [*EVERY, "calibration_slope", "calibration_intercept"])
+def test_parts_are_derivatives_by_the_weight_of_a_case(name, levels):
+    """Each case a little heavier, one after the other."""
+    labels, scores = sample(31, levels=levels)
+    scores = np.clip(scores, 0.01, 0.99)
+    logits = logit(scores)
+    model = Model(scores[None], np.array([0.45]), logits[None], logits[None])
+    weights = np.ones((31, 31)) + 1e-5 * np.eye(31)
+
+    def weighted(rows):
+        if name in EVERY:
+            return weighted_metrics(rows, labels == 1, scores, 0.45, (name,), logits)[name]
+        return np.array([_weighted_fit(row, labels, logits, name == "calibration_slope") for row in rows])
+
+    wanted = (weighted(weights) - weighted(np.ones((1, 31)))) / 1e-5
+    assert influence(name, labels == 1, model).parts[0] == pytest.approx(wanted, rel=1e-2, abs=1e-4)
+
+
+def _weighted_fit(weights, labels, logits, slope):
+    """The weighted logistic fit, its equations solved by scipy."""
+
+    def equations(line):
+        residual = weights * (labels - expit(line[0] + line[-1] * logits if slope else line[0] + logits))
+        return [residual.sum(), residual @ logits][: 1 + slope]
+
+    return root(equations, [0.0, 1.0][: 1 + slope], tol=1e-13).x[-1]
+
+
 # ---------------------------------------------------------------- where nothing varies
 
 
@@ -239,3 +272,16 @@ def test_seeds_widen_an_interval_without_variance():
     same = auc_interval(labels, [labels, labels])
     apart = auc_interval(labels, [labels, 1 - labels])
     assert np.ptp(apart.interval) > np.ptp(same.interval)
+
+
+def test_a_model_that_calls_nothing_says_so():
+    labels, scores = sample(30)
+    assert "no case is called" in metric_intervals(labels, 0 * scores, ("precision",))["precision"].note
+    found = metric_differences(labels, scores, 0 * scores, ("precision", "recall"))
+    assert "no case is called" in found["precision"].note and not found["recall"].note
+
+
+@pytest.mark.parametrize("name", ["brier", "ece"])
+def test_scores_that_are_no_probabilities_have_no_error_of_probabilities(name):
+    found = metric_intervals([0, 1, 0, 1], [-3, 1, 2, 5], (name,))[name]
+    assert np.isnan([found.estimate, *found.interval]).all() and "no probabilities" in found.note

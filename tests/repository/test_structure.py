@@ -37,6 +37,7 @@ ORDER_OF_CLASSIFY = (
         "comparison",
         "grid",
         "evaluate",
+        "ledger",
         "prediction_files",
         "finetune",
         "scores",
