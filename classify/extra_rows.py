@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from scipy.special import expit
 from classify.cases import LabelledSplits, labelled_rows, splits_of
 from classify.comparison import Line
 from classify.evaluate import Evaluation, best_of, score_images, write_evaluation
-from classify.grid import folder_name
+from classify.grid import Cell, folder_name
 from classify.metrics import choose_threshold
 from classify.prediction_files import FilePredictions, predictions_of
 from classify.scores import UNIT_IDS, in_units, side_by_side
@@ -67,6 +67,19 @@ def ensemble_name(name: str, seeds: int) -> str:
     return f"{name}, ensemble of {seeds}"
 
 
+def extra_names(config: ClassifyConfig, cells: Sequence[Cell]) -> dict[str, frozenset[int | None]]:
+    """What the rows that are not trained are called, each with its label budgets: contrasts may name them."""
+    budgets: dict[str, set[int | None]] = {}
+    for row in config.compare.rows:
+        for cell in cells:
+            if row.predictions is not None:
+                budgets.setdefault(row.name, set()).add(cell.labelled)
+            elif wants_ensemble(row, config) and _is_called(cell.name, row, config):
+                name = ensemble_name(cell.name, len(config.compare.seeds))
+                budgets.setdefault(name, set()).add(cell.labelled)
+    return {name: frozenset(of_row) for name, of_row in budgets.items()}
+
+
 def with_extra_rows(config: ClassifyConfig, data_of: DataOf, lines: tuple[Line, ...]) -> tuple[Line, ...]:
     """The lines of trained rows, with those of ensembles and of files among them, in the order of the config's rows.
 
@@ -85,16 +98,15 @@ def with_extra_rows(config: ClassifyConfig, data_of: DataOf, lines: tuple[Line, 
                 continue
 
             for line in of_budget:
-                if _is_of(line, row, config):
+                if _is_called(line.described["Model"], row, config):
                     found.append(line)
                     if wants_ensemble(row, config):
                         found += _ensemble(line, config, data_of)
     return tuple(found)
 
 
-def _is_of(line: Line, row: RowSettings, config: ClassifyConfig) -> bool:
-    """Whether a line is the row's: of its name, or, where it has several pretrainings, of `row/pretraining`."""
-    name = line.described["Model"]
+def _is_called(name: str, row: RowSettings, config: ClassifyConfig) -> bool:
+    """Whether a line's name is the row's, or, where that has several pretrainings, its `row/pretraining`."""
     if name in [other.name for other in config.compare.rows]:
         return name == row.name
     return name in [f"{row.name}/{pretraining}" for pretraining in row.pretraining]

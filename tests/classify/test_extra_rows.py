@@ -10,9 +10,10 @@ from tiny_world import tiny_config
 
 from classify.comparison import Line, describe
 from classify.evaluate import Evaluation, evaluate
-from classify.extra_rows import calibrated_logits, check_extra_rows, with_extra_rows
+from classify.extra_rows import calibrated_logits, check_extra_rows, extra_names, with_extra_rows
 from classify.finetune import finetune
 from classify.grid import expand_grid
+from classify.ledger import openings
 from classify.metrics import choose_threshold
 from data.config import change_config
 from data.errors import UserError
@@ -64,6 +65,11 @@ def test_extra_rows_stand_where_the_config_has_them_in_every_table(all_lines, li
     assert [line for line in all_lines if line in lines] == list(lines)
 
 
+def test_contrasts_can_know_their_names_before_anything_is_trained(config):
+    budgets = frozenset({None, 30})
+    assert extra_names(config, list(expand_grid(config))) == {"ViT, ensemble of 2": budgets, "Reader": budgets}
+
+
 def test_an_ensembles_score_is_the_mean_of_its_seeds_probabilities(all_lines):
     seeds, ensemble = all_lines[0], all_lines[1]
     [mean] = ensemble.scores
@@ -111,6 +117,19 @@ def test_a_files_row_is_written_and_needs_its_file_no_more(all_lines, config):
     written = pd.read_csv(reader.path, dtype={"image_id": str})
     assert sorted(written["score"]) == sorted(reader.predictions["score"])
     assert str(config.run) in str(reader.path)
+
+
+def test_looks_at_test_labels_are_recorded_for_them_too(all_lines, config):
+    for line in (all_lines[1], all_lines[2]):
+        [evaluation] = line.evaluations
+        [opening] = openings(evaluation.run)
+        assert opening["checkpoint"] == evaluation.summary["origin"]["checkpoint"]
+        assert opening["n"] == 10
+
+
+def test_their_predictions_have_the_columns_of_all_predictions(all_lines):
+    columns = {tuple(evaluation.predictions) for line in all_lines for evaluation in line.evaluations}
+    assert len(columns) == 1
 
 
 def test_rows_that_cannot_be_are_told_before_anything_is_trained(config, opened):
