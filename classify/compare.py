@@ -7,6 +7,7 @@ from typing import Any
 from classify.comparison import Comparison, Declared, Line, describe
 from classify.contrasts import candidates, declared
 from classify.evaluate import Evaluation, evaluate
+from classify.extra_rows import check_extra_rows, extra_names, with_extra_rows
 from classify.finetune import finetune
 from classify.grid import Cell, check_grid, expand_grid
 from classify.provenance import facts_of
@@ -42,9 +43,10 @@ def compare(config: ClassifyConfig, say: Callable[[str], None] = print) -> Compa
         return opened[settings]
 
     cells = list(expand_grid(config))
-    tested = declared(config, candidates(cells))
+    tested = declared(config, candidates(cells, extra_names(config, cells)))
     _keep_private(config, cells)
     check_columns(config.report.subgroups, data_of(config.data).manifest.table.columns)
+    check_extra_rows(config, data_of(config.data))
     check_grid(config, cells, data_of)
 
     folder = Path(expand(config.run, "run"))
@@ -83,12 +85,15 @@ def _run(
         evaluations.append(evaluate(run, _how_to_evaluate(config, cell), data))
 
     _check_cases(evaluations)
+    lines = with_extra_rows(config, data_of, _lines(cells, evaluations))
+    evaluations = [evaluation for line in lines for evaluation in line.evaluations]
+    _check_cases(evaluations)
     folder = Path(expand(config.run, "run"))
     return Comparison(
         config=change_config(config, {}),  # as comparison.json has it: defaults are not always of their type
         folder=folder,
         facts=facts_of(data_of(config.data), evaluations),
-        lines=_lines(cells, evaluations),
+        lines=lines,
         declared=tested,
         pretrainings=pretrainings,
         pretrain_configs=pretrain_configs,

@@ -4,7 +4,7 @@ No result is known here, and nothing is tested that is not named here. classify/
 """
 
 import difflib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from classify.comparison import Declared
@@ -32,8 +32,8 @@ class Candidate:
         return self.weights is not None
 
 
-def candidates(cells: Iterable[Cell]) -> list[Candidate]:
-    """The rows of a grid, each once, in order."""
+def candidates(cells: Iterable[Cell], extra: Mapping[str, frozenset[int | None]] | None = None) -> list[Candidate]:
+    """The rows of a grid, each once, in order; then those that nothing is trained for, with their label budgets."""
     first: dict[str, Cell] = {}
     budgets: dict[str, set[int | None]] = {}
     for cell in cells:
@@ -46,6 +46,8 @@ def candidates(cells: Iterable[Cell]) -> list[Candidate]:
         if cell.pretraining is not None and not name.endswith(f"/{cell.pretraining}"):
             also = f"{name}/{cell.pretraining}"
         found.append(Candidate(name, also, frozenset(budgets[name]), cell.config, _weights(cell)))
+    for name, of_row in (extra or {}).items():
+        found.append(Candidate(name, budgets=of_row))
     return found
 
 
@@ -89,7 +91,7 @@ def declared(config: ClassifyConfig, rows: Sequence[Candidate]) -> tuple[Declare
 def baseline(config: ClassifyConfig, rows: Sequence[Candidate]) -> Candidate:
     """The row that the others are tested against by default."""
     if config.compare.baseline is None:
-        return rows[-1]
+        return [row for row in rows if row.config is not None][-1]
     return _row(config.compare.baseline, rows, "compare.baseline")
 
 
@@ -113,10 +115,14 @@ def _row(name: str, rows: Sequence[Candidate], place: str) -> Candidate:
 
 
 def _default(config: ClassifyConfig, rows: Sequence[Candidate]) -> Iterator[Declared]:
-    """Pretrained against the same from random weights, then each row against the baseline; each pair once."""
-    if len(rows) < 2:
-        return
-    pairs = [*_with_and_without_pretraining(rows), *_against_baseline(baseline(config, rows), rows)]
+    """Pretrained against the same from random weights, then each row against the baseline; each pair once.
+
+    An ensemble, which the config does not name, is tested where it is declared.
+    """
+    against = baseline(config, rows)
+    named = {row.name for row in config.compare.rows}
+    rows = [row for row in rows if row.config is not None or row.name in named or row is against]
+    pairs = [*_with_and_without_pretraining(rows), *_against_baseline(against, rows)]
 
     seen: set[frozenset[str]] = set()
     for a, b in pairs:

@@ -158,9 +158,10 @@ def _inside(folder: Path, name: str) -> Path:
 def left_out(comparison: Comparison) -> Iterator[str]:
     """What the report cannot show, as its files are not there."""
     for name, folder in comparison.pretrainings.items():
-        if not epochs_of(folder, OF_PRETRAINING):
+        if not epochs_of(folder, OF_PRETRAINING, warn=False):
             yield f"the loss of {name}: no curve in {folder / 'metrics.jsonl'}"
     for evaluation in comparison.evaluations:
-        if not epochs_of(evaluation.run, OF_TRAINING):
+        nothing_trained = {"file", "ensemble"} & evaluation.summary.keys()
+        if not nothing_trained and not epochs_of(evaluation.run, OF_TRAINING, warn=False):
             yield f"the curves of {evaluation.run.name}: none in {evaluation.run / 'metrics.jsonl'}"
     yield from missing(comparison)

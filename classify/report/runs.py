@@ -30,9 +30,11 @@ def run_rows(comparison: Comparison) -> Iterator[dict[str, str]]:
 
 
 def _run_row(config: ClassifyConfig, line: Line, evaluation: Evaluation) -> dict[str, str]:
+    if "file" in evaluation.summary:
+        return _file_row(line, evaluation)
     settings = evaluation.config.finetune
     best = "–"
-    epochs = epochs_of(evaluation.run, OF_TRAINING)
+    epochs = epochs_of(evaluation.run, OF_TRAINING, warn=False)  # the curves of the same run have warned
     if epochs:
         best = str(kept_epoch(epochs, settings.select)["epoch"])
 
@@ -49,6 +51,22 @@ def _run_row(config: ClassifyConfig, line: Line, evaluation: Evaluation) -> dict
     }
     assert tuple(row) == COLUMNS
     return row
+
+
+def _file_row(line: Line, evaluation: Evaluation) -> dict[str, str]:
+    """Of predictions in a file nothing is known but what they say."""
+    file = evaluation.summary["file"]
+    return {
+        "Row": line.name,
+        "Folder": evaluation.run.name,
+        "Seed": "–",
+        "Epochs": "–",
+        "Best epoch": "–",
+        "Threshold": f"{evaluation.threshold:.3f}",
+        "Training images": "–",
+        "Augmentation": "–",
+        "Settings of its own": f"{file['column']} of {file['name']}; threshold {file['threshold']}",
+    }
 
 
 def own_settings(config: ClassifyConfig, changed: ClassifyConfig) -> Iterator[str]:

@@ -118,14 +118,15 @@ def heading(comparison: Comparison, labelled: int | None) -> str:
 
 def images_of(comparison: Comparison, labelled: int | None) -> str:
     """How many labelled images the rows of a budget were trained on: `100`, or `90 to 100` where rows differ."""
-    counts = [_trained_on(line) for line in comparison.lines_of(labelled)]
+    trained_on = [_trained_on(line) for line in comparison.lines_of(labelled)]
+    counts = [count for count in trained_on if count is not None]  # a file of predictions does not say it
     if min(counts) == max(counts):
         return f"{counts[0]:,}"
     return f"{min(counts):,} to {max(counts):,}"
 
 
-def _trained_on(line: Line) -> int:
-    images: int = line.evaluations[0].summary["meta"]["train_images"]
+def _trained_on(line: Line) -> int | None:
+    images: int | None = line.evaluations[0].summary["meta"]["train_images"]
     return images
 
 
@@ -177,7 +178,7 @@ def _notes(lines: list[Line]) -> str:
 
 def _own_images(comparison: Comparison, labelled: int | None) -> str:
     """How many images each row was trained on, where rows differ: settings of their own can make them."""
-    lines = comparison.lines_of(labelled)
+    lines = [line for line in comparison.lines_of(labelled) if _trained_on(line) is not None]
     if len({_trained_on(line) for line in lines}) == 1:
         return ""
     rows = [f"{line.name} {_trained_on(line):,}" for line in lines]

@@ -139,9 +139,10 @@ def _rows_with(comparison: Comparison, said: str) -> str:
     others = False
     for line in comparison.lines:
         for evaluation in line.evaluations:
-            if said in comparison.facts.audits.get(evaluation.run.name, ()):
+            audit = comparison.facts.audits.get(evaluation.run.name, ())
+            if said in audit:
                 names.append(line.name)
-            else:
+            elif audit:  # what nothing was trained for has none
                 others = True
     return f" (rows: {', '.join(_each_once(names))})" if others else ""
 

@@ -12,10 +12,12 @@ from tiny_world import tiny_config
 
 from classify.comparison import Comparison, Contrast, Declared, FailedRow, Line
 from classify.contrasts import candidates, declared
+from classify.extra_rows import ensemble_name, extra_names
 from classify.grid import expand_grid
 from classify.provenance import Facts
 from classify.report.tables import contrast_rows
 from classify.report.verdict import MODELS, answer, outcome, verdict
+from data.config import change_config
 from data.errors import UserError
 
 MAE = {"name": "MAE, fine-tuned", "pretraining": ["mae"]}
@@ -97,6 +99,21 @@ def test_no_result_is_needed(place):
     assert not (place / "mae").exists()
     assert pairs(place, [MAE, VIT])
     assert not (place / "mae").exists()
+
+
+def test_rows_of_files_meet_the_baseline_and_ensembles_are_tested_where_declared(place):
+    rows = [VIT, RESNET, {"name": "Reader", "predictions": "reader.csv"}]
+    config = tiny_config(place, compare={"rows": rows, "ensembles": True})
+    cells = list(expand_grid(config))
+    known = candidates(cells, extra_names(config, cells))
+    assert [(each.a, each.b) for each in declared(config, known)] == [
+        ("Random ViT", "ResNet-18"),
+        ("Reader", "ResNet-18"),
+    ]
+
+    ensemble = ensemble_name("ResNet-18", len(config.compare.seeds))
+    config = change_config(config, {"compare.contrasts": [[ensemble, "Reader"]]})
+    assert [(each.a, each.b) for each in declared(config, known)] == [(ensemble, "Reader")]
 
 
 # ---------------------------------------------------------------- declared
