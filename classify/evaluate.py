@@ -414,7 +414,7 @@ def read_evaluation(path: Path, settings: Mapping[str, Any], otherwise: Classify
         raise UserError(f"{path.with_suffix('.json')}: found a list or a value, expected what mae-evaluate writes")
 
     config = otherwise
-    if summary.get("config") is not None:
+    if summary.get("config"):
         made = make_config(with_new_names(summary["config"], str(path)), str(path))
         assert isinstance(made, ClassifyConfig)
         config = change_config(made, settings, str(path))
