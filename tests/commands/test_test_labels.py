@@ -16,6 +16,7 @@ from tiny_world import SETTINGS, make_world, places, succeed, write_config
 from classify.cli import evaluate, finetune
 from mae import load_checkpoint
 from mae.cli import pretrain
+from mae.engine.checkpoint import HASHES
 
 # each kind of training goes all the way, with all that looks at labels switched on
 TWO_EPOCHS = {
@@ -84,7 +85,7 @@ def test_weights_and_what_is_chosen_with_them_are_equal(twins, run):
         assert weights_equal(twins[0] / run / name, twins[1] / run / name)
         metas = [dict(checkpoint.meta) for checkpoint in (first, other)]
         for meta in metas:
-            meta["seen"] = np.asarray(meta["seen"]).tolist()
+            meta |= {name: np.asarray(meta[name]).tolist() for name in HASHES if name in meta}
             meta.pop("pretrained_from", None)  # a path
         assert metas[0] == metas[1]
         assert first.progress == other.progress
