@@ -108,6 +108,8 @@ def _table_rows(config: ClassifyConfig) -> Iterator[TableRow]:
     seen = set()
     for labelled in grid.labelled:
         for place, settings in enumerate(grid.rows):
+            if settings.predictions is not None:  # nothing is trained for it: see classify/extra_rows.py
+                continue
             for which, pretraining in enumerate(settings.pretraining or (None,)):
                 changes = _changes(grid, settings, pretraining, labelled)
                 both = changes[0] | changes[1]

@@ -29,6 +29,7 @@ ORDER_OF_CLASSIFY = (
     *(
         "cli",
         "compare",
+        "extra_rows",
         "predict",
         "dry_run",
         "export",
@@ -37,6 +38,7 @@ ORDER_OF_CLASSIFY = (
         "grid",
         "evaluate",
         "ledger",
+        "prediction_files",
         "finetune",
         "scores",
     ),
