@@ -38,6 +38,11 @@ def compare(argv: Arguments = None) -> None:
     run_command(_compare, argv)
 
 
+def report(argv: Arguments = None) -> None:
+    """The command mae-report."""
+    run_command(_report, argv)
+
+
 def export(argv: Arguments = None) -> None:
     """The command mae-export."""
     run_command(_export, argv)
@@ -200,14 +205,27 @@ def _compare(argv: Arguments) -> None:
     config = configure(parser.parse(argv), ClassifyConfig)
 
     from classify.compare import compare
-    from classify.report.tables import comparison_text
+    from classify.report.sections import printed
     from data.config import expand
 
     comparison = compare(config)
-    print("", comparison_text(comparison), "", sep="\n")
+    print("", printed(comparison), "", sep="\n")
     folder = expand(config.run, "run")
     print(f"report: {folder}/report.html")
     print(f"curves: tensorboard --logdir {folder}")
+
+
+def _report(argv: Arguments) -> None:
+    about = "Make a comparison's tables and page again, from its comparison.json and its runs' predictions alone."
+    parser = Parser("mae-report", description=about)
+    parser.add_argument("folder", metavar="FOLDER", help="folder of a mae-compare that has ended, or a copy of it")
+    folder = parser.parse(argv).folder
+    from classify.report.read import report
+    from classify.report.sections import printed
+
+    comparison = report(folder)
+    print("", printed(comparison), "", sep="\n")
+    print(f"report: {comparison.folder}/report.html")
 
 
 def _export(argv: Arguments) -> None:

@@ -4,15 +4,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from classify.comparison import Comparison, Line, describe
+from classify.comparison import Comparison, Declared, Line, describe
+from classify.contrasts import candidates, declared
 from classify.evaluate import Evaluation, evaluate
-from classify.extra_rows import check_extra_rows, with_extra_rows
+from classify.extra_rows import check_extra_rows, extra_names, with_extra_rows
 from classify.finetune import finetune
 from classify.grid import Cell, check_grid, expand_grid
+from classify.provenance import facts_of
+from classify.report.reconstructions import draw_reconstructions
 from classify.report.write import write_comparison
 from classify.scores import UNIT_IDS
 from classify.settings import ClassifyConfig
-from data.config import expand
+from classify.subgroups import check_columns
+from data.config import change_config, expand
 from data.errors import UserError
 from data.loader import Data, open_data
 from data.locks import locked
@@ -39,7 +43,9 @@ def compare(config: ClassifyConfig, say: Callable[[str], None] = print) -> Compa
         return opened[settings]
 
     cells = list(expand_grid(config))
+    tested = declared(config, candidates(cells, extra_names(config, cells)))
     _keep_private(config, cells)
+    check_columns(config.report.subgroups, data_of(config.data).manifest.table.columns)
     check_extra_rows(config, data_of(config.data))
     check_grid(config, cells, data_of)
 
@@ -47,14 +53,18 @@ def compare(config: ClassifyConfig, say: Callable[[str], None] = print) -> Compa
     folder.mkdir(parents=True, exist_ok=True)
     busy = f"{folder}: found another mae-compare at work there, expected none; wait for it, or choose another run=…"
     with locked(folder, busy, wait=False):
-        comparison = _run(config, cells, data_of, say)
+        comparison = _run(config, cells, tested, data_of, say)
         keep_private(comparison.credentialed, config.data.share)  # weights may have seen more than their settings say
         write_comparison(comparison, folder)
     return comparison
 
 
 def _run(
-    config: ClassifyConfig, cells: list[Cell], data_of: Callable[[DataSettings], Data], say: Callable[[str], None]
+    config: ClassifyConfig,
+    cells: list[Cell],
+    tested: tuple[Declared, ...],
+    data_of: Callable[[DataSettings], Data],
+    say: Callable[[str], None],
 ) -> Comparison:
     """Pretrain, fine-tune and evaluate; what is there already is not done again."""
     pretrainings: dict[str, Path] = {}
@@ -76,8 +86,19 @@ def _run(
 
     _check_cases(evaluations)
     lines = with_extra_rows(config, data_of, _lines(cells, evaluations))
-    _check_cases([evaluation for line in lines for evaluation in line.evaluations])
-    return Comparison(config, data_of(config.data), lines, pretrainings, pretrain_configs)
+    evaluations = [evaluation for line in lines for evaluation in line.evaluations]
+    _check_cases(evaluations)
+    folder = Path(expand(config.run, "run"))
+    return Comparison(
+        config=change_config(config, {}),  # as comparison.json has it: defaults are not always of their type
+        folder=folder,
+        facts=facts_of(data_of(config.data), evaluations),
+        lines=lines,
+        declared=tested,
+        pretrainings=pretrainings,
+        pretrain_configs=pretrain_configs,
+        reconstructions=draw_reconstructions(pretrainings, pretrain_configs, data_of, folder),
+    )
 
 
 def _keep_private(config: ClassifyConfig, cells: list[Cell]) -> None:

@@ -76,6 +76,11 @@ def expand_grid(config: ClassifyConfig) -> Iterator[Cell]:
             yield cell
 
 
+def _row_name(row: RowSettings, pretraining: str | None) -> str:
+    """The one name of a row of the table: its pretraining's too, where it has several."""
+    return row.name if len(row.pretraining) < 2 else f"{row.name}/{pretraining}"
+
+
 class Owner(NamedTuple):
     """Whose folder it is."""
 
@@ -157,7 +162,7 @@ def _cell(config: ClassifyConfig, row: TableRow, seed: int) -> Cell:
     stage_two = resolved(change_config(stage_two, {"finetune.run": run}, "compare.rows"))
     return Cell(
         row=row.number,
-        name=row.settings.name,
+        name=_row_name(row.settings, row.pretraining),
         pretraining=row.pretraining,
         labelled=row.labelled,
         run=run,

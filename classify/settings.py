@@ -3,6 +3,7 @@
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from data.config import Settings
 from data.settings import AugmentSettings
@@ -145,6 +146,28 @@ class RowSettings(Settings):
         return self
 
 
+class ContrastSettings(Settings):
+    """Two rows to compare: the difference a - b of their AUC. `[a, b]` is short for `{a: a, b: b}`."""
+
+    a: str = Field(description="a row's name (a pretraining's, where it has several: row/pretraining)")
+    b: str = Field(description="the row that a is compared with")
+    margin: float | None = Field(
+        None,
+        gt=0,
+        lt=0.5,
+        description="also test that a's AUC is not lower than b's by this or more; null: no such test",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_a_pair(cls, given: Any) -> Any:
+        if not isinstance(given, list | tuple):
+            return given
+        if len(given) != 2:
+            raise PydanticCustomError("pair", "Input should be two rows: [a, b]")
+        return {"a": given[0], "b": given[1]}
+
+
 class CompareSettings(Settings):
     """mae-compare: pretrainings × fine-tunings × baselines × label budgets × seeds."""
 
@@ -158,7 +181,14 @@ class CompareSettings(Settings):
     )
     rows: tuple[RowSettings, ...] = Field((), description="rows of the table; {name, pretraining, set}")
     ensembles: bool = Field(False, description="a row more for each trained one: the mean of its seeds")
-    baseline: str | None = Field(None, description="row all others are tested against; null: the last")
+    baseline: str | None = Field(
+        None, description="row all others are tested against, where no contrasts are declared; null: the last"
+    )
+    contrasts: tuple[ContrastSettings, ...] | None = Field(
+        None,
+        description="pairs of rows that are tested, at every label budget: [[a, b], …] or {a:, b:, margin: 0.01}; "
+        "null: each model against the baseline, and pretrained against the same from random weights; []: none",
+    )
 
 
 class ClassifyConfig(MAEConfig):
