@@ -1,5 +1,6 @@
 """Who is counted: the labelled images of a split, label budgets, and what a unit is."""
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,16 +23,48 @@ class LabelledSplits:
         return digest(pd.concat([self.train, self.validate]), "image_id", "split", "label")
 
 
-def labelled_splits(data: Data, sample: int | None, split_seed: int) -> LabelledSplits:
-    """The images with a label, the training ones cut to a budget of `sample`; both classes are needed."""
+def labelled_splits(data: Data, sample: int | None, split_seed: int, draw: int = 0) -> LabelledSplits:
+    """The images with a label, the training ones cut to a budget of `sample`; both classes are needed.
+
+    `draw` tells which of the budget's random subsets.
+    """
     target = data.manifest.target
     train = data.split("train")
     if sample:
-        train = sample_patients(train, sample, split_seed, "finetune.sample")
+        train = label_budget(train, sample, _seed_of(split_seed, draw))
     return LabelledSplits(
         train=labelled_rows(train, "train", target),
         validate=labelled_rows(data.split("validate"), "validate", target),
     )
+
+
+def label_budget(train: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
+    """Rows of whole patients until `count` labelled images are together, of both classes wherever there are two.
+
+    A draw that met one class alone begins with the first patient of the other, so that smaller budgets stay part of
+    larger ones.
+    """
+    place = "finetune.sample"
+    drawn = sample_patients(train, count, seed, place)
+    classes = set(drawn["label"].dropna())
+    missing = sorted(set(train["label"].dropna()) - classes)
+    if len(classes) > 1 or not missing:
+        return drawn
+
+    # the first of the other class, then the others in their order
+    others = train["patient_id"].isin(train.loc[train["label"] == missing[0], "patient_id"])
+    first = sample_patients(train[others], 1, seed, place)
+    rest = train[~train["patient_id"].isin(first["patient_id"])]
+    left = max(count - int(first["label"].notna().sum()), 1)
+    drawn = sample_patients(rest, min(left, int(rest["label"].notna().sum())), seed, place)
+    return train[train.index.isin(first.index.union(drawn.index))]
+
+
+def _seed_of(split_seed: int, draw: int) -> int:
+    """The seed of a budget's subset; the first is drawn as `data.sample` draws."""
+    if draw == 0:
+        return split_seed
+    return int.from_bytes(hashlib.blake2b(f"{split_seed}/draw/{draw}".encode(), digest_size=8).digest())
 
 
 def labelled_rows(table: pd.DataFrame, split: str, target: str | None) -> pd.DataFrame:

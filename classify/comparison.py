@@ -4,10 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from classify.evaluate import Evaluation
+from classify.grid import row_names
 from classify.metrics import BootstrapDifference, Interval, bootstrap_differences, bootstrap_intervals
 from classify.settings import ClassifyConfig
 from data.loader import Data
@@ -21,6 +23,12 @@ class Line:
     described: dict[str, str]  # the table's first columns
     labelled: int | None  # its label budget
     evaluations: tuple[Evaluation, ...]
+    failed: tuple[str, ...] = ()  # what became of the seeds that are not among them, a line each
+
+    @property
+    def name(self) -> str:
+        """What the config calls the row."""
+        return self.described["Model"]
 
     @property
     def labels(self) -> np.ndarray:
@@ -58,6 +66,15 @@ class Line:
 
 
 @dataclass(frozen=True)
+class FailedRow:
+    """A row of which no seed was trained to the end."""
+
+    described: dict[str, str]
+    labelled: int | None
+    failed: tuple[str, ...]  # a line each seed
+
+
+@dataclass(frozen=True)
 class Comparison:
     """All lines of a grid, over its label budgets."""
 
@@ -66,6 +83,8 @@ class Comparison:
     lines: tuple[Line, ...]
     pretrainings: dict[str, Path]  # folder name → run folder
     pretrain_configs: Mapping[str, ClassifyConfig] = field(default_factory=dict)  # folder name → as it is wished today
+    failed_rows: tuple[FailedRow, ...] = ()
+    tuning: tuple[dict[str, Any], ...] = ()  # what each row tried and took, by label budget
 
     @property
     def budgets(self) -> list[int | None]:
@@ -88,6 +107,14 @@ class Comparison:
         """Whether weights of another program took part, which have seen what nobody here knows."""
         return any(e.summary.get("seen_elsewhere", False) for line in self.lines for e in line.evaluations)
 
+    @property
+    def failures(self) -> list[str]:
+        """The cells that are missing, a line each."""
+        found = [line for row in self.failed_rows for line in row.failed]
+        for each in self.lines:
+            found += each.failed
+        return found
+
     def numbers(self, labelled: int | None) -> list[int]:
         """Numbers of the lines of a label budget: the rows of its table."""
         return [i for i, line in enumerate(self.lines) if line.labelled == labelled]
@@ -95,8 +122,9 @@ class Comparison:
     def baseline(self, labelled: int | None) -> int:
         """Number of the line that the others of its label budget are tested against."""
         numbers = self.numbers(labelled)
+        baseline = row_names(self.config.compare).get(self.config.compare.baseline or "")
         for number in numbers:
-            if self.lines[number].described["Model"] == self.config.compare.baseline:
+            if self.lines[number].name == baseline:
                 return number
         return numbers[-1]
 

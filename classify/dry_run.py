@@ -25,7 +25,7 @@ def dry_run(config: ClassifyConfig, checkpoint: str | Path | None = None) -> str
     data, images = prepared_data(config.data)
     prepared = data is not None
     if data is not None:
-        splits = labelled_splits(data, config.finetune.sample, config.data.split_seed)
+        splits = labelled_splits(data, config.finetune.sample, config.data.split_seed, config.finetune.draw)
         check_unit(splits.validate, "validate", config, data.manifest)
         source = "the config's images"
     else:

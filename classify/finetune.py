@@ -57,7 +57,7 @@ def finetune(config: ClassifyConfig, checkpoint: str | Path | None = None, data:
     keep_private(credentialed_by(config, pretrained), config.data.share)
 
     data = data or open_data(config.data)
-    splits = labelled_splits(data, config.finetune.sample, config.data.split_seed)
+    splits = labelled_splits(data, config.finetune.sample, config.data.split_seed, config.finetune.draw)
     check_unit(splits.validate, "validate", config, data.manifest)
 
     # a finished run is left alone, an unfinished one continued, unless it was made with anything else
