@@ -185,7 +185,7 @@ def _compare(argv: Arguments) -> None:
         print(plan(config, arguments.jobs))
         return
 
-    from classify.compare import compare
+    from classify.compare import compare, failures_of
     from classify.report.tables import comparison_text
     from data.config import expand
 
@@ -196,7 +196,7 @@ def _compare(argv: Arguments) -> None:
     print(f"curves: tensorboard --logdir {folder}")
 
     # everything else is written; exit code 2 says that it is not whole
-    failures = comparison.failures
+    failures = failures_of(comparison)
     if failures:
         raise UserError(
             f"{folder}: found {len(failures)} trainings failed, expected none; the same command tries them again; the "

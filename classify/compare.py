@@ -62,6 +62,14 @@ def compare(config: ClassifyConfig, say: Say = print, jobs: int = 1) -> Comparis
     return comparison
 
 
+def failures_of(comparison: Comparison) -> list[str]:
+    """The trainings that failed, a line each."""
+    found = []
+    for row in (*comparison.lines, *comparison.failed_rows):
+        found += row.failed
+    return found
+
+
 class _Grid:
     """A grid on its way: what has come of each of its trainings, by the name of its folder."""
 

@@ -107,14 +107,6 @@ class Comparison:
         """Whether weights of another program took part, which have seen what nobody here knows."""
         return any(e.summary.get("seen_elsewhere", False) for line in self.lines for e in line.evaluations)
 
-    @property
-    def failures(self) -> list[str]:
-        """The cells that are missing, a line each."""
-        found = [line for row in self.failed_rows for line in row.failed]
-        for each in self.lines:
-            found += each.failed
-        return found
-
     def numbers(self, labelled: int | None) -> list[int]:
         """Numbers of the lines of a label budget: the rows of its table."""
         return [i for i, line in enumerate(self.lines) if line.labelled == labelled]

@@ -52,7 +52,7 @@ def step_flops(build: Build, device: str = "meta") -> int:
 
 @contextmanager
 def without_values() -> Iterator[None]:
-    """Tensors of any device have a shape alone in here, so that nothing is computed; where torch lacks that, they are."""
+    """Tensors in here have a shape and a device but no values, so that nothing is computed, where torch can do that."""
     if not PRIVATE:
         yield
         return

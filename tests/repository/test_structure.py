@@ -37,6 +37,7 @@ ORDER_OF_CLASSIFY = (
         "report",
         "comparison",
         "tuning",
+        "row_differences",
         "cost",
         "grid",
         "evaluate",
