@@ -64,10 +64,8 @@ def compare(config: ClassifyConfig, say: Say = print, jobs: int = 1) -> Comparis
 
 def failures_of(comparison: Comparison) -> list[str]:
     """The trainings that failed, a line each."""
-    found = []
-    for row in (*comparison.lines, *comparison.failed_rows):
-        found += row.failed
-    return found
+    found = [line for row in comparison.lines for line in row.failed]
+    return found + [line for row in comparison.failed_rows for line in row.failed]
 
 
 class _Grid:

@@ -66,6 +66,8 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         "seen_elsewhere": comparison.seen_elsewhere,
         "data": {"manifest": data.manifest.fingerprint(), "store": data.store.fingerprint},
         "rows": [_row_as_json(comparison, number) for number in range(len(comparison.lines))],
+        "failed_rows": [asdict(row) for row in comparison.failed_rows],
+        "tuning": list(comparison.tuning),
     }
 
 
@@ -75,12 +77,14 @@ def _row_as_json(comparison: Comparison, number: int) -> dict[str, Any]:
     seeds = []
     for evaluation in line.evaluations:
         seeds.append({name: evaluation.summary[name] for name in ("seed", "metrics", "commit", "origin")})
+        seeds[-1]["cost"] = evaluation.summary.get("cost")
 
     differences = comparison.differences.get(number, {})  # none for the baseline
     seen, elsewhere = _seen(line)
     return {
         **line.described,
         "labelled": line.labelled,
+        "failed": list(line.failed),
         "labelled_images": line.evaluations[0].summary["meta"]["train_images"],
         "split": comparison.config.compare.split,
         "n": len(line.labels),

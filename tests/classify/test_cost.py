@@ -18,7 +18,7 @@ def conv(inputs: int, outputs: int, kernel: int, side: int) -> int:
 
 
 def resnet_by_hand(name: str, side: int, small_stem: bool) -> int:
-    """Forward and backward of an image: three products of each convolution, but two of the first, whose input is data."""
+    """Forward and backward of an image: three products of each convolution, two of the first, which reads pixels."""
     block, depths = SHAPES[name]
     if small_stem:
         first = conv(1, 64, 3, side)
