@@ -47,7 +47,9 @@ def compare(config: ClassifyConfig, say: Say = print, jobs: int = 1) -> Comparis
 
     # the grid, as far as it can be known before anything is tuned
     _keep_private(config, [])
-    images = labelled_images(data_of(config.data).split("train")) if shares(config.compare) else None
+    images = None
+    if shares(config.compare):
+        images = labelled_images(data_of(config.data).everything(), config.finetune.sample_covers)
     cells = list(expand_grid(config, images))
     _keep_private(config, cells)
     check_grid(config, cells, data_of)

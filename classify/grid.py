@@ -12,9 +12,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from classify.cases import check_unit, labelled_rows, labelled_splits
+from classify.cases import check_unit, labelled_rows, splits_of
 from classify.finetune import RESUMABLE
-from classify.settings import ClassifyConfig, CompareSettings, FinetuneSettings, RowSettings, Tune, share_of
+from classify.settings import (
+    ClassifyConfig,
+    CompareSettings,
+    FinetuneSettings,
+    RowSettings,
+    SampleCovers,
+    Tune,
+    share_of,
+)
 from classify.start import PREPROCESSING, check_fit, resolved
 from data.config import change_config, expand
 from data.errors import UserError
@@ -32,7 +40,7 @@ LETTERS = "LNMS"  # categories of what is written to tell names apart: letters, 
 OF_ALL_ROWS = ("run", "seed", "evaluate", "compare")  # sections and settings that no row has of its own
 OF_THE_GRID = ("finetune.run", "finetune.draw")  # which it gives each cell
 # what a search on validation may not change: whose folder it is, what is learned from, what is chosen by, what a row is
-NEVER_TUNED = ("run", "draw", "sample", "select", "model", "mode")
+NEVER_TUNED = ("run", "draw", "sample", "sample_covers", "select", "model", "mode")
 
 
 @dataclass(frozen=True)
@@ -191,9 +199,10 @@ def _count_of(budget: int | str | None, images: int | None) -> int | None:
     return count
 
 
-def labelled_images(table: Any) -> int:
-    """How many rows of a manifest's table are labelled images to train on."""
-    return int(((table["split"] == "train") & table["label"].notna()).sum())
+def labelled_images(table: Any, covers: SampleCovers = "train") -> int:
+    """How many rows of a manifest's table are labelled images that a budget counts: `finetune.sample_covers`."""
+    splits = ["train"] if covers == "train" else ["train", "validate"]
+    return int((table["split"].isin(splits) & table["label"].notna()).sum())
 
 
 # ---------------------------------------------------------------- rows
@@ -434,9 +443,7 @@ def _check_cases(config: ClassifyConfig, cells: list[Cell], data_of: Callable[[D
     tested = set()
     for cell in cells:
         data = data_of(cell.config.data)
-        splits = labelled_splits(
-            data, cell.config.finetune.sample, cell.config.data.split_seed, cell.config.finetune.draw
-        )
+        splits = splits_of(data, cell.config)
         check_unit(splits.validate, "validate", config, data.manifest)
 
         # all rows are tested on the same cases

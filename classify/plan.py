@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
-from classify.cases import labelled_splits
+from classify.cases import labelled_splits, splits_of
 from classify.cost import Spent, finetuning_flops, pretraining_flops_of, spent
 from classify.finetune import finetune_stage
 from classify.grid import Cell, check_settings, expand_grid, labelled_images, shares, trials_of, with_choice
-from classify.settings import ClassifyConfig
+from classify.settings import ClassifyConfig, SampleCovers
 from classify.tuning import kept_choice
 from data.config import expand
 from data.loader import Data
@@ -65,7 +65,7 @@ def plan(config: ClassifyConfig, jobs: int = 1) -> str:
     """The report: a line for each training, then what is left of all. Test images are neither read nor predicted."""
     configure_torch(config)
     datasets = _Datasets()
-    images = datasets.labelled(config.data) if shares(config.compare) else None
+    images = datasets.labelled(config.data, config.finetune.sample_covers) if shares(config.compare) else None
     cells = list(expand_grid(config, images))
     for cell in cells:
         check_settings(config, cell)
@@ -191,7 +191,7 @@ class _Datasets:
 
     def __init__(self) -> None:
         self.found: dict[DataSettings, tuple[Data | None, int | None]] = {}
-        self.counts: dict[DataSettings, int] = {}
+        self.counts: dict[tuple[DataSettings, SampleCovers], int] = {}
         self.drawn = False  # whether images of noise stand in for some
 
     def _of(self, settings: DataSettings) -> tuple[Data | None, int | None]:
@@ -203,15 +203,15 @@ class _Datasets:
         """How many serve training; None where they are not there."""
         return self._of(settings)[1]
 
-    def labelled(self, settings: DataSettings) -> int | None:
-        """How many of them have a label."""
+    def labelled(self, settings: DataSettings, covers: SampleCovers = "train") -> int | None:
+        """How many of them have a label, or of those that a budget counts."""
         data, images = self._of(settings)
         if images is None:
             return None
-        if settings not in self.counts:
-            table = data.split("train") if data else open_manifest(settings).table
-            self.counts[settings] = labelled_images(table)
-        return self.counts[settings]
+        if (settings, covers) not in self.counts:
+            table = data.everything() if data else open_manifest(settings).table
+            self.counts[settings, covers] = labelled_images(table, covers)
+        return self.counts[settings, covers]
 
     def to_time(self, config: ClassifyConfig, images: int) -> Data:
         """The images to take a few steps on."""
@@ -246,6 +246,5 @@ def _stage(run: _Run, datasets: _Datasets) -> AnyStage:
     data = datasets.to_time(config, run.batch_size)
     if run.stage == "pretrain":
         return pretrain_stage(config, data, device)
-    sample = config.finetune.sample if not datasets.drawn else None
-    splits = labelled_splits(data, sample, config.data.split_seed, config.finetune.draw)
+    splits = labelled_splits(data, None, 0) if datasets.drawn else splits_of(data, config)
     return finetune_stage(config, data, splits, device, None)

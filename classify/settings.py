@@ -13,6 +13,7 @@ Pool = Literal["mean", "cls"]
 Select = Literal["auc", "loss"]
 ThresholdRule = Literal["youden", "accuracy", "f1", "half"]
 Unit = Literal["image", "study"]
+SampleCovers = Literal["train", "train_and_validate"]
 
 
 class FinetuneOptimizerSettings(OptimizerSettings):
@@ -50,6 +51,9 @@ class FinetuneSettings(Settings):
     sample: int | None = Field(
         None, ge=2, description="labelled training images to use (whole patients, nested subsets); null: all"
     )
+    sample_covers: SampleCovers = Field(
+        "train", description="labels that sample counts: train, or train_and_validate, which cuts both in one share"
+    )
     draw: int = Field(0, ge=0, description="which random subset of a label budget; 0 the first")
     epochs: int = Field(50, ge=1, description="passes over the labelled training images")
     batch_size: int = Field(64, ge=1, description="images per step")
@@ -71,7 +75,9 @@ class FinetuneSettings(Settings):
 class EvaluateSettings(Settings):
     """mae-evaluate: a checkpoint on a split."""
 
-    split: Literal["validate", "test"] = Field("test", description="split that is predicted")
+    split: Literal["validate", "test"] = Field(
+        "validate", description="split that is predicted; test is opened at the very end, and each time is recorded"
+    )
     unit: Unit = Field("image", description="what counts: images, or studies by their mean score")
     batch_size: int = Field(256, ge=1, description="images per forward pass")
     replicates: int = Field(2000, ge=100, description="bootstrap replicates, patients resampled")

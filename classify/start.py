@@ -117,6 +117,8 @@ def _paths_needed(config: ClassifyConfig) -> list[str]:
     needed = ["data.sources" if data.source == "mix" else "data.root"]
     if data.labels_root is not None:
         needed.append("data.labels_root")
+    if data.patients is not None:
+        needed.append("data.patients")
     if set(data.table) & set("$~") or Path(data.table).is_absolute() or ".." in Path(data.table).parts:
         needed.append("data.table")  # else it lies below root
     return needed
@@ -126,7 +128,9 @@ def _example(key: str, config: ClassifyConfig, checkpoint: Checkpoint) -> str:
     """What may stand for a path in a line to type."""
     if key == "finetune.run":
         return shlex.quote(str(_default_folder(config, checkpoint.place)))
-    return {"data.sources": "'[{source: …, root: FOLDER}, …]'", "data.table": "FILE"}.get(key, "FOLDER")
+    return {"data.sources": "'[{source: …, root: FOLDER}, …]'", "data.table": "FILE", "data.patients": "FILE"}.get(
+        key, "FOLDER"
+    )
 
 
 def run_folder(config: ClassifyConfig, checkpoint: str | Path | None) -> Path:

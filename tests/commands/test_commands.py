@@ -208,7 +208,7 @@ compare:
 
 def test_compare_runs_a_grid_once(world, tmp_path):
     config = tmp_path / "grid.yaml"
-    config.write_text(world.config.read_text().replace("evaluate: {replicates: 100}\n", GRID))
+    config.write_text(world.config.read_text().replace("evaluate: {replicates: 100, split: test}\n", GRID))
     run = tmp_path / "grid"
     printed = succeed(compare, "--config", config, f"run={run}")
     for name in ("comparison.csv", "comparison.md", "comparison.json", "report.html"):

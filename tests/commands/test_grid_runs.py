@@ -163,7 +163,9 @@ def test_a_setting_that_diverges_is_not_chosen(world, tmp_path):
 def test_where_nothing_ends_there_is_no_comparison(world, tmp_path):
     folder = tmp_path / "grid"
     bad = "compare.rows=[{name: Bad, set: {finetune.optimizer.base_lr: 1.0e+30}}]"
-    line = mistake(compare, *words(world, folder, bad, *IMPATIENT), keep=world.root)
+    outcome = call(compare, *words(world, folder, bad, *IMPATIENT))
+    assert outcome.code == 2
+    line = outcome.err.splitlines()[-1]
     assert line.startswith(f"error: {folder}: found no training that ended, expected some; the first: ")
     assert not (folder / "comparison.json").exists()
 

@@ -41,6 +41,7 @@ ORDER_OF_CLASSIFY = (
         "cost",
         "grid",
         "evaluate",
+        "ledger",
         "finetune",
         "scores",
     ),
