@@ -126,7 +126,7 @@ def rooms_imported(room: str) -> set[str]:
 
 def test_the_imports_are_found():
     assert "data.loader" in imports(ROOT / "mae/pretrain.py")
-    assert "mae.pretrain" in imports(ROOT / "classify/compare.py")
+    assert "mae.pretrain" in imports(ROOT / "classify/jobs.py")
 
 
 def test_data_knows_nothing_of_models():
