@@ -17,7 +17,8 @@ from data.signals import TRY_AGAIN
 ROWS = "compare.rows=[{name: M, pretraining: [mae]}, {name: V}]"
 PRETRAINED = "compare.pretrainings={mae: {}}"
 RATES = "compare.tune={finetune.optimizer.base_lr: [1.0e-3, 0.5]}"
-LONG = ["finetune.epochs=12", "engine.save_steps=1"]  # a training that a signal can meet
+PAIR = "compare.rows=[{name: V}, {name: W, set: {finetune.drop_path: 0.0}}]"
+LONG = "finetune.epochs=20"  # a training that a signal can meet
 
 
 def words(world, folder: Path, *more: str) -> list[str]:
@@ -28,10 +29,10 @@ def written(folder: Path) -> dict:
     return json.loads((folder / "comparison.json").read_text())
 
 
-def same_runs(a: Path, b: Path) -> bool:
-    """Whether two grids have the same trainings, to the last bit."""
-    names = [sorted(path.relative_to(folder) for path in folder.rglob("best.pt")) for folder in (a, b)]
-    return bool(names[0]) and names[0] == names[1] and all(weights_equal(a / name, b / name) for name in names[0])
+def same_runs(folder: Path, whole: Path) -> list[str]:
+    """The names of a grid's trainings that are, to the last bit, those of another grid."""
+    names = sorted(path.parent.name for path in folder.glob("*/best.pt"))
+    return [name for name in names if weights_equal(folder / name / "best.pt", whole / name / "best.pt")]
 
 
 # ---------------------------------------------------------------- tuning and costs
@@ -175,9 +176,10 @@ def test_where_nothing_ends_there_is_no_comparison(world, tmp_path):
 
 @pytest.fixture(scope="module")
 def alone(world, tmp_path_factory) -> Path:
-    """The grid of two rows, run by one process."""
+    """The rows of both grids, run by one process."""
     folder = tmp_path_factory.mktemp("alone") / "grid"
-    succeed(compare, *words(world, folder, PRETRAINED, ROWS, *LONG))
+    rows = f"{ROWS[:-1]}, {PAIR.partition('}, ')[2]}"
+    succeed(compare, *words(world, folder, PRETRAINED, rows, LONG))
     return folder
 
 
@@ -201,7 +203,7 @@ def _open_files(number: int) -> list[Path]:
 
 def test_a_killed_cell_is_shown_as_failed_and_tried_again(world, alone, tmp_path):
     folder = tmp_path / "grid"
-    process = start("compare", *words(world, folder, PRETRAINED, ROWS, *LONG, "engine.save_steps=1"), "--jobs", "2")
+    process = start("compare", *words(world, folder, PRETRAINED, ROWS, LONG), "--jobs", "2")
     when(process, lambda: (folder / "v-seed0/last.pt").exists() and working(process, "v-seed0"))
     os.kill(working(process, "v-seed0"), signal.SIGKILL)
     code, errors = ended(process)
@@ -211,22 +213,22 @@ def test_a_killed_cell_is_shown_as_failed_and_tried_again(world, alone, tmp_path
     assert "Traceback" not in errors
     assert [row["Model"] for row in written(folder)["rows"]] == ["M"]
 
-    said = succeed(compare, *words(world, folder, PRETRAINED, ROWS, *LONG))
+    said = succeed(compare, *words(world, folder, PRETRAINED, ROWS, LONG))
     assert "| V " in said
-    assert same_runs(folder, alone)
+    assert same_runs(folder, alone) == ["m-mae-seed0", "pretrain-mae-seed0", "v-seed0"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_grid_that_is_ended_leaves_nothing_behind_and_goes_on(number, world, alone, tmp_path):
     folder = tmp_path / "grid"
-    process = start("compare", *words(world, folder, PRETRAINED, ROWS, *LONG), "--jobs", "2")
+    process = start("compare", *words(world, folder, PAIR, LONG), "--jobs", "2")
     when(process, lambda: (folder / "v-seed0/last.pt").exists() and working(process, "v-seed0"))
     process.send_signal(number)
     code, errors = ended(process)  # and all that it has started
     assert code == (TRY_AGAIN if number == signal.SIGTERM else -number), errors
     assert "Traceback" not in errors
-    succeed(compare, *words(world, folder, PRETRAINED, ROWS, *LONG))
-    assert same_runs(folder, alone)
+    succeed(compare, *words(world, folder, PAIR, LONG))
+    assert same_runs(folder, alone) == ["v-seed0", "w-seed0"]
 
 
 def test_a_number_of_jobs_is_at_least_one(world, tmp_path):
