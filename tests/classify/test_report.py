@@ -49,7 +49,7 @@ def config_of(
         "model": model,
         "evaluate": {"replicates": 100},
         "report": {"images": report},
-        "compare": {"rows": rows, "pretrainings": {"mae75": {}}, "split": "test"} | compare,
+        "compare": {"rows": rows, "pretrainings": {"mae75": {}}, "split": "test", "seeds": [0]} | compare,
     }
     return make_config(settings, "test")
 
@@ -376,7 +376,7 @@ def test_rows_that_read_alike_are_told_apart_by_their_pretraining(tmp_path):
     rows = [{"name": "MAE", "pretraining": ["mae75", "long"]}]
     config = config_of(tmp_path, rows, pretrainings={"mae75": {}, "long": {"pretrain.epochs": 800}})
     [budget] = budgets_of(comparison_of(config))
-    assert [row.name for row in budget.rows] == ["MAE 75 % (pretrain-mae75-seed0)", "MAE 75 % (pretrain-long-seed0)"]
+    assert [row.name for row in budget.rows] == ["MAE/mae75 75 %", "MAE/long 75 %"]
 
 
 def test_confusion_counts_every_case_of_every_seed_once():
