@@ -132,14 +132,18 @@ def _beginning(arguments: argparse.Namespace) -> "tuple[ClassifyConfig, str | No
     if arguments.config:
         config = configure(arguments, ClassifyConfig)
 
+    from classify.models.resnet_weights import is_resnet
     from classify.start import config_for, with_paths_given
     from data.config import change_config, parse_overrides
     from mae.engine.checkpoint import load_checkpoint
     from mae.weights import is_foreign
 
-    if is_foreign(path):
+    resnet = is_resnet(path)
+    if resnet or is_foreign(path):
         if config is None:
             raise UserError(f"{path}: found weights of another program, expected --config for the data")
+        if resnet:
+            return change_config(config, {"finetune.init": path}), None, None
         return change_config(config, {"model.init": path}), None, None
 
     pretrained = load_checkpoint(path, "mae")

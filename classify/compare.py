@@ -8,6 +8,7 @@ from typing import Any
 from classify.comparison import Comparison, FailedRow, Line, describe
 from classify.cost import finetuning_cost, pretraining_cost
 from classify.evaluate import Evaluation, evaluate
+from classify.extra_rows import check_extra_rows, with_extra_rows
 from classify.grid import Cell, check_folder, check_grid, expand_grid, labelled_images, shares, trials_of, with_choice
 from classify.jobs import Failure, Outcome, Task, Work, attempt, run_in_processes, run_tasks
 from classify.report.write import write_comparison
@@ -52,6 +53,7 @@ def compare(config: ClassifyConfig, say: Say = print, jobs: int = 1) -> Comparis
         images = labelled_images(data_of(config.data).everything(), config.finetune.sample_covers)
     cells = list(expand_grid(config, images))
     _keep_private(config, cells)
+    check_extra_rows(config, data_of(config.data))
     check_grid(config, cells, data_of)
 
     folder = Path(expand(config.run, "run"))
@@ -209,7 +211,10 @@ class _Grid:
                     pretrainings[folder.name] = folder
                     configs[folder.name] = cell.pretrain_config
 
+        # rows that are not trained: files, ensembles
         lines, failed = self._lines()
+        lines = with_extra_rows(self.config, self.data_of, lines)
+        _check_cases([evaluation for line in lines for evaluation in line.evaluations])
         return Comparison(
             self.config,
             self.data_of(self.config.data),

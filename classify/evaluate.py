@@ -439,9 +439,9 @@ def _write(
         "subgroups": subgroups,
         "seed": config.seed,
         "commit": commit(),
-        **facts,
         "meta": {key: value for key, value in checkpoint.meta.items() if key not in HASHES},
         "config": checkpoint.settings,
+        **facts,
     }
     summary |= {name: _undefined_as(None, summary[name]) for name in MEASURED}
 
@@ -455,6 +455,44 @@ def _write(
     path.with_suffix(".json").unlink(missing_ok=True)
     write_text(path.with_suffix(".csv"), table)
     write_json(path.with_suffix(".json"), summary | {"digest": _digest(summary, table.encode())})
+
+
+def write_evaluation(
+    path: Path,
+    config: ClassifyConfig,
+    data: Data,
+    units: pd.DataFrame,
+    threshold: float,
+    facts: dict[str, Any],
+    meta: dict[str, Any],
+) -> Evaluation:
+    """Predictions that no single checkpoint made, in the same two files as those of a run, and read back."""
+    split = config.evaluate.split
+    known = data.manifest.patients_known
+    table = labelled_rows(data.split(split), split, config.data.target)
+    few = few_cases(units["label"], data.manifest.target)
+    facts = {
+        "config": {},
+        "trained_on": None,
+        "split_fingerprint": digest(data.manifest.of_split(split), "image_id"),
+        "few": {split: few} if few else {},
+        "conflicting_studies": len(undecided_studies(table, known)),
+        **facts,
+    }
+
+    # an opening is recorded before anybody sees what it shows
+    origin = facts["origin"]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if split == "test":
+        is_kept = _kept(path, config, origin) is not None
+        _record(path.parents[1], config, origin["checkpoint"], facts["split_fingerprint"], len(units), is_kept)
+
+    decision = Decision(threshold, None)
+    predictions = with_subgroups(decision.applied(units), table, config.evaluate.unit, known)
+    _write(path, Checkpoint("classifier", {}, {}, meta), config, predictions, decision, facts)
+    made = _kept(path, config, origin)
+    assert made is not None
+    return made
 
 
 def _measured(units: pd.DataFrame, decision: Decision, settings: EvaluateSettings) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from classify.metrics import binary_metrics, choose_threshold
 from classify.metrics.recalibration import fit_calibration
 from classify.models.build import Model, build_model
 from classify.models.classifier import Classifier, layer_scale
+from classify.models.resnet import resnet_layer_scale
 from classify.scores import in_units, predict_logits, with_scores
 from classify.settings import ClassifyConfig, FinetuneSettings, ThresholdRule
 from classify.start import beginning, check_fit, file_digest, run_folder
@@ -46,7 +47,7 @@ RESUMABLE = Resumable(
 
 @restoring_umask()
 def finetune(config: ClassifyConfig, checkpoint: str | Path | None = None, data: Data | None = None) -> Path:
-    """Train a classifier, from a pretraining's checkpoint, `model.init` or random weights; returns the run folder.
+    """Train a classifier, from a pretraining's checkpoint, weights of others or random ones; returns the run folder.
 
     Raises UserError if checkpoint and config do not fit, a split is empty or holds one class only, or
     the run folder was made by another config.
@@ -180,11 +181,10 @@ def optimizer_choice(settings: FinetuneSettings, pretrained: bool) -> OptimizerC
 
 
 def _optimizer(model: Model, choice: OptimizerChoice, betas: tuple[float, float]) -> torch.optim.AdamW:
-    """AdamW; in a ViT, the further below the head a layer is, the smaller its learning rate."""
-    layers = 0
+    """AdamW; the further below the head a layer is, the smaller its learning rate where there is layer decay."""
+    scale = resnet_layer_scale(choice.layer_decay)
     if isinstance(model, Classifier):
-        layers = len(model.encoder.blocks)
-    scale = layer_scale(choice.layer_decay, layers)
+        scale = layer_scale(choice.layer_decay, len(model.encoder.blocks))
     groups = parameter_groups(model.named_parameters(), choice.weight_decay, scale)
     return adamw(groups, betas)
 
@@ -197,8 +197,10 @@ def hyperparameters(
     model = config.model.preset if settings.model == "vit" else settings.model
 
     # of stage one, what this stage has no name for
-    earlier = {}
-    if pretrained:
+    earlier: dict[str, float | str] = {}
+    if settings.init is not None:
+        earlier = {"init": Path(settings.init).name}
+    elif pretrained:
         of_pretraining = mae_hyperparameters(pretrained.config)
         earlier = {name: of_pretraining[name] for name in ("init", "mask_ratio", "decoder")}
 

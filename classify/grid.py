@@ -221,6 +221,8 @@ def _table_rows(config: ClassifyConfig, budgets: list[int | None]) -> Iterator[T
     seen = set()
     for labelled in budgets:
         for place, settings in enumerate(grid.rows):
+            if settings.predictions is not None:  # nothing is trained for it: see classify/extra_rows.py
+                continue
             for which, pretraining in enumerate(settings.pretraining or (None,)):
                 changes = _changes(grid, settings, pretraining, labelled)
                 both = changes[0] | changes[1]
@@ -371,6 +373,8 @@ def _check_tuning(config: ClassifyConfig) -> None:
     wanted = len(_checked(grid.tune, "compare.tune"))
     for row in grid.rows:
         place = f"compare.rows: {row.name}"
+        if row.predictions is not None:
+            continue
         tune = _tune_of(grid, row)
         found = len(_checked(tune, f"{place}: tune"))
         if found != wanted:

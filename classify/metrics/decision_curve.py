@@ -58,19 +58,26 @@ def decision_curve(
         harm = threshold / (1 - threshold)
         worth = labels - harm * ~labels  # n: of calling a case abnormal
         of_model = (probabilities >= threshold) * worth  # s n
-        better = max(worth.mean(), 0.0)
-        default = worth if better > 0 else np.zeros(len(labels))
+        default = worth if worth.mean() > 0 else np.zeros(len(labels))
         model.append(_mean_with_band(of_model, harm, codes, level))
         everyone.append(_mean_with_band(worth[None], harm, codes, level))
         advantage.append(_mean_with_band(of_model - default, harm, codes, level))
 
-    of_model, of_all, over_default = np.array(model), np.array(everyone), np.array(advantage)  # k 3
+    net_benefit, low, high = np.array(model).T
+    treat_all, treat_all_low, treat_all_high = np.array(everyone).T
+    gain, gain_low, gain_high = np.array(advantage).T
     return DecisionCurve(
-        thresholds,
-        *of_model.T,
-        *of_all.T,
-        np.zeros(len(thresholds)),
-        *over_default.T,
+        thresholds=thresholds,
+        net_benefit=net_benefit,
+        low=low,
+        high=high,
+        treat_all=treat_all,
+        treat_all_low=treat_all_low,
+        treat_all_high=treat_all_high,
+        treat_none=np.zeros(len(thresholds)),
+        advantage=gain,
+        advantage_low=gain_low,
+        advantage_high=gain_high,
         level=level,
     )
 

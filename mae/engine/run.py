@@ -84,7 +84,13 @@ def check_run(
         known = {key: value for key, value in now.items() if key in then}  # an old checkpoint lacks newer settings
         _expect_same(folder, then, known, resumable, same_epochs=same_epochs and made is None)
     if facts is not None:
-        _expect_same(folder, _environment(folder).facts, dict(facts), resumable, same_epochs=False)
+        known = _environment(folder).facts
+        if facts and not known:
+            raise UserError(
+                f"{folder / 'environment.json'}: found no record of the images that the run trains on, expected the "
+                "one it wrote there; put the file back, or choose another folder (run=…, in stage two finetune.run=…)"
+            )
+        _expect_same(folder, known, dict(facts), resumable, same_epochs=False)
 
 
 def _expect_same(

@@ -21,6 +21,7 @@ from data.config import load_config
 from data.loader import open_data
 from mae import load_checkpoint
 from mae.cli import pretrain
+from mae.engine.checkpoint import HASHES
 
 # ---------------------------------------------------------------- stage two
 
@@ -109,7 +110,7 @@ def test_pretraining_does_not_read_labels(world, tmp_path):
 
 
 def plain(meta: dict) -> dict:
-    return meta | {"seen": meta["seen"].tolist()}
+    return meta | {name: meta[name].tolist() for name in HASHES}
 
 
 def test_training_does_not_see_test_labels(world, tmp_path):

@@ -56,11 +56,12 @@ def rotated(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(split=split.mask(table.index.isin(first), "test"))
 
 
-def evaluated(run: Path, *overrides: str) -> tuple[str, dict, dict]:
-    """What is printed, the audit, and the summary of the newest predictions."""
-    said = succeed(evaluate, run, *overrides, *[word for word in TINY if word.startswith("evaluate")])
+def evaluated(run: Path, *overrides: str, split: str = "test") -> tuple[str, dict, dict]:
+    """What is printed, the newest audit, and the summary of the split's newest predictions."""
+    settings = [*(word for word in TINY if word.startswith("evaluate")), f"evaluate.split={split}"]
+    said = succeed(evaluate, run, *overrides, *settings)
     newest = max(run.glob("audit*.json"), key=lambda path: path.stat().st_mtime_ns)
-    summary = max(run.glob("predictions/*.json"), key=lambda path: path.stat().st_mtime_ns)
+    summary = max(run.glob(f"predictions/{split}*.json"), key=lambda path: path.stat().st_mtime_ns)
     return said, json.loads(newest.read_text()), json.loads(summary.read_text())
 
 
@@ -94,7 +95,7 @@ def test_other_images_of_the_same_names_are_none_of_them(alone, tmp_path):
 
 def test_a_runs_own_held_out_splits_are_clean(alone):
     for split in ("test", "validate"):
-        said, _, summary = evaluated(alone.classifier, f"evaluate.split={split}")
+        said, _, summary = evaluated(alone.classifier, split=split)
         assert summary["split"] == split and summary["trained_on"]["images"] == 0
         assert "warning" not in said
 

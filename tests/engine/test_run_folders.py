@@ -132,6 +132,19 @@ def test_a_missing_config_is_written_anew_when_the_run_goes_on(made, place, open
     assert yaml.safe_load((run / "config.yaml").read_text())["pretrain"]["epochs"] == 2
 
 
+@pytest.mark.parametrize("content", [None, "{}", '{"starts": []}'])
+def test_a_run_that_no_longer_says_what_it_trains_on_is_not_gone_on_with(content, made, place, opened, tmp_path):
+    run = Path(shutil.copytree(made, tmp_path / "run"))
+    (run / "environment.json").unlink()
+    if content is not None:
+        (run / "environment.json").write_text(content)
+    before = (run / "last.pt").read_bytes()
+    found = rf"^{run}/environment.json: found no record of the images .* put the file back, or choose another folder"
+    with pytest.raises(UserError, match=found):
+        pretrain(tiny_config(place, run=str(run), pretrain__epochs=2), opened)
+    assert (run / "last.pt").read_bytes() == before
+
+
 def test_without_a_config_the_epochs_of_a_grid_must_be_the_checkpoints(made, place, tmp_path):
     run = Path(shutil.copytree(made, tmp_path / "run"))
     without_config(run)

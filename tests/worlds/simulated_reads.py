@@ -213,7 +213,7 @@ def line_of(found: dict[str, Any]) -> str:
     tests = [
         f"{name} {found[name]['rejected']:.1f} (covers {found[name]['covered']:.1f})"
         for name in found
-        if "seed" in name or name == "two trained models"
+        if "seed" in name or "trained" in name
     ]
     metrics = ", ".join(f"{name} {covered:.1f}" for name, covered in found["metrics"].items())
     one = found["one model"]
