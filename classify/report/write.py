@@ -205,6 +205,7 @@ def _row_as_json(comparison: Comparison, line: Line) -> dict[str, Any]:
     return {
         **line.described,
         "labelled": line.labelled,
+        "failed": list(line.failed),
         "labelled_images": line.evaluations[0].summary["meta"]["train_images"],
         "split": comparison.config.compare.split,
         "n": len(line.labels),
@@ -212,7 +213,6 @@ def _row_as_json(comparison: Comparison, line: Line) -> dict[str, Any]:
         "seen_elsewhere": elsewhere,
         "intervals": {name: _interval_as_json(interval) for name, interval in line.intervals.items()},
         "seeds": [_seed_as_json(comparison, evaluation) for evaluation in line.evaluations],
-        "failed": list(line.failed),
     }
 
 

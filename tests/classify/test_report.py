@@ -51,7 +51,7 @@ def config_of(
         "model": model,
         "evaluate": {"replicates": 100},
         "report": {"images": report},
-        "compare": {"rows": rows, "pretrainings": {"mae75": {}}, "split": "test"} | compare,
+        "compare": {"rows": rows, "pretrainings": {"mae75": {}}, "split": "test", "seeds": [0]} | compare,
     }
     return make_config(settings, "test")
 
