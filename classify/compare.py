@@ -324,5 +324,5 @@ def _how_to_evaluate(config: ClassifyConfig, cell: Cell) -> dict[str, Any]:
     """Overrides of a run's config: the comparison's own way to evaluate, on this machine, and what may be shown now."""
     settings = config.evaluate.model_dump(mode="json") | {"split": config.compare.split}
     overrides = {f"evaluate.{key}": value for key, value in settings.items()}
-    shown = cell.config.report.images
-    return overrides | {"device": config.device, "threads": config.threads, "report.images": shown}
+    shown = {"report.images": cell.config.report.images, "report.subgroups": config.report.subgroups}
+    return overrides | shown | {"device": config.device, "threads": config.threads}

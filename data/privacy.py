@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from data.config import change_config
 from data.settings import DataConfig, DataSettings
+from data.sex_and_age import plain_name
 from data.sources import SOURCES
 from data.writing import flush_to_disk
 
@@ -26,6 +27,11 @@ PERMISSIONS = (
     ("data.share", "group", "private"),
 )
 KEY_BYTES = 32
+# columns that describe groups of people, in plain form: of credentialed tables no others are handed on unasked
+OF_PEOPLE = (
+    *("race", "ethnicity", "ethnicgroup", "raceethnicity", "primaryrace", "insurance", "insurancetype", "language"),
+    *("maritalstatus", "agegroup", "bmi", "bmigroup", "smoking", "smokingstatus"),
+)
 
 
 # ---------------------------------------------------------------- which data
@@ -65,6 +71,14 @@ def may_show(credentialed: bool, wished: bool | None) -> bool:
     if wished is None:
         return not credentialed
     return wished
+
+
+def may_hand_on(column: str, credentialed: bool, wished: Collection[str]) -> bool:
+    """Whether a further column of a user's table may go into predictions: it may hold surnames, or worse.
+
+    Of credentialed data only what is known to describe groups of people may, and what is wished for by its name.
+    """
+    return not credentialed or plain_name(column) in OF_PEOPLE or column in wished
 
 
 def with_settings(made: Kind, *layers: Mapping[str, Any], place: str = "command line") -> Kind:

@@ -15,7 +15,7 @@ from data.errors import UserError, quoted, withholding
 from data.loader import open_data
 from data.manifest import hashed, open_manifest
 from data.preparation import prepare
-from data.privacy import credentialed_sources, is_credentialed, may_show, secret_key, with_settings
+from data.privacy import credentialed_sources, is_credentialed, may_hand_on, may_show, secret_key, with_settings
 from data.settings import DataSettings
 from data.writing import as_cell, keep_private, of_cell, read_csv, restoring_umask, write_csv, write_text
 
@@ -65,6 +65,15 @@ def test_a_mix_names_its_credentialed_parts():
 )
 def test_credentialed_data_is_shown_only_where_it_is_wished_for(credentialed, wished, shown):
     assert may_show(credentialed, wished) is shown
+
+
+def test_columns_of_credentialed_tables_go_on_by_their_name_alone():
+    for column in ("surname", "accession", "ward", "raceway"):
+        assert may_hand_on(column, credentialed=False, wished=())
+        assert not may_hand_on(column, credentialed=True, wished=("site",))
+        assert may_hand_on(column, credentialed=True, wished=("site", column))
+    for column in ("race", "Ethnicity", "Marital Status", "PRIMARY_RACE"):
+        assert may_hand_on(column, credentialed=True, wished=())
 
 
 # ---------------------------------------------------------------- consent
