@@ -144,6 +144,8 @@ def a_checkpoint(world: World, folder: Path, rng: random.Random) -> Words:
     home = world.pretrained.parent if of_mae else world.classifier
     run = shutil.copytree(home, folder / "run", ignore=shutil.ignore_patterns("events*", "predictions"))
     raw = torch.load(home / "last.pt", weights_only=True)
+    if rng.random() < 0.9:  # else that it was changed is all there is to say
+        del raw["digests"]
     part = rng.choice(["settings", "meta", "progress", "state", "optimizer", "all"])
     value = rng.choice([odd(rng), torch.ones(2), torch.empty(0, 3), itself(), torch.tensor(math.nan)])
     if part == "all":
@@ -273,13 +275,6 @@ def outcome(main: Callable, words: list[object]) -> tuple[int, str]:
     return 0, said.getvalue()
 
 
-def kept(folder: Path) -> dict:
-    """Every file but those that say that a run was begun once more, before its checkpoint was found to be odd."""
-    found = files(folder)
-    started = ("environment.json", "config.yaml", "events.", "metrics.jsonl")
-    return {path: size for path, size in found.items() if not path.name.startswith(started)}
-
-
 def test_no_odd_value_ends_in_a_traceback(world, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SECRET", "told-to-nobody")
@@ -290,13 +285,13 @@ def test_no_odd_value_ends_in_a_traceback(world, tmp_path, monkeypatch):
         folder = tmp_path / str(number)
         folder.mkdir()
         main, words = make(world, folder, rng)
-        before = kept(folder)
+        before = files(folder)
         code, said = outcome(main, words)
 
         wrong = code not in (0, 2, 75) or "told-to-nobody" in said
         if code == 2:
             lines = said.removesuffix("\n").split("\n")
-            wrong = wrong or len(lines) != 1 or not lines[0].isprintable() or kept(folder) != before
+            wrong = wrong or len(lines) != 1 or not lines[0].isprintable() or files(folder) != before
         if wrong:
             failures.append(f"draw {number}, {make.__name__}: {' '.join(map(str, words))[:500]}\n{said[-2000:]}")
         shutil.rmtree(folder)
