@@ -16,7 +16,7 @@ from classify.metrics import binary_metrics, bootstrap_intervals, expected_calib
 from classify.models.build import build_model
 from classify.scores import UNIT_IDS, in_units, predict_logits, side_by_side, with_scores
 from classify.settings import ClassifyConfig, EvaluateSettings, Unit
-from classify.start import check_preprocessing, config_of, file_digest, with_paths_given
+from classify.start import check_preprocessing, config_of, consented, file_digest, with_paths_given
 from data.audit import audit_lines, audited, keep, served_pretraining, uncompared
 from data.errors import UserError
 from data.loader import Data, Loader, open_data
@@ -192,7 +192,7 @@ def _config_for(checkpoint: Checkpoint, overrides: dict[str, Any]) -> ClassifyCo
             raise UserError(
                 f"command line: found {key}, expected settings of {', '.join(FREE)}: the rest is trained in"
             )
-    config = with_settings(config_of(checkpoint), overrides)
+    config = with_settings(config_of(checkpoint), overrides, made_on=consented(checkpoint))
     check_preprocessing(checkpoint, config.data)
     return config
 

@@ -4,7 +4,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from data.config import Settings
+from data.config import PathText, Settings
 from data.settings import AugmentSettings
 from mae.settings import Beta, MAEConfig, OptimizerSettings, check_warmup
 
@@ -32,7 +32,7 @@ class FinetuneOptimizerSettings(OptimizerSettings):
 class FinetuneSettings(Settings):
     """Stage two: a classifier of normal against abnormal (mae-finetune)."""
 
-    run: str | None = Field(
+    run: PathText | None = Field(
         None, description="folder to write; null: <folder of the checkpoint>-<mode>, or <run>-<model>"
     )
     model: Literal["vit", "resnet18", "resnet50"] = Field(

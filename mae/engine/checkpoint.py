@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from data.config import make_config, with_new_names
 from data.errors import UserError, printable
 from data.plain_values import plain
-from data.privacy import credentialed_sources
+from data.privacy import credentialed_by_name, data_sets
 from data.writing import flush_to_disk, replacing
 from mae.engine.digests import content_digest
 from mae.engine.torch_files import Oversized, load_torch_file
@@ -62,7 +62,17 @@ class Checkpoint:
     @property
     def credentialed(self) -> tuple[str, ...]:
         """The credentialed data sets that the weights have seen, in this run and in those it began from."""
-        return tuple(sorted({*credentialed_sources(self.config.data), *self.meta.get("credentialed", ())}))
+        return tuple(sorted({*credentialed_by_name(self.config.data), *self.meta.get("credentialed", ())}))
+
+    @property
+    def made_on(self) -> Collection[str]:
+        """The data sets that its settings were for when it was made, as `data_sets` in data/privacy.py names them."""
+        if self.meta.get("data_sets") is not None:
+            return tuple(self.meta["data_sets"])
+
+        # of earlier versions: what its settings write out
+        written = self.config.data.model_dump_json(include={"root", "table", "sources"})
+        return () if "$" in written else tuple(data_sets(self.config.data))
 
 
 class NotSaved(Exception):
@@ -221,6 +231,8 @@ class _Meta(BaseModel):
 
     # of a pretraining, and of a classifier that began from one
     seen_elsewhere: bool = False
+    credentialed: list[str] = []
+    data_sets: list[str] | None = None  # what its config's consent was for
     license: str | dict[str, str] | None = None
     init: str | None = None
     # of a classifier

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from data.errors import NotFinite, UserError, printable
+from data.privacy import data_sets
 from data.signals import Stopped, noting_signals
 from mae.engine import distributed
 from mae.engine.checkpoint import (
@@ -113,6 +114,7 @@ class _Run:
         self.saved = replace(self.position)  # where last.pt stands
         self.owed: Checkpoint | None = None  # the best weights, where the disk did not take them
         self.watch = _Watch()
+        self.data_sets = sorted(data_sets(stage.config.data))  # what they are now: links and variables may change
 
         # one rank writes for all
         writes = distributed.is_main()
@@ -333,7 +335,7 @@ class _Run:
             kind=stage.kind,
             settings=stage.config.model_dump(mode="json"),
             weights=self.update.kept.state_dict(),
-            meta={**stage.meta, **self.validated},
+            meta={**stage.meta, "data_sets": self.data_sets, **self.validated},
             progress=asdict(self.position),
         )
 

@@ -132,6 +132,6 @@ def test_nothing_is_written_before_an_odd_checkpoint_is_refused(place, opened, t
     raw["optimizer"]["param_groups"] = []
     torch.save(raw, run / "last.pt")
     before = files(run)
-    with pytest.raises(UserError, match="last.pt"):
+    with pytest.raises(UserError, match=r"last\.pt"):
         pretrain(tiny_config(place, run=str(run), pretrain__epochs=2), opened)
     assert files(run) == before
