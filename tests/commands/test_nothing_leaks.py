@@ -3,8 +3,6 @@
 import contextlib
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -12,7 +10,6 @@ from typing import NamedTuple
 
 import pandas as pd
 import pytest
-from checkout import in_checkout
 from marked_hospital import DATE, ID, MARK, SIDE, everything_written, write_hospital
 from tiny_world import ONE_EPOCH, SETTINGS, Outcome, call, other_split, write_config
 
@@ -164,21 +161,3 @@ def test_no_mark_is_in_what_is_said_of_a_mistake(command, mistake, told, tmp_pat
         outcome: Outcome = call(main, *words)
         assert MARK not in outcome.out + outcome.err
         assert "Traceback" not in outcome.err
-
-
-@pytest.mark.parametrize("what", ["data.dicom.read_dicom", "data.images.fit_image", "data.loader.Loader.epoch"])
-def test_no_mark_is_in_a_traceback(what, told, tmp_path):
-    """Whatever fails that nobody thought of, also in a worker's process: its message holds the file's name."""
-    module, _, name = what.rpartition(".")
-    break_it = (
-        f"import pkgutil; holder = pkgutil.resolve_name({module!r}); real = holder.{name}\n"
-        "def broken(*arguments, **named): raise ZeroDivisionError(str(arguments))\n"
-        f"holder.{name} = broken\n"
-    )
-    environment = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(tmp_path)}
-    (tmp_path / "sitecustomize.py").write_text("")
-    words = ["--config", told.root / "config.yaml", f"run={tmp_path}/run", f"data.store={tmp_path}/stores"]
-    code = f"{break_it}from mae.cli import pretrain; pretrain({[str(word) for word in words]!r})"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=in_checkout(**environment))
-    assert done.returncode
-    assert MARK not in done.stdout + done.stderr

@@ -239,7 +239,114 @@ def a_medmnist(world: World, folder: Path, rng: random.Random) -> Words:
     return prepare, ["--config", _plain(world, folder), "data.source=medmnist", f"data.root={folder}/odd.npz"]
 
 
-INPUTS = [a_config, a_word, a_run_folder, a_checkpoint, changed_bytes, a_hub_folder, a_pth, a_medmnist]
+def odd_cells(path: Path, rng: random.Random) -> None:
+    """Change a table of text: a cell, a name, a row, or bytes."""
+    lines = path.read_bytes().split(b"\n")
+    row = rng.choice([0, rng.randrange(len(lines)), rng.randrange(len(lines))])
+    kind = rng.randrange(6)
+    odd_bytes = [
+        b"",
+        b'"',
+        b"\0",
+        b"\xff\xfe",
+        b"=1+1",
+        b"-1",
+        b"1e999",
+        b"nan",
+        b"9" * 5000,
+        b"x" * 200_000,
+        b"\r",
+        b"0.5",
+    ]
+    odd_bytes += [
+        b"None",
+        b"True",
+        b"\xed\xa0\x80",
+        b"'",
+        b"2026-01-01",
+        b" ",
+        b"\x1b[2J",
+        b"inf",
+        b"18446744073709551616",
+    ]
+    if kind < 3:
+        cells = lines[row].split(b",")
+        cells[rng.randrange(len(cells))] = rng.choice(odd_bytes)
+        lines[row] = b",".join(cells)
+    elif kind == 3:
+        lines[row] = rng.choice([lines[row] + b"," + rng.choice(odd_bytes), lines[0], lines[row].rpartition(b",")[0]])
+    elif kind == 4:
+        del lines[row : row + rng.choice([1, 2, 1000])]
+    else:
+        lines = [rng.choice(odd_bytes)] * rng.choice([0, 1, 2])
+    path.write_bytes(b"\n".join(lines))
+
+
+def odd_member(path: Path, rng: random.Random) -> None:
+    """Change a value of a JSON file."""
+    try:
+        path.write_text(json.dumps(changed(json.loads(path.read_text()), rng, odd(rng))))
+    except RecursionError:
+        path.write_text(rng.choice(["{" * 5000, "[" * 100_000, "9" * 5000]))
+
+
+def a_table(world: World, folder: Path, rng: random.Random) -> Words:
+    """The manifest, with its splits."""
+    shutil.copytree(world.images, folder / "images", copy_function=os.link)
+    (folder / "images/manifest.csv").unlink()
+    shutil.copy(world.images / "manifest.csv", folder / "images/manifest.csv")
+    odd_cells(folder / "images/manifest.csv", rng)
+    words = ["--config", world.config, f"data.root={folder}/images", f"data.store={world.root}/stores"]
+    return prepare, [*words, "data.store=false"]
+
+
+def a_store(world: World, folder: Path, rng: random.Random) -> Words:
+    shutil.copytree(world.root / "stores", folder / "stores")
+    [description] = list((folder / "stores").glob("*/store.json"))
+    name = rng.choice(["index.csv", "rejected.csv", "store.json", "store.json", "audit.json"])
+    path = description.parent / name
+    odd_member(path, rng) if path.suffix == ".json" else odd_cells(path, rng)
+    if name != "store.json" and rng.random() < 0.7:  # as of a version that kept no digests
+        described = json.loads(description.read_text())
+        del described["files"]
+        description.write_text(json.dumps(described))
+    words = ["--config", world.config, f"data.store={folder}/stores"]
+    return prepare, [*words, *rng.choice([[], ["--verify"]])]
+
+
+def predictions(world: World, folder: Path, rng: random.Random) -> Words:
+    run = shutil.copytree(_evaluated(world), folder / "run")
+    path = run / rng.choice(["predictions/test.csv", "predictions/test.json", "audit.json"])
+    odd_member(path, rng) if path.suffix == ".json" else odd_cells(path, rng)
+    return evaluate, [run, *world.data]
+
+
+def logged_numbers(world: World, folder: Path, rng: random.Random) -> Words:
+    run = shutil.copytree(world.pretrained.parent, folder / "run", ignore=shutil.ignore_patterns("events*"))
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    number = rng.randrange(len(lines))
+    try:
+        lines[number] = json.dumps(changed(json.loads(lines[number]), rng, odd(rng)))
+    except RecursionError:
+        lines[number] = "[" * 100_000
+    (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    return pretrain, ["--config", world.config, f"run={run}", "pretrain.epochs=2"]
+
+
+INPUTS = [
+    a_table,
+    a_store,
+    predictions,
+    logged_numbers,
+    a_config,
+    a_word,
+    a_run_folder,
+    a_checkpoint,
+    changed_bytes,
+    a_hub_folder,
+    a_pth,
+    a_medmnist,
+]
 
 
 def _plain(world: World, folder: Path) -> Path:
@@ -249,6 +356,15 @@ def _plain(world: World, folder: Path) -> Path:
     settings["data"]["store"] = False
     (folder / "plain.yaml").write_text(yaml.safe_dump(settings))
     return folder / "plain.yaml"
+
+
+def _evaluated(world: World) -> Path:
+    """The world's classifier with predictions, without what takes long to copy."""
+    folder = world.root / "evaluated"
+    if not folder.exists():
+        shutil.copytree(world.classifier, folder, ignore=shutil.ignore_patterns("events*", "last.pt", "predictions"))
+        assert outcome(evaluate, [folder, *world.data])[0] == 0
+    return folder
 
 
 def _exported(world: World) -> Path:
