@@ -11,6 +11,7 @@ from mae.cli import parse_training, training_parser
 
 if TYPE_CHECKING:
     from classify.settings import ClassifyConfig
+    from data.loader import Data
     from mae.engine.checkpoint import Checkpoint
 
 # the loss falls to its floor only if nothing about an image is drawn anew; without smoothing the floor is 0
@@ -86,14 +87,33 @@ def _finetune(argv: Arguments) -> None:
     data = open_data(config.data)
     if arguments.overfit:
         data = data.overfit(arguments.overfit, labelled=True)
+    few = _few_cases(data, config)
     if distributed.is_main():
         print(*data.manifest.notes, data.manifest.summary(), sep="\n")
+        if few:
+            print(few)
 
     with distributed.process_group(device):
         folder = finetune(config, checkpoint, data)
     if distributed.is_main():
         print(f"trained: {folder / 'best.pt'}; watch: tensorboard --logdir {folder}")
         print(f"next: mae-evaluate {folder}")
+        print(f"at the very end: mae-evaluate {folder} --split test, which opens the test split and records that")
+
+
+def _few_cases(data: "Data", config: "ClassifyConfig") -> str:
+    """A line where validation, as it is used, or test has few cases of a class; else empty."""
+    from classify.cases import few_cases, few_text, splits_of
+
+    target = data.manifest.target
+    table = data.manifest.table
+    few = {
+        "validate": few_cases(splits_of(data, config).validate["label"], target),
+        "test": few_cases(table.loc[table["split"] == "test", "label"], target),
+    }
+    if not (table["split"] == "test").any():  # a data set without one
+        del few["test"]
+    return few_text(few, "images")
 
 
 def _beginning(arguments: argparse.Namespace) -> "tuple[ClassifyConfig, str | None, Checkpoint | None]":
@@ -112,14 +132,18 @@ def _beginning(arguments: argparse.Namespace) -> "tuple[ClassifyConfig, str | No
     if arguments.config:
         config = configure(arguments, ClassifyConfig)
 
+    from classify.models.resnet_weights import is_resnet
     from classify.start import config_for, with_paths_given
     from data.config import change_config, parse_overrides
     from mae.engine.checkpoint import load_checkpoint
     from mae.weights import is_foreign
 
-    if is_foreign(path):
+    resnet = is_resnet(path)
+    if resnet or is_foreign(path):
         if config is None:
             raise UserError(f"{path}: found weights of another program, expected --config for the data")
+        if resnet:
+            return change_config(config, {"finetune.init": path}), None, None
         return change_config(config, {"model.init": path}), None, None
 
     pretrained = load_checkpoint(path, "mae")
@@ -139,7 +163,11 @@ def _evaluate(argv: Arguments) -> None:
     parser.add_argument(
         "runs", nargs="+", metavar="RUN | key=value", help="folders of mae-finetune; settings to override"
     )
-    parser.add_argument("--split", choices=("validate", "test"), help="the split (default: evaluate.split, test)")
+    parser.add_argument(
+        "--split",
+        choices=("validate", "test"),
+        help="the split (default: evaluate.split, validate); opening test is recorded",
+    )
     arguments = parser.parse(argv)
     from data.config import parse_overrides
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from classify.comparison import Comparison, Line, describe
 from classify.evaluate import Evaluation, evaluate
+from classify.extra_rows import check_extra_rows, with_extra_rows
 from classify.finetune import finetune
 from classify.grid import Cell, check_grid, expand_grid
 from classify.report.write import write_comparison
@@ -39,6 +40,7 @@ def compare(config: ClassifyConfig, say: Callable[[str], None] = print) -> Compa
 
     cells = list(expand_grid(config))
     _keep_private(config, cells)
+    check_extra_rows(config, data_of(config.data))
     check_grid(config, cells, data_of)
 
     folder = Path(expand(config.run, "run"))
@@ -73,7 +75,9 @@ def _run(
         evaluations.append(evaluate(run, _how_to_evaluate(config, cell), data))
 
     _check_cases(evaluations)
-    return Comparison(config, data_of(config.data), _lines(cells, evaluations), pretrainings, pretrain_configs)
+    lines = with_extra_rows(config, data_of, _lines(cells, evaluations))
+    _check_cases([evaluation for line in lines for evaluation in line.evaluations])
+    return Comparison(config, data_of(config.data), lines, pretrainings, pretrain_configs)
 
 
 def _keep_private(config: ClassifyConfig, cells: list[Cell]) -> None:

@@ -134,7 +134,9 @@ def describe(config: ClassifyConfig, pretrained: bool) -> dict[str, str]:
     model = names[settings.model]
     masking = "–"
 
-    if pretrained:
+    if settings.init is not None:
+        model += ", pretrained"
+    elif pretrained:
         model = "MAE"
         masking = f"{100 * config.pretrain.mask_ratio:g}"
     if settings.mode == "linear":

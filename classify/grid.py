@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from classify.cases import check_unit, labelled_rows, labelled_splits
+from classify.cases import check_unit, labelled_rows, splits_of
 from classify.finetune import RESUMABLE
 from classify.settings import ClassifyConfig, CompareSettings, RowSettings
 from classify.start import PREPROCESSING, check_fit, resolved
@@ -108,6 +108,8 @@ def _table_rows(config: ClassifyConfig) -> Iterator[TableRow]:
     seen = set()
     for labelled in grid.labelled:
         for place, settings in enumerate(grid.rows):
+            if settings.predictions is not None:  # nothing is trained for it: see classify/extra_rows.py
+                continue
             for which, pretraining in enumerate(settings.pretraining or (None,)):
                 changes = _changes(grid, settings, pretraining, labelled)
                 both = changes[0] | changes[1]
@@ -221,7 +223,7 @@ def check_grid(config: ClassifyConfig, cells: list[Cell], data_of: Callable[[Dat
         data = data_of(cell.config.data)
         check_fit(cell.config, None)
         training_device(cell.config)
-        splits = labelled_splits(data, cell.config.finetune.sample, cell.config.data.split_seed)
+        splits = splits_of(data, cell.config)
         check_unit(splits.validate, "validate", config, data.manifest)
 
         # all rows are tested on the same cases

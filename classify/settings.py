@@ -6,12 +6,13 @@ from pydantic import Field, model_validator
 
 from data.config import PathText, Settings
 from data.settings import AugmentSettings
-from mae.settings import Beta, MAEConfig, OptimizerSettings, check_warmup
+from mae.settings import Beta, MAEConfig, Mean, OptimizerSettings, Spread, check_warmup
 
 Pool = Literal["mean", "cls"]
 Select = Literal["auc", "loss"]
 ThresholdRule = Literal["youden", "accuracy", "f1", "half"]
 Unit = Literal["image", "study"]
+SampleCovers = Literal["train", "train_and_validate"]
 
 
 class FinetuneOptimizerSettings(OptimizerSettings):
@@ -46,9 +47,24 @@ class FinetuneSettings(Settings):
         "auto",
         description="ResNet stem: 7x7/2 and max-pool, or 3x3/1 for small images; auto: small if a side is up to 32 px",
     )
+    init: PathText | None = Field(
+        None,
+        description="weights that a resnet18 or resnet50 begins from: torchvision's published files, or another "
+        "program's of the same network; ${NAME} is read from the environment; null: random",
+    )
+    init_mean: Mean | None = Field(
+        None,
+        description="mean grey level that init's images were standardised by, 0 to 1, one or one a channel; null: "
+        "what its file says, else ImageNet's for three channels",
+    )
+    init_std: Spread | None = Field(None, description="the deviation that belongs to init_mean")
     sample: int | None = Field(
         None, ge=2, description="labelled training images to use (whole patients, nested subsets); null: all"
     )
+    sample_covers: SampleCovers = Field(
+        "train", description="labels that sample counts: train, or train_and_validate, which cuts both in one share"
+    )
+    draw: int = Field(0, ge=0, description="which random subset of a label budget; 0 the first")
     epochs: int = Field(50, ge=1, description="passes over the labelled training images")
     batch_size: int = Field(64, ge=1, description="images per step")
     optimizer: FinetuneOptimizerSettings = Field(default_factory=FinetuneOptimizerSettings)
@@ -65,11 +81,25 @@ class FinetuneSettings(Settings):
         check_warmup(self.optimizer, self.epochs)
         return self
 
+    @model_validator(mode="after")
+    def _init_is_a_resnets(self) -> "FinetuneSettings":
+        if self.init is not None and self.model == "vit":
+            raise ValueError(
+                "init: found it with finetune.model vit, expected resnet18 or resnet50; a ViT's weights are model.init"
+            )
+        if (self.init_mean is None) != (self.init_std is None):
+            raise ValueError("init_mean: found one of init_mean and init_std, expected both or none")
+        if self.init_mean is not None and self.init is None:
+            raise ValueError("init_mean: found it without finetune.init, expected the weights that it is said of")
+        return self
+
 
 class EvaluateSettings(Settings):
     """mae-evaluate: a checkpoint on a split."""
 
-    split: Literal["validate", "test"] = Field("test", description="split that is predicted")
+    split: Literal["validate", "test"] = Field(
+        "validate", description="split that is predicted; test is opened at the very end, and each time is recorded"
+    )
     unit: Unit = Field("image", description="what counts: images, or studies by their mean score")
     batch_size: int = Field(256, ge=1, description="images per forward pass")
     replicates: int = Field(2000, ge=100, description="bootstrap replicates, patients resampled")
@@ -84,6 +114,35 @@ class RowSettings(Settings):
         (), description="names from compare.pretrainings, a row each; []: random weights"
     )
     set: dict[str, Any] = Field(default_factory=dict, description="settings that differ, e.g. {finetune.mode: linear}")
+    ensemble: bool | None = Field(
+        None, description="also a row of its seeds' mean calibrated probability; null: compare.ensembles"
+    )
+    predictions: PathText | tuple[PathText, ...] | None = Field(
+        None,
+        description="a CSV with another program's scores or a human reader's ratings by id, or several for as many "
+        "seeds or readers, in place of a training",
+    )
+    threshold: float | None = Field(
+        None,
+        description="of predictions, in their own numbers: from here on a case is abnormal; null: chosen on the file's "
+        "validation cases, else a probability of 0.5",
+    )
+
+    @model_validator(mode="after")
+    def _trained_or_read(self) -> "RowSettings":
+        if self.predictions is None:
+            if self.threshold is not None:
+                raise ValueError(
+                    "threshold: found it without predictions, expected finetune.threshold for trained rows"
+                )
+            return self
+        if not self.predictions:
+            raise ValueError("predictions: found no file, expected a CSV")
+        if self.pretraining or self.set or self.ensemble:
+            raise ValueError(
+                "predictions: found it beside pretraining, set or ensemble, expected a name and files alone"
+            )
+        return self
 
 
 class CompareSettings(Settings):
@@ -98,6 +157,7 @@ class CompareSettings(Settings):
         default_factory=dict, description="name: settings that differ, e.g. {mae75: {pretrain.mask_ratio: 0.75}}"
     )
     rows: tuple[RowSettings, ...] = Field((), description="rows of the table; {name, pretraining, set}")
+    ensembles: bool = Field(False, description="a row more for each trained one: the mean of its seeds")
     baseline: str | None = Field(None, description="row all others are tested against; null: the last")
 
 

@@ -164,6 +164,9 @@ class _RandomImages:
     def digests(self) -> dict[int, str]:
         return {}
 
+    def pixel_digests(self, rows: np.ndarray) -> dict[int, str]:
+        return {}
+
     def read(self, batches: Iterable[np.ndarray]) -> Generator[np.ndarray, None, None]:
         for rows in batches:
             yield self.images[rows]  # b h w

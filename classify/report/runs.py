@@ -25,9 +25,11 @@ def run_rows(comparison: Comparison, budgets: list[Budget]) -> Iterator[dict[str
 
 
 def _run_row(config: ClassifyConfig, row: Row, evaluation: Evaluation) -> dict[str, str]:
+    if "file" in evaluation.summary:
+        return _file_row(row, evaluation)
     settings = evaluation.config.finetune
     best = "–"
-    epochs = epochs_of(evaluation.run, OF_TRAINING)
+    epochs = epochs_of(evaluation.run, OF_TRAINING, warn=False)  # the curves of the same run have warned
     if epochs:
         best = str(kept_epoch(epochs, settings.select)["epoch"])
 
@@ -41,6 +43,22 @@ def _run_row(config: ClassifyConfig, row: Row, evaluation: Evaluation) -> dict[s
         "Training images": f"{evaluation.summary['meta']['train_images']:,}",
         "Augmentation": "on" if settings.augment.enabled else "off",
         "Settings of its own": ", ".join(own_settings(config, evaluation.config)) or "–",
+    }
+
+
+def _file_row(row: Row, evaluation: Evaluation) -> dict[str, str]:
+    """Of predictions in a file nothing is known but what they say."""
+    file = evaluation.summary["file"]
+    return {
+        "Row": row.name,
+        "Folder": evaluation.run.name,
+        "Seed": "–",
+        "Epochs": "–",
+        "Best epoch": "–",
+        "Threshold": f"{evaluation.threshold:.3f}",
+        "Training images": "–",
+        "Augmentation": "–",
+        "Settings of its own": f"{file['column']} of {file['name']}; threshold {file['threshold']}",
     }
 
 

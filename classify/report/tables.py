@@ -152,13 +152,14 @@ def heading(comparison: Comparison, labelled: int | None) -> str:
 
 def images_of(comparison: Comparison, labelled: int | None) -> str:
     """How many labelled images the rows of a budget were trained on: `100`, or `90 to 100` where rows differ."""
-    counts = [_trained_on(comparison.lines[number]) for number in comparison.numbers(labelled)]
+    trained_on = [_trained_on(comparison.lines[number]) for number in comparison.numbers(labelled)]
+    counts = [count for count in trained_on if count is not None]  # a file of predictions does not say it
     if min(counts) == max(counts):
         return f"{counts[0]:,}"
     return f"{min(counts):,} to {max(counts):,}"
 
 
-def _trained_on(line: Line) -> int:
+def _trained_on(line: Line) -> int | None:
     return line.evaluations[0].summary["meta"]["train_images"]
 
 
@@ -192,6 +193,7 @@ def caption(comparison: Comparison, line: Line) -> str:
 def _own_images(comparison: Comparison, labelled: int | None) -> str:
     """How many images each row was trained on, where rows differ: settings of their own can make them."""
     lines = [comparison.lines[number] for number in comparison.numbers(labelled)]
+    lines = [line for line in lines if _trained_on(line) is not None]
     if len({_trained_on(line) for line in lines}) == 1:
         return ""
     rows = [f"{name_of(line)} {_trained_on(line):,}" for line in lines]

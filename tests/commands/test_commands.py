@@ -21,6 +21,7 @@ from data.config import load_config
 from data.loader import open_data
 from mae import load_checkpoint
 from mae.cli import pretrain
+from mae.engine.checkpoint import HASHES
 
 # ---------------------------------------------------------------- stage two
 
@@ -109,7 +110,7 @@ def test_pretraining_does_not_read_labels(world, tmp_path):
 
 
 def plain(meta: dict) -> dict:
-    return meta | {"seen": meta["seen"].tolist()}
+    return meta | {name: meta[name].tolist() for name in HASHES}
 
 
 def test_training_does_not_see_test_labels(world, tmp_path):
@@ -208,7 +209,7 @@ compare:
 
 def test_compare_runs_a_grid_once(world, tmp_path):
     config = tmp_path / "grid.yaml"
-    config.write_text(world.config.read_text().replace("evaluate: {replicates: 100}\n", GRID))
+    config.write_text(world.config.read_text().replace("evaluate: {replicates: 100, split: test}\n", GRID))
     run = tmp_path / "grid"
     printed = succeed(compare, "--config", config, f"run={run}")
     for name in ("comparison.csv", "comparison.md", "comparison.json", "report.html"):

@@ -29,6 +29,7 @@ ORDER_OF_CLASSIFY = (
     *(
         "cli",
         "compare",
+        "extra_rows",
         "predict",
         "dry_run",
         "export",
@@ -36,6 +37,8 @@ ORDER_OF_CLASSIFY = (
         "comparison",
         "grid",
         "evaluate",
+        "ledger",
+        "prediction_files",
         "finetune",
         "scores",
     ),
