@@ -45,7 +45,7 @@ def labelled_splits(
     if sample is not None:
         seed = _seed_of_draw(split_seed, draw)
         budgets = _budgets(sample, int(train["label"].count()), int(validate["label"].count()), covers)
-        train = sample_patients(train, budgets[0], seed, "finetune.sample")
+        train = label_budget(train, budgets[0], seed)
         if covers == "train_and_validate":
             validate = sample_patients(validate, budgets[1], seed, "finetune.sample", both_first=True)
 
@@ -54,6 +54,28 @@ def labelled_splits(
         train=labelled_rows(train, "train", target),
         validate=labelled_rows(validate, "validate", target),
     )
+
+
+def label_budget(train: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
+    """Rows of whole patients until `count` labelled images are together, of both classes wherever there are two.
+
+    A draw that met one class alone begins with the first patient of the other, so that smaller budgets stay part of
+    larger ones.
+    """
+    place = "finetune.sample"
+    drawn = sample_patients(train, count, seed, place)
+    classes = set(drawn["label"].dropna())
+    missing = sorted(set(train["label"].dropna()) - classes)
+    if len(classes) > 1 or not missing:
+        return drawn
+
+    # the first of the other class, then the others in their order
+    others = train["patient_id"].isin(train.loc[train["label"] == missing[0], "patient_id"])
+    first = sample_patients(train[others], 1, seed, place)
+    rest = train[~train["patient_id"].isin(first["patient_id"])]
+    left = max(count - int(first["label"].notna().sum()), 1)
+    drawn = sample_patients(rest, min(left, int(rest["label"].notna().sum())), seed, place)
+    return train[train.index.isin(first.index.union(drawn.index))]
 
 
 def _seed_of_draw(split_seed: int, draw: int) -> int:

@@ -38,6 +38,11 @@ def compare(argv: Arguments = None) -> None:
     run_command(_compare, argv)
 
 
+def report(argv: Arguments = None) -> None:
+    """The command mae-report."""
+    run_command(_report, argv)
+
+
 def export(argv: Arguments = None) -> None:
     """The command mae-export."""
     run_command(_export, argv)
@@ -197,17 +202,52 @@ def _compare(argv: Arguments) -> None:
     parser = command_parser(
         "mae-compare", "Run a grid of pretrainings, fine-tunings and baselines; what is done is kept."
     )
-    config = configure(parser.parse(argv), ClassifyConfig)
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print what is done and left, and how long it takes; write nothing"
+    )
+    parser.add_argument(
+        "--jobs", metavar="N", type=int, default=1, help="trainings at a time, on a GPU each (default 1)"
+    )
+    arguments = parser.parse(argv)
+    config = configure(arguments, ClassifyConfig)
+    if arguments.jobs < 1:
+        raise UserError(f"command line: --jobs: found {arguments.jobs}, expected 1 or more")
+    if arguments.dry_run:
+        from classify.plan import plan
 
-    from classify.compare import compare
-    from classify.report.tables import comparison_text
+        print(plan(config, arguments.jobs))
+        return
+
+    from classify.compare import compare, failures_of
+    from classify.report.sections import printed
     from data.config import expand
 
-    comparison = compare(config)
-    print("", comparison_text(comparison), "", sep="\n")
+    comparison = compare(config, jobs=arguments.jobs)
+    print("", printed(comparison), "", sep="\n")
     folder = expand(config.run, "run")
     print(f"report: {folder}/report.html")
     print(f"curves: tensorboard --logdir {folder}")
+
+    # everything else is written; exit code 2 says that it is not whole
+    failures = failures_of(comparison)
+    if failures:
+        raise UserError(
+            f"{folder}: found {len(failures)} trainings failed, expected none; the same command tries them again; the "
+            f"first: {failures[0]}"
+        )
+
+
+def _report(argv: Arguments) -> None:
+    about = "Make a comparison's tables and page again, from its comparison.json and its runs' predictions alone."
+    parser = Parser("mae-report", description=about)
+    parser.add_argument("folder", metavar="FOLDER", help="folder of a mae-compare that has ended, or a copy of it")
+    folder = parser.parse(argv).folder
+    from classify.report.read import report
+    from classify.report.sections import printed
+
+    comparison = report(folder)
+    print("", printed(comparison), "", sep="\n")
+    print(f"report: {comparison.folder}/report.html")
 
 
 def _export(argv: Arguments) -> None:

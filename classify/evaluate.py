@@ -31,12 +31,13 @@ from classify.scores import (
 from classify.settings import ClassifyConfig, EvaluateSettings, Unit
 from classify.start import check_preprocessing, config_of, consented, file_digest, with_paths_given
 from data.audit import audit_lines, audited, keep, served_pretraining, served_training, uncompared
-from data.config import change_config, keys_given
+from data.config import change_config, keys_given, make_config, with_new_names
 from data.errors import UserError
 from data.labels import words
 from data.loader import Data, Loader, open_data
 from data.locks import locked
 from data.manifest import digest
+from data.plain_values import read_json_values
 from data.privacy import credentialed_sources, with_settings
 from data.store import ImageStore
 from data.writing import (
@@ -74,6 +75,7 @@ class Evaluation:
     threshold: float  # of the raw score
     predictions: pd.DataFrame
     summary: dict[str, Any]  # what the .json beside them holds
+    digest: str = ""  # of both files
 
     @property
     def run(self) -> Path:
@@ -372,9 +374,20 @@ def _kept(path: Path, config: ClassifyConfig, origin: dict[str, Any]) -> Evaluat
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
 
-    # a table that was sorted or edited would be laid beside those of other models row by row
-    if summary.pop("digest", None) != _digest(summary, table):
+    kept = _as_written(path, config, summary, table)
+    if kept is None:
         print(f"{path}.csv: changed since it was written, so it is predicted anew")
+    return kept
+
+
+def _as_written(path: Path, config: ClassifyConfig, summary: dict[str, Any], table: bytes) -> Evaluation | None:
+    """Predictions of the content of both files; None where either was changed since.
+
+    A table that was sorted or edited would be laid beside those of other models row by row.
+    """
+    summary = dict(summary)
+    digest_of_both = summary.pop("digest", None)
+    if digest_of_both != _digest(summary, table):
         return None
 
     try:
@@ -382,7 +395,33 @@ def _kept(path: Path, config: ClassifyConfig, origin: dict[str, Any]) -> Evaluat
     except (ValueError, LookupError, TypeError, AttributeError, StopIteration):  # another program's, in our form
         return None
     summary |= {name: _undefined_as(np.nan, summary[name]) for name in MEASURED if name in summary}
-    return Evaluation(path.with_suffix(".csv"), config, summary["metrics"]["threshold"], predictions, summary)
+    threshold = summary["metrics"]["threshold"]
+    return Evaluation(path.with_suffix(".csv"), config, threshold, predictions, summary, digest_of_both)
+
+
+def read_evaluation(path: Path, settings: Mapping[str, Any], otherwise: ClassifyConfig) -> Evaluation:
+    """Predictions as they were written, without data or weights; UserError where they are missing or were changed.
+
+    settings: the way they were to be evaluated. otherwise: the config of predictions that no config came with.
+    """
+    try:
+        summary = read_json_values(path.with_suffix(".json"))
+        table = path.with_suffix(".csv").read_bytes()
+    except FileNotFoundError as error:
+        raise UserError(f"{error.filename}: found no such file, expected the predictions of a run") from None
+
+    if not isinstance(summary, dict):
+        raise UserError(f"{path.with_suffix('.json')}: found a list or a value, expected what mae-evaluate writes")
+
+    config = otherwise
+    if summary.get("config"):
+        made = make_config(with_new_names(summary["config"], str(path)), str(path))
+        assert isinstance(made, ClassifyConfig)
+        config = change_config(made, settings, str(path))
+    evaluation = _as_written(path, config, summary, table)
+    if evaluation is None:
+        raise UserError(f"{path}: found it or its .json changed since they were written, expected them as they were")
+    return evaluation
 
 
 def _undefined_as(instead: float | None, measured: Any) -> Any:

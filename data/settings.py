@@ -177,6 +177,9 @@ class ReportSettings(Settings):
     """What reports and TensorBoard may show; the rule is `may_show` in data/privacy.py."""
 
     images: bool | None = Field(None, description="show radiographs and plain ids; null: not for credentialed sources")
+    subgroups: tuple[str, ...] | None = Field(
+        None, description="columns of the data by which results are broken down; null: view, sex and age where known"
+    )
 
 
 class DataConfig(Settings):

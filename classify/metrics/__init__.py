@@ -12,6 +12,7 @@ Point estimates and resampled ones come from the same weighted formulas, so an i
 belongs to its estimate.
 """
 
+from classify.metrics.between import group_difference
 from classify.metrics.binary import HEADLINE, BinaryMetrics, auc, binary_metrics, choose_threshold
 from classify.metrics.bootstrap import (
     BootstrapDifference,
@@ -76,6 +77,7 @@ __all__ = [
     "delong_interval",
     "delong_test",
     "expected_calibration_error",
+    "group_difference",
     "holm",
     "mcnemar_test",
     "metric_differences",

@@ -12,7 +12,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from data.config import make_config, with_new_names
-from data.errors import UserError, printable
+from data.errors import Diverged, UserError, printable
 from data.plain_values import plain
 from data.privacy import credentialed_by_name, data_sets
 from data.writing import flush_to_disk, replacing
@@ -119,7 +119,7 @@ def check_finished(folder: Path, last: Checkpoint) -> None:
     """UserError unless the best.pt that belongs to the folder's last checkpoint is there, and whole."""
     best = folder / "best.pt"
     if not best.exists() and last.progress.get("best") == -math.inf:
-        raise UserError(
+        raise Diverged(
             f"{folder}: found no validation with finite numbers, expected one for best.pt; "
             "start another run (run=…) with lower base_lr or precision=fp32"
         )

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from evaluated_runs import check_evaluated, snapshot, weights_equal
 from PIL import Image
-from tiny_world import MODEL, SETTINGS, World, edit_table, make_world, other_split, succeed, write_table
+from tiny_world import MODEL, ONE_SEED, SETTINGS, World, edit_table, make_world, other_split, succeed, write_table
 
 from classify.cases import labelled_splits
 from classify.cli import compare, evaluate, finetune
@@ -199,6 +199,7 @@ def test_more_epochs_continue_a_run(world, tmp_path):
 GRID = """
 evaluate: {replicates: 100}
 compare:
+  seeds: [0]
   split: test
   pretrainings: {mae75: {}}
   rows:
@@ -209,7 +210,9 @@ compare:
 
 def test_compare_runs_a_grid_once(world, tmp_path):
     config = tmp_path / "grid.yaml"
-    config.write_text(world.config.read_text().replace("evaluate: {replicates: 100, split: test}\n", GRID))
+    config.write_text(
+        world.config.read_text().replace(ONE_SEED, "").replace("evaluate: {replicates: 100, split: test}\n", GRID)
+    )
     run = tmp_path / "grid"
     printed = succeed(compare, "--config", config, f"run={run}")
     for name in ("comparison.csv", "comparison.md", "comparison.json", "report.html"):

@@ -96,9 +96,16 @@ def test_a_copied_run_is_evaluated_where_it_is_told(world, tmp_path, monkeypatch
 
 # texts that name no place
 NO_PLACES = {"device", "data.target", "data.views", "data.sources.name", "data.sources.views"}
-NO_PLACES |= {"compare.rows.name", "compare.rows.pretraining", "compare.baseline"}
+NO_PLACES |= {
+    "compare.rows.name",
+    "compare.rows.pretraining",
+    "compare.baseline",
+    "compare.labelled",
+    "report.subgroups",
+}
+NO_PLACES |= {"compare.contrasts.a", "compare.contrasts.b"}
 # settings of whatever kind, of which no command but mae-compare reads any
-ANY = {"compare.pretrainings", "compare.rows.set"}
+ANY = {"compare.pretrainings", "compare.rows.set", "compare.tune", "compare.rows.tune"}
 
 
 def texts_of(kind: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:

@@ -13,7 +13,7 @@ import pytest
 from marked_hospital import DATE, ID, MARK, SIDE, everything_written, write_hospital
 from tiny_world import ONE_EPOCH, SETTINGS, Outcome, call, other_split, write_config
 
-from classify.cli import compare, evaluate, export, finetune
+from classify.cli import compare, evaluate, export, finetune, report
 from mae.cli import pretrain, reconstruct
 
 prepare = import_module("data.cli").prepare
@@ -55,6 +55,7 @@ def told(tmp_path_factory) -> Told:
             (evaluate, f"{run}-full", "data.table=again.csv"),
             (pretrain, "--config", config, "data.store=false", f"run={root}/made/runs/files"),
             (compare, "--config", config, GRID, f"run={root}/made/runs/grid"),
+            (report, f"{root}/made/runs/grid"),
             *((main, "--config", config, "--print-config") for main in (prepare, pretrain, finetune, compare)),
             (finetune, "--checkpoint", run / "last.pt", "--print-config"),
             (pretrain, "--config", config, "--dry-run"),

@@ -1,9 +1,11 @@
 """mae-compare with rows of files and with ensembles: they stand in the tables, and are the same when it is repeated."""
 
+import shutil
+
 import pandas as pd
 from tiny_world import mistake, succeed
 
-from classify.cli import compare
+from classify.cli import compare, report
 
 
 def test_files_and_ensembles_are_rows_of_the_comparison(world, tmp_path):
@@ -28,6 +30,12 @@ def test_files_and_ensembles_are_rows_of_the_comparison(world, tmp_path):
     again = succeed(compare, *words, "compare.ensembles=true")
     assert again.splitlines()[-12:] == said.splitlines()[-12:]
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("grid/*/*.pt")} == before
+
+    # a report of predictions alone needs no reader's file either
+    made = [tmp_path / "grid" / name for name in ("report.html", "comparison.md", "comparison.csv", "contrasts.csv")]
+    written = [path.read_bytes() for path in made]
+    assert "left out" not in succeed(report, shutil.copytree(tmp_path / "grid", tmp_path / "copy"))
+    assert [(tmp_path / "copy" / path.name).read_bytes() for path in made] == written
 
     # a case that lacks is told before anything is trained
     readings[1:].to_csv(tmp_path / "reader2.csv", index=False)

@@ -11,6 +11,7 @@ from tiny_world import files, tiny_config
 
 from classify.settings import ClassifyConfig
 from data.errors import UserError
+from mae import load_checkpoint
 from mae.engine.run import check_run, device_of, start_run
 from mae.pretrain import RESUMABLE, pretrain
 
@@ -130,6 +131,19 @@ def test_a_missing_config_is_written_anew_when_the_run_goes_on(made, place, open
     pretrain(tiny_config(place, run=str(run), pretrain__epochs=2), opened)
     assert f"note: {run}/config.yaml: found no such file, so it is written anew" in capsys.readouterr().err
     assert yaml.safe_load((run / "config.yaml").read_text())["pretrain"]["epochs"] == 2
+
+
+def test_a_run_of_a_version_without_a_setting_goes_on_where_the_setting_is_its_default(made, place, opened, tmp_path):
+    run = Path(shutil.copytree(made, tmp_path / "run"))
+    path = run / "config.yaml"
+    settings = yaml.safe_load(path.read_text())
+    assert settings["pretrain"].pop("validate_every") == 1
+    path.write_text(yaml.safe_dump(settings))
+
+    with pytest.raises(UserError, match=r"found a run made with pretrain.validate_every = 1, expected 2;"):
+        pretrain(tiny_config(place, run=str(run), pretrain__epochs=2, pretrain__validate_every=2), opened)
+    pretrain(tiny_config(place, run=str(run), pretrain__epochs=2), opened)
+    assert load_checkpoint(run / "last.pt").progress["epoch"] == 2
 
 
 @pytest.mark.parametrize("content", [None, "{}", '{"starts": []}'])
