@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from tiny_world import tiny_config
+from tiny_world import files, tiny_config
 
 from classify.settings import ClassifyConfig
 from data.errors import UserError
@@ -166,3 +166,15 @@ def test_without_a_config_the_epochs_of_a_grid_must_be_the_checkpoints(made, pla
     check_run(run, tiny_config(place, pretrain__epochs=1, **decided), RESUMABLE, same_epochs=True)
     with pytest.raises(UserError, match=r"found a run made with pretrain.epochs = 1, expected 2"):
         check_run(run, tiny_config(place, pretrain__epochs=2, **decided), RESUMABLE, same_epochs=True)
+
+
+def test_nothing_is_written_before_an_odd_checkpoint_is_refused(place, opened, tmp_path):
+    run = pretrain(tiny_config(place, run=str(tmp_path / "run"), pretrain__epochs=1), opened)
+    raw = torch.load(run / "last.pt", weights_only=True)
+    del raw["digests"]
+    raw["optimizer"]["state"] = []
+    torch.save(raw, run / "last.pt")
+    before = files(run)
+    with pytest.raises(UserError, match=r"last\.pt"):
+        pretrain(tiny_config(place, run=str(run), pretrain__epochs=2), opened)
+    assert files(run) == before
