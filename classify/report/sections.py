@@ -3,10 +3,13 @@
 The page (report.html) shows the same sections, with figures beside them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from classify.comparison import Comparison
+from classify.report.checklist import PLACES, answers, open_items, summary_text
+from classify.report.checklist_facts import checklist_facts
 from classify.report.facts import facts, notices
 from classify.report.runs import run_rows
 from classify.report.subgroup_tables import GAPS, SUBGROUPS, gap_rows, subgroup_rows
@@ -22,6 +25,10 @@ from classify.report.tables import (
 )
 from classify.report.verdict import answer, verdict
 from classify.report.warnings import warnings
+from data.characteristics import FEWEST
+from data.characteristics import shown as shown_counts
+from data.labels import words
+from data.sources import SPLITS
 
 NOT_A_DEVICE = "Not a medical device."
 
@@ -87,8 +94,8 @@ def _further_sections(comparison: Comparison) -> Iterator[Section]:
     rows = tuple({"What": term, "Value": value} for term, value in facts(comparison))
     yield Section("facts", "How it was made", tables=(Table(rows),))
     yield Section("runs", "Runs and settings", tables=(Table(tuple(run_rows(comparison))),))
-    listing = "\n".join([*comparison.facts.notes, comparison.facts.summary])
-    yield Section("data", "Data: what was read, and how many", listing=listing)
+    yield data_section(comparison)
+    yield checklist_section(comparison)
 
 
 def audit_lines(comparison: Comparison) -> tuple[str, ...]:
@@ -146,3 +153,92 @@ def _section_text(section: Section) -> str:
         # indented lines are shown as they are, and nothing in them ends the block
         parts.append("\n".join(f"    {line}" for line in section.listing.splitlines()))
     return "\n\n".join(parts)
+
+
+# ---------------------------------------------------------------- data and guidelines
+
+
+def data_section(comparison: Comparison) -> Section:
+    """Which images there are, what became of their labels, and who is in each split."""
+    made = comparison.facts
+    negative, positive = words(comparison.config.data.target)
+    known = checklist_facts(comparison)
+    texts = [f"{known['preprocessing']}.", f"Splits: {known['partitions']}.", f"Disjoint: {known['disjoint']}."]
+
+    # spectrum: whom the numbers are about, and whom they are not
+    total = sum(row["images"] for row in made.splits)
+    unknown = sum(row["unknown"] for row in made.splits)
+    if unknown:
+        texts.append(
+            f"Label unknown: {unknown:,} of {total:,} images ({100 * unknown / total:.0f} %). No classifier was "
+            f"trained or tested on them, so the numbers are about images that could be called {negative} or {positive}."
+        )
+
+    tables = []
+    if made.splits:
+        tables.append(Table(tuple(_split_row(row, negative, positive) for row in made.splits), "Images by split."))
+    if made.label_policy:
+        tables.append(Table(tuple(_policy_row(row) for row in made.label_policy), "Where labels come from."))
+    left_out = [{"Left out": str(row["reason"]), "Images": f"{row['images']:,}"} for row in made.left_out]
+    if made.unreadable:
+        left_out.append({"Left out": "cannot be read", "Images": f"{made.unreadable:,}"})
+    if left_out:
+        tables.append(Table(tuple(left_out)))
+    if made.people:
+        tables.append(Table(tuple(_people_row(row) for row in made.people), _of_people(comparison)))
+    return Section("data", "Data", tuple(texts), tuple(tables), listing="\n".join([*made.notes, made.summary]))
+
+
+def _split_row(row: Mapping[str, Any], negative: str, positive: str) -> dict[str, str]:
+    counts = {"Images": row["images"], "Patients": row["patients"]}
+    counts |= {negative: row["normal"], positive: row["abnormal"], "unknown": row["unknown"]}
+    return {"Split": str(row["split"])} | {name: f"{count:,}" for name, count in counts.items()}
+
+
+def _policy_row(row: Mapping[str, Any]) -> dict[str, str]:
+    counts = {"Images": row["images"]} | {split: row[split] for split in SPLITS}
+    shown = {name: f"{count:,}" for name, count in counts.items()}
+    return {"Label rule": str(row["rule"]), "Became": str(row["became"]), **shown}
+
+
+def _people_row(row: Mapping[str, Any]) -> dict[str, str]:
+    return {"Group": f"{row['column']}: {row['value']}"} | {
+        split: shown_counts(row["splits"][split]) for split in SPLITS if split in row["splits"]
+    }
+
+
+def _of_people(comparison: Comparison) -> str:
+    text = (
+        "Images, of so many patients." if comparison.facts.patients_known else "Images, of as many patients or fewer."
+    )
+    withheld = any(counts is None for row in comparison.facts.people for counts in row["splits"].values())
+    if withheld:
+        text += (
+            f" Counts of fewer than {FEWEST} patients of credentialed data are withheld, and one more where it tells."
+        )
+    return text
+
+
+def checklist_section(comparison: Comparison) -> Section:
+    """Two reporting guidelines: what is open for the author, then what is answered."""
+    found = answers(checklist_facts(comparison), comparison.config.report.checklist)
+    still_open = tuple({"Open": item.item, "Topic": item.topic, "Asks for": item.asks} for item in open_items(found))
+    answered = []
+    for each in found:
+        if each.text is not None:
+            by = "author" if each.by_author else "this report"
+            item = each.item
+            where = PLACES[item.where] if item.where and not each.by_author else "–"
+            row = {"Item": item.item, "Asks for": item.asks, "Answer": each.text, "By": by, "More in": where}
+            answered.append(row)
+    tables = []
+    if still_open:
+        tables.append(Table(still_open, "For the author to answer: report.checklist={'CLAIM 5': …}."))
+    tables.append(Table(tuple(answered)))
+    return Section("checklist", "Reporting checklist: CLAIM 2024 and TRIPOD+AI", (summary_text(found),), tuple(tables))
+
+
+def checklist_text(comparison: Comparison) -> str:
+    """checklist.md."""
+    section = checklist_section(comparison)
+    return "\n\n".join([f"# {plain(comparison.config.run)}", _section_text(section)])
