@@ -51,6 +51,11 @@ def listed(parts: Iterable[str]) -> str:
     return f"{', '.join(once[:-1])} and {once[-1]}"
 
 
+def epochs(count: int) -> str:
+    """`1 epoch`, `50 epochs`."""
+    return f"{count:,} epoch" if count == 1 else f"{count:,} epochs"
+
+
 def trained_rows(comparison: Comparison) -> Iterator[tuple[str, Evaluation]]:
     """Name and first run of each row that was trained here, at the largest label budget."""
     for line in comparison.lines_of(largest_budget(comparison)):
@@ -108,12 +113,12 @@ def _source(comparison: Comparison) -> str | None:
 
 
 def _left_out(comparison: Comparison) -> str:
-    parts = [f"{each['images']:,}: {each['reason']}" for each in comparison.facts.left_out]
+    parts = [f"{each['reason']} ({each['images']:,})" for each in comparison.facts.left_out]
     if comparison.facts.unreadable:
-        parts.append(f"{comparison.facts.unreadable:,}: files that cannot be read")
+        parts.append(f"cannot be read ({comparison.facts.unreadable:,})")
     unknown = sum(split["unknown"] for split in comparison.facts.splits)
     if unknown:
-        parts.append(f"{unknown:,}: label unknown, left out of classifiers and evaluation alone")
+        parts.append(f"label unknown ({unknown:,}, left out of classifiers and evaluation alone)")
     return "; ".join(parts) or "none was left out"
 
 
@@ -123,7 +128,7 @@ def _preprocessing(comparison: Comparison) -> str:
     text = f"Decoded to 8-bit grey, {FITTED[data.resize]} to {height} × {width} pixels"
     if any(part.source in OF_DICOM for part in data.each_source().values()):
         tones = {"window": "the VOI window", "mimic_jpg": "min-max and histogram equalisation, as MIMIC-CXR-JPG"}
-        text += f"; grey levels of DICOM files by {tones[data.tone]}"
+        text += f"; grey levels of any DICOM files by {tones[data.tone]}"
 
     def standardised(evaluation: Evaluation) -> str:
         model = evaluation.config.model
@@ -165,6 +170,8 @@ def _subsets(comparison: Comparison) -> str:
 
 def _privacy(comparison: Comparison) -> str:
     credentialed = comparison.credentialed
+    if not credentialed and not may_show(False, comparison.config.report.images):
+        return "No radiograph is shown here, as report.images is false"
     if not credentialed:
         return "The settings take the data for open, so nothing is withheld here"
     if may_show(True, comparison.config.report.images):
@@ -305,12 +312,13 @@ def _training(comparison: Comparison) -> str:
         settings = evaluation.config.finetune
         how = "all weights" if settings.mode == "full" else "a linear probe on a frozen encoder"
         augment = "with augmentation" if settings.augment.enabled else "without augmentation"
-        return f"{settings.epochs} epochs of {how}, batches of {settings.batch_size}, {augment}"
+        return f"{epochs(settings.epochs)} of {how}, batches of {settings.batch_size}, {augment}"
 
     count = sum(not {"file", "ensemble"} & each.summary.keys() for each in comparison.evaluations)
-    trained = f"{count} classifiers, {len(comparison.config.compare.seeds)} seeds a row"
+    seeds = len(comparison.config.compare.seeds)
+    trained = f"{count} classifiers, {seeds} {'seed' if seeds == 1 else 'seeds'} a row"
     stage_one = [
-        f"{name}: {config.pretrain.epochs} epochs, {100 * config.pretrain.mask_ratio:g} % masked"
+        f"{name}: {epochs(config.pretrain.epochs)}, {100 * config.pretrain.mask_ratio:g} % masked"
         for name, config in comparison.pretrain_configs.items()
     ]
     pretrained = f"; pretrainings: {'; '.join(stage_one)}" if stage_one else ""

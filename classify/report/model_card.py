@@ -9,7 +9,7 @@ from classify.comparison import Comparison, Line
 from classify.evaluate import Evaluation
 from classify.grid import folder_name
 from classify.metrics import HEADLINE
-from classify.report.checklist_facts import checklist_facts, network
+from classify.report.checklist_facts import checklist_facts, epochs, network
 from classify.report.numbers import show
 from classify.report.subgroup_tables import subgroup_rows
 from classify.report.tables import FLATTERING, METRICS, case_count, markdown, plain, task
@@ -135,6 +135,7 @@ def _data(comparison: Comparison) -> Iterator[str]:
     yield f"Splits: {known['partitions']}. {known['disjoint']}."
     if known["reference"]:
         yield f"Labels: {known['reference']}."
+    yield f"Missing: {known['missing']}."
 
 
 def _training(comparison: Comparison, line: Line, first: Evaluation) -> Iterator[str]:
@@ -142,13 +143,13 @@ def _training(comparison: Comparison, line: Line, first: Evaluation) -> Iterator
     how = "All weights were trained" if settings.mode == "full" else "A linear probe was trained on frozen features"
     images = first.summary["meta"]["train_images"]
     augmented = "with augmentation" if settings.augment.enabled else "without augmentation"
-    yield f"{how}, {settings.epochs} epochs on {images:,} labelled images, {augmented}."
+    yield f"{how}, {epochs(settings.epochs)} on {images:,} labelled images, {augmented}."
 
     begun_from = first.summary["meta"].get("pretrained_from")
     if begun_from and Path(begun_from).parent.name in comparison.pretrainings:
         pretraining = comparison.pretrain_configs[Path(begun_from).parent.name].pretrain
         masked = f"{100 * pretraining.mask_ratio:g} % masked"
-        yield f"Pretrained as a masked autoencoder: {pretraining.epochs} epochs, {masked}."
+        yield f"Pretrained as a masked autoencoder: {epochs(pretraining.epochs)}, {masked}."
     elif begun_from:
         yield "It began from weights of another training."
     else:
