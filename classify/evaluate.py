@@ -29,7 +29,7 @@ from classify.scores import (
     with_subgroups,
 )
 from classify.settings import ClassifyConfig, EvaluateSettings, Unit
-from classify.start import check_preprocessing, config_of, file_digest, with_paths_given
+from classify.start import check_preprocessing, config_of, consented, file_digest, with_paths_given
 from data.audit import audit_lines, audited, keep, served_pretraining, served_training, uncompared
 from data.config import change_config, keys_given, make_config, with_new_names
 from data.errors import UserError
@@ -349,7 +349,7 @@ def _config_for(checkpoint: Checkpoint, overrides: dict[str, Any]) -> ClassifyCo
             raise UserError(
                 f"command line: found {key}, expected settings of {', '.join(FREE)}: the rest is trained in"
             )
-    config = with_settings(config_of(checkpoint), overrides)
+    config = with_settings(config_of(checkpoint), overrides, made_on=consented(checkpoint))
 
     # test was the default of earlier versions, so their settings name it though nobody asked for it
     if "evaluate.split" not in keys_given(overrides) and "calibration" not in checkpoint.meta:
