@@ -3,7 +3,7 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 
-.PHONY: install demo test lint format bench soak
+.PHONY: install demo test test-slow lint format bench soak
 install: .venv/installed
 
 .venv/installed: constraints.txt setup.cfg pyproject.toml
@@ -23,6 +23,10 @@ demo: install
 
 test: install .venv/transformers4
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# simulations of coverage and type I error: some minutes on one core
+test-slow: install
+	$(BIN)/python -m pytest -m slow
 
 lint: install
 	$(BIN)/ruff check .

@@ -1,15 +1,19 @@
 """Who is counted: the labelled images of a split, label budgets, and what a unit is."""
 
+import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from classify.settings import ClassifyConfig
+from classify.settings import ClassifyConfig, SampleCovers
 from data.errors import UserError
 from data.labels import words
 from data.loader import Data
 from data.manifest import Manifest, digest, sample_patients
+
+FEW = 50  # cases of a class
 
 
 @dataclass(frozen=True)
@@ -22,16 +26,84 @@ class LabelledSplits:
         return digest(pd.concat([self.train, self.validate]), "image_id", "split", "label")
 
 
-def labelled_splits(data: Data, sample: int | None, split_seed: int) -> LabelledSplits:
-    """The images with a label, the training ones cut to a budget of `sample`; both classes are needed."""
-    target = data.manifest.target
+def splits_of(data: Data, config: ClassifyConfig) -> LabelledSplits:
+    """The images that a fine-tuning of this config learns from, and is chosen by."""
+    settings = config.finetune
+    return labelled_splits(data, settings.sample, config.data.split_seed, settings.draw, settings.sample_covers)
+
+
+def labelled_splits(
+    data: Data, sample: int | None, split_seed: int, draw: int = 0, covers: SampleCovers = "train"
+) -> LabelledSplits:
+    """The images with a label, cut to a budget of `sample` where one is given; both classes are needed.
+
+    A budget of training images leaves validation whole. One that covers both cuts both in the share that it is of all
+    their labels. Of each `draw` smaller budgets are parts of larger ones.
+    """
     train = data.split("train")
-    if sample:
-        train = sample_patients(train, sample, split_seed, "finetune.sample")
+    validate = data.split("validate")
+    if sample is not None:
+        seed = _seed_of_draw(split_seed, draw)
+        budgets = _budgets(sample, int(train["label"].count()), int(validate["label"].count()), covers)
+        train = label_budget(train, budgets[0], seed)
+        if covers == "train_and_validate":
+            validate = sample_patients(validate, budgets[1], seed, "finetune.sample", both_first=True)
+
+    target = data.manifest.target
     return LabelledSplits(
         train=labelled_rows(train, "train", target),
-        validate=labelled_rows(data.split("validate"), "validate", target),
+        validate=labelled_rows(validate, "validate", target),
     )
+
+
+def label_budget(train: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
+    """Rows of whole patients until `count` labelled images are together, of both classes wherever there are two.
+
+    A draw that met one class alone begins with the first patient of the other, so that smaller budgets stay part of
+    larger ones.
+    """
+    place = "finetune.sample"
+    drawn = sample_patients(train, count, seed, place)
+    classes = set(drawn["label"].dropna())
+    missing = sorted(set(train["label"].dropna()) - classes)
+    if len(classes) > 1 or not missing:
+        return drawn
+
+    # the first of the other class, then the others in their order
+    others = train["patient_id"].isin(train.loc[train["label"] == missing[0], "patient_id"])
+    first = sample_patients(train[others], 1, seed, place)
+    rest = train[~train["patient_id"].isin(first["patient_id"])]
+    left = max(count - int(first["label"].notna().sum()), 1)
+    drawn = sample_patients(rest, min(left, int(rest["label"].notna().sum())), seed, place)
+    return train[train.index.isin(first.index.union(drawn.index))]
+
+
+def _seed_of_draw(split_seed: int, draw: int) -> int:
+    """The seed of a budget's subset; the first draw's is that of splits and samples."""
+    if draw == 0:
+        return split_seed
+    digest_of_both = hashlib.blake2b(f"{split_seed}/draw {draw}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest_of_both)
+
+
+def _budgets(sample: int, train: int, validate: int, covers: SampleCovers) -> tuple[int, int]:
+    """How many labelled images of each split a budget leaves, of so many; UserError where they are fewer."""
+    total = train + validate
+    if covers == "train":
+        return sample, validate  # too few are refused where they are drawn
+    if sample > total:
+        raise UserError(
+            f"finetune.sample: found {total:,} labelled training and validation images, expected at least {sample:,}"
+        )
+
+    # one of each class in each split is the least
+    of_validate = min(max(round(sample * validate / total), 2), validate)
+    if sample - of_validate < 2:
+        raise UserError(
+            f"finetune.sample: found {sample:,} for training and validation, expected at least {of_validate + 2:,}: "
+            "both need normal and abnormal images"
+        )
+    return sample - of_validate, of_validate
 
 
 def labelled_rows(table: pd.DataFrame, split: str, target: str | None) -> pd.DataFrame:
@@ -47,6 +119,31 @@ def labelled_rows(table: pd.DataFrame, split: str, target: str | None) -> pd.Dat
             f"data: found only {found} images ({len(known):,}) in split {split!r}, expected {' and '.join(names)}"
         )
     return known
+
+
+# ---------------------------------------------------------------- how many
+
+
+def few_cases(labels: pd.Series, target: str | None) -> dict[str, int]:
+    """The classes with fewer than FEW cases, and how many there are of each; {} where both have enough."""
+    counts = {}
+    for label, name in enumerate(words(target)):
+        count = int((labels == label).sum())
+        if count < FEW:
+            counts[name] = count
+    return counts
+
+
+def few_text(few: Mapping[str, Mapping[str, int]], units: str = "cases") -> str:
+    """What is to be said of splits with `few_cases`, in a line; empty where there is none."""
+    parts = []
+    for split, counts in few.items():
+        shown = " and ".join(f"{count:,} {name}" for name, count in counts.items())
+        if shown:
+            parts.append(f"{split} has {shown} {units}")
+    if not parts:
+        return ""
+    return f"few cases: {', '.join(parts)}; below {FEW} of a class, numbers and what is chosen by them are unsteady"
 
 
 # ---------------------------------------------------------------- units

@@ -11,6 +11,7 @@ from mae.cli import parse_training, training_parser
 
 if TYPE_CHECKING:
     from classify.settings import ClassifyConfig
+    from data.loader import Data
     from mae.engine.checkpoint import Checkpoint
 
 # the loss falls to its floor only if nothing about an image is drawn anew; without smoothing the floor is 0
@@ -35,6 +36,11 @@ def evaluate(argv: Arguments = None) -> None:
 def compare(argv: Arguments = None) -> None:
     """The command mae-compare."""
     run_command(_compare, argv)
+
+
+def report(argv: Arguments = None) -> None:
+    """The command mae-report."""
+    run_command(_report, argv)
 
 
 def export(argv: Arguments = None) -> None:
@@ -86,14 +92,33 @@ def _finetune(argv: Arguments) -> None:
     data = open_data(config.data)
     if arguments.overfit:
         data = data.overfit(arguments.overfit, labelled=True)
+    few = _few_cases(data, config)
     if distributed.is_main():
         print(*data.manifest.notes, data.manifest.summary(), sep="\n")
+        if few:
+            print(few)
 
     with distributed.process_group(device):
         folder = finetune(config, checkpoint, data)
     if distributed.is_main():
         print(f"trained: {folder / 'best.pt'}; watch: tensorboard --logdir {folder}")
         print(f"next: mae-evaluate {folder}")
+        print(f"at the very end: mae-evaluate {folder} --split test, which opens the test split and records that")
+
+
+def _few_cases(data: "Data", config: "ClassifyConfig") -> str:
+    """A line where validation, as it is used, or test has few cases of a class; else empty."""
+    from classify.cases import few_cases, few_text, splits_of
+
+    target = data.manifest.target
+    table = data.manifest.table
+    few = {
+        "validate": few_cases(splits_of(data, config).validate["label"], target),
+        "test": few_cases(table.loc[table["split"] == "test", "label"], target),
+    }
+    if not (table["split"] == "test").any():  # a data set without one
+        del few["test"]
+    return few_text(few, "images")
 
 
 def _beginning(arguments: argparse.Namespace) -> "tuple[ClassifyConfig, str | None, Checkpoint | None]":
@@ -112,14 +137,18 @@ def _beginning(arguments: argparse.Namespace) -> "tuple[ClassifyConfig, str | No
     if arguments.config:
         config = configure(arguments, ClassifyConfig)
 
+    from classify.models.resnet_weights import is_resnet
     from classify.start import config_for, with_paths_given
     from data.config import change_config, parse_overrides
     from mae.engine.checkpoint import load_checkpoint
     from mae.weights import is_foreign
 
-    if is_foreign(path):
+    resnet = is_resnet(path)
+    if resnet or is_foreign(path):
         if config is None:
             raise UserError(f"{path}: found weights of another program, expected --config for the data")
+        if resnet:
+            return change_config(config, {"finetune.init": path}), None, None
         return change_config(config, {"model.init": path}), None, None
 
     pretrained = load_checkpoint(path, "mae")
@@ -139,7 +168,11 @@ def _evaluate(argv: Arguments) -> None:
     parser.add_argument(
         "runs", nargs="+", metavar="RUN | key=value", help="folders of mae-finetune; settings to override"
     )
-    parser.add_argument("--split", choices=("validate", "test"), help="the split (default: evaluate.split, test)")
+    parser.add_argument(
+        "--split",
+        choices=("validate", "test"),
+        help="the split (default: evaluate.split, validate); opening test is recorded",
+    )
     arguments = parser.parse(argv)
     from data.config import parse_overrides
 
@@ -169,17 +202,52 @@ def _compare(argv: Arguments) -> None:
     parser = command_parser(
         "mae-compare", "Run a grid of pretrainings, fine-tunings and baselines; what is done is kept."
     )
-    config = configure(parser.parse(argv), ClassifyConfig)
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print what is done and left, and how long it takes; write nothing"
+    )
+    parser.add_argument(
+        "--jobs", metavar="N", type=int, default=1, help="trainings at a time, on a GPU each (default 1)"
+    )
+    arguments = parser.parse(argv)
+    config = configure(arguments, ClassifyConfig)
+    if arguments.jobs < 1:
+        raise UserError(f"command line: --jobs: found {arguments.jobs}, expected 1 or more")
+    if arguments.dry_run:
+        from classify.plan import plan
 
-    from classify.compare import compare
-    from classify.report.tables import comparison_text
+        print(plan(config, arguments.jobs))
+        return
+
+    from classify.compare import compare, failures_of
+    from classify.report.sections import printed
     from data.config import expand
 
-    comparison = compare(config)
-    print("", comparison_text(comparison), "", sep="\n")
+    comparison = compare(config, jobs=arguments.jobs)
+    print("", printed(comparison), "", sep="\n")
     folder = expand(config.run, "run")
     print(f"report: {folder}/report.html")
     print(f"curves: tensorboard --logdir {folder}")
+
+    # everything else is written; exit code 2 says that it is not whole
+    failures = failures_of(comparison)
+    if failures:
+        raise UserError(
+            f"{folder}: found {len(failures)} trainings failed, expected none; the same command tries them again; the "
+            f"first: {failures[0]}"
+        )
+
+
+def _report(argv: Arguments) -> None:
+    about = "Make a comparison's tables and page again, from its comparison.json and its runs' predictions alone."
+    parser = Parser("mae-report", description=about)
+    parser.add_argument("folder", metavar="FOLDER", help="folder of a mae-compare that has ended, or a copy of it")
+    folder = parser.parse(argv).folder
+    from classify.report.read import report
+    from classify.report.sections import printed
+
+    comparison = report(folder)
+    print("", printed(comparison), "", sep="\n")
+    print(f"report: {comparison.folder}/report.html")
 
 
 def _export(argv: Arguments) -> None:

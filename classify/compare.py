@@ -1,31 +1,44 @@
 """mae-compare: a grid of runs → Comparison, written as tables and report."""
 
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from classify.comparison import Comparison, Line, describe
+from classify.comparison import Comparison, Declared, FailedRow, Line, describe
+from classify.contrasts import candidates, declared
+from classify.cost import finetuning_cost, pretraining_cost
 from classify.evaluate import Evaluation, evaluate
-from classify.finetune import finetune
-from classify.grid import Cell, check_grid, expand_grid
+from classify.extra_rows import check_extra_rows, extra_names, with_extra_rows
+from classify.grid import Cell, check_folder, check_grid, expand_grid, labelled_images, shares, trials_of, with_choice
+from classify.jobs import Failure, Outcome, Task, Work, attempt, run_in_processes, run_tasks
+from classify.provenance import facts_of
+from classify.report.reconstructions import draw_reconstructions
 from classify.report.write import write_comparison
 from classify.scores import UNIT_IDS
 from classify.settings import ClassifyConfig
-from data.config import expand
+from classify.subgroups import check_columns
+from classify.tuning import Choice, choose, kept_choice
+from data.config import change_config, expand
 from data.errors import UserError
 from data.loader import Data, open_data
 from data.locks import locked
 from data.privacy import credentialed_sources
 from data.settings import DataSettings
 from data.writing import keep_private, restoring_umask
-from mae.pretrain import pretrain
+from mae.engine.checkpoint import load_checkpoint
+
+Say = Callable[[str], None]
+DataOf = Callable[[DataSettings], Data]
 
 
 @restoring_umask()
-def compare(config: ClassifyConfig, say: Callable[[str], None] = print) -> Comparison:
+def compare(config: ClassifyConfig, say: Say = print, jobs: int = 1) -> Comparison:
     """Run what the grid still lacks, evaluate every cell once, and write the comparison into `config.run`.
 
-    Raises UserError for a grid that does not fit together, before anything is trained.
+    jobs: how many processes train at a time; 1: this one does. A cell that fails is left out of the comparison, which
+    names it. Raises UserError for a grid that does not fit together, before anything is trained, and where no cell is
+    left.
     """
     opened: dict[DataSettings, Data] = {}
 
@@ -37,43 +50,255 @@ def compare(config: ClassifyConfig, say: Callable[[str], None] = print) -> Compa
             opened[settings] = data
         return opened[settings]
 
-    cells = list(expand_grid(config))
+    # the grid, as far as it can be known before anything is tuned
+    _keep_private(config, [])
+    images = None
+    if shares(config.compare):
+        images = labelled_images(data_of(config.data).everything(), config.finetune.sample_covers)
+    cells = list(expand_grid(config, images))
+    tested = declared(config, candidates(cells, extra_names(config, cells)))
     _keep_private(config, cells)
+    check_columns(config.report.subgroups, data_of(config.data).manifest.table.columns)
+    check_extra_rows(config, data_of(config.data))
     check_grid(config, cells, data_of)
 
     folder = Path(expand(config.run, "run"))
     folder.mkdir(parents=True, exist_ok=True)
     busy = f"{folder}: found another mae-compare at work there, expected none; wait for it, or choose another run=…"
     with locked(folder, busy, wait=False):
-        comparison = _run(config, cells, data_of, say)
+        comparison = _Grid(config, cells, tested, data_of, say).run(jobs)
         keep_private(comparison.credentialed, config.data.share)  # weights may have seen more than their settings say
         write_comparison(comparison, folder)
     return comparison
 
 
-def _run(
-    config: ClassifyConfig, cells: list[Cell], data_of: Callable[[DataSettings], Data], say: Callable[[str], None]
-) -> Comparison:
-    """Pretrain, fine-tune and evaluate; what is there already is not done again."""
-    pretrainings: dict[str, Path] = {}
-    pretrain_configs: dict[str, ClassifyConfig] = {}
-    evaluations: list[Evaluation] = []  # of the cells, in order
-    for number, cell in enumerate(cells, start=1):
-        say(f"[{number}/{len(cells)}] {cell.run}")
-        checkpoint = None
+def failures_of(comparison: Comparison) -> list[str]:
+    """The trainings that failed, a line each."""
+    found = [line for row in comparison.lines for line in row.failed]
+    return found + [line for row in comparison.failed_rows for line in row.failed]
+
+
+class _Grid:
+    """A grid on its way: what has come of each of its trainings, by the name of its folder."""
+
+    def __init__(
+        self, config: ClassifyConfig, cells: list[Cell], tested: tuple[Declared, ...], data_of: DataOf, say: Say
+    ):
+        self.config = config
+        self.tested = tested
+        self.data_of = data_of
+        self.say = say
+        self.outcomes: dict[str, Outcome] = {}
+
+        # what was chosen before stands; the settings that others choose from are tried at their first seed
+        self.first: dict[int, Cell] = {}
+        for cell in cells:
+            self.first.setdefault(cell.row, cell)
+        self.choices: dict[int, Choice] = {}
+        for row, cell in self.first.items():
+            kept = kept_choice(cell) if cell.choices else None
+            if kept:
+                self.choices[row] = kept
+        self.cells = cells
+        for cell in cells:
+            if cell.row in self.choices:
+                check_folder(self._chosen(cell))
+
+    def run(self, jobs: int) -> Comparison:
+        """Pretrain, tune, fine-tune and evaluate; what is there already is not done again."""
+        tasks = self._tasks()
+        if jobs > 1:
+            self._run_in_processes(tasks, jobs)
+        else:
+            run_tasks(tasks, lambda name, work: attempt(work, self.data_of), self.outcomes, self.say)
+        return self._comparison()
+
+    def _run_in_processes(self, tasks: list[Task], jobs: int) -> None:
+        """Pretrainings first: others wait for them. Stores are made before, by one process."""
+        for cell in self.cells:
+            if cell.pretrain_config:
+                self.data_of(cell.pretrain_config.data)
+        private = _most_private(self.config, self.cells)
+        tasks = sorted(tasks, key=lambda task: len(task.after) > 0)
+        run_in_processes(tasks, min(jobs, len(tasks)), self.outcomes, private, self.say)
+
+        # what they wrote is read back
+        for cell in self.cells:
+            if self.outcomes[cell.folder] is None:
+                chosen = self._chosen(cell)
+                run = Path(expand(chosen.run, "run"))
+                overrides = _how_to_evaluate(self.config, chosen)
+                self.outcomes[cell.folder] = evaluate(run, overrides, self.data_of(chosen.config.data))
+
+    # ------------------------------------------------------------ what is to be done
+
+    def _tasks(self) -> list[Task]:
+        """All trainings, each after those it needs."""
+        tasks: dict[str, Task] = {}
+        for cell in self.cells:
+            before: tuple[str, ...] = ()
+            if cell.pretrain_config:
+                folder = Path(cell.pretrain_config.run).name
+                before = (folder,)
+                tasks.setdefault(folder, Task(folder, _pretraining(cell.pretrain_config)))
+
+            # a row whose choice is made is not tuned again
+            if cell.choices and cell.row not in self.choices:
+                first = self.first[cell.row]
+                trials = trials_of(first)
+                for trial in trials if cell is first else ():
+                    tasks[trial.folder] = Task(trial.folder, self._training(trial, evaluated=False), before)
+                before = (*before, *(trial.folder for trial in trials))
+            tasks[cell.folder] = Task(cell.folder, self._training(cell, evaluated=True), before)
+        return list(tasks.values())
+
+    def _training(self, cell: Cell, evaluated: bool) -> Callable[[], Work]:
+        """How a cell's work is begun, once what it needs has ended."""
+
+        def begin() -> Work:
+            checkpoint = None
+            if cell.pretrain_config:
+                folder = Path(expand(cell.pretrain_config.run, "run"))
+                self._expect_done(folder.name, "its pretraining")
+                # the best reconstruction of validation images: no label chose it
+                checkpoint = folder / "best.pt"
+
+            chosen = self._chosen(cell)
+            if cell.choices:
+                check_folder(chosen)
+            overrides = _how_to_evaluate(self.config, chosen) if evaluated else None
+            return Work("finetune", chosen.config, checkpoint, overrides)
+
+        return begin
+
+    def _expect_done(self, name: str, what: str) -> None:
+        outcome = self.outcomes.get(name)
+        if isinstance(outcome, Failure):
+            raise UserError(f"{what} failed ({name}): {outcome.line}")
+
+    def _chosen(self, cell: Cell) -> Cell:
+        """The cell with the setting that its row has chosen on validation; the choice is made when it is first asked.
+
+        UserError where a setting was not tried for another reason than that it diverges: rows have equally many tries.
+        """
+        if not cell.choices:
+            return cell
+        if cell.row not in self.choices:
+            first = self.first[cell.row]
+            trials = trials_of(first)
+            diverged = set()
+            costs: list[tuple[float | None, int | None]] = []
+            for trial in trials:
+                outcome = self.outcomes.get(trial.folder)
+                if isinstance(outcome, Failure) and outcome.diverged:
+                    diverged.add(trial.folder)
+                    costs.append((None, None))
+                else:
+                    self._expect_done(trial.folder, "a setting to tune")
+                    cost = _cost_of(trial)
+                    costs.append((cost["train_seconds"], cost["train_flops"]))
+            self.choices[cell.row] = choose(first, diverged, costs)
+        return with_choice(cell, self.choices[cell.row].setting)
+
+    # ------------------------------------------------------------ what was found
+
+    def _comparison(self) -> Comparison:
+        evaluations = [each for each in self.outcomes.values() if isinstance(each, Evaluation)]
+        if not evaluations:
+            failures = [each for each in self.outcomes.values() if isinstance(each, Failure)]
+            raise UserError(
+                f"{self.config.run}: found no training that ended, expected some; the first: {failures[0].line}"
+            )
+        _check_cases(evaluations)
+
+        pretrainings: dict[str, Path] = {}
+        configs: dict[str, ClassifyConfig] = {}
+        for cell in self.cells:
+            if cell.pretrain_config:
+                folder = Path(expand(cell.pretrain_config.run, "run"))
+                if not isinstance(self.outcomes[folder.name], Failure):
+                    pretrainings[folder.name] = folder
+                    configs[folder.name] = cell.pretrain_config
+
+        # rows that are not trained: files, ensembles
+        lines, failed = self._lines()
+        lines = with_extra_rows(self.config, self.data_of, lines)
+        evaluations = [evaluation for line in lines for evaluation in line.evaluations]
+        _check_cases(evaluations)
+
+        folder = Path(expand(self.config.run, "run"))
+        return Comparison(
+            config=change_config(self.config, {}),  # as comparison.json has it: defaults are not always of their type
+            folder=folder,
+            facts=facts_of(self.data_of(self.config.data), evaluations),
+            lines=lines,
+            failed_rows=failed,
+            declared=self.tested,
+            pretrainings=pretrainings,
+            pretrain_configs=configs,
+            reconstructions=draw_reconstructions(pretrainings, configs, self.data_of, folder),
+            tuning=tuple(asdict(choice) for choice in self.choices.values()),
+        )
+
+    def _lines(self) -> tuple[tuple[Line, ...], tuple[FailedRow, ...]]:
+        """A line for each table row: the evaluations of its cells, which differ by their seeds alone.
+
+        A row without any has no numbers, and so no line.
+        """
+        lines = []
+        without = []
+        for row, first in self.first.items():
+            of_row = [cell for cell in self.cells if cell.row == row]
+            found: list[Evaluation] = []
+            failed: list[str] = []
+            for cell in of_row:
+                outcome = self.outcomes[cell.folder]
+                if isinstance(outcome, Evaluation):
+                    found.append(self._with_cost(cell, outcome))
+                elif isinstance(outcome, Failure):
+                    failed.append(f"{cell.folder}: {outcome.line}")
+
+            described = describe(first.config, first.pretraining is not None) | {"Model": first.name}
+            if found:
+                lines.append(Line(described, first.labelled, tuple(found), failed=tuple(failed)))
+            else:
+                without.append(FailedRow(described, first.labelled, tuple(failed)))
+        return tuple(lines), tuple(without)
+
+    def _with_cost(self, cell: Cell, evaluation: Evaluation) -> Evaluation:
+        """What its training cost stands in its summary, with the pretraining's, and the tuning's at the first seed."""
+        cost = finetuning_cost(evaluation.run, evaluation.config, evaluation.summary["meta"]["train_images"])
         if cell.pretrain_config:
-            folder = pretrain(cell.pretrain_config, data_of(cell.pretrain_config.data))
-            pretrainings[folder.name] = folder
-            pretrain_configs[folder.name] = cell.pretrain_config
-            # the best reconstruction of validation images: no label chose it
-            checkpoint = folder / "best.pt"
+            images = len(self.data_of(cell.pretrain_config.data).split("train"))
+            cost |= pretraining_cost(Path(expand(cell.pretrain_config.run, "run")), cell.pretrain_config, images)
+        choice = self.choices.get(cell.row)
+        if choice and cell is self.first[cell.row]:
+            cost["tune_seconds"] = sum(seconds or 0 for seconds in choice.seconds)
+            cost["tune_flops"] = sum(flops or 0 for flops in choice.flops)
+        return replace(evaluation, summary=evaluation.summary | {"cost": cost})
 
-        data = data_of(cell.config.data)
-        run = finetune(cell.config, checkpoint, data)
-        evaluations.append(evaluate(run, _how_to_evaluate(config, cell), data))
 
-    _check_cases(evaluations)
-    return Comparison(config, data_of(config.data), _lines(cells, evaluations), pretrainings, pretrain_configs)
+def _pretraining(config: ClassifyConfig) -> Callable[[], Work]:
+    return lambda: Work("pretrain", config)
+
+
+def _cost_of(trial: Cell) -> dict[str, Any]:
+    """What a finished training has cost, without its evaluation."""
+    folder = Path(expand(trial.run, "run"))
+    images = load_checkpoint(folder / "best.pt", numbers=False).fact("train_images")
+    return finetuning_cost(folder, trial.config, images)
+
+
+def _most_private(config: ClassifyConfig, cells: list[Cell]) -> tuple[list[str], Any]:
+    """The credentialed data sets of all cells, and with whom what is made of them may be shared: with the fewest."""
+    found: set[str] = set()
+    share = "group"
+    for each in [config, *(cell.config for cell in cells), *(cell.pretrain_config for cell in cells)]:
+        if each is not None and credentialed_sources(each.data):
+            found |= {*credentialed_sources(each.data)}
+            if each.data.share == "private":
+                share = "private"
+    return sorted(found), share
 
 
 def _keep_private(config: ClassifyConfig, cells: list[Cell]) -> None:
@@ -93,21 +318,6 @@ def _check_cases(evaluations: list[Evaluation]) -> None:
                 f"{evaluation.path}: found other cases or labels than in {first.path}, expected the same in every row; "
                 "some images can perhaps be read in one of them only"
             )
-
-
-def _lines(cells: list[Cell], evaluations: list[Evaluation]) -> tuple[Line, ...]:
-    """A line for each table row: the evaluations of its cells, which differ by their seeds alone."""
-    first_cells: dict[int, Cell] = {}
-    of_row: dict[int, list[Evaluation]] = {}
-    for cell, evaluation in zip(cells, evaluations, strict=True):
-        first_cells.setdefault(cell.row, cell)
-        of_row.setdefault(cell.row, []).append(evaluation)
-
-    lines = []
-    for row, cell in first_cells.items():
-        described = describe(cell.config, cell.pretraining is not None) | {"Model": cell.name}
-        lines.append(Line(described, cell.labelled, tuple(of_row[row])))
-    return tuple(lines)
 
 
 def _how_to_evaluate(config: ClassifyConfig, cell: Cell) -> dict[str, Any]:

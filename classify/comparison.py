@@ -1,17 +1,24 @@
-"""What a grid found, as data: lines with their intervals, and their differences from a baseline."""
+"""What a grid found, as data: lines with their intervals, and the contrasts between them that were declared.
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+Nothing here needs the images, the store or a checkpoint: predictions and `Facts` are enough, so that `mae-report` makes
+a comparison's files again from what can be committed (classify/report/read.py).
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from classify.evaluate import Evaluation
-from classify.metrics import BootstrapDifference, Interval, bootstrap_differences, bootstrap_intervals
+from classify.metrics import Difference, Interval, holm, metric_differences, metric_intervals
+from classify.provenance import Facts
 from classify.settings import ClassifyConfig
-from data.loader import Data
 from data.privacy import credentialed_sources
+
+DESCRIBED = ("auc", "accuracy")  # metrics whose differences are shown; the first alone is tested
 
 
 @dataclass(frozen=True)
@@ -21,6 +28,12 @@ class Line:
     described: dict[str, str]  # the table's first columns
     labelled: int | None  # its label budget
     evaluations: tuple[Evaluation, ...]
+    failed: tuple[str, ...] = ()  # what became of the seeds that are not among them, a line each
+
+    @property
+    def name(self) -> str:
+        """The one name by which contrasts and texts call it."""
+        return self.described["Model"]
 
     @property
     def labels(self) -> np.ndarray:
@@ -44,28 +57,106 @@ class Line:
 
     @cached_property
     def intervals(self) -> dict[str, Interval]:
-        """The table's metrics, mean over seeds, with intervals over patients and seeds."""
-        settings = self.evaluations[0].config.evaluate
-        return bootstrap_intervals(
+        """The table's metrics, mean over seeds, with their intervals."""
+        return metric_intervals(
             self.labels,
             self.scores,
-            threshold=self.thresholds,
+            thresholds=self.thresholds,
             groups=self.patients,
-            replicates=settings.replicates,
-            level=settings.level,
+            level=self.evaluations[0].config.evaluate.level,
             logits=self.logits,
         )
 
 
 @dataclass(frozen=True)
+class FailedRow:
+    """A row of which no seed was trained to the end."""
+
+    described: dict[str, str]
+    labelled: int | None
+    failed: tuple[str, ...]  # a line each seed
+
+    @property
+    def name(self) -> str:
+        return self.described["Model"]
+
+
+# ---------------------------------------------------------------- contrasts
+
+
+@dataclass(frozen=True)
+class Declared:
+    """Two rows that were to be compared before anything was known of them."""
+
+    a: str
+    b: str
+    margin: float | None = None  # of non-inferiority: how much lower the AUC of a may be
+    pretrained: str | None = None  # the one of them that is pretrained, where the other is the same without
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A declared contrast at a label budget: row a minus row b, on the same cases."""
+
+    declared: Declared
+    labelled: int | None
+    seeds: tuple[int, int] = (0, 0)  # of a and of b
+    differences: Mapping[str, Difference] = field(default_factory=dict)  # by metric; {} where not computed
+    p_holm: float = np.nan  # of the AUC's difference, adjusted for all tests of the comparison
+    p_margin: float = np.nan  # that a is inferior by the margin
+    p_margin_holm: float = np.nan
+    why_not: str = ""  # why it was not computed
+
+    @property
+    def a(self) -> str:
+        return self.declared.a
+
+    @property
+    def b(self) -> str:
+        return self.declared.b
+
+    @property
+    def auc(self) -> Difference:
+        return self.differences["auc"]
+
+    @property
+    def of_single_models(self) -> bool:
+        """Whether a side is one training: then two trained models were compared, and no methods."""
+        return min(self.seeds) < 2
+
+
+@dataclass(frozen=True)
+class Reconstructions:
+    """What a pretraining makes of validation images: a picture in the comparison's folder, where it may be shown."""
+
+    file: str | None  # below the comparison's folder
+    digest: str | None  # of its bytes
+    withheld: str | None  # why there is none
+    masking: str  # percent
+    image_size: tuple[int, int]  # of an image in it: height and width
+    credentialed: tuple[str, ...]  # the credentialed data sets that it shows images of
+
+
+@dataclass(frozen=True, eq=False)
 class Comparison:
     """All lines of a grid, over its label budgets."""
 
     config: ClassifyConfig
-    data: Data
+    folder: Path
+    facts: Facts
     lines: tuple[Line, ...]
-    pretrainings: dict[str, Path]  # folder name → run folder
+    failed_rows: tuple[FailedRow, ...] = ()
+    declared: tuple[Declared, ...] = ()
+    pretrainings: Mapping[str, Path] = field(default_factory=dict)  # folder name → run folder
     pretrain_configs: Mapping[str, ClassifyConfig] = field(default_factory=dict)  # folder name → as it is wished today
+    reconstructions: Mapping[str, Reconstructions] = field(default_factory=dict)  # by folder name of the pretraining
+    tuning: tuple[dict[str, Any], ...] = ()  # what each row tried and took, by label budget
+
+    @property
+    def evaluations(self) -> Iterator[Evaluation]:
+        """Of all lines."""
+        for line in self.lines:
+            yield from line.evaluations
 
     @property
     def budgets(self) -> list[int | None]:
@@ -75,56 +166,98 @@ class Comparison:
     @property
     def credentialed(self) -> list[str]:
         """The credentialed data sets that anything in it is made from: its own, those of its rows and pretrainings."""
-        found = {*credentialed_sources(self.config.data)}
+        found = {*credentialed_sources(self.config.data), *self.facts.credentialed}
         for config in self.pretrain_configs.values():
             found |= {*credentialed_sources(config.data)}
-        for line in self.lines:
-            for evaluation in line.evaluations:
-                found |= {*credentialed_sources(evaluation.config.data), *evaluation.summary.get("credentialed", ())}
+        for evaluation in self.evaluations:
+            found |= {*credentialed_sources(evaluation.config.data), *evaluation.summary.get("credentialed", ())}
         return sorted(found)
 
     @property
     def seen_elsewhere(self) -> bool:
         """Whether weights of another program took part, which have seen what nobody here knows."""
-        return any(e.summary.get("seen_elsewhere", False) for line in self.lines for e in line.evaluations)
+        return any(evaluation.summary.get("seen_elsewhere", False) for evaluation in self.evaluations)
 
     def numbers(self, labelled: int | None) -> list[int]:
         """Numbers of the lines of a label budget: the rows of its table."""
         return [i for i, line in enumerate(self.lines) if line.labelled == labelled]
 
-    def baseline(self, labelled: int | None) -> int:
-        """Number of the line that the others of its label budget are tested against."""
-        numbers = self.numbers(labelled)
-        for number in numbers:
-            if self.lines[number].described["Model"] == self.config.compare.baseline:
-                return number
-        return numbers[-1]
+    def lines_of(self, labelled: int | None) -> list[Line]:
+        """The lines of a label budget: the rows of its table."""
+        return [line for line in self.lines if line.labelled == labelled]
+
+    def contrasts_of(self, labelled: int | None) -> list[Contrast]:
+        """The contrasts of a label budget."""
+        return [contrast for contrast in self.contrasts if contrast.labelled == labelled]
 
     @cached_property
-    def differences(self) -> dict[int, dict[str, BootstrapDifference]]:
-        """Line number → line minus baseline, for all lines but the baselines."""
-        found = {}
-        for number, line in enumerate(self.lines):
-            baseline = self.baseline(line.labelled)
-            if number != baseline:
-                found[number] = _difference(line, self.lines[baseline])
-        return found
+    def contrasts(self) -> tuple[Contrast, ...]:
+        """Every declared contrast at every label budget that has both its rows, adjusted as one family of tests."""
+        rows: list[Line | FailedRow] = [*self.lines, *self.failed_rows]
+        found = []
+        for labelled in dict.fromkeys(row.labelled for row in rows):
+            of_budget = {row.name: row for row in rows if row.labelled == labelled}
+            for declared in self.declared:
+                if declared.a in of_budget and declared.b in of_budget:
+                    found.append(_contrast(declared, of_budget[declared.a], of_budget[declared.b]))
+        return _adjusted(found)
+
+    @property
+    def tests(self) -> int:
+        """How many tests the family has: a contrast with a margin is two."""
+        return sum(1 if contrast.declared.margin is None else 2 for contrast in self.contrasts)
 
 
-def _difference(line: Line, baseline: Line) -> dict[str, BootstrapDifference]:
-    """AUC and accuracy of a line minus the baseline's, on the same resamples of patients."""
-    settings = line.evaluations[0].config.evaluate
-    return bootstrap_differences(
-        line.labels,
-        line.scores,
-        baseline.scores,
-        metrics=("auc", "accuracy"),
-        thresholds=(line.thresholds, baseline.thresholds),
-        groups=line.patients,
-        replicates=settings.replicates,
-        level=settings.level,
-        logits=(line.logits, baseline.logits),
+def _contrast(declared: Declared, a: Line | FailedRow, b: Line | FailedRow) -> Contrast:
+    """Not adjusted yet; not computed where a row lacks a seed, since which one fails may hang on how well it does."""
+    failed = [f'"{row.name}"' for row in (a, b) if row.failed]
+    if isinstance(a, FailedRow) or isinstance(b, FailedRow) or failed:
+        return Contrast(declared, a.labelled, why_not=f"not every training of {' and '.join(failed)} finished")
+
+    seeds = (len(a.evaluations), len(b.evaluations))
+    differences = metric_differences(
+        a.labels,
+        a.scores,
+        b.scores,
+        names=DESCRIBED,
+        thresholds=(a.thresholds, b.thresholds),
+        groups=a.patients,
+        level=a.evaluations[0].config.evaluate.level,
+        logits=(a.logits, b.logits),
     )
+    auc = differences["auc"]
+    if np.isnan(auc.p_value):
+        return Contrast(declared, a.labelled, seeds, differences, why_not=auc.note or "no interval")
+
+    margin = declared.margin
+    p_margin = np.nan if margin is None else auc.non_inferior(margin)
+    return Contrast(declared, a.labelled, seeds, differences, p_margin=p_margin)
+
+
+def _adjusted(contrasts: list[Contrast]) -> tuple[Contrast, ...]:
+    """With Holm's p-values over all tests. One that was declared and not computed counts, as one that found nothing."""
+    p_values = []
+    for contrast in contrasts:
+        p_values.append(1.0 if contrast.why_not else contrast.auc.p_value)
+        if contrast.declared.margin is not None:
+            p_values.append(1.0 if contrast.why_not else contrast.p_margin)
+    if not p_values:
+        return ()
+
+    adjusted = iter(holm(p_values))
+    found = []
+    for contrast in contrasts:
+        p_holm = float(next(adjusted))
+        p_margin_holm = np.nan
+        if contrast.declared.margin is not None:
+            p_margin_holm = float(next(adjusted))
+        if not contrast.why_not:
+            contrast = replace(contrast, p_holm=p_holm, p_margin_holm=p_margin_holm)
+        found.append(contrast)
+    return tuple(found)
+
+
+# ---------------------------------------------------------------- words for a row
 
 
 def describe(config: ClassifyConfig, pretrained: bool) -> dict[str, str]:
@@ -134,7 +267,9 @@ def describe(config: ClassifyConfig, pretrained: bool) -> dict[str, str]:
     model = names[settings.model]
     masking = "–"
 
-    if pretrained:
+    if settings.init is not None:
+        model += ", pretrained"
+    elif pretrained:
         model = "MAE"
         masking = f"{100 * config.pretrain.mask_ratio:g}"
     if settings.mode == "linear":
@@ -145,14 +280,3 @@ def describe(config: ClassifyConfig, pretrained: bool) -> dict[str, str]:
         "Augmentation": "yes" if settings.augment.enabled else "no",
         "% Masking": masking,
     }
-
-
-def name_of(line: Line) -> str:
-    """A line's name where the other columns are not shown."""
-    described = line.described
-    name = described["Model"]
-    if described["% Masking"] != "–":
-        name += f" {described['% Masking']} %"
-    if described["Augmentation"] == "no":
-        name += ", not augmented"
-    return name

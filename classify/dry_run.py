@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from classify.cases import LabelledSplits, check_unit, labelled_splits
+from classify.cases import LabelledSplits, check_unit, splits_of
 from classify.finetune import finetune_stage
 from classify.settings import ClassifyConfig
 from classify.start import beginning, check_fit
@@ -25,7 +25,7 @@ def dry_run(config: ClassifyConfig, checkpoint: str | Path | None = None) -> str
     data, images = prepared_data(config.data)
     prepared = data is not None
     if data is not None:
-        splits = labelled_splits(data, config.finetune.sample, config.data.split_seed)
+        splits = splits_of(data, config)
         check_unit(splits.validate, "validate", config, data.manifest)
         source = "the config's images"
     else:

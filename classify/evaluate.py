@@ -1,27 +1,43 @@
 """A trained classifier on a split: predictions/<split>.csv, and its metrics beside it as .json."""
 
+import csv
 import hashlib
 import json
 import shlex
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from io import BytesIO
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from pandas.api.types import is_numeric_dtype
 
-from classify.cases import check_unit, labelled_rows
-from classify.metrics import binary_metrics, bootstrap_intervals, expected_calibration_error
+from classify.cases import FEW, check_unit, few_cases, few_text, labelled_rows, undecided_studies
+from classify.ledger import Opening, data_ledger, opened_text, openings, record
+from classify.metrics import HEADLINE, Interval, binary_metrics, metric_intervals
+from classify.metrics.recalibration import Calibration, log_loss
 from classify.models.build import build_model
-from classify.scores import UNIT_IDS, in_units, predict_logits, side_by_side, with_scores
+from classify.scores import (
+    NUMBERS,
+    UNIT_IDS,
+    in_units,
+    predict_logits,
+    side_by_side,
+    with_scores,
+    with_subgroups,
+)
 from classify.settings import ClassifyConfig, EvaluateSettings, Unit
 from classify.start import check_preprocessing, config_of, file_digest, with_paths_given
-from data.audit import audit_lines, audited, keep, served_pretraining, uncompared
+from data.audit import audit_lines, audited, keep, served_pretraining, served_training, uncompared
+from data.config import change_config, keys_given, make_config, with_new_names
 from data.errors import UserError
+from data.labels import words
 from data.loader import Data, Loader, open_data
 from data.locks import locked
 from data.manifest import digest
+from data.plain_values import read_json_values
 from data.privacy import credentialed_sources, with_settings
 from data.store import ImageStore
 from data.writing import (
@@ -34,24 +50,32 @@ from data.writing import (
     write_json,
     write_text,
 )
-from mae.engine.checkpoint import Checkpoint, expect_fit, load_checkpoint, load_weights
+from mae.engine.checkpoint import HASHES, Checkpoint, expect_fit, load_checkpoint, load_weights
 from mae.engine.loop import evaluating
 from mae.engine.run import commit, configure_torch, device_of
 
-NUMBERS = {"label": float, "logit": float, "score": float, "predicted": int}  # columns of predictions beside the ids
 NEEDED = ("seen", "images", "threshold", "pretrained_from", "train_images")  # what evaluations say of the weights
 FREE = ("data", "evaluate", "report", "device", "precision", "threads")  # what may be set anew
+OF_PROBABILITIES = ("brier", "ece", "calibration_slope", "calibration_intercept")  # do scores mean what they say?
+MEASURED = ("metrics", "intervals", "calibrated")  # of a summary: what may be undefined
+PRECISION = "fp32"  # of all scores, whatever training computed in
+FACTS = ("patients_known", "pretrained_on", "seen_elsewhere", "credentialed")  # of a prediction, beside its origin
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A run's predictions for the labelled units of a split (columns patient_id, label, score, …), in order of ids."""
+    """A run's predictions for the labelled units of a split, in order of ids.
+
+    Columns: the ids, label, logit, score, calibrated, predicted, then what tells subgroups apart (view, sex, age, …).
+    Decisions are the raw score's; `calibrated` is the probability by the calibration fitted on validation.
+    """
 
     path: Path  # of the predictions
     config: ClassifyConfig
-    threshold: float
+    threshold: float  # of the raw score
     predictions: pd.DataFrame
     summary: dict[str, Any]  # what the .json beside them holds
+    digest: str = ""  # of both files
 
     @property
     def run(self) -> Path:
@@ -63,9 +87,9 @@ class Evaluation:
 def evaluate(run: str | Path, overrides: dict[str, Any] | None = None, data: Data | None = None) -> Evaluation:
     """Predict a split with the run's best.pt and write `predictions/<split>.csv` and `.json`.
 
-    The threshold is the one chosen on validation. What is already there for the same weights and
-    settings is read back, unless somebody has changed it since. Raises UserError if the run has no classifier, the
-    split no labelled image, or a score is not finite.
+    Threshold and calibration are those chosen on validation. What is already there for the same weights and
+    settings is read back, unless somebody has changed it since; anything else on test is recorded as an opening of
+    test. Raises UserError if the run has no classifier, the split no labelled image, or a score is not finite.
     """
     # the weights, and how they are to be evaluated
     best = best_of(run)
@@ -86,7 +110,7 @@ def evaluate(run: str | Path, overrides: dict[str, Any] | None = None, data: Dat
     split = config.evaluate.split
     table = labelled_rows(data.split(split), split, config.data.target)
     check_unit(table, split, config, data.manifest)
-    threshold = _threshold_of(checkpoint, config.evaluate.unit)
+    decision = Decision.of(checkpoint, config.evaluate.unit)
 
     # predictions of another data set stand beside those of the run's own
     images = digest(data.manifest.table, "image_id")
@@ -100,12 +124,82 @@ def evaluate(run: str | Path, overrides: dict[str, Any] | None = None, data: Dat
     with locked(path.parent, f"waiting for another command that evaluates {best.parent}", wait=True):
         audit = _audit(best.parent / f"audit{of_other_data}.json", checkpoint, config, data, table)
         if not opened_by_caller:  # a grid would print it again for every run
-            print(*audit, sep="\n")
-        return _kept_or_made(path, checkpoint, config, data, table, threshold)
+            print(*audit_lines(audit, data.store.index, data.manifest.may_show(config.report.images)), sep="\n")
+        evaluation = _kept_or_made(path, checkpoint, config, data, table, decision, audit["trained_on"])
+    if not opened_by_caller:
+        for line in _warnings(evaluation, decision):
+            print(line)
+    return evaluation
+
+
+def _warnings(evaluation: Evaluation, decision: "Decision") -> Iterator[str]:
+    """What must be known beside the numbers, a line each."""
+    summary = evaluation.summary
+    if decision.calibration is None:
+        yield (
+            f"note: {evaluation.run}/best.pt: found no calibration, as an earlier version made it, so calibrated "
+            "scores are the raw ones; fine-tune again for one"
+        )
+    if line := few_text(summary["few"], "images" if summary["unit"] == "image" else "studies"):
+        yield line
+    if summary["conflicting_studies"]:
+        yield (
+            f"{summary['conflicting_studies']:,} studies have images of two labels, each counted by its own; "
+            "evaluate.unit=study refuses them"
+        )
+    if summary["split"] == "test":
+        yield opened_text(openings_of(evaluation))
+
+
+def openings_of(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """The openings of the test split that an evaluation is of: of all runs on this data, else of this run alone."""
+    fingerprint = evaluation.summary["split_fingerprint"]
+    beside_data = openings(data_ledger(evaluation.config.data), fingerprint)
+    return beside_data or openings(evaluation.run, fingerprint)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What was chosen on validation for a unit, and is kept with the weights."""
+
+    threshold: float
+    calibration: Calibration | None  # None: of an earlier version, which had none
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, unit: Unit) -> "Decision":
+        """UserError where a checkpoint has none for the unit, or one that cannot be."""
+        thresholds = checkpoint.fact("threshold")
+        if unit not in thresholds:
+            raise UserError(
+                f"{checkpoint.place}: found no threshold for studies, as images of one validation study had different "
+                "labels, expected one; give evaluate.unit=image"
+            )
+        calibration = (checkpoint.meta.get("calibration") or {}).get(unit)
+        try:
+            return cls(thresholds[unit], calibration and Calibration(**calibration))
+        except (TypeError, ValueError):
+            raise UserError(
+                f"{checkpoint.place}: meta.calibration: found {calibration}, expected a temperature above 0 and an "
+                "intercept"
+            ) from None
+
+    def applied(self, units: pd.DataFrame) -> pd.DataFrame:
+        """Units with their calibrated probability and with what they are predicted to be."""
+        calibration = self.calibration or Calibration()
+        return units.assign(
+            calibrated=calibration.probabilities(units["logit"]),
+            predicted=(units["score"].to_numpy() >= self.threshold).astype(int),
+        )
 
 
 def _kept_or_made(
-    path: Path, checkpoint: Checkpoint, config: ClassifyConfig, data: Data, table: pd.DataFrame, threshold: float
+    path: Path,
+    checkpoint: Checkpoint,
+    config: ClassifyConfig,
+    data: Data,
+    table: pd.DataFrame,
+    decision: Decision,
+    trained_on: dict[str, int] | None,
 ) -> Evaluation:
     """Predictions of the table: those at `path` where they were made of the very same, else new ones, written there."""
     origin = {
@@ -114,26 +208,71 @@ def _kept_or_made(
         "cases": digest(table, "image_id", "patient_id", "study_id", "label"),
         "store": data.store.fingerprint,
         "evaluate": config.evaluate.model_dump(mode="json"),
-        "precision": config.precision,
+        "precision": PRECISION,
     }
     kept = _kept(path, config, origin)
-    if kept is not None:
-        return kept
 
-    scored = score_images(checkpoint, config, data, table)
-    seen = _seen(data, scored, checkpoint)
-    facts = {
-        "origin": origin,
-        "patients_known": data.manifest.patients_known,
-        "pretrained_on": int(seen.sum()),
-        "seen_elsewhere": checkpoint.meta.get("seen_elsewhere", False),
-        "credentialed": _credentialed(checkpoint, config),
+    # logits, and what is known of them
+    if kept is None:
+        scored = score_images(checkpoint, config, data, table)
+        units = in_units(scored, config.evaluate.unit, data.manifest.patients_known)
+        facts = {
+            "patients_known": data.manifest.patients_known,
+            "pretrained_on": int(_seen(data, scored, checkpoint).sum()),
+            "seen_elsewhere": checkpoint.meta.get("seen_elsewhere", False),
+            "credentialed": _credentialed(checkpoint, config),
+        }
+    else:
+        units = kept.predictions[[*UNIT_IDS, "label", "logit", "score"]]
+        facts = {name: kept.summary.get(name) for name in FACTS}
+
+    # an opening is recorded before anybody sees what it shows
+    facts |= {
+        "trained_on": trained_on,
+        "split_fingerprint": digest(data.manifest.of_split(config.evaluate.split), "image_id"),
+        "few": _few(units, checkpoint, config, data),
+        "conflicting_studies": len(undecided_studies(table, data.manifest.patients_known)),
     }
-    units = in_units(scored, config.evaluate.unit, data.manifest.patients_known)
-    _write(path, checkpoint, config, units, threshold, facts)
+    if config.evaluate.split == "test":
+        _record(
+            path.parents[1], config, str(origin["checkpoint"]), facts["split_fingerprint"], len(units), kept is not None
+        )
+
+    # what is kept may lack what this version tells, or what the table says by now
+    predictions = decision.applied(units)
+    predictions = with_subgroups(predictions, table, config.evaluate.unit, data.manifest.patients_known)
+    if kept is not None:
+        told = {name: kept.summary.get(name) for name in facts}
+        if told == facts and "calibrated" in kept.summary and _same(predictions, kept.predictions):
+            return kept
+    _write(path, checkpoint, config, predictions, decision, {"origin": origin, **facts})
     made = _kept(path, config, origin)
     assert made is not None
     return made
+
+
+def _record(
+    run: Path, config: ClassifyConfig, checkpoint: str, split_fingerprint: str, n: int, read_back: bool
+) -> None:
+    """Enter a look at test labels into the ledgers of the run and of the data."""
+    opening = Opening(str(run.resolve()), checkpoint, split_fingerprint, n, read_back)
+    record(opening, run, data_ledger(config.data))
+
+
+def _same(predictions: pd.DataFrame, kept: pd.DataFrame) -> bool:
+    """Whether these are the predictions that are kept, whatever the order of columns and of rows."""
+    return set(predictions) == set(kept) and side_by_side(predictions[list(kept)]).equals(kept)
+
+
+def _few(units: pd.DataFrame, checkpoint: Checkpoint, config: ClassifyConfig, data: Data) -> dict[str, dict[str, int]]:
+    """Splits with few cases of a class: the one evaluated, and validation, by which threshold and calibration go."""
+    split = config.evaluate.split
+    found = {split: few_cases(units["label"], data.manifest.target)}
+    chosen_by = checkpoint.meta.get("validate_cases") or {}
+    if split != "validate":
+        names = words(data.manifest.target)
+        found["validate"] = {name: chosen_by[name] for name in names if chosen_by.get(name, FEW) < FEW}
+    return {name: few for name, few in found.items() if few}
 
 
 def _credentialed(checkpoint: Checkpoint, config: ClassifyConfig) -> list[str]:
@@ -141,8 +280,10 @@ def _credentialed(checkpoint: Checkpoint, config: ClassifyConfig) -> list[str]:
     return sorted({*credentialed_sources(config.data), *checkpoint.credentialed})
 
 
-def _audit(path: Path, checkpoint: Checkpoint, config: ClassifyConfig, data: Data, table: pd.DataFrame) -> list[str]:
-    """Keep the leak audit of the data, with what of `table` served pretraining; returns it as lines."""
+def _audit(
+    path: Path, checkpoint: Checkpoint, config: ClassifyConfig, data: Data, table: pd.DataFrame
+) -> dict[str, Any]:
+    """The leak audit of the data, with what of `table` made these weights or served their pretraining; it is kept."""
     # images are compared in their store; without one, patients alone are audited
     if isinstance(data.store, ImageStore):
         report = audited(data.manifest, data.store)
@@ -152,26 +293,32 @@ def _audit(path: Path, checkpoint: Checkpoint, config: ClassifyConfig, data: Dat
     # which rows of the store served the pretraining that these weights come from
     everything = data.everything()
     seen = everything["row"].to_numpy()[_seen(data, everything, checkpoint)]
-    report = report | {"pretraining": served_pretraining(report, tested=table["row"].to_numpy(), seen=seen)}
+    report = report | {
+        "pretraining": served_pretraining(report, tested=table["row"].to_numpy(), seen=seen),
+        "trained_on": _trained_on(data, table, checkpoint, config.evaluate.split),
+    }
     keep(report, path)
-    return audit_lines(report, data.store.index, named=data.manifest.may_show(config.report.images))
+    return report
+
+
+def _trained_on(data: Data, table: pd.DataFrame, checkpoint: Checkpoint, split: str) -> dict[str, int] | None:
+    """How many of the table's images made these weights, in whatever data set they stood; None where nobody knows.
+
+    That a run's own validation images chose its weights is no news where they are what is evaluated.
+    """
+    served = {"train": checkpoint.meta.get("trained_on"), "validate": checkpoint.meta.get("validated_on")}
+    if split == "validate" and digest(data.manifest.table, "image_id") == checkpoint.fact("images"):
+        served["validate"] = None
+    if served["train"] is None:
+        return None
+    by_pixels = checkpoint.config.data.store is not False  # else ids are remembered
+    return served_training(data.trained_by(table, by_pixels), served, _seen(data, table, checkpoint))
 
 
 def _seen(data: Data, table: pd.DataFrame, checkpoint: Checkpoint) -> np.ndarray:
     """(n) bool: which of the table's images served the pretraining, by their id or by their content."""
     known = np.isin(data.known_by(table), checkpoint.fact("seen"))  # n k
     return np.asarray(known.any(axis=1))
-
-
-def _threshold_of(checkpoint: Checkpoint, unit: Unit) -> float:
-    """The decision threshold that was chosen on validation for images, or for studies."""
-    thresholds = checkpoint.fact("threshold")
-    if unit not in thresholds:
-        raise UserError(
-            f"{checkpoint.place}: found no threshold for studies, as images of one validation study had different "
-            "labels, expected one; give evaluate.unit=image"
-        )
-    return thresholds[unit]
 
 
 def best_of(run: str | Path) -> Path:
@@ -193,6 +340,10 @@ def _config_for(checkpoint: Checkpoint, overrides: dict[str, Any]) -> ClassifyCo
                 f"command line: found {key}, expected settings of {', '.join(FREE)}: the rest is trained in"
             )
     config = with_settings(config_of(checkpoint), overrides)
+
+    # test was the default of earlier versions, so their settings name it though nobody asked for it
+    if "evaluate.split" not in keys_given(overrides) and "calibration" not in checkpoint.meta:
+        config = change_config(config, {"evaluate.split": "validate"})
     check_preprocessing(checkpoint, config.data)
     return config
 
@@ -206,7 +357,7 @@ def score_images(checkpoint: Checkpoint, config: ClassifyConfig, data: Data, tab
     model.to(device)
 
     loader = Loader(data, table, config.evaluate.batch_size)
-    predicted = evaluating(model, lambda _: predict_logits(model, loader, device, config.precision))
+    predicted = evaluating(model, lambda _: predict_logits(model, loader, device))
     return with_scores(table, predicted, config.data.target, checkpoint.place)
 
 
@@ -223,16 +374,85 @@ def _kept(path: Path, config: ClassifyConfig, origin: dict[str, Any]) -> Evaluat
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
 
-    # a table that was sorted or edited would be laid beside those of other models row by row
-    if summary.pop("digest", None) != _digest(summary, table):
+    kept = _as_written(path, config, summary, table)
+    if kept is None:
         print(f"{path}.csv: changed since it was written, so it is predicted anew")
+    return kept
+
+
+def _as_written(path: Path, config: ClassifyConfig, summary: dict[str, Any], table: bytes) -> Evaluation | None:
+    """Predictions of the content of both files; None where either was changed since.
+
+    A table that was sorted or edited would be laid beside those of other models row by row.
+    """
+    summary = dict(summary)
+    digest_of_both = summary.pop("digest", None)
+    if digest_of_both != _digest(summary, table):
         return None
 
-    # ids are text whatever they say, and numbers are read as they were written, to the last bit
-    predictions = pd.read_csv(BytesIO(table), dtype=str, na_filter=False)
+    try:
+        predictions = _read_table(table, summary.get("subgroups", {}))
+    except (ValueError, LookupError, TypeError, AttributeError, StopIteration):  # another program's, in our form
+        return None
+    summary |= {name: _undefined_as(np.nan, summary[name]) for name in MEASURED if name in summary}
+    threshold = summary["metrics"]["threshold"]
+    return Evaluation(path.with_suffix(".csv"), config, threshold, predictions, summary, digest_of_both)
+
+
+def read_evaluation(path: Path, settings: Mapping[str, Any], otherwise: ClassifyConfig) -> Evaluation:
+    """Predictions as they were written, without data or weights; UserError where they are missing or were changed.
+
+    settings: the way they were to be evaluated. otherwise: the config of predictions that no config came with.
+    """
+    try:
+        summary = read_json_values(path.with_suffix(".json"))
+        table = path.with_suffix(".csv").read_bytes()
+    except FileNotFoundError as error:
+        raise UserError(f"{error.filename}: found no such file, expected the predictions of a run") from None
+
+    if not isinstance(summary, dict):
+        raise UserError(f"{path.with_suffix('.json')}: found a list or a value, expected what mae-evaluate writes")
+
+    config = otherwise
+    if summary.get("config"):
+        made = make_config(with_new_names(summary["config"], str(path)), str(path))
+        assert isinstance(made, ClassifyConfig)
+        config = change_config(made, settings, str(path))
+    evaluation = _as_written(path, config, summary, table)
+    if evaluation is None:
+        raise UserError(f"{path}: found it or its .json changed since they were written, expected them as they were")
+    return evaluation
+
+
+def _undefined_as(instead: float | None, measured: Any) -> Any:
+    """What was measured, `instead` for undefined numbers: they are NaN here, and null in JSON, which has no NaN."""
+    if isinstance(measured, dict):
+        return {name: _undefined_as(instead, part) for name, part in measured.items()}
+    if isinstance(measured, list):
+        return [_undefined_as(instead, part) for part in measured]
+    unknown = measured is None or (isinstance(measured, float) and np.isnan(measured))
+    return instead if unknown else measured
+
+
+def _read_table(content: bytes, subgroups: dict[str, str]) -> pd.DataFrame:
+    """Predictions as they were written, to the last bit: ids and texts are what they say, and no number is guessed.
+
+    A version before this one wrote fewer columns.
+    """
+    text = content.decode()
+    names = [of_cell(name) for name in next(csv.reader(StringIO(text)))]
+    predictions = pd.read_csv(StringIO(text), header=0, names=names, dtype=str, na_filter=False)
     predictions[UNIT_IDS] = predictions[UNIT_IDS].map(of_cell)
-    predictions = side_by_side(predictions.astype(NUMBERS))
-    return Evaluation(path.with_suffix(".csv"), config, summary["metrics"]["threshold"], predictions, summary)
+
+    numbers = {name: kind for name, kind in NUMBERS.items() if name in names}
+    predictions = predictions.astype(numbers)
+    for name, kind in subgroups.items():
+        cells = predictions[name].replace("", np.nan).astype(object)
+        if kind == "number":
+            predictions[name] = cells.astype(float)
+        else:
+            predictions[name] = cells.map(of_cell, na_action="ignore").astype(object)
+    return side_by_side(predictions)
 
 
 def _digest(summary: dict[str, Any], table: bytes) -> str:
@@ -245,22 +465,30 @@ def _write(
     path: Path,
     checkpoint: Checkpoint,
     config: ClassifyConfig,
-    units: pd.DataFrame,
-    threshold: float,
+    predictions: pd.DataFrame,
+    decision: Decision,
     facts: dict[str, Any],
 ) -> None:
-    predictions = units.assign(predicted=(units["score"].to_numpy() >= threshold).astype(int))
+    first = ["image_id", "patient_id", "study_id", *NUMBERS]
+    subgroups = {}
+    for name in predictions.columns.difference(first, sort=False):
+        subgroups[name] = "number" if is_numeric_dtype(predictions[name]) else "text"
     summary = {
-        **_measured(side_by_side(units), threshold, config.evaluate),
+        **_measured(side_by_side(predictions), decision, config.evaluate),
+        "subgroups": subgroups,
         "seed": config.seed,
         "commit": commit(),
-        **facts,
-        "meta": {key: value for key, value in checkpoint.meta.items() if key != "seen"},
+        "meta": {key: value for key, value in checkpoint.meta.items() if key not in HASHES},
         "config": checkpoint.settings,
+        **facts,
     }
+    summary |= {name: _undefined_as(None, summary[name]) for name in MEASURED}
 
-    predictions[UNIT_IDS] = predictions[UNIT_IDS].map(as_cell)
-    table = predictions[["image_id", "patient_id", "study_id", *NUMBERS]].to_csv(index=False)
+    # what a spreadsheet would compute stays text
+    cells = predictions[[*first, *subgroups]]
+    texts = [*UNIT_IDS, *(name for name, kind in subgroups.items() if kind == "text")]
+    cells = cells.assign(**{name: cells[name].map(as_cell, na_action="ignore") for name in texts})
+    table = cells.rename(columns=as_cell).to_csv(index=False)
 
     # the summary vouches for the predictions: the old one goes first, the new one comes last
     path.with_suffix(".json").unlink(missing_ok=True)
@@ -268,21 +496,67 @@ def _write(
     write_json(path.with_suffix(".json"), summary | {"digest": _digest(summary, table.encode())})
 
 
-def _measured(units: pd.DataFrame, threshold: float, settings: EvaluateSettings) -> dict[str, Any]:
+def write_evaluation(
+    path: Path,
+    config: ClassifyConfig,
+    data: Data,
+    units: pd.DataFrame,
+    threshold: float,
+    facts: dict[str, Any],
+    meta: dict[str, Any],
+) -> Evaluation:
+    """Predictions that no single checkpoint made, in the same two files as those of a run, and read back."""
+    split = config.evaluate.split
+    known = data.manifest.patients_known
+    table = labelled_rows(data.split(split), split, config.data.target)
+    few = few_cases(units["label"], data.manifest.target)
+    facts = {
+        "config": {},
+        "trained_on": None,
+        "split_fingerprint": digest(data.manifest.of_split(split), "image_id"),
+        "few": {split: few} if few else {},
+        "conflicting_studies": len(undecided_studies(table, known)),
+        **facts,
+    }
+
+    # an opening is recorded before anybody sees what it shows
+    origin = facts["origin"]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if split == "test":
+        is_kept = _kept(path, config, origin) is not None
+        _record(path.parents[1], config, origin["checkpoint"], facts["split_fingerprint"], len(units), is_kept)
+
+    decision = Decision(threshold, None)
+    predictions = with_subgroups(decision.applied(units), table, config.evaluate.unit, known)
+    _write(path, Checkpoint("classifier", {}, {}, meta), config, predictions, decision, facts)
+    made = _kept(path, config, origin)
+    assert made is not None
+    return made
+
+
+def _measured(units: pd.DataFrame, decision: Decision, settings: EvaluateSettings) -> dict[str, Any]:
     """What the summary says of the scores: how many there are, metrics, and their intervals."""
     labels = units["label"].to_numpy()
     scores = units["score"].to_numpy()
     logits = units["logit"].to_numpy()
 
-    metrics = binary_metrics(labels, scores, threshold, logits)
-    intervals = bootstrap_intervals(
+    metrics = binary_metrics(labels, scores, decision.threshold, logits)
+    patients = units["patient_id"].to_numpy()
+    names = (*HEADLINE, "specificity", "average_precision", *OF_PROBABILITIES)
+    intervals = metric_intervals(labels, scores, names, decision.threshold, patients, settings.level, logits)
+    raw = {name: intervals[name] for name in OF_PROBABILITIES}
+
+    # calibrating keeps the order, so of the metrics only those of probabilities change
+    calibration = decision.calibration
+    by_calibration = units["calibrated"].to_numpy()
+    calibrated_logits = (calibration or Calibration()).logits(logits)
+    calibrated = metric_intervals(
         labels,
-        scores,
-        threshold=threshold,
-        groups=units["patient_id"].to_numpy(),
-        replicates=settings.replicates,
+        by_calibration,
+        OF_PROBABILITIES,
+        groups=patients,
         level=settings.level,
-        logits=logits,
+        logits=calibrated_logits,
     )
 
     return {
@@ -290,6 +564,16 @@ def _measured(units: pd.DataFrame, threshold: float, settings: EvaluateSettings)
         "unit": settings.unit,
         "n": len(units),
         "patients": int(units["patient_id"].nunique()),
-        "metrics": {**dict(metrics), "expected_calibration_error": expected_calibration_error(labels, scores)},
+        "metrics": {**dict(metrics), **_estimates(raw), "log_loss": log_loss(labels, logits)},
         "intervals": {name: list(interval.interval) for name, interval in intervals.items()},
+        "interval_notes": {name: interval.note for name, interval in intervals.items() if interval.note},
+        "calibration": calibration and calibration.as_dict(),
+        "calibrated": {
+            "metrics": {**_estimates(calibrated), "log_loss": log_loss(labels, calibrated_logits)},
+            "intervals": {name: list(interval.interval) for name, interval in calibrated.items()},
+        },
     }
+
+
+def _estimates(intervals: Mapping[str, Interval]) -> dict[str, float]:
+    return {name: interval.estimate for name, interval in intervals.items()}

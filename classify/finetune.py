@@ -11,16 +11,19 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.tensorboard import SummaryWriter
 
-from classify.cases import LabelledSplits, check_unit, labelled_splits, undecided_studies
+from classify.cases import LabelledSplits, check_unit, splits_of, undecided_studies
 from classify.dashboard import show_scores
 from classify.metrics import binary_metrics, choose_threshold
+from classify.metrics.recalibration import fit_calibration
 from classify.models.build import Model, build_model
 from classify.models.classifier import Classifier, layer_scale
+from classify.models.resnet import resnet_layer_scale
 from classify.scores import in_units, predict_logits, with_scores
 from classify.settings import ClassifyConfig, FinetuneSettings, ThresholdRule
 from classify.start import beginning, check_fit, file_digest, run_folder
 from data.augment import DRAWS, augment
 from data.draws import uniform
+from data.labels import words
 from data.loader import Batch, Data, Loader, image_names, open_data
 from data.manifest import digest
 from data.writing import keep_private, restoring_umask
@@ -37,14 +40,14 @@ from mae.transformer import configure_blocks
 
 RESUMABLE = Resumable(
     sections=("seed", "precision", "data", "model", "finetune"),
-    free=frozenset({"data.store", "data.workers", "data.max_rejected", "data.share", "finetune.run"}),
+    free=frozenset({"data.store", "data.workers", "data.max_rejected", "data.share", "data.patients", "finetune.run"}),
     epochs="finetune.epochs",
 )
 
 
 @restoring_umask()
 def finetune(config: ClassifyConfig, checkpoint: str | Path | None = None, data: Data | None = None) -> Path:
-    """Train a classifier, from a pretraining's checkpoint, `model.init` or random weights; returns the run folder.
+    """Train a classifier, from a pretraining's checkpoint, weights of others or random ones; returns the run folder.
 
     Raises UserError if checkpoint and config do not fit, a split is empty or holds one class only, or
     the run folder was made by another config.
@@ -57,7 +60,7 @@ def finetune(config: ClassifyConfig, checkpoint: str | Path | None = None, data:
     keep_private(credentialed_by(config, pretrained), config.data.share)
 
     data = data or open_data(config.data)
-    splits = labelled_splits(data, config.finetune.sample, config.data.split_seed)
+    splits = splits_of(data, config)
     check_unit(splits.validate, "validate", config, data.manifest)
 
     # a finished run is left alone, an unfinished one continued, unless it was made with anything else
@@ -138,9 +141,13 @@ def _meta(data: Data, splits: LabelledSplits, pretrained: Checkpoint | None) -> 
             "seen_elsewhere": pretrained.meta.get("seen_elsewhere", False),
             "license": pretrained.meta.get("license"),
         }
+    names = words(data.manifest.target)
     return {
         **owed,
+        "trained_on": torch.from_numpy(data.trained_on(splits.train)),
+        "validated_on": torch.from_numpy(data.trained_on(splits.validate)),
         "train_images": len(splits.train),
+        "validate_cases": {name: int((splits.validate["label"] == label).sum()) for label, name in enumerate(names)},
         "images": digest(data.manifest.table, "image_id"),
     }
 
@@ -174,11 +181,10 @@ def optimizer_choice(settings: FinetuneSettings, pretrained: bool) -> OptimizerC
 
 
 def _optimizer(model: Model, choice: OptimizerChoice, betas: tuple[float, float]) -> torch.optim.AdamW:
-    """AdamW; in a ViT, the further below the head a layer is, the smaller its learning rate."""
-    layers = 0
+    """AdamW; the further below the head a layer is, the smaller its learning rate where there is layer decay."""
+    scale = resnet_layer_scale(choice.layer_decay)
     if isinstance(model, Classifier):
-        layers = len(model.encoder.blocks)
-    scale = layer_scale(choice.layer_decay, layers)
+        scale = layer_scale(choice.layer_decay, len(model.encoder.blocks))
     groups = parameter_groups(model.named_parameters(), choice.weight_decay, scale)
     return adamw(groups, betas)
 
@@ -191,8 +197,10 @@ def hyperparameters(
     model = config.model.preset if settings.model == "vit" else settings.model
 
     # of stage one, what this stage has no name for
-    earlier = {}
-    if pretrained:
+    earlier: dict[str, float | str] = {}
+    if settings.init is not None:
+        earlier = {"init": Path(settings.init).name}
+    elif pretrained:
         of_pretraining = mae_hyperparameters(pretrained.config)
         earlier = {name: of_pretraining[name] for name in ("init", "mask_ratio", "decoder")}
 
@@ -249,20 +257,27 @@ def validate(
     device: torch.device,
     patients_known: bool,
 ) -> Validation:
-    """Validation AUC, loss and accuracy, and the decision thresholds, which go into the checkpoint.
+    """Validation AUC, loss and accuracy, and the decision thresholds and calibrations, which go into the checkpoint.
 
-    There is a threshold for images, and one for studies, whose mean scores are less spread, where studies have labels.
+    There is one of each for images, and one for studies, whose mean scores are less spread, where studies have labels.
     """
     settings = config.finetune
 
     # each rank predicts its share, and all of them know all predictions
-    predicted = distributed.all_gather_rows(predict_logits(model, held_out, device, config.precision))
+    predicted = distributed.all_gather_rows(predict_logits(model, held_out, device))
     scored = with_scores(table, predicted, config.data.target, "validation")
 
-    # chosen here, and kept with the weights: other splits have no say in it
-    thresholds = {"image": _threshold(in_units(scored, "image"), settings.threshold)}
+    # what can be counted
+    units = {"image": in_units(scored, "image")}
     if undecided_studies(scored, patients_known).empty:
-        thresholds["study"] = _threshold(in_units(scored, "study", patients_known), settings.threshold)
+        units["study"] = in_units(scored, "study", patients_known)
+
+    # chosen here, and kept with the weights: other splits have no say in it
+    thresholds = {}
+    calibrations = {}
+    for unit, cases in units.items():
+        thresholds[unit] = _threshold(cases, settings.threshold)
+        calibrations[unit] = fit_calibration(cases["label"], cases["logit"]).as_dict()
 
     logits = torch.tensor(scored["logit"].to_numpy())
     labels = torch.tensor(scored["label"].to_numpy(np.float64))
@@ -271,7 +286,12 @@ def validate(
     return Validation(
         metrics={"validate/loss": loss, "validate/auc": metrics.auc, "validate/accuracy": metrics.accuracy},
         score=metrics.auc if settings.select == "auc" else -loss,
-        meta={"threshold": thresholds, "validate_auc": metrics.auc, "validate_loss": loss},
+        meta={
+            "threshold": thresholds,
+            "calibration": calibrations,
+            "validate_auc": metrics.auc,
+            "validate_loss": loss,
+        },
         details=scored,
     )
 

@@ -1,16 +1,28 @@
 """The grid of a comparison: rows × their pretrainings × label budgets × seeds, and whether it can run."""
 
+import difflib
 import hashlib
+import itertools
+import json
+import math
 import re
 import unicodedata
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from classify.cases import check_unit, labelled_rows, labelled_splits
+from classify.cases import check_unit, labelled_rows, splits_of
 from classify.finetune import RESUMABLE
-from classify.settings import ClassifyConfig, CompareSettings, RowSettings
+from classify.settings import (
+    ClassifyConfig,
+    CompareSettings,
+    FinetuneSettings,
+    RowSettings,
+    SampleCovers,
+    Tune,
+    share_of,
+)
 from classify.start import PREPROCESSING, check_fit, resolved
 from data.config import change_config, expand
 from data.errors import UserError
@@ -26,6 +38,9 @@ from mae.weights import resolve
 LONGEST = 80  # letters of a name in a folder's; file systems take 255 bytes, and a folder has several parts
 LETTERS = "LNMS"  # categories of what is written to tell names apart: letters, numbers, marks and symbols
 OF_ALL_ROWS = ("run", "seed", "evaluate", "compare")  # sections and settings that no row has of its own
+OF_THE_GRID = ("finetune.run", "finetune.draw")  # which it gives each cell
+# what a search on validation may not change: whose folder it is, what is learned from, what is chosen by, what a row is
+NEVER_TUNED = ("run", "draw", "sample", "sample_covers", "select", "model", "mode")
 
 
 @dataclass(frozen=True)
@@ -33,12 +48,18 @@ class Cell:
     """One classifier of the grid: a row at a number of labelled images and a seed."""
 
     row: int  # number of the table row, over all label budgets
-    name: str
+    name: str  # of the row: of its pretraining too, where it has several
     pretraining: str | None
     labelled: int | None
     run: str  # folder of the fine-tuning
-    config: ClassifyConfig  # of stage two
+    config: ClassifyConfig  # of stage two; where there is something to tune, before that
     pretrain_config: ClassifyConfig | None
+    choices: tuple[dict[str, Any], ...] = ()  # the settings that its row is to choose from; (): nothing to choose
+
+    @property
+    def folder(self) -> str:
+        """The name of its folder: what it is called where lines of many cells meet."""
+        return Path(self.run).name
 
 
 @dataclass(frozen=True)
@@ -52,28 +73,72 @@ class TableRow:
     changes: tuple[dict[str, Any], dict[str, Any]]  # of the comparison's config: its pretraining's, then its own
 
 
-def expand_grid(config: ClassifyConfig) -> Iterator[Cell]:
-    """rows × their pretrainings × label budgets × seeds, row by row."""
+def expand_grid(config: ClassifyConfig, images: int | None = None) -> Iterator[Cell]:
+    """rows × their pretrainings × label budgets × seeds, row by row.
+
+    images: how many labelled training images there are, which budgets in per cent are shares of.
+    """
     grid = config.compare
 
     # mistakes of the section itself
-    names = [row.name for row in grid.rows]
-    if grid.baseline is not None and grid.baseline not in names:
-        raise UserError(f"compare.baseline: found {grid.baseline!r}, expected a row's name: {', '.join(names)}")
     if not grid.rows:
         raise UserError(
             "compare.rows: found none, expected rows such as {name: ResNet-18, set: {finetune.model: resnet18}}"
         )
+    names = row_names(grid)
+    if grid.baseline is not None:
+        expect_row(grid.baseline, names, "compare.baseline")
+    _check_tuning(config)
 
     folders: dict[str, Owner] = {}
-    for row in _table_rows(config):
-        for seed in grid.seeds:
-            cell = _cell(config, row, seed)
+    for row in _table_rows(config, _counts(grid, images)):
+        for place in range(len(grid.seeds)):
+            cell = _cell(config, row, place)
             if cell.pretrain_config:
                 assert cell.pretraining is not None
                 _claim(folders, cell.pretrain_config.run, Owner("pretraining", cell.pretraining))
             _claim(folders, cell.run, Owner("row", cell.name))
             yield cell
+
+
+# ---------------------------------------------------------------- names
+
+
+def row_names(grid: CompareSettings) -> dict[str, str]:
+    """All names by which rows may be called → the name that is shown.
+
+    A row is called by its name, or, where it has several pretrainings, by `name/pretraining`. With one pretraining both
+    are understood. UserError for two rows of one name.
+    """
+    names: dict[str, str] = {}
+    for row in grid.rows:
+        for pretraining in row.pretraining or (None,):
+            shown = _row_name(row, pretraining)
+            understood = {shown}
+            if pretraining is not None:
+                understood.add(f"{row.name}/{pretraining}")
+
+            for name in sorted(understood):
+                if name in names:
+                    raise UserError(f"compare.rows: found two rows named {name!r}, expected a name of its own for each")
+                names[name] = shown
+    return names
+
+
+def _row_name(row: RowSettings, pretraining: str | None) -> str:
+    if len(row.pretraining) > 1:
+        return f"{row.name}/{pretraining}"
+    return row.name
+
+
+def expect_row(name: str, names: Mapping[str, str], place: str) -> str:
+    """The shown name of the row that is called so; UserError with the name that may be meant where there is none."""
+    if name in names:
+        return names[name]
+    near = difflib.get_close_matches(name, names, n=1)
+    meant = f"; did you mean {near[0]!r}?" if near else ""
+    shown = ", ".join(dict.fromkeys(names.values()))
+    raise UserError(f"{place}: found {name!r}, expected a row's name: {shown}{meant}")
 
 
 class Owner(NamedTuple):
@@ -95,7 +160,55 @@ def _claim(folders: dict[str, Owner], folder: str, owner: Owner) -> None:
     )
 
 
-def _table_rows(config: ClassifyConfig) -> Iterator[TableRow]:
+# ---------------------------------------------------------------- label budgets
+
+
+def shares(grid: CompareSettings) -> bool:
+    """Whether a budget is a share of the labelled training images, so that these have to be counted first."""
+    return any(isinstance(budget, str) and budget != "all" for budget in grid.labelled)
+
+
+def _counts(grid: CompareSettings, images: int | None) -> list[int | None]:
+    """The label budgets in images, None for everything; what comes to the same stands there once."""
+    counts: list[int | None] = []
+    for budget in grid.labelled:
+        count = _count_of(budget, images)
+        if count not in counts:
+            counts.append(count)
+    return counts
+
+
+def _count_of(budget: int | str | None, images: int | None) -> int | None:
+    if budget is None or budget == "all":
+        return None
+    if isinstance(budget, int):
+        return budget
+    share = share_of(budget)
+    if share == 1:
+        return None
+
+    if images is None:
+        raise UserError(f"compare.labelled: found {budget}, expected images to take a share of; see data.root")
+    count = round(share * images)
+    if count < 2:  # a patient of each class
+        least = math.ceil(10 * 150 / images) / 10
+        raise UserError(
+            f"compare.labelled: found {budget} of {images:,} labelled training images, expected 2 images or more; give "
+            f"{least:g} % at least"
+        )
+    return count
+
+
+def labelled_images(table: Any, covers: SampleCovers = "train") -> int:
+    """How many rows of a manifest's table are labelled images that a budget counts: `finetune.sample_covers`."""
+    splits = ["train"] if covers == "train" else ["train", "validate"]
+    return int((table["split"].isin(splits) & table["label"].notna()).sum())
+
+
+# ---------------------------------------------------------------- rows
+
+
+def _table_rows(config: ClassifyConfig, budgets: list[int | None]) -> Iterator[TableRow]:
     """The rows of all tables, each under the label budget that its own settings leave it, and there once."""
     grid = config.compare
     for row in grid.rows:
@@ -106,8 +219,10 @@ def _table_rows(config: ClassifyConfig) -> Iterator[TableRow]:
 
     number = 0
     seen = set()
-    for labelled in grid.labelled:
+    for labelled in budgets:
         for place, settings in enumerate(grid.rows):
+            if settings.predictions is not None:  # nothing is trained for it: see classify/extra_rows.py
+                continue
             for which, pretraining in enumerate(settings.pretraining or (None,)):
                 changes = _changes(grid, settings, pretraining, labelled)
                 both = changes[0] | changes[1]
@@ -137,31 +252,45 @@ def _changes(
 def _check_own(settings: dict[str, Any], place: str) -> None:
     """UserError for what a row or pretraining cannot have of its own: the comparison would not heed it."""
     for key in flat(settings):
-        if key.split(".")[0] in OF_ALL_ROWS or key == "finetune.run":
+        if key.split(".")[0] in OF_ALL_ROWS or key in OF_THE_GRID:
             raise UserError(f"{place}: found {key}, expected it outside, as a setting of the whole comparison")
 
 
-def _cell(config: ClassifyConfig, row: TableRow, seed: int) -> Cell:
+def _cell(config: ClassifyConfig, row: TableRow, place: int) -> Cell:
+    """The cell of a row at the seed of this place in `compare.seeds`."""
+    grid = config.compare
+    seed = grid.seeds[place]
     pretrain_config = None
     if row.pretraining is not None:
         folder = Path(config.run, f"pretrain-{pretraining_folder_name(row.pretraining)}-seed{seed}")
-        changes = _settings_of(config.compare, row.pretraining) | {"run": str(folder), "seed": seed}
+        changes = _settings_of(grid, row.pretraining) | {"run": str(folder), "seed": seed}
         pretrain_config = resolve(with_settings(config, changes, place="compare.pretrainings"))
-    place = f"compare.rows: {row.settings.name}"
-    stage_two = with_settings(config, *row.changes, {"seed": seed}, place=place)
+
+    # all rows see the same subset of a label budget, and each seed another one
+    of_cell: dict[str, Any] = {"seed": seed}
+    if row.labelled is not None:
+        of_cell["finetune.draw"] = config.finetune.draw + place
+    where = f"compare.rows: {row.settings.name}"
+    stage_two = with_settings(config, *row.changes, of_cell, place=where)
 
     # its folder has the name of what it turned out to be
     run = str(Path(config.run, _folder_name(config, row, stage_two.finetune.augment.enabled, seed)))
     stage_two = resolved(change_config(stage_two, {"finetune.run": run}, "compare.rows"))
-    return Cell(
+    cell = Cell(
         row=row.number,
-        name=row.settings.name,
+        name=_row_name(row.settings, row.pretraining),
         pretraining=row.pretraining,
         labelled=row.labelled,
         run=run,
         config=stage_two,
         pretrain_config=pretrain_config,
     )
+
+    # a single setting needs no choosing
+    settings = settings_of(_tune_of(grid, row.settings))
+    if len(settings) == 1:
+        return with_choice(cell, settings[0])
+    return replace(cell, choices=settings)
 
 
 def _settings_of(grid: CompareSettings, pretraining: str) -> dict[str, Any]:
@@ -209,19 +338,116 @@ def pretraining_folder_name(name: str) -> str:
     return folder_name(name)
 
 
+# ---------------------------------------------------------------- tuning
+
+
+def _tune_of(grid: CompareSettings, row: RowSettings) -> Tune:
+    return grid.tune if row.tune is None else row.tune
+
+
+def settings_of(tune: Tune) -> tuple[dict[str, Any], ...]:
+    """Every combination of the values, the last key's changing fastest; one without any key where there is none."""
+    return tuple(dict(zip(tune, values, strict=True)) for values in itertools.product(*tune.values()))
+
+
+def with_choice(cell: Cell, setting: Mapping[str, Any], run: str | None = None) -> Cell:
+    """The cell with one of its settings taken, in `run` where it is only tried."""
+    run = run or cell.run
+    config = change_config(cell.config, {**setting, "finetune.run": run}, f"compare.tune: {cell.name}")
+    return replace(cell, config=config, run=run, choices=())
+
+
+def trials_of(cell: Cell) -> list[Cell]:
+    """The trainings that its settings are tried in, which validation alone judges."""
+    folder = Path(cell.run).parent / "tune"
+    trials = []
+    for setting in cell.choices:
+        digest = hashlib.sha256(json.dumps(setting, sort_keys=True).encode()).hexdigest()[:8]
+        trials.append(with_choice(cell, setting, str(folder / f"{cell.folder}-{digest}")))
+    return trials
+
+
+def _check_tuning(config: ClassifyConfig) -> None:
+    """UserError unless every row chooses from as many settings, each another one, and has fixed none of them itself."""
+    grid = config.compare
+    wanted = len(_checked(grid.tune, "compare.tune"))
+    for row in grid.rows:
+        place = f"compare.rows: {row.name}"
+        if row.predictions is not None:
+            continue
+        tune = _tune_of(grid, row)
+        found = len(_checked(tune, f"{place}: tune"))
+        if found != wanted:
+            raise UserError(
+                f"{place}: found {found} settings to tune, expected {wanted} as in compare.tune: every row has equally "
+                "many tries"
+            )
+
+        # a value of its own would be one more try, or none
+        given = [row.set, *(_settings_of(grid, name) for name in row.pretraining)]
+        fixed = [key for key in tune if any(key in flat(settings) for settings in given)]
+        if fixed and row.tune is None:
+            raise UserError(
+                f"{place}: found {fixed[0]} of its own, which compare.tune chooses, expected one of the two; give the "
+                f"row a tune of its own with {wanted} settings, or leave {fixed[0]} out"
+            )
+        if fixed:
+            raise UserError(f"{place}: found {fixed[0]} both set and tuned, expected one of the two")
+
+
+def _checked(tune: Tune, place: str) -> tuple[dict[str, Any], ...]:
+    """The settings of a section to tune; UserError where a key may not be tuned, or a value stands there twice."""
+    for key, values in tune.items():
+        section, _, name = key.partition(".")
+        if section != "finetune" or name.split(".")[0] not in FinetuneSettings.model_fields:
+            raise UserError(f"{place}: found {key}, expected settings of finetune such as finetune.optimizer.base_lr")
+        if name in NEVER_TUNED:
+            raise UserError(f"{place}: found {key}, expected it as a row's own or the comparison's: it is not tuned")
+        if not values:
+            raise UserError(f"{place}: {key}: found no values, expected some to choose from")
+        if any(value in values[:number] for number, value in enumerate(values)):
+            raise UserError(f"{place}: {key}: found a value twice, expected each once")
+    return settings_of(tune)
+
+
 # ---------------------------------------------------------------- checks
 
 
 def check_grid(config: ClassifyConfig, cells: list[Cell], data_of: Callable[[DataSettings], Data]) -> None:
     """Raise UserError for what a cell would complain of, or make the rows incomparable, before any training."""
+    for cell in cells:
+        check_settings(config, cell)
+    _check_cases(config, cells, data_of)
+
+
+def check_settings(config: ClassifyConfig, cell: Cell) -> None:
+    """UserError for what the settings of a cell, of its pretraining and of their folders alone are wrong in."""
+    training_device(cell.config)
+    trials = trials_of(cell)
+    for each in trials or [cell]:
+        check_fit(each.config, None)
+
+    # the pretraining whose weights it starts from
+    if cell.pretrain_config:
+        _check_pretraining(cell.pretrain_config)
+        _check_pretrained(cell, cell.pretrain_config)
+        _check_folder(cell.pretrain_config, cell.pretrain_config.run, PRETRAIN_RESUMABLE)
+
+    # the folder of a tuned cell is looked at when its setting is chosen
+    if not trials:
+        check_folder(cell)
+    elif cell.config.seed == config.compare.seeds[0]:
+        for trial in trials:
+            check_folder(trial)
+
+
+def _check_cases(config: ClassifyConfig, cells: list[Cell], data_of: Callable[[DataSettings], Data]) -> None:
+    """UserError where a cell has nothing to learn from or be chosen by, or is tested on other cases than the others."""
     split = config.compare.split
     tested = set()
     for cell in cells:
-        # stage two by itself
         data = data_of(cell.config.data)
-        check_fit(cell.config, None)
-        training_device(cell.config)
-        splits = labelled_splits(data, cell.config.finetune.sample, cell.config.data.split_seed)
+        splits = splits_of(data, cell.config)
         check_unit(splits.validate, "validate", config, data.manifest)
 
         # all rows are tested on the same cases
@@ -231,14 +457,6 @@ def check_grid(config: ClassifyConfig, cells: list[Cell], data_of: Callable[[Dat
         if len(tested) > 1:
             what = f"other {split} images or labels than the rows before it"
             raise UserError(f"compare.rows: {cell.name}: found {what}, expected the same cases in every row")
-
-        # the pretraining whose weights it starts from
-        if cell.pretrain_config:
-            _check_pretraining(cell.pretrain_config)
-            _check_pretrained(cell, cell.pretrain_config)
-            _check_folder(cell.pretrain_config, cell.pretrain_config.run, PRETRAIN_RESUMABLE)
-
-        _check_folder(cell.config, cell.run, RESUMABLE)
 
 
 def _check_pretraining(config: ClassifyConfig) -> None:
@@ -263,6 +481,11 @@ def _check_pretrained(cell: Cell, pretraining: ClassifyConfig) -> None:
     for name, before, after in pairs:
         if before != after:
             raise UserError(f"compare.rows: {cell.name}: found {name} changed, expected it as its pretraining has it")
+
+
+def check_folder(cell: Cell) -> None:
+    """UserError where a cell's folder holds a run of other settings."""
+    _check_folder(cell.config, cell.run, RESUMABLE)
 
 
 def _check_folder(config: ClassifyConfig, run: str, resumable: Resumable) -> None:

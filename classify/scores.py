@@ -1,8 +1,12 @@
 """Model × images → logits; images → studies."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import pandas as pd
 import torch
+from pandas.api.types import is_bool_dtype, is_numeric_dtype
 from scipy.special import expit
 from torch import Tensor
 
@@ -11,23 +15,39 @@ from classify.models.build import Model
 from classify.settings import Unit
 from data.errors import NotFinite
 from data.loader import Loader
-from mae.engine.optim import autocast
-from mae.settings import Precision
 
 UNIT_IDS = ["patient_id", "study_id", "image_id"]
+NUMBERS = {"label": float, "logit": float, "score": float, "calibrated": float, "predicted": int}  # beside the ids
+NO_SUBGROUPS = {"path", "split", "own_id", "row", *UNIT_IDS, *NUMBERS}  # columns that tell no groups of cases apart
 
 
-def predict_logits(model: Model, loader: Loader, device: torch.device, precision: Precision) -> Tensor:
+def predict_logits(model: Model, loader: Loader, device: torch.device) -> Tensor:
     """Logits and labels (n 2) on the CPU of the loader's images in order; the model is in evaluation mode already.
 
-    A label is NaN where the image could not be read.
+    A label is NaN where the image could not be read. Scores are of 32 bits throughout, whatever training computes in:
+    so that validation, evaluation, other batches and other machines agree on them.
     """
     parts = [torch.empty(0, 2)]
-    with autocast(device, precision):
+    with full_precision(device):
         for batch in loader.epoch():
             logits = model(model.standardize(batch.to(device).images)).float().cpu()  # b
             parts.append(torch.stack([logits, batch.labels], dim=1))
     return torch.cat(parts)
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Products of 32 bits inside, on CUDA too, where torch by itself shortens those of convolutions."""
+    products = torch.get_float32_matmul_precision()
+    convolutions = torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(products)
+        torch.backends.cudnn.allow_tf32 = convolutions
 
 
 def with_scores(table: pd.DataFrame, predicted: Tensor, target: str | None, place: str) -> pd.DataFrame:
@@ -70,6 +90,58 @@ def in_units(scored: pd.DataFrame, unit: Unit, patients_known: bool = True) -> p
     units["logit"] = _logits_of_means(scored["logit"].to_numpy()[rising], numbers[rising])
     units["score"] = expit(units["logit"])
     return units[columns].reset_index(drop=True)
+
+
+def with_subgroups(units: pd.DataFrame, table: pd.DataFrame, unit: Unit, patients_known: bool = True) -> pd.DataFrame:
+    """Units with what the images' `table` says of them besides: view, sex, age, findings, further columns.
+
+    Texts are texts or NaN, numbers of 64 bits. A study has what all its images have, or NaN; its age is their mean.
+    """
+    names = subgroup_columns(table)
+    groups = pd.DataFrame({name: _text_or_number(table[name]) for name in names}, index=table.index)
+    if unit == "image":
+        place = pd.Series(np.arange(len(table)), index=table["image_id"])
+    else:
+        numbers = study_numbers(table, patients_known)
+        place = pd.Series(numbers, index=table["image_id"])
+        groups = _of_studies(groups, numbers)
+
+    found = groups.iloc[place.loc[units["image_id"]].to_numpy()]
+    return pd.concat([units.reset_index(drop=True), found.reset_index(drop=True)], axis=1)
+
+
+def subgroup_columns(table: pd.DataFrame) -> list[str]:
+    """Columns that may tell groups of cases apart, the view first; in a mix the source is one of them."""
+    mixed = "own_id" in table
+    names = [str(name) for name in table if name not in NO_SUBGROUPS and (mixed or name != "source")]
+    return sorted(names, key=lambda name: name != "view")
+
+
+def _text_or_number(column: pd.Series) -> pd.Series:
+    if is_numeric_dtype(column) and not is_bool_dtype(column):
+        return column.astype(np.float64)
+    texts = column.astype(object)
+    texts = texts.where(texts.isna(), texts.map(str))
+    return texts.where(texts.notna() & (texts != ""), np.nan).astype(
+        object
+    )  # an empty cell of a CSV is an unknown value
+
+
+def _of_studies(groups: pd.DataFrame, numbers: np.ndarray) -> pd.DataFrame:
+    """Values of images as values of studies, in order of the numbers (n) of these."""
+    studies: dict[str, pd.Series] = {}
+    for name in groups:
+        values = groups[name]
+        if name == "age" and is_numeric_dtype(values):
+            studies[str(name)] = values.groupby(numbers).mean()
+            continue
+
+        # an unknown value is one that differs from all others
+        codes, distinct = pd.factorize(values)
+        of_study = pd.Series(codes).groupby(numbers)
+        code = of_study.min().where(of_study.min() == of_study.max(), -1)
+        studies[str(name)] = pd.Series(distinct, dtype=values.dtype).reindex(code).set_axis(code.index)
+    return pd.DataFrame(studies, index=np.arange(numbers.max() + 1))
 
 
 def side_by_side(units: pd.DataFrame) -> pd.DataFrame:

@@ -1,17 +1,20 @@
 """Settings of the classifier room: stage two, evaluation and comparison; and the config of all rooms together."""
 
-from typing import Any, ClassVar, Literal
+import re
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
 
-from data.config import Settings
+from data.config import Settings, either
 from data.settings import AugmentSettings
-from mae.settings import Beta, MAEConfig, OptimizerSettings, check_warmup
+from mae.settings import Beta, MAEConfig, Mean, OptimizerSettings, Spread, check_warmup
 
 Pool = Literal["mean", "cls"]
 Select = Literal["auc", "loss"]
 ThresholdRule = Literal["youden", "accuracy", "f1", "half"]
 Unit = Literal["image", "study"]
+SampleCovers = Literal["train", "train_and_validate"]
 
 
 class FinetuneOptimizerSettings(OptimizerSettings):
@@ -46,9 +49,24 @@ class FinetuneSettings(Settings):
         "auto",
         description="ResNet stem: 7x7/2 and max-pool, or 3x3/1 for small images; auto: small if a side is up to 32 px",
     )
+    init: str | None = Field(
+        None,
+        description="weights that a resnet18 or resnet50 begins from: torchvision's published files, or another "
+        "program's of the same network; ${NAME} is read from the environment; null: random",
+    )
+    init_mean: Mean | None = Field(
+        None,
+        description="mean grey level that init's images were standardised by, 0 to 1, one or one a channel; null: "
+        "what its file says, else ImageNet's for three channels",
+    )
+    init_std: Spread | None = Field(None, description="the deviation that belongs to init_mean")
     sample: int | None = Field(
         None, ge=2, description="labelled training images to use (whole patients, nested subsets); null: all"
     )
+    sample_covers: SampleCovers = Field(
+        "train", description="labels that sample counts: train, or train_and_validate, which cuts both in one share"
+    )
+    draw: int = Field(0, ge=0, description="which random subset of a label budget; 0 the first")
     epochs: int = Field(50, ge=1, description="passes over the labelled training images")
     batch_size: int = Field(64, ge=1, description="images per step")
     optimizer: FinetuneOptimizerSettings = Field(default_factory=FinetuneOptimizerSettings)
@@ -65,15 +83,52 @@ class FinetuneSettings(Settings):
         check_warmup(self.optimizer, self.epochs)
         return self
 
+    @model_validator(mode="after")
+    def _init_is_a_resnets(self) -> "FinetuneSettings":
+        if self.init is not None and self.model == "vit":
+            raise ValueError(
+                "init: found it with finetune.model vit, expected resnet18 or resnet50; a ViT's weights are model.init"
+            )
+        if (self.init_mean is None) != (self.init_std is None):
+            raise ValueError("init_mean: found one of init_mean and init_std, expected both or none")
+        if self.init_mean is not None and self.init is None:
+            raise ValueError("init_mean: found it without finetune.init, expected the weights that it is said of")
+        return self
+
 
 class EvaluateSettings(Settings):
     """mae-evaluate: a checkpoint on a split."""
 
-    split: Literal["validate", "test"] = Field("test", description="split that is predicted")
+    split: Literal["validate", "test"] = Field(
+        "validate", description="split that is predicted; test is opened at the very end, and each time is recorded"
+    )
     unit: Unit = Field("image", description="what counts: images, or studies by their mean score")
     batch_size: int = Field(256, ge=1, description="images per forward pass")
     replicates: int = Field(2000, ge=100, description="bootstrap replicates, patients resampled")
     level: float = Field(0.95, gt=0.5, lt=1, description="coverage of the intervals")
+
+
+def _expect_a_share(budget: int | str | None) -> int | str | None:
+    """ValueError for a text that is neither a share nor `all`."""
+    if isinstance(budget, str) and budget != "all":
+        share_of(budget)
+    return budget
+
+
+def share_of(text: str) -> float:
+    """`5 %` → 0.05; ValueError where it is no share above 0 and up to 100 %."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", text)
+    if match is None or not 0 < float(match[1]) <= 100:
+        raise ValueError(f"found {text!r}, expected a share such as 5 %")
+    return float(match[1]) / 100
+
+
+Budget = Annotated[
+    int | str | None,
+    AfterValidator(_expect_a_share),
+    either("Input should be a count such as 500, a share such as '5 %' of up to 100 %, or null for all"),
+]
+Tune = dict[str, tuple[Any, ...]]
 
 
 class RowSettings(Settings):
@@ -84,21 +139,91 @@ class RowSettings(Settings):
         (), description="names from compare.pretrainings, a row each; []: random weights"
     )
     set: dict[str, Any] = Field(default_factory=dict, description="settings that differ, e.g. {finetune.mode: linear}")
+    tune: Tune | None = Field(
+        None, description="values of its own to choose from, as many settings as in compare.tune; null: compare.tune"
+    )
+    ensemble: bool | None = Field(
+        None, description="also a row of its seeds' mean calibrated probability; null: compare.ensembles"
+    )
+    predictions: str | tuple[str, ...] | None = Field(
+        None,
+        description="a CSV with another program's scores or a human reader's ratings by id, or several for as many "
+        "seeds or readers, in place of a training",
+    )
+    threshold: float | None = Field(
+        None,
+        description="of predictions, in their own numbers: from here on a case is abnormal; null: chosen on the file's "
+        "validation cases, else a probability of 0.5",
+    )
+
+    @model_validator(mode="after")
+    def _trained_or_read(self) -> "RowSettings":
+        if self.predictions is None:
+            if self.threshold is not None:
+                raise ValueError(
+                    "threshold: found it without predictions, expected finetune.threshold for trained rows"
+                )
+            return self
+        if not self.predictions:
+            raise ValueError("predictions: found no file, expected a CSV")
+        if self.pretraining or self.set or self.ensemble or self.tune is not None:
+            raise ValueError(
+                "predictions: found it beside pretraining, set or ensemble, expected a name and files alone"
+            )
+        return self
+
+
+class ContrastSettings(Settings):
+    """Two rows to compare: the difference a - b of their AUC. `[a, b]` is short for `{a: a, b: b}`."""
+
+    a: str = Field(description="a row's name (a pretraining's, where it has several: row/pretraining)")
+    b: str = Field(description="the row that a is compared with")
+    margin: float | None = Field(
+        None,
+        gt=0,
+        lt=0.5,
+        description="also test that a's AUC is not lower than b's by this or more; null: no such test",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_a_pair(cls, given: Any) -> Any:
+        if not isinstance(given, list | tuple):
+            return given
+        if len(given) != 2:
+            raise PydanticCustomError("pair", "Input should be two rows: [a, b]")
+        return {"a": given[0], "b": given[1]}
 
 
 class CompareSettings(Settings):
     """mae-compare: pretrainings × fine-tunings × baselines × label budgets × seeds."""
 
     split: Literal["validate", "test"] = Field("validate", description="split the table shows")
-    seeds: tuple[int, ...] = Field((0,), min_length=1, description="training seeds of both stages")
-    labelled: tuple[int | None, ...] = Field(
-        (None,), min_length=1, description="labelled training images, a table each; null: all"
+    seeds: tuple[int, ...] = Field(
+        (0, 1, 2), min_length=1, description="training seeds of both stages; each has its own subset of a label budget"
+    )
+    labelled: tuple[Budget, ...] = Field(
+        (None,),
+        min_length=1,
+        description="labelled training images, a table each: counts, or shares such as '5 %'; null: all",
+    )
+    tune: Tune = Field(
+        default_factory=dict,
+        description="values that every row chooses from on validation, e.g. {finetune.optimizer.base_lr: [1e-4, 1e-3]}",
     )
     pretrainings: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="name: settings that differ, e.g. {mae75: {pretrain.mask_ratio: 0.75}}"
     )
     rows: tuple[RowSettings, ...] = Field((), description="rows of the table; {name, pretraining, set}")
-    baseline: str | None = Field(None, description="row all others are tested against; null: the last")
+    ensembles: bool = Field(False, description="a row more for each trained one: the mean of its seeds")
+    baseline: str | None = Field(
+        None, description="row all others are tested against, where no contrasts are declared; null: the last"
+    )
+    contrasts: tuple[ContrastSettings, ...] | None = Field(
+        None,
+        description="pairs of rows that are tested, at every label budget: [[a, b], …] or {a:, b:, margin: 0.01}; "
+        "null: each model against the baseline, and pretrained against the same from random weights; []: none",
+    )
 
 
 class ClassifyConfig(MAEConfig):

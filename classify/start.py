@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from classify.models.resnet_weights import resnet_start, resolve_resnet
 from classify.settings import ClassifyConfig
 from data.config import beside, change_config, expand, keys_given
 from data.errors import UserError
@@ -26,11 +27,14 @@ def config_of(checkpoint: Checkpoint) -> ClassifyConfig:
 
 
 def beginning(config: ClassifyConfig, checkpoint: str | Path | None) -> tuple[ClassifyConfig, Checkpoint | None]:
-    """What a fine-tuning begins from, and the config with its sizes: the checkpoint, else what `model.init` names."""
+    """What a fine-tuning begins from, and the config with its sizes: the checkpoint, else what the config names.
+
+    That is `model.init` of a ViT, and `finetune.init` of a ResNet.
+    """
     if checkpoint:
         return config, load_checkpoint(checkpoint, kind="mae")
     if config.finetune.model != "vit":
-        return without_weights(config), None
+        return resnet_start(without_weights(config))
 
     start = starting_point(config)
     if start is None:
@@ -39,10 +43,10 @@ def beginning(config: ClassifyConfig, checkpoint: str | Path | None) -> tuple[Cl
 
 
 def resolved(config: ClassifyConfig) -> ClassifyConfig:
-    """The config as its run has it: with the sizes that `model.init` brings, where a ViT is to begin from it."""
+    """The config as its run has it: with the sizes that `model.init`, or a ResNet's `finetune.init`, brings."""
     if config.finetune.model == "vit":
         return resolve(config)
-    return without_weights(config)
+    return resolve_resnet(without_weights(config))
 
 
 def config_for(checkpoint: Checkpoint, config: ClassifyConfig | None, overrides: Mapping[str, Any]) -> ClassifyConfig:
@@ -117,6 +121,8 @@ def _paths_needed(config: ClassifyConfig) -> list[str]:
     needed = ["data.sources" if data.source == "mix" else "data.root"]
     if data.labels_root is not None:
         needed.append("data.labels_root")
+    if data.patients is not None:
+        needed.append("data.patients")
     if set(data.table) & set("$~") or Path(data.table).is_absolute() or ".." in Path(data.table).parts:
         needed.append("data.table")  # else it lies below root
     return needed
@@ -126,7 +132,9 @@ def _example(key: str, config: ClassifyConfig, checkpoint: Checkpoint) -> str:
     """What may stand for a path in a line to type."""
     if key == "finetune.run":
         return shlex.quote(str(_default_folder(config, checkpoint.place)))
-    return {"data.sources": "'[{source: …, root: FOLDER}, …]'", "data.table": "FILE"}.get(key, "FOLDER")
+    return {"data.sources": "'[{source: …, root: FOLDER}, …]'", "data.table": "FILE", "data.patients": "FILE"}.get(
+        key, "FOLDER"
+    )
 
 
 def run_folder(config: ClassifyConfig, checkpoint: str | Path | None) -> Path:
@@ -154,22 +162,21 @@ def check_fit(config: ClassifyConfig, pretrained: Checkpoint | None) -> None:
     """UserError if config and checkpoint do not fit together, before any data is read."""
     # the network and the way it is trained
     settings = config.finetune
-    if pretrained and settings.model != "vit":
+    is_vit = settings.model == "vit"
+    if pretrained and pretrained.kind == "mae" and not is_vit:
         raise UserError(f"finetune.model: found {settings.model}, expected vit with a --checkpoint")
-    if settings.mode == "linear" and settings.model != "vit":
-        raise UserError(f"finetune.mode: found linear, expected full for {settings.model} from random weights")
     smallest = 2 * settings.optimizer.accumulate
-    if settings.batch_size < smallest and (settings.mode == "linear" or settings.model != "vit"):
+    if settings.batch_size < smallest and (settings.mode == "linear" or not is_vit):
         raise UserError(
             f"finetune.batch_size: found {settings.batch_size}, expected at least {smallest} for batch normalisation: "
             f"2 images in each part, accumulate={settings.optimizer.accumulate}"
         )
 
     # the network and the images it is given
-    if pretrained:
+    if pretrained and is_vit:
         check_preprocessing(pretrained, config.data)
         expect_fit(lambda: mae_from(config.model, config.data.image_size), pretrained)
-    if settings.model == "vit":
+    if is_vit:
         check_sizes(config.model, config.data.image_size)
 
 

@@ -12,7 +12,7 @@ from contextlib import suppress
 from hashlib import blake2b
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -31,6 +31,9 @@ QUERIES, KEYS = 1024, 16384  # images of a matrix product: 67 MB
 NEAREST = 16  # candidates of an image in a product that are compared by pixels
 BLOCK = 64  # images whose pixels are in memory at a time
 EXAMPLES = 3
+SEVERITIES = ("leak", "contamination", "unknown", "note")  # of what is found, the worst first
+WARNED = ("leak", "contamination")
+PATIENTS_UNKNOWN = "patients are not all known: one may stand in two splits"
 
 
 def audited(manifest: Manifest, store: ImageStore) -> dict[str, Any]:
@@ -131,42 +134,96 @@ def served_pretraining(report: dict[str, Any], tested: np.ndarray, seen: np.ndar
     return {"tested": len(tests), "images": len(tests & served), "twins": counts}
 
 
+def served_training(known: np.ndarray, served: Mapping[str, Any], pretrained: np.ndarray) -> dict[str, int]:
+    """Of the images tested, those that trained the classifier, that chose it, and that served its pretraining.
+
+    known (n k) int64: all by which each may be remembered (`Data.trained_by`); served: {train, validate} → the hashes a
+    checkpoint keeps, None where they do not count; pretrained (n) bool. `images` counts each image of any kind once.
+    """
+    counts = {"tested": len(known)}
+    kinds: list[np.ndarray] = [pretrained]
+    for role, hashes in served.items():
+        found = np.isin(known, [] if hashes is None else hashes)  # n k
+        kinds.append(np.asarray(found.any(axis=1)))
+        counts[role] = int(kinds[-1].sum())
+    return counts | {"pretraining": int(pretrained.sum()), "images": int(np.any(kinds, axis=0).sum())}
+
+
 # ---------------------------------------------------------------- what is printed
 
 
+class Leak(NamedTuple):
+    """One thing that an audit found, in words without any id."""
+
+    severity: str  # one of SEVERITIES
+    text: str
+    images: int  # that it concerns; 0 where that is not known
+
+
+def leaks(report: dict[str, Any], names: Mapping[int, str] | None = None) -> list[Leak]:
+    """What a report says, the worst first; with a few image ids where their `names` by row are given."""
+    found = [
+        *_trained_leaks(report),
+        *[_leak_across(pair, report["images"], names or {}) for pair in report["across"] if pair["twins"]],
+        *_contamination(report.get("pretraining"), report["compared"]),
+        *_unknown(report),
+    ]
+
+    # what stands twice in one split
+    copies = [(split, count) for split, count in report["copies_within"].items() if count]
+    if copies:
+        words = ", ".join(f"{count:,} in {split}" for split, count in copies)
+        found.append(Leak("note", f"copies within a split: {words}", sum(count for _, count in copies)))
+    if report["compared"] and not report["files_compared"]:
+        found.append(Leak("note", "the store is older than digests: pixels were compared, files not", 0))
+    return sorted(found, key=lambda leak: SEVERITIES.index(leak.severity))
+
+
 def audit_lines(report: dict[str, Any], index: Mapping[str, int], named: bool) -> list[str]:
-    """The report as lines to print, with a few image ids where they may be `named`."""
+    """The report as lines to print, leaks first, with a few image ids where they may be `named`."""
     names: dict[int, str] = {}
     if named:
         names = {row: image_id for image_id, row in index.items()}
+    found = leaks(report, names)
 
-    # what stands in two splits
-    leaks = []
-    for pair in report["across"]:
-        if pair["twins"]:
-            leaks.append(_leak_line(pair, report["images"], names))
-    if not report["compared"]:
-        leaks = ["images were not compared, which needs a store (data.store=stores)"]
-
-    total = sum(report["images"].values())
     verdict = "no patient in two splits"
     if report["patients_in_two_splits"] is None:
         verdict = "patients are not all known"
-    if not leaks:
+    if report["compared"] and not any(pair["twins"] for pair in report["across"]):
         verdict += ", no image or near copy of one in two"
-    lines = [f"leak audit of {total:,} images: {verdict}", *leaks]
+    total = sum(report["images"].values())
 
-    # what served a pretraining, and what stands twice in one split
-    lines += _served_line(report.get("pretraining"), report["compared"])
-    copies = [f"{count:,} in {split}" for split, count in report["copies_within"].items() if count]
-    if copies:
-        lines.append(f"copies within a split: {', '.join(copies)}")
-    if report["compared"] and not report["files_compared"]:
-        lines.append("the store is older than digests: pixels were compared, files not")
-    return lines
+    lines = [f"warning: {leak.text}" for leak in found if leak.severity in WARNED]
+    lines.append(f"leak audit of {total:,} images: {verdict}")
+    return lines + [leak.text for leak in found if leak.severity not in WARNED and leak.text != PATIENTS_UNKNOWN]
 
 
-def _leak_line(pair: dict[str, Any], sizes: dict[str, int], names: Mapping[int, str]) -> str:
+def _trained_leaks(report: dict[str, Any]) -> list[Leak]:
+    """Of what is tested, what made the classifier."""
+    trained = report.get("trained_on")
+    if not trained:
+        return []
+    found = []
+    for role, did in (("train", "trained"), ("validate", "chose (as validation images)")):
+        if count := trained[role]:
+            text = f"{count:,} of the {trained['tested']:,} images predicted {did} these very weights, or are copies"
+            found.append(Leak("leak", f"{text} of images that did", count))
+    return found
+
+
+def _unknown(report: dict[str, Any]) -> list[Leak]:
+    found = []
+    if not report["compared"]:
+        found.append(Leak("unknown", "images were not compared, which needs a store (data.store=stores)", 0))
+    if report["patients_in_two_splits"] is None:
+        found.append(Leak("unknown", PATIENTS_UNKNOWN, 0))
+    if "trained_on" in report and report["trained_on"] is None:
+        text = "which images these weights were trained on is not known: they are older than such records"
+        found.append(Leak("unknown", text, 0))
+    return found
+
+
+def _leak_across(pair: dict[str, Any], sizes: dict[str, int], names: Mapping[int, str]) -> Leak:
     later, earlier = pair["later"], pair["earlier"]
     count = len(pair["twins"])
     kinds = ", ".join(f"{kind} {number:,}" for kind, number in pair["images"].items() if number)
@@ -174,16 +231,18 @@ def _leak_line(pair: dict[str, Any], sizes: dict[str, int], names: Mapping[int, 
     if names:
         shown = [f"{names[row]} = {names[twin]}" for row, twin, _ in pair["twins"][:EXAMPLES]]
         examples = f"; such as {', '.join(shown)}"
-    return f"warning: {count:,} of {sizes[later]:,} {later} images stand in {earlier} too ({kinds}){examples}"
+    text = f"{count:,} of {sizes[later]:,} {later} images stand in {earlier} too ({kinds}){examples}"
+    return Leak("leak", text, count)
 
 
-def _served_line(served: dict[str, Any] | None, compared: bool) -> list[str]:
+def _contamination(served: dict[str, Any] | None, compared: bool) -> list[Leak]:
     if not served or not (served["images"] or any(served["twins"].values())):
         return []
-    line = f"warning: {served['images']:,} of the {served['tested']:,} images predicted served pretraining"
+    copies = sum(served["twins"].values())
+    text = f"{served['images']:,} of the {served['tested']:,} images predicted served pretraining"
     if compared:
-        line += f", and {sum(served['twins'].values()):,} more are copies of such"
-    return [line]
+        text += f", and {copies:,} more are copies of such"
+    return [Leak("contamination", text, served["images"] + copies)]
 
 
 # ---------------------------------------------------------------- images compared

@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 import numpy as np
 import pydicom
 from PIL import Image
+from pydicom.encaps import generate_frames
 from pydicom.multival import MultiValue
 from pydicom.pixels import get_decoder, pixel_array
 from pydicom.tag import Tag
@@ -32,6 +33,8 @@ from pydicom.uid import (
     JPEG2000Lossless,
     JPEG2000MCLossless,
     JPEG2000TransferSyntaxes,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
     JPEGLossless,
     JPEGLosslessSV1,
     JPEGLSLossless,
@@ -42,7 +45,7 @@ from pydicom.uid import (
 )
 
 from data.aspect import pixel_aspect
-from data.jpeg import check_scans, has_coarse_colours
+from data.jpeg import bits_of, check_scans, has_coarse_colours
 from data.refusal import (
     LacksPlugin,
     NotNow,
@@ -283,6 +286,9 @@ def _stored_values(dataset: Any) -> np.ndarray:
     if wrong and not syntax.is_encapsulated:  # pydicom would cut off the upper bits
         refuse(f"{bits} bits stored below bit {high}", f"bit {bits - 1} to be the highest")
 
+    if syntax in (JPEGBaseline8Bit, JPEGExtended12Bit):
+        _allocate_what_a_jpeg_has(dataset, syntax)
+
     # which plugins would help, for who may install them
     further = "; ".join(decoder.missing_dependencies).replace("requires gdcm", "requires python-gdcm")
     if "gdcm" in further:
@@ -309,6 +315,25 @@ def _stored_values(dataset: Any) -> np.ndarray:
     if syntax in LOSSLESS and not wrong:
         stored = _without_unused_bits(stored, bits)
     return stored
+
+
+def _allocate_what_a_jpeg_has(dataset: Any, syntax: Any) -> None:
+    """Cells of 8 bits for a JPEG of 8 bits, whatever the file allocates: decoders take the file at its word.
+
+    Refuses it where more bits are stored than it has: its greys are then on another scale than its windows.
+    """
+    if dataset.BitsAllocated == 8:
+        return
+    try:
+        bits = bits_of(next(generate_frames(dataset.PixelData, number_of_frames=1)))
+    except Exception as error:  # no frame to look at, which decoding will say
+        raise_if_it_may_pass(error)
+        return
+
+    if bits == 8 and dataset.BitsStored > 8:
+        refuse(f"8 bits in {syntax.name} pixel data", f"the {dataset.BitsStored} of {_named('BitsStored')}")
+    if bits == 8:
+        dataset.BitsAllocated = 8
 
 
 def _without_unused_bits(stored: np.ndarray, bits: int) -> np.ndarray:

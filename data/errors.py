@@ -30,6 +30,10 @@ class NotFinite(UserError):
         )
 
 
+class Diverged(UserError):
+    """A training that cannot go on, or has nothing to show, as its numbers are not finite: so it would every time."""
+
+
 def printable(text: object, longest: int = 200) -> str:
     """A stranger's name as it may stand in a line: nothing in it ends the line or moves the cursor, and it is short."""
     shown = "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in str(text))

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from data.errors import UserError, printable
-from data.locks import locked
+from data.locks import FILES, locked
 
 
 @contextmanager
@@ -30,7 +30,8 @@ def replacing_folder(path: Path, names: Collection[str]) -> Iterator[Path]:
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
-        (partial / "lock").unlink(missing_ok=True)
+        for name in FILES:
+            (partial / name).unlink(missing_ok=True)
 
         # a folder cannot be renamed over another
         shutil.rmtree(before, ignore_errors=True)
@@ -55,7 +56,7 @@ def _expect_replaceable(path: Path, names: Collection[str]) -> None:
 
 def _empty(folder: Path) -> None:
     for each in folder.iterdir():
-        if each.name == "lock":
+        if each.name in FILES:
             continue
         if each.is_dir() and not each.is_symlink():
             shutil.rmtree(each)

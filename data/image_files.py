@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Executor, Future
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -25,8 +26,10 @@ from data.preparation import allowed, describe_store
 from data.refusal import NotNow, UnreadableImage, may_pass, trouble
 from data.settings import DataSettings, Resize, Size, Tone, height_and_width
 from data.store import Postponed
+from data.store_integrity import pixel_digest
 from data.workers import start_processes, usable_cores
 
+DIGESTED = 64  # images of a batch that is read for its digests
 JOB = 8  # images a process reads at a time: many processes share a batch
 
 
@@ -63,6 +66,15 @@ class ImageFiles:
     def digests(self) -> dict[int, str]:
         """Empty: nobody has read the files before."""
         return {}
+
+    def pixel_digests(self, rows: np.ndarray) -> dict[int, str]:
+        """row → digest of its pixels, of these rows, each of which is read for it; without the unreadable ones."""
+        found: dict[int, str] = {}
+        batches = [rows[start : start + DIGESTED] for start in range(0, len(rows), DIGESTED)]
+        with closing(self.read(batches)) as images:
+            for batch, block in zip(batches, images, strict=True):
+                found |= {row: pixel_digest(image) for row, image in zip(batch.tolist(), block, strict=True)}
+        return {row: digest for row, digest in found.items() if row not in self.unreadable}
 
     def read(self, batches: Iterable[np.ndarray]) -> Generator[np.ndarray, None, None]:
         """Images (b h w) uint8 of each batch of rows, in order, whatever the number of processes.

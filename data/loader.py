@@ -81,6 +81,34 @@ class Data:
             names.append(by_content)
         return np.stack(names, axis=1)
 
+    def trained_on(self, table: pd.DataFrame) -> np.ndarray:
+        """(k) int64, sorted: what a classifier's checkpoint remembers of images that trained or chose it.
+
+        Of each image the file's bytes and the stored pixels, so that it is known under any name, in any folder and
+        encoded anew, and no other image of its name is. Where the files have not been read (`data.store: false`), the
+        ids, hashed as in `identities`.
+        """
+        by_file = self._contents(table)
+        if by_file is None:
+            return np.unique(self.identities(table)[:, 0])
+        return np.unique([by_file, self._pixels(table)])
+
+    def trained_by(self, table: pd.DataFrame, pixels: bool = True) -> np.ndarray:
+        """(n k) int64: all by which `trained_on` may remember these images.
+
+        pixels: those too, for which files that nobody has read are read; of no use where ids alone are remembered.
+        """
+        known = self.known_by(table)
+        if not pixels:
+            return known
+        return np.concatenate([known, self._pixels(table)[:, None]], axis=1)
+
+    def _pixels(self, table: pd.DataFrame) -> np.ndarray:
+        """(n) int64 of the pixels as models see them; of an image that cannot be read, of its row."""
+        rows = table["row"].to_numpy()
+        digests = self.store.pixel_digests(rows)
+        return hashed(f"pixels:{digests.get(row, f'unread {row}')}" for row in rows.tolist())
+
     def _contents(self, table: pd.DataFrame) -> np.ndarray | None:
         """(n) int64 of the files' bytes; None where nobody has read them before."""
         digests = self.store.digests()

@@ -18,6 +18,7 @@ try:
 except ImportError:  # not on every system
     fcntl = None  # type: ignore[assignment]
 
+FILES = ("lock", "lock.held")  # what a held folder may have in it because it is held
 SECONDS = 0.5  # between two looks at another's file
 SETTLE = 0.2  # by then everybody who took a dead holder's file away has done so
 
@@ -108,12 +109,19 @@ def _holder(path: Path) -> dict[str, object]:
 def _is_dead(holder: dict[str, object], own: dict[str, object]) -> bool:
     """Whether the holder has ended, which only its own machine can tell."""
     process = holder.get("process")
-    if holder.get("host") != own["host"] or not isinstance(process, int) or os.name != "posix":
+    if holder.get("host") != own["host"] or not isinstance(process, int):
         return False
+    return not lives(process) or process == own["process"]  # of an earlier process of the same number: we hold nothing
+
+
+def lives(process: int) -> bool:
+    """Whether a process of that number runs on this machine; true where the system does not tell."""
+    if os.name != "posix":
+        return True
     try:
         os.kill(process, 0)
     except ProcessLookupError:
-        return True
-    except OSError:  # another user's
         return False
-    return process == own["process"]  # of an earlier process of the same number: we hold nothing
+    except (OSError, OverflowError):  # another user's, or no number of a process
+        return True
+    return True

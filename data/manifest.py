@@ -15,9 +15,12 @@ from data.config import expand
 from data.errors import LONGEST, UserError, printable, quoted, withholding
 from data.files_on_disk import Look, look_for
 from data.labels import NoSuchFinding, words
+from data.patients import with_patients
 from data.privacy import is_credentialed, may_show
 from data.settings import DataConfig, DataSettings
-from data.sources import COLUMNS, SOURCES, SPLITS, LeftOut, read_source
+from data.sources import COLUMNS, PEOPLE, SOURCES, SPLITS, LeftOut, kinds_of_columns, read_source
+
+GIVEN = "the label of the data set's own table"  # where no rule decides
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,9 +28,10 @@ class Manifest:
     """The radiographs of a run.
 
     `table` has the columns image_id, path, patient_id, study_id, split (train, validate, test), view,
-    label (1.0 abnormal, 0.0 normal, NaN unknown; or `target` present, absent), source, then any findings, and in a mix
+    label (1.0 abnormal, 0.0 normal, NaN unknown; or `target` present, absent), source; then, where they are known, sex
+    (F, M, NaN) and age (years, NaN); then any findings, any further columns of the user's tables as texts, and in a mix
     `own_id`, the image_id without the name of its part. Where the layout has no patient or study, its image stands
-    for it.
+    for it. `kinds_of_columns` in data.sources tells these apart.
     """
 
     table: pd.DataFrame
@@ -73,6 +77,24 @@ class Manifest:
             if isinstance(note, LeftOut):
                 rows[f"left out: {note.reason}"] = {"images": note.images}
         return _as_text(rows)
+
+    def label_policy(self) -> list[dict[str, Any]]:
+        """What became of the images by each label rule: {rule, became, images, train, validate, test} for each.
+
+        Rules in the order of their number of images; a data set without rules has its labels from its own tables.
+        """
+        rules = pd.Series(GIVEN, index=self.table.index, dtype=object)
+        if self.rules is not None:
+            rules = self.rules.astype(object).fillna(GIVEN)
+        negative, positive = words(self.target)
+        became = self.table["label"].map({0.0: negative, 1.0: positive}).fillna("unknown").astype(object)
+
+        rows: list[dict[str, Any]] = []
+        table = pd.DataFrame({"rule": rules, "became": became, "split": self.table["split"]})
+        for (rule, meaning), part in table.groupby(["rule", "became"], sort=False):
+            of_splits = {split: int((part["split"] == split).sum()) for split in SPLITS}
+            rows.append({"rule": rule, "became": meaning, "images": len(part), **of_splits})
+        return sorted(rows, key=lambda row: (-row["images"], row["rule"], row["became"]))
 
     def may_show(self, wished: bool | None) -> bool:
         """Whether images and plain ids may be shown: those of credentialed sources only where it is wished for.
@@ -194,7 +216,7 @@ def _open_source(settings: DataSettings, mixed: bool, look_again: bool) -> _Part
     _check(table, root)
 
     # splits are drawn of the views that are kept, whether or not their files are downloaded yet
-    for step in (_name_patients, _keep_views, _split):
+    for step in (with_patients, _name_patients, _keep_views, _split):
         table, more = step(table, settings)
         notes += more
 
@@ -225,10 +247,19 @@ def _mix(parts: dict[str, _Part]) -> tuple[pd.DataFrame, list[str]]:
             notes.append(note.of(name) if isinstance(note, LeftOut) else f"{name}: {note}")
 
     # what one part lacks is NaN there
+    kinds = [kinds_of_columns(table) for table in tables]
+    people = [name for name in PEOPLE if any(name in each.people for each in kinds)]
+    further = _in_any(each.further for each in kinds)
+    findings = [name for name in _in_any(each.findings for each in kinds) if name not in further]
     table = pd.concat(tables, ignore_index=True)
-    findings = [name for name in table if name not in (*COLUMNS, "own_id", "rule")]
     rule = ["rule"] if "rule" in table else []
-    return table[[*COLUMNS, *findings, "own_id", *rule]].astype(dict.fromkeys(findings, np.float32)), notes
+    types = dict.fromkeys(further, object) | dict.fromkeys(findings, np.float32)
+    return table[[*COLUMNS, *people, *findings, *further, "own_id", *rule]].astype(types), notes
+
+
+def _in_any(lists: Iterable[list[str]]) -> list[str]:
+    """Each name once, in order of first appearance."""
+    return list(dict.fromkeys(name for names in lists for name in names))
 
 
 def _keep_present(
@@ -398,9 +429,12 @@ def _sample(table: pd.DataFrame, settings: DataSettings) -> tuple[pd.DataFrame, 
     return table[~train | table.index.isin(sampled.index)], notes
 
 
-def sample_patients(table: pd.DataFrame, count: int, seed: int, place: str = "data.sample") -> pd.DataFrame:
+def sample_patients(
+    table: pd.DataFrame, count: int, seed: int, place: str = "data.sample", both_first: bool = False
+) -> pd.DataFrame:
     """Rows of whole patients, drawn regardless of labels, until `count` labelled images are together.
 
+    both_first: but a patient with each label stands first, so that few images have both too.
     The order of the draw depends on `seed` and patient ids alone, so a smaller sample is part of a
     larger one. Rows keep their order and index. UserError, naming `place`, if too few are labelled.
     """
@@ -411,8 +445,19 @@ def sample_patients(table: pd.DataFrame, count: int, seed: int, place: str = "da
     # labelled images of each patient, the patients in the order of their lots
     images = labelled.groupby(table["patient_id"]).sum()
     images = images.iloc[np.argsort(_lots(images.index, seed, "sample"))]
+    if both_first:
+        images = images.iloc[_one_of_each_first(table, images.index)]
     enough = int(np.searchsorted(images.cumsum(), count)) + 1
     return table[table["patient_id"].isin(images.index[:enough])]
+
+
+def _one_of_each_first(table: pd.DataFrame, patients: pd.Index) -> list[int]:
+    """Numbers of the patients: of each label the first one who has it, then all others in order."""
+    first: list[int] = []
+    for label in (0.0, 1.0):
+        has = patients.isin(table.loc[table["label"] == label, "patient_id"])
+        first += [int(np.argmax(has))] if has.any() else []
+    return list(dict.fromkeys([*first, *range(len(patients))]))
 
 
 def _lots(ids: Iterable[str], seed: int, purpose: str) -> np.ndarray:

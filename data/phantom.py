@@ -1,9 +1,10 @@
 """Synthetic radiographs as a MIMIC-CXR-JPG 2.0.0 tree: patients, studies, reports, and the official CSVs."""
 
+import glob
 import json
 import os
 import shutil
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tqdm import tqdm
 
 from data.errors import UserError
 from data.labels import FINDINGS as COLUMNS
+from data.locks import FILES, lives, locked
 from data.phantom_drawing import DEVICES, FINDINGS, draw_anatomy, draw_lateral, draw_radiograph
 from data.workers import Killed, run_jobs
 
@@ -38,13 +40,28 @@ def write_tree(root: Path, images: int, seed: int = 0, workers: int = 1) -> None
         raise ValueError(f"images: {images} is too few for three splits, at least {SMALLEST_TREE}")
     if root.exists() and any(root.iterdir()):
         raise FileExistsError(f"{root} is not empty; delete it to draw it again")
+    _remove_what_the_killed_left(root)
     partial_root = root.with_name(f".{root.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial_root, ignore_errors=True)  # of a process killed under the same number
-    try:
-        _fill(partial_root, images, seed, workers)
-        partial_root.rename(root)
-    finally:
-        shutil.rmtree(partial_root, ignore_errors=True)
+    partial_root.mkdir(parents=True)
+    with locked(partial_root, f"{partial_root}: found another process that draws there, expected none", wait=False):
+        try:
+            _fill(partial_root, images, seed, workers)
+            for name in FILES:
+                (partial_root / name).unlink(missing_ok=True)
+            partial_root.rename(root)
+        finally:
+            shutil.rmtree(partial_root, ignore_errors=True)
+
+
+def _remove_what_the_killed_left(root: Path) -> None:
+    """Drawings that nobody goes on with. Who draws holds his own, also on another machine, and lives if he is here."""
+    for left in root.parent.glob(f".{glob.escape(root.name)}.*.partial"):
+        number = left.name.split(".")[-2]
+        process = int(number) if number.isdecimal() else 0
+        if process != os.getpid() and lives(process):
+            continue
+        with suppress(UserError, OSError), locked(left, f"{left}: found another process that draws there", wait=False):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _fill(root: Path, images: int, seed: int, workers: int) -> None:

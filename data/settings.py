@@ -12,6 +12,8 @@ Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 MaxRejected = Annotated[Count | Share | None, either("Input should be a count of files, a share below 1, or null")]
 Store = Annotated[Literal[False] | Annotated[str, Field(min_length=1)], either("Input should be a folder, or false")]
+File = Annotated[str, Field(min_length=1)]
+Patients = Annotated[File | tuple[File, ...] | None, either("Input should be a CSV file, a list of such, or null")]
 Layout = Literal[
     "mimic-cxr-jpg", "mimic-cxr-dicom", "chexpert", "nih-cxr14", "folder", "images", "table", "medmnist", "phantom"
 ]
@@ -43,6 +45,7 @@ class SourceSettings(Settings):
     name: str | None = Field(None, min_length=1, description="what its image and patient ids begin with; null: source")
     table: str | None = Field(None, description="source table: the CSV, below root")
     labels_root: str | None = Field(None, description="folder of MIMIC-CXR-JPG's CSVs where it is not root")
+    patients: Patients = Field(None, description="a CSV of this data set's patients, or several; joined by their ids")
     labeler: Literal["chexpert", "negbio", "agreement"] | None = Field(None, description="MIMIC report labeler")
     uncertain: Literal["unknown", "positive", "negative"] | None = Field(None, description="what -1 counts as")
     views: tuple[str, ...] | None = Field(None, description="ViewPosition to keep; [] keeps all")
@@ -67,6 +70,11 @@ class DataSettings(Settings):
     table: str = Field("manifest.csv", description="source table: the CSV, below root")
     labels_root: str | None = Field(
         None, description="folder of MIMIC-CXR-JPG's CSVs where it is not root, as for mimic-cxr-dicom"
+    )
+    patients: Patients = Field(
+        None,
+        description="a CSV of patients (.gz too), or a list of such, whose sex, age and other columns are joined by "
+        "patient_id or subject_id for subgroups, such as MIMIC-IV's patients.csv.gz; null: none",
     )
     labeler: Literal["chexpert", "negbio", "agreement"] = Field(
         "chexpert", description="MIMIC report labeler; agreement keeps labels on which both agree"
@@ -117,6 +125,8 @@ class DataSettings(Settings):
             raise ValueError(f"source is missing ({type(self).model_fields['source'].description})")
         if self.source != "mix" and self.sources:
             raise ValueError(f"sources: found a list beside source {self.source}, expected [] or source mix")
+        if self.sources and self.patients is not None:  # whose ids may be those of other patients elsewhere
+            raise ValueError("patients: found it beside several sources, expected it in the entry it belongs to")
         names = [part.name or part.source for part in self.sources]
         if len(set(names)) < len(names):
             raise ValueError(f"sources: found names {', '.join(names)}, expected different ones; give each its name")
@@ -167,6 +177,9 @@ class ReportSettings(Settings):
     """What reports and TensorBoard may show; the rule is `may_show` in data/privacy.py."""
 
     images: bool | None = Field(None, description="show radiographs and plain ids; null: not for credentialed sources")
+    subgroups: tuple[str, ...] | None = Field(
+        None, description="columns of the data by which results are broken down; null: view, sex and age where known"
+    )
 
 
 class DataConfig(Settings):

@@ -95,6 +95,10 @@ class ImageReader(Protocol):
         """row → digest of the file's bytes; empty where nobody has read the files before."""
         ...
 
+    def pixel_digests(self, rows: np.ndarray) -> dict[int, str]:
+        """row → digest of its pixels, of these rows; those that cannot be read are left out."""
+        ...
+
     def read(self, batches: Iterable[np.ndarray]) -> Generator[np.ndarray, None, None]:
         """Images (b h w) uint8 of each batch of rows, in order."""
         ...
@@ -160,6 +164,14 @@ class ImageStore:
     def digests(self) -> dict[int, str]:
         """row → digest of the file's bytes (MedMNIST: of the image's); empty for a store older than digests."""
         return {int(line["row"]): line["digest"] for line in read_csv(self.folder / "index.csv") if "digest" in line}
+
+    def pixel_digests(self, rows: np.ndarray) -> dict[int, str]:
+        """row → digest of its pixels, of these rows."""
+        index = read_index(self.folder, self.description, len(self.images))
+        if index.pixels is None:  # the store is older than they are
+            return {row: pixel_digest(self.images[row]) for row in rows.tolist()}
+        wanted = set(rows.tolist())
+        return {row: digest for row, digest in zip(index.rows, index.pixels, strict=True) if row in wanted}
 
 
 class StoreWriter:

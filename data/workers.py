@@ -2,11 +2,12 @@
 
 import os
 import sys
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing import get_context, parent_process
-from threading import Thread
+from threading import Lock, Thread
 from typing import Any
 
 from data.errors import UserError
@@ -15,6 +16,7 @@ from data.signals import held_back, ignore_in_child
 FEW = 8  # jobs for which starting processes costs more than it saves
 TRIES = 2  # of a job alone in a process, before it is given up
 Job = tuple[Any, ...]
+_hiding = Lock()
 
 
 class Killed(UserError):
@@ -160,8 +162,26 @@ class _Pool(ProcessPoolExecutor):
             super().__init__(*arguments, **named)
 
     def submit(self, *job: Any, **named: Any) -> Future[Any]:
-        with held_back():  # a process is started when there is something to do
+        with held_back(), _without_main():  # a process is started when there is something to do
             return super().submit(*job, **named)
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """A process that is started here does not run the user's script again, in order to import it.
+
+    One without `if __name__ == "__main__"` would call `prepare` there, and wait for ever for the folder that its parent
+    holds. What a process does for us stands in modules of ours.
+    """
+    main = sys.modules["__main__"]
+    with _hiding:  # two threads that do so at once would put back what the other has left
+        before = {name: getattr(main, name) for name in ("__file__", "__spec__") if hasattr(main, name)}
+        main.__spec__ = None  # multiprocessing looks at these two
+        main.__dict__.pop("__file__", None)
+        try:
+            yield
+        finally:
+            main.__dict__.update(before)
 
 
 def _start(workers: int) -> ProcessPoolExecutor:

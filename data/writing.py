@@ -86,6 +86,40 @@ def write_json(path: Path, value: Any, indent: int | None = 1) -> None:
     write_text(path, json.dumps(value, indent=indent) + "\n")
 
 
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a text that grows, all of it or nothing. Who may write there at once holds a lock.
+
+    A file that others may read is theirs no longer once what is written now is not for them.
+    """
+    links = getattr(os, "O_NOFOLLOW", 0)  # in a stranger's folder it may lead to any file
+    with os.fdopen(os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | links, 0o666), "r+b") as file:
+        before = file.seek(0, os.SEEK_END)
+        _forbid_what_the_umask_does(file)
+
+        # what a killed writer left half written stays a line of its own
+        torn = False
+        if before:
+            file.seek(before - 1)
+            torn = file.read(1) != b"\n"
+        try:
+            file.write((b"\n" if torn else b"") + line.encode("utf-8") + b"\n")
+            flush_to_disk(file)
+        except OSError as error:
+            with suppress(OSError):
+                os.ftruncate(file.fileno(), before)
+            error.filename = str(path)
+            raise
+
+
+def _forbid_what_the_umask_does(file: IO[bytes]) -> None:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    mode = os.fstat(file.fileno()).st_mode & 0o777
+    if mode & mask:
+        with suppress(OSError):  # another user's, who decides
+            os.fchmod(file.fileno(), mode & ~mask)
+
+
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Rows below a header, written as they come: there may be a million. `read_csv` reads them."""
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:

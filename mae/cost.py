@@ -50,6 +50,16 @@ def step_flops(build: Build, device: str = "meta") -> int:
         return _flops_by_hooks(loss)
 
 
+@contextmanager
+def without_values() -> Iterator[None]:
+    """Tensors in here have a shape and a device but no values, so that nothing is computed, where torch can do that."""
+    if not PRIVATE:
+        yield
+        return
+    with FakeTensorMode():
+        yield
+
+
 def step_memory(build: Build) -> int:
     """Most bytes of tensors alive at once in a forward and a backward pass: weights, activations, gradients."""
     if PRIVATE:

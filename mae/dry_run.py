@@ -99,11 +99,16 @@ def pretraining_cost(config: MAEConfig) -> Cost:
         patches=model.patches,
         kept=keep.shape[1],
         predicted=predicted,
-        flops=step_flops(lambda: _step(config, 1)),
+        flops=pretraining_flops(config),
         weights=weights,
         states=trained * copies,
         passing=step_memory(lambda: _step(config, part)) - weights,
     )
+
+
+def pretraining_flops(config: MAEConfig) -> int:
+    """Operations of a training step for an image: `pretraining_cost` without the memory, which takes longer."""
+    return step_flops(lambda: _step(config, 1))
 
 
 def _model(config: MAEConfig) -> MaskedAutoencoder:
@@ -162,6 +167,9 @@ class _RandomImages:
         return np.arange(len(self.images))
 
     def digests(self) -> dict[int, str]:
+        return {}
+
+    def pixel_digests(self, rows: np.ndarray) -> dict[int, str]:
         return {}
 
     def read(self, batches: Iterable[np.ndarray]) -> Generator[np.ndarray, None, None]:

@@ -37,7 +37,9 @@ from mae.weights import starting_point, without_weights
 
 RESUMABLE = Resumable(
     sections=("seed", "precision", "data", "model", "pretrain"),
-    free=frozenset({"data.store", "data.workers", "data.max_rejected", "data.share", "pretrain.panel_images"}),
+    free=frozenset(
+        {"data.store", "data.workers", "data.max_rejected", "data.share", "data.patients", "pretrain.panel_images"}
+    ),
     epochs="pretrain.epochs",
 )
 

@@ -125,7 +125,7 @@ def choose_threshold(labels: ArrayLike, scores: ArrayLike, rule: Rule = "youden"
         raise ValueError("choosing a threshold needs normal and abnormal cases, found one class only")
 
     # true and false positives at every threshold that could be chosen
-    candidates = _candidate_thresholds(scores)
+    candidates = candidate_thresholds(scores)
     tp = len(positives) - np.searchsorted(positives, candidates)
     fp = len(negatives) - np.searchsorted(negatives, candidates)
 
@@ -142,7 +142,7 @@ def choose_threshold(labels: ArrayLike, scores: ArrayLike, rule: Rule = "youden"
     return float(candidates[np.argmax(rules[rule]())])
 
 
-def _candidate_thresholds(scores: np.ndarray) -> np.ndarray:
+def candidate_thresholds(scores: np.ndarray) -> np.ndarray:
     """The lowest score, all midpoints of neighbouring scores, and just above the highest."""
     distinct = np.unique(scores)
     low, high = distinct[:-1], distinct[1:]

@@ -9,18 +9,9 @@ from numpy.typing import ArrayLike
 
 from classify.metrics.binary import HEADLINE, weighted_metrics
 from classify.metrics.checks import check_level, check_logits, check_seeds, group_codes
+from classify.metrics.estimates import Interval
 
 BLOCK = 1 << 21  # resampled weights held in memory at a time
-
-
-@dataclass(frozen=True)
-class Interval:
-    """An estimate with its two-sided interval; `undefined` counts bootstrap replicates left out."""
-
-    estimate: float
-    interval: tuple[float, float]
-    level: float = 0.95
-    undefined: int = 0
 
 
 @dataclass(frozen=True)
@@ -200,7 +191,7 @@ def _bootstrap(
     # two streams: the resampled cases do not depend on how many seeds a model has
     case_draws, seed_draws = np.random.default_rng(seed).spawn(2)
     blocks: list[list[np.ndarray]] = [[] for _ in models]
-    for weights in _resamples(group_codes(groups, len(labels)), replicates, case_draws):
+    for weights in resamples(group_codes(groups, len(labels)), replicates, case_draws):
         for model, found in zip(models, blocks, strict=True):
             values = _by_seed(weights, labels, model, names)
             found.append(_seed_means(values, seed_draws))
@@ -212,7 +203,7 @@ def _bootstrap(
     return resampled
 
 
-def _resamples(codes: np.ndarray, replicates: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+def resamples(codes: np.ndarray, replicates: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
     """Weights (r, n) block by block: how often each case's group was drawn."""
     size = int(codes.max()) + 1
     step = max(1, BLOCK // max(len(codes), size))

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.special import expit
 
 from classify.metrics.binary import ratio
 from classify.metrics.checks import check
@@ -30,13 +31,16 @@ def reliability_curve(labels: ArrayLike, scores: ArrayLike, bins: int = 15) -> R
     if scores.min() < 0 or scores.max() > 1:
         raise ValueError(f"scores must be probabilities, found {scores.min():g} to {scores.max():g}")
 
-    edges = np.linspace(0, 1, bins + 1)
-    # a score on an edge belongs to the bin below it
-    bin_of = np.digitize(scores, edges[1:-1], right=True)  # n
+    bin_of = bin_numbers(scores, bins)
     count = np.bincount(bin_of, minlength=bins)
     mean_score = ratio(np.bincount(bin_of, scores, bins), count)
     positive_rate = ratio(np.bincount(bin_of, labels, bins), count)
-    return ReliabilityCurve(edges, mean_score, positive_rate, count)
+    return ReliabilityCurve(np.linspace(0, 1, bins + 1), mean_score, positive_rate, count)
+
+
+def bin_numbers(scores: np.ndarray, bins: int = 15) -> np.ndarray:
+    """The bin of each score (n,): one on an edge belongs to the bin below it."""
+    return np.digitize(scores, np.linspace(0, 1, bins + 1)[1:-1], right=True)
 
 
 def expected_calibration_error(labels: ArrayLike, scores: ArrayLike, bins: int = 15) -> float:
@@ -48,3 +52,72 @@ def expected_calibration_error(labels: ArrayLike, scores: ArrayLike, bins: int =
     curve = reliability_curve(labels, scores, bins)
     gaps = np.nan_to_num(np.abs(curve.positive_rate - curve.mean_score))
     return float(gaps @ curve.count / curve.count.sum())
+
+
+# ------------------------------------------------------------ logistic recalibration
+
+STEPS = 100  # of Newton's method; a fit that exists needs about ten
+
+
+def fit_recalibration(labels: np.ndarray, logits: np.ndarray, slope: bool) -> tuple[float, np.ndarray]:
+    """Slope of the logistic regression of labels on logits, or without `slope` the intercept beside a slope of 1.
+
+    Also the part of each case in it (n,), from the score of the likelihood. NaN where no finite fit exists: one class,
+    logits that separate the classes, or are all the same.
+    """
+    nothing = np.nan, np.zeros(len(labels))
+    if not np.isfinite(logits).all() or labels.all() or not labels.any():
+        return nothing
+    if slope and _separated(labels, logits):
+        return nothing
+
+    # the slope is fitted on a standard scale, on which Newton's steps are well behaved
+    scale = max(logits.std(), np.finfo(float).tiny) if slope else 1.0
+    design = np.ones((len(labels), 1))
+    offset = logits
+    if slope:
+        design = np.stack([np.ones(len(labels)), (logits - logits.mean()) / scale], axis=1)  # n 2
+        offset = np.zeros(len(labels))
+
+    fitted = _fit_logistic(design, labels, offset)
+    if fitted is None:
+        return nothing
+    coefficients, information = fitted
+    residual = labels - expit(design @ coefficients + offset)
+    parts = np.linalg.solve(information, (design * residual[:, None]).T)  # k n
+    return float(coefficients[-1] / scale), parts[-1] / scale
+
+
+def _separated(labels: np.ndarray, logits: np.ndarray) -> bool:
+    """Whether a threshold parts the classes, if need be with ties on it: the slope would be infinite, or anything."""
+    positives, negatives = logits[labels], logits[~labels]
+    return bool(positives.min() >= negatives.max() or positives.max() <= negatives.min())
+
+
+def _fit_logistic(design: np.ndarray, labels: np.ndarray, offset: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """Coefficients (k,) and information (k, k) by Newton's method, steps halved while they do not help."""
+    coefficients = np.zeros(design.shape[1])
+    loss = _logistic_loss(design @ coefficients + offset, labels)
+    for _ in range(STEPS):
+        predicted = expit(design @ coefficients + offset)
+        gradient = design.T @ (labels - predicted)
+        information = (design * (predicted * (1 - predicted))[:, None]).T @ design
+        if not np.linalg.cond(information) < 1 / np.finfo(float).eps:
+            return None
+        step = np.linalg.solve(information, gradient)
+
+        # the loss is convex: a step that is too long is halved
+        while True:
+            moved = _logistic_loss(design @ (coefficients + step) + offset, labels)
+            if moved <= loss + 1e-12 * abs(loss) or np.abs(step).max() < 1e-12:
+                break
+            step = step / 2
+        coefficients = coefficients + step
+        loss = moved
+        if np.abs(step).max() < 1e-10:
+            return coefficients, information
+    return None
+
+
+def _logistic_loss(logits: np.ndarray, labels: np.ndarray) -> float:
+    return float(np.logaddexp(0, logits).sum() - logits[labels].sum())

@@ -6,10 +6,11 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import expit, logit
-from scipy.stats import binomtest, chi2, norm, rankdata
+from scipy.stats import binomtest, chi2, norm
 
-from classify.metrics.bootstrap import Interval
 from classify.metrics.checks import as_binary, check, check_level
+from classify.metrics.estimates import Interval
+from classify.metrics.influence import structural_components
 
 
 @dataclass(frozen=True)
@@ -103,13 +104,7 @@ def _delong_components(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarr
     if min(positives, negatives) < 2:
         raise ValueError(f"DeLong needs 2 cases of each class, found {positives} abnormal, {negatives} normal")
 
-    # a positive's rank among all, less its rank among positives, is how many negatives it beats
-    overall = rankdata(scores, axis=-1)
-    within_positives = rankdata(scores[:, labels], axis=-1)
-    within_negatives = rankdata(scores[:, ~labels], axis=-1)
-    of_positives = (overall[:, labels] - within_positives) / negatives
-    of_negatives = 1 - (overall[:, ~labels] - within_negatives) / positives
-    return of_positives, of_negatives
+    return structural_components(labels, scores)
 
 
 def _standardise(estimate: float, error: float) -> float:

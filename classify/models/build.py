@@ -13,17 +13,22 @@ Model = Classifier | ResNet
 
 
 def build_model(config: ClassifyConfig, pretrained: Checkpoint | None = None) -> Model:
-    """The classifier a config describes, with the pretraining's encoder where one is given."""
+    """The classifier a config describes, with a pretraining's encoder, or a trunk by `finetune.init`, where given."""
     settings = config.finetune
     model = config.model
     if settings.model != "vit":
-        return build_resnet(
+        resnet = build_resnet(
             settings.model,
             in_channels=model.in_channels,
             stem=stem_of(settings, config.data.image_size),
             pixel_mean=model.pixel_mean,
             pixel_std=model.pixel_std,
+            probe=settings.mode == "linear",
+            folded=settings.init is not None,
         )
+        if pretrained:  # all but the head, which starts fresh
+            resnet.load_state_dict({**resnet.state_dict(), **pretrained.weights})
+        return resnet
 
     # the whole autoencoder is built, as the checkpoint holds it; the decoder is left behind
     mae = mae_from(model, config.data.image_size)

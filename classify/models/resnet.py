@@ -1,6 +1,7 @@
 """ResNet-18 and -50 (He et al. 2016, the stride on the 3×3 convolution as in v1.5), torchvision's names."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,7 @@ from torch.nn import functional as F
 from data.errors import UserError
 from mae.encoder import per_channel
 
+OFFSET = "conv1.offset"  # what weights have that were made to read images standardised as here
 Depths = tuple[int, int, int, int]  # blocks of each of the four layers
 
 
@@ -49,8 +51,31 @@ class Bottleneck(nn.Module):
         return F.relu(branch + shortcut)
 
 
+class OffsetConv2d(nn.Conv2d):
+    """A convolution of images that were shifted before it: each position of the kernel adds its offset.
+
+    It does so where it lies on the image, and adds nothing where it lies on the padding. So weights that were made for
+    images standardised otherwise compute the same, up to the border.
+    """
+
+    offset: Tensor
+
+    def __init__(self, inputs: int, outputs: int, kernel_size: int, stride: int, padding: int):
+        super().__init__(inputs, outputs, kernel_size, stride, padding, bias=False)
+        self.register_buffer("offset", torch.zeros(outputs, 1, kernel_size, kernel_size))  # d 1 p q
+
+    def forward(self, input: Tensor) -> Tensor:
+        inside = torch.ones_like(input[:1, :1])  # 1 1 h w
+        return super().forward(input) + F.conv2d(inside, self.offset, stride=self.stride, padding=self.padding)
+
+
 class ResNet(nn.Module):
-    """Standardised images (b c h w) → logits (b) of *abnormal* for one class, (b classes) for more."""
+    """Standardised images (b c h w) → logits (b) of *abnormal* for one class, (b classes) for more.
+
+    probe: freeze the trunk, its batch statistics too, and put a BatchNorm without affine parameters before the linear
+    head, as in a ViT's probe.
+    folded: the first convolution has offsets, which weights of other programs fill.
+    """
 
     depth_draws = 0  # it has no stochastic depth
 
@@ -66,17 +91,23 @@ class ResNet(nn.Module):
         small_stem: bool,
         pixel_mean: float | Sequence[float],
         pixel_std: float | Sequence[float],
+        probe: bool = False,
+        folded: bool = False,
     ):
         super().__init__()
+        self.probe = probe
+
         # stem
         self.maxpool: nn.Module
+        side, stride = (3, 1) if small_stem else (7, 2)
+        if folded:
+            self.conv1: nn.Conv2d = OffsetConv2d(in_channels, 64, side, stride, padding=side // 2)
+        else:
+            self.conv1 = nn.Conv2d(in_channels, 64, side, stride, padding=side // 2, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
         if small_stem:
-            self.conv1 = nn.Conv2d(in_channels, 64, kernel_size=3, stride=1, padding=1, bias=False)
-            self.bn1 = nn.BatchNorm2d(64)
             self.maxpool = nn.Identity()
         else:
-            self.conv1 = nn.Conv2d(in_channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
-            self.bn1 = nn.BatchNorm2d(64)
             self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
 
         # four layers: the later three halve the side and double the width
@@ -95,6 +126,23 @@ class ResNet(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
+        # a frozen trunk's features come at any scale
+        self.norm: nn.Module = nn.Identity()
+        if probe:
+            self.requires_grad_(False)
+            self.norm = nn.BatchNorm1d(512 * expansion, eps=1e-6, affine=False)
+            self.fc.requires_grad_(True)
+            nn.init.normal_(self.fc.weight, std=0.01)
+            nn.init.zeros_(self.fc.bias)
+
+    def train(self, mode: bool = True) -> "ResNet":
+        super().train(mode)
+        if self.probe:
+            for name, part in self.named_children():
+                if name not in ("norm", "fc"):
+                    part.eval()  # frozen in behaviour too: no batch statistics
+        return self
+
     def standardize(self, images: Tensor) -> Tensor:
         """8-bit grey levels (b c h w) → what the model reads; one channel serves as all of them."""
         return (images.float() / 255 - self.mean) / self.std
@@ -106,7 +154,7 @@ class ResNet(nn.Module):
 
         # not in 16 bits, in which scores would tie
         with torch.autocast(x.device.type, enabled=False):
-            return self.fc(x.mean(dim=(2, 3)).to(self.fc.weight.dtype)).squeeze(1)
+            return self.fc(self.norm(x.mean(dim=(2, 3)).to(self.fc.weight.dtype))).squeeze(1)
 
 
 def _layer(
@@ -139,8 +187,10 @@ def build_resnet(
     stem: str = "imagenet",
     pixel_mean: float | Sequence[float] = 0.5,
     pixel_std: float | Sequence[float] = 0.25,
+    probe: bool = False,
+    folded: bool = False,
 ) -> ResNet:
-    """A randomly initialised ResNet; `stem`: "imagenet" (7×7/2, max-pool) or "small" (3×3/1).
+    """A randomly initialised ResNet; `stem`: "imagenet" (7×7/2, max-pool) or "small" (3×3/1); else see `ResNet`.
 
     Raises ValueError for an unknown name or stem.
     """
@@ -158,4 +208,21 @@ def build_resnet(
         small_stem=stem == "small",
         pixel_mean=pixel_mean,
         pixel_std=pixel_std,
+        probe=probe,
+        folded=folded,
     )
+
+
+def resnet_layer_scale(decay: float) -> Callable[[str], float]:
+    """Layer-wise learning-rate decay, as `layer_scale` of a ViT: parameter name of a `ResNet` → factor.
+
+    The head has factor 1, the four layers decay^1 to decay^4 from the last to the first, the stem decay^5.
+    """
+
+    def scale(name: str) -> float:
+        if name.startswith("fc."):
+            return 1.0
+        layer = re.match(r"layer(\d)\.", name)
+        return decay ** (5 - int(layer[1]) if layer else 5)
+
+    return scale

@@ -1,16 +1,15 @@
 """The comparison's tables, one for each label budget, with the figures that go with them."""
 
-from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 
-from classify.comparison import Comparison, Line, name_of
+from classify.comparison import Comparison, FailedRow, Line
 from classify.metrics import expected_calibration_error
 from classify.report.figures import Row, auc_limits, forest, reliability, roc, svg
-from classify.report.tables import caption, difference_rows, heading, images_of, table_row, verdict
+from classify.report.tables import caption, contrast_caption, contrast_rows, heading, images_of, table_row
+from classify.report.verdict import verdict
 from data.labels import words
 
 
@@ -45,27 +44,31 @@ class Budget:
         return words(self.comparison.config.data.target)
 
     @property
-    def baseline(self) -> Row:
-        numbers = self.comparison.numbers(self.labelled)
-        return self.rows[numbers.index(self.comparison.baseline(self.labelled))]
-
-    @property
     def caption(self) -> str:
-        return caption(self.comparison, self.rows[0].line)
+        return caption(self.comparison, self.labelled)
 
     @property
-    def differences(self) -> list[dict[str, str]]:
-        return list(difference_rows(self.comparison, self.labelled))
+    def contrasts(self) -> list[dict[str, str]]:
+        return list(contrast_rows(self.comparison, self.labelled))
+
+    @property
+    def contrast_caption(self) -> str:
+        return contrast_caption(self.comparison)
 
     @property
     def verdict(self) -> str:
         return verdict(self.comparison, self.labelled)
 
+    @property
+    def failed(self) -> list[FailedRow]:
+        """The rows of which no training finished."""
+        return [row for row in self.comparison.failed_rows if row.labelled == self.labelled]
+
     @cached_property
     def forest(self) -> str:
         # the same for all budgets, so that their figures can be compared
         limits = auc_limits(row for budget in budgets_of(self.comparison) for row in budget.rows)
-        return svg(f"AUC with its interval, {self.heading}", forest, self.rows, self.baseline, limits)
+        return svg(f"AUC with its interval, {self.heading}", forest, self.rows, limits)
 
     @cached_property
     def roc(self) -> str | None:
@@ -89,25 +92,12 @@ class Budget:
 
 
 def budgets_of(comparison: Comparison) -> list[Budget]:
-    """The comparison's tables, in its own order; rows that would read alike are told apart by their pretraining."""
+    """The comparison's tables, in its own order."""
     budgets = []
     for labelled in comparison.budgets:
-        lines = [comparison.lines[number] for number in comparison.numbers(labelled)]
-        alike = Counter(name_of(line) for line in lines)
-
-        rows = []
-        for place, line in enumerate(lines):
-            name = name_of(line)
-            if alike[name] > 1:
-                name += _origin(line)
-            rows.append(Row(name, place, line))
+        rows = [Row(line.name, place, line) for place, line in enumerate(comparison.lines_of(labelled))]
         budgets.append(Budget(comparison, labelled, tuple(rows)))
     return budgets
-
-
-def _origin(line: Line) -> str:
-    checkpoint = line.evaluations[0].summary["meta"]["pretrained_from"]
-    return f" ({Path(checkpoint).parent.name})" if checkpoint else ""
 
 
 def confusion(line: Line, names: tuple[str, str]) -> list[ConfusionRow]:

@@ -3,13 +3,11 @@
 from collections.abc import Iterator, Sequence
 
 from classify.comparison import Comparison
-from classify.report.budgets import Budget
 from classify.report.reconstructions import Panel, panels
-from classify.report.tables import FLATTERING, UNKNOWN_WEIGHTS, case_count, summary_of_all, units_of
+from classify.report.tables import FLATTERING, UNKNOWN_WEIGHTS, case_count, images_of, summary_of_all, units_of
 from data.labels import words
 from data.privacy import terms
 from data.settings import height_and_width
-from mae.engine.run import commit
 
 
 def notices(comparison: Comparison, shown: Sequence[Panel] | None = None) -> Iterator[str]:
@@ -35,43 +33,42 @@ def notices(comparison: Comparison, shown: Sequence[Panel] | None = None) -> Ite
         yield UNKNOWN_WEIGHTS
 
 
-def facts(comparison: Comparison, budgets: list[Budget]) -> Iterator[tuple[str, str]]:
+def facts(comparison: Comparison) -> Iterator[tuple[str, str]]:
     """How the report was made, term by term."""
     config = comparison.config
-    line = comparison.lines[0]
-    summary = line.evaluations[0].summary
+    made = comparison.facts
     yield "Run", config.run
 
     # the cases
     height, width = height_and_width(config.data.image_size)
     yield "Source", f"{config.data.source}, {height} × {width} pixels ({config.data.resize})"
     yield "Split", config.compare.split
-    yield "Evaluated", case_count(summary_of_all(comparison))
+    summary = summary_of_all(comparison)
+    yield "Evaluated", case_count(summary)
     positive = words(config.data.target)[1]
-    yield "Prevalence", f"{100 * line.labels.mean():.1f} % {positive} ({int(line.labels.sum()):,})"
+    labels = comparison.lines[0].labels
+    yield "Prevalence", f"{100 * labels.mean():.1f} % {positive} ({int(labels.sum()):,})"
 
     # training and statistics
-    yield "Labelled for training", "; ".join(f"{budget.images} images" for budget in budgets)
+    images = [f"{images_of(comparison, labelled)} images" for labelled in comparison.budgets]
+    yield "Labelled for training", "; ".join(images)
     yield "Training seeds", ", ".join(map(str, config.compare.seeds))
     whom = "patients" if summary["patients_known"] else units_of(summary)
-    level = f"{100 * config.evaluate.level:g} %"
-    yield "Intervals", f"{level}, bootstrap of {whom}, {config.evaluate.replicates:,} replicates"
+    yield "Intervals", f"{100 * config.evaluate.level:g} %, clustered by {whom}"
+    yield "Contrasts", f"{len(comparison.contrasts)}, in {comparison.tests} tests, adjusted by Holm's method"
 
     # the code and the data
-    yield "Commit", commit() or "not known (installed package)"
+    yield "Commit", made.commit or "not known (installed package)"
     commits = _commits(comparison)
-    if commits and commits != [commit()]:
+    if commits and commits != [made.commit]:
         yield "Commit of the predictions", ", ".join(commits)
-    manifest = comparison.data.manifest.fingerprint()
-    store = comparison.data.store.fingerprint[:16]
-    yield "Data fingerprint", f"manifest {manifest}, store {store}"
+    yield "Data fingerprint", f"manifest {made.manifest}, store {made.store[:16]}"
 
 
 def _commits(comparison: Comparison) -> list[str]:
     """The commits that made the predictions, where they are known."""
     found = set()
-    for line in comparison.lines:
-        for evaluation in line.evaluations:
-            if evaluation.summary["commit"]:
-                found.add(str(evaluation.summary["commit"]))
+    for evaluation in comparison.evaluations:
+        if evaluation.summary["commit"]:
+            found.add(str(evaluation.summary["commit"]))
     return sorted(found)

@@ -20,7 +20,7 @@ from sklearn.metrics import roc_curve
 
 from classify.comparison import Line
 from classify.metrics import reliability_curve
-from classify.style import BAND, COLOURS, GREY, INK, MARKERS, STYLE
+from classify.style import COLOURS, GREY, INK, MARKERS, STYLE
 
 PIXELS_PER_INCH = 100  # how large an inch of figure is shown, at most
 FPR = np.linspace(0, 1, 201)  # where ROC curves of several seeds are averaged
@@ -92,12 +92,11 @@ def auc_limits(rows: Iterable[Row]) -> tuple[float, float]:
     return low, high
 
 
-def forest(rows: Sequence[Row], baseline: Row, limits: tuple[float, float]) -> Figure:
-    """AUC and interval of every row under its name; the baseline's interval is a band behind them all."""
+def forest(rows: Sequence[Row], limits: tuple[float, float]) -> Figure:
+    """AUC and interval of every row under its name."""
     figure, [axes] = _axes(5.6, 0.6 + 0.48 * len(rows))
 
-    # behind the rows: the baseline's interval, and chance where the axis reaches it
-    axes.axvspan(*baseline.line.intervals["auc"].interval, color=BAND, zorder=0)
+    # behind the rows: chance, where the axis reaches it
     if limits[0] < 0.5:
         axes.axvline(0.5, color=GREY, linewidth=0.8, linestyle="--")
 

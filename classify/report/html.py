@@ -7,10 +7,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from classify.comparison import Comparison
 from classify.report.budgets import budgets_of
 from classify.report.facts import facts, notices
-from classify.report.reconstructions import panels, withheld
+from classify.report.reconstructions import missing, panels, withheld
 from classify.report.runs import run_rows
 from classify.report.tables import METRICS, task, units_of
 from classify.report.training import pretrainings, trainings
+from classify.report.verdict import answer
+from classify.report.warnings import warnings
 from data.config import print_config
 from data.labels import words
 from mae.reconstruct import CAPTION
@@ -27,7 +29,6 @@ def report_html(comparison: Comparison) -> str:
     )
     budgets = budgets_of(comparison)
     target = comparison.config.data.target
-    manifest = comparison.data.manifest
 
     shown = panels(comparison)
 
@@ -36,17 +37,20 @@ def report_html(comparison: Comparison) -> str:
         config=comparison.config,
         task=task(target),
         words=words(target),
+        answer=answer(comparison),
+        warnings=warnings(comparison),
         notices=list(notices(comparison, shown or ())),
-        facts=dict(facts(comparison, budgets)),
-        units=units_of(comparison.lines[0].evaluations[0].summary),
+        facts=dict(facts(comparison)),
+        units=units_of(next(comparison.evaluations).summary),
         budgets=budgets,
         metrics=list(METRICS),
         pretrainings=list(pretrainings(comparison)),
         trainings=list(trainings(budgets)),
         panels=shown,
         withheld=list(withheld(comparison)),
+        missing=list(missing(comparison)),
         panel_caption=CAPTION,
-        runs=list(run_rows(comparison, budgets)),
-        notes=[*manifest.notes, manifest.summary()],
+        runs=list(run_rows(comparison)),
+        notes=[*comparison.facts.notes, comparison.facts.summary],
         resolved=print_config(comparison.config),
     )

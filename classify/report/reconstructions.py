@@ -1,23 +1,29 @@
-"""What each pretraining makes of validation images, as pictures inside the page."""
+"""What each pretraining makes of validation images, as pictures beside the comparison and inside its page."""
 
 import base64
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from classify.comparison import Comparison
-from data.loader import Data, Loader, open_data
+from classify.comparison import Comparison, Reconstructions
+from classify.settings import ClassifyConfig
+from data.loader import Data, Loader
 from data.privacy import credentialed_sources, may_show
 from data.settings import DataSettings, height_and_width
+from data.writing import writing
 from mae.engine.checkpoint import Checkpoint, load_checkpoint
 from mae.pretrain import panel
 from mae.reconstruct import model_of
 
 PANEL_IMAGES = 4  # validation images reconstructed by each stage-one run
 SMALL = 96  # up to this side, in pixels, a panel is kept without loss
+KINDS = {".png": "png", ".jpg": "jpeg"}
 
 
 @dataclass(frozen=True)
@@ -33,93 +39,141 @@ class Panel:
     credentialed: tuple[str, ...]  # the credentialed data sets that it shows images of
 
 
+# ---------------------------------------------------------------- drawing
+
+
+def draw_reconstructions(
+    pretrainings: Mapping[str, Path],
+    configs: Mapping[str, ClassifyConfig],
+    data_of: Callable[[DataSettings], Data],
+    folder: Path,
+) -> dict[str, Reconstructions]:
+    """Draw each stage-one run's reconstructions of validation images into `folder`, where they may be shown.
+
+    The data that a pretraining's images are of is asked, not the comparison's; what it was asked before is past.
+    """
+    found = {}
+    for name, run in pretrainings.items():
+        checkpoint = load_checkpoint(run / "best.pt", kind="mae")
+        wished = configs[name].report.images
+        data = data_of(configs[name].data)
+        private = credentialed_sources(checkpoint.config.data)
+
+        file = digest = withheld = None
+        if may_show(bool(private) or data.manifest.credentialed, wished):
+            file, digest = _draw(checkpoint, data, folder, name)
+        else:
+            withheld = "report.images is false"
+            if wished is None:
+                withheld = (
+                    f"the source is credentialed ({', '.join(private)})" if private else "the source is credentialed"
+                )
+        _remove_others(folder, name, file)
+
+        found[name] = Reconstructions(
+            file=file,
+            digest=digest,
+            withheld=withheld,
+            masking=f"{100 * checkpoint.config.pretrain.mask_ratio:g}",
+            image_size=height_and_width(checkpoint.config.data.image_size),
+            credentialed=private,
+        )
+    return found
+
+
+def _draw(checkpoint: Checkpoint, data: Data, folder: Path, name: str) -> tuple[str, str]:
+    """Write the picture; its name below `folder`, and the digest of its bytes."""
+    # images spread evenly over the split
+    table = data.split("validate")
+    spread = np.linspace(0, len(table) - 1, min(PANEL_IMAGES, len(table))).round().astype(int)
+    batch = next(Loader(data, table.iloc[spread], len(spread)).epoch())
+    [picture] = panel(model_of(checkpoint), batch, checkpoint.config.pretrain.mask_ratio)
+    grey = (picture * 255).round().byte().numpy()  # h w
+
+    content = BytesIO()
+    if _is_small(height_and_width(checkpoint.config.data.image_size)):
+        ending = ".png"
+        Image.fromarray(grey).save(content, "png", optimize=True)
+    else:
+        ending = ".jpg"
+        Image.fromarray(grey).save(content, "jpeg", quality=88)
+
+    (folder / "reconstructions").mkdir(exist_ok=True)
+    file = f"reconstructions/{name}{ending}"
+    with writing(folder / file) as opened:
+        opened.write(content.getvalue())
+    return file, _digest(content.getvalue())
+
+
+def _remove_others(folder: Path, name: str, kept: str | None) -> None:
+    """An earlier picture does not stay where it may no longer be shown."""
+    for ending in KINDS:
+        if kept != f"reconstructions/{name}{ending}":
+            with suppress(FileNotFoundError, NotADirectoryError):
+                (folder / "reconstructions" / f"{name}{ending}").unlink()
+
+
+def _is_small(size: tuple[int, int]) -> bool:
+    return max(size) <= SMALL
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+# ---------------------------------------------------------------- showing
+
+
 def panels(comparison: Comparison) -> list[Panel] | None:
-    """Each stage-one run's reconstructions of validation images; None where radiographs of none may be shown."""
-    shown = [
-        _panel(comparison, name, checkpoint)
-        for name, checkpoint in _checkpoints(comparison)
-        if _may_show(comparison, name, checkpoint)
-    ]
+    """Each stage-one run's reconstructions that are there and may be shown; None where there are none of them."""
+    shown = []
+    for name, drawn in comparison.reconstructions.items():
+        content = _content(comparison, name, drawn)
+        if content is not None:
+            shown.append(_panel(name, drawn, content))
     return shown or (None if comparison.pretrainings else [])
 
 
 def withheld(comparison: Comparison) -> Iterator[str]:
-    """Which stage-one runs' reconstructions are not shown, and why."""
-    for name, checkpoint in _checkpoints(comparison):
-        if not _may_show(comparison, name, checkpoint):
-            private = credentialed_sources(checkpoint.config.data)
-            why = "report.images is false"
-            if _wished(comparison, name, checkpoint) is None:
-                why = f"the source is credentialed ({', '.join(private)})" if private else "the source is credentialed"
-            yield f"{name}: {why}"
+    """Which stage-one runs' reconstructions may not be shown, and why."""
+    for name, drawn in comparison.reconstructions.items():
+        if drawn.withheld is not None:
+            yield f"{name}: {drawn.withheld}"
 
 
-def _checkpoints(comparison: Comparison) -> Iterator[tuple[str, Checkpoint]]:
-    for name, folder in comparison.pretrainings.items():
-        yield name, load_checkpoint(folder / "best.pt", kind="mae")
+def missing(comparison: Comparison) -> Iterator[str]:
+    """Which stage-one runs' pictures are not there, or not those that were drawn."""
+    for name, drawn in comparison.reconstructions.items():
+        if drawn.withheld is None and _content(comparison, name, drawn) is None:
+            yield f"reconstructions of {name}: {drawn.file} is not there as it was drawn"
 
 
-def _may_show(comparison: Comparison, name: str, checkpoint: Checkpoint) -> bool:
-    """The data that a pretraining's images are of is asked, not the comparison's; what it was asked before is past."""
-    credentialed = bool(credentialed_sources(checkpoint.config.data))
-    if _is_own(comparison, checkpoint.config.data):
-        credentialed = credentialed or comparison.data.manifest.credentialed
-    return may_show(credentialed, _wished(comparison, name, checkpoint))
+def _content(comparison: Comparison, name: str, drawn: Reconstructions) -> bytes | None:
+    """The picture as it was drawn; None where it is not there, or may not be shown."""
+    wished = comparison.pretrain_configs[name].report.images if name in comparison.pretrain_configs else None
+    if drawn.file is None or drawn.withheld is not None or not may_show(bool(drawn.credentialed), wished):
+        return None
+    with suppress(OSError):
+        content = (comparison.folder / drawn.file).read_bytes()
+        if _digest(content) == drawn.digest:
+            return content
+    return None
 
 
-def _wished(comparison: Comparison, name: str, checkpoint: Checkpoint) -> bool | None:
-    return comparison.pretrain_configs.get(name, checkpoint.config).report.images
-
-
-def _panel(comparison: Comparison, name: str, checkpoint: Checkpoint) -> Panel:
-    config = checkpoint.config
-
-    # images spread evenly over the split
-    data = _data_of(comparison, config.data)
-    table = data.split("validate")
-    spread = np.linspace(0, len(table) - 1, min(PANEL_IMAGES, len(table))).round().astype(int)
-    batch = next(Loader(data, table.iloc[spread], len(spread)).epoch())
-    [picture] = panel(model_of(checkpoint), batch, config.pretrain.mask_ratio)
-    grey = (picture * 255).round().byte().numpy()  # h w
+def _panel(name: str, drawn: Reconstructions, content: bytes) -> Panel:
+    assert drawn.file is not None
+    kind = KINDS[Path(drawn.file).suffix]
+    with Image.open(BytesIO(content)) as picture:
+        size = picture.size
 
     # small images are shown larger, pixel by pixel
-    height, width = height_and_width(config.data.image_size)
-    small = max(height, width) <= SMALL
+    width = drawn.image_size[1]
     return Panel(
         name=name,
-        masking=f"{100 * config.pretrain.mask_ratio:g}",
-        source=_png_uri(grey) if small else _jpeg_uri(grey),
-        size=(grey.shape[1], grey.shape[0]),
+        masking=drawn.masking,
+        source=f"data:image/{kind};base64,{base64.b64encode(content).decode()}",
+        size=size,
         width=4 * width * max(1, round(150 / width)),
-        pixelated=small,
-        credentialed=credentialed_sources(config.data),
+        pixelated=_is_small(drawn.image_size),
+        credentialed=drawn.credentialed,
     )
-
-
-def _data_of(comparison: Comparison, settings: DataSettings) -> Data:
-    """The data a pretraining saw: the comparison's own, unless a pretraining changes `data`."""
-    if _is_own(comparison, settings):
-        return comparison.data
-    return open_data(_opened_here(comparison, settings))
-
-
-def _is_own(comparison: Comparison, settings: DataSettings) -> bool:
-    return _opened_here(comparison, settings) == comparison.config.data
-
-
-def _opened_here(comparison: Comparison, settings: DataSettings) -> DataSettings:
-    """With what says nothing of the images as the comparison has it."""
-    own = comparison.config.data
-    return settings.model_copy(update={"store": own.store, "workers": own.workers, "share": own.share})
-
-
-def _png_uri(grey: np.ndarray) -> str:
-    file = BytesIO()
-    Image.fromarray(grey).save(file, "png", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
-
-
-def _jpeg_uri(grey: np.ndarray) -> str:
-    file = BytesIO()
-    Image.fromarray(grey).save(file, "jpeg", quality=88)
-    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -2,37 +2,44 @@
 
 from collections.abc import Iterator
 
-from classify.comparison import Comparison
+from classify.comparison import Comparison, FailedRow, Line
 from classify.evaluate import Evaluation
-from classify.report.budgets import Budget
-from classify.report.figures import Row
 from classify.report.training import OF_TRAINING, epochs_of, kept_epoch
 from classify.settings import ClassifyConfig
 from mae.engine.run import flat
 from mae.weights.start import without_weights
 
+COLUMNS = (
+    *("Row", "Folder", "Seed", "Epochs", "Best epoch", "Threshold"),
+    *("Training images", "Augmentation", "Settings of its own"),
+)
 SECTIONS = ("data", "model", "pretrain", "finetune")
 # settings with a column of their own, and those that change nothing of what is learned
 SHOWN = {"finetune.run", "finetune.sample", "finetune.augment.enabled", "data.store", "data.workers"}
 
 
-def run_rows(comparison: Comparison, budgets: list[Budget]) -> Iterator[dict[str, str]]:
-    """Stage two's runs, row by row of the tables and seed by seed."""
-    for budget in budgets:
-        for row in budget.rows:
-            for evaluation in row.line.evaluations:
-                yield _run_row(comparison.config, row, evaluation)
+def run_rows(comparison: Comparison) -> Iterator[dict[str, str]]:
+    """Stage two's runs, row by row of the tables and seed by seed; those that failed come last."""
+    for line in comparison.lines:
+        for evaluation in line.evaluations:
+            yield _run_row(comparison.config, line, evaluation)
+    rows: list[Line | FailedRow] = [*comparison.lines, *comparison.failed_rows]
+    for row in rows:
+        for why in row.failed:
+            yield dict.fromkeys(COLUMNS, "–") | {"Row": row.name, "Settings of its own": f"failed: {why}"}
 
 
-def _run_row(config: ClassifyConfig, row: Row, evaluation: Evaluation) -> dict[str, str]:
+def _run_row(config: ClassifyConfig, line: Line, evaluation: Evaluation) -> dict[str, str]:
+    if "file" in evaluation.summary:
+        return _file_row(line, evaluation)
     settings = evaluation.config.finetune
     best = "–"
-    epochs = epochs_of(evaluation.run, OF_TRAINING)
+    epochs = epochs_of(evaluation.run, OF_TRAINING, warn=False)  # the curves of the same run have warned
     if epochs:
         best = str(kept_epoch(epochs, settings.select)["epoch"])
 
-    return {
-        "Row": row.name,
+    row = {
+        "Row": line.name,
         "Folder": evaluation.run.name,
         "Seed": str(evaluation.summary["seed"]),
         "Epochs": str(settings.epochs),
@@ -41,6 +48,24 @@ def _run_row(config: ClassifyConfig, row: Row, evaluation: Evaluation) -> dict[s
         "Training images": f"{evaluation.summary['meta']['train_images']:,}",
         "Augmentation": "on" if settings.augment.enabled else "off",
         "Settings of its own": ", ".join(own_settings(config, evaluation.config)) or "–",
+    }
+    assert tuple(row) == COLUMNS
+    return row
+
+
+def _file_row(line: Line, evaluation: Evaluation) -> dict[str, str]:
+    """Of predictions in a file nothing is known but what they say."""
+    file = evaluation.summary["file"]
+    return {
+        "Row": line.name,
+        "Folder": evaluation.run.name,
+        "Seed": "–",
+        "Epochs": "–",
+        "Best epoch": "–",
+        "Threshold": f"{evaluation.threshold:.3f}",
+        "Training images": "–",
+        "Augmentation": "–",
+        "Settings of its own": f"{file['column']} of {file['name']}; threshold {file['threshold']}",
     }
 
 

@@ -1,14 +1,13 @@
-"""Results as text: the table's columns, its rows, and what a comparison says."""
+"""Results as text: the table's columns, its rows, and what its numbers are."""
 
 import re
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-
-from classify.comparison import Comparison, Line, describe, name_of
+from classify.comparison import Comparison, Line, describe
 from classify.evaluate import Evaluation
-from classify.metrics import HEADLINE, BootstrapDifference, Interval
+from classify.metrics import HEADLINE, Interval
+from classify.report.numbers import show, show_number, show_p
 from data.errors import ESCAPED, printable
 from data.labels import words
 from data.privacy import terms
@@ -55,14 +54,6 @@ def evaluation_text(evaluations: list[Evaluation]) -> str:
     return "\n".join(parts)
 
 
-def show(interval: Interval, signed: bool = False) -> str:
-    """`.755 [.735, .774]`; signed: `+.012 [-.003, +.027]`."""
-    form = "+.3f" if signed else ".3f"
-    values = (interval.estimate, *interval.interval)
-    estimate, low, high = (format(value, form).replace("0.", ".", 1) for value in values)
-    return f"{estimate} [{low}, {high}]"
-
-
 # what would begin markup in a line of Markdown: code, tables, HTML, links, pictures, emphasis, mathematics, entities,
 # headings, mentions, and addresses that become links without brackets
 MARKUP = re.compile(
@@ -104,31 +95,6 @@ def markdown(rows: list[dict[str, str]]) -> str:
 # ---------------------------------------------------------------- comparison
 
 
-def comparison_text(comparison: Comparison) -> str:
-    """comparison.md: a table per label budget, what its numbers are, and the tests against the baseline."""
-    parts = [f"# {plain(comparison.config.run)}: {plain(task(comparison.config.data.target))}"]
-    if comparison.config.compare.split == "validate":
-        parts.append(FLATTERING)
-    for labelled in comparison.budgets:
-        lines = [comparison.lines[number] for number in comparison.numbers(labelled)]
-        parts.append(f"## {heading(comparison, labelled)}")
-
-        # the table, and what its numbers are
-        parts.append(markdown([table_row(line.described, line.intervals) for line in lines]))
-        parts.append(plain(caption(comparison, lines[0])))
-
-        # the tests against the baseline
-        if len(lines) > 1:
-            parts.append(markdown(list(difference_rows(comparison, labelled))))
-            parts.append(plain(verdict(comparison, labelled)))
-
-    if comparison.credentialed:
-        parts.append(plain(terms(comparison.credentialed)))
-    if comparison.seen_elsewhere:
-        parts.append(UNKNOWN_WEIGHTS)
-    return "\n\n".join([*parts, "Not a medical device."])
-
-
 def task(target: str | None) -> str:
     """What is told apart: `normal against abnormal`, or `Pneumonia: positive against negative`."""
     negative, positive = words(target)
@@ -152,49 +118,70 @@ def heading(comparison: Comparison, labelled: int | None) -> str:
 
 def images_of(comparison: Comparison, labelled: int | None) -> str:
     """How many labelled images the rows of a budget were trained on: `100`, or `90 to 100` where rows differ."""
-    counts = [_trained_on(comparison.lines[number]) for number in comparison.numbers(labelled)]
+    trained_on = [_trained_on(line) for line in comparison.lines_of(labelled)]
+    counts = [count for count in trained_on if count is not None]  # a file of predictions does not say it
     if min(counts) == max(counts):
         return f"{counts[0]:,}"
     return f"{min(counts):,} to {max(counts):,}"
 
 
-def _trained_on(line: Line) -> int:
-    return line.evaluations[0].summary["meta"]["train_images"]
+def _trained_on(line: Line) -> int | None:
+    images: int | None = line.evaluations[0].summary["meta"]["train_images"]
+    return images
 
 
 def summary_of_all(comparison: Comparison) -> dict[str, Any]:
     """The summary that holds for a whole comparison: the row that has seen most of the split counts for all."""
-    evaluations = [evaluation for line in comparison.lines for evaluation in line.evaluations]
+    evaluations = list(comparison.evaluations)
     seen = max(evaluation.summary["pretrained_on"] for evaluation in evaluations)
-    elsewhere = any(evaluation.summary.get("seen_elsewhere") for evaluation in evaluations)
-    return evaluations[0].summary | {"pretrained_on": seen, "seen_elsewhere": elsewhere}
+    return evaluations[0].summary | {"pretrained_on": seen, "seen_elsewhere": comparison.seen_elsewhere}
 
 
-def caption(comparison: Comparison, line: Line) -> str:
-    """What the table's numbers are, in a sentence or two."""
+def table_rows(comparison: Comparison, labelled: int | None) -> Iterator[dict[str, str]]:
+    """The rows of a label budget's table; those of which no training finished come last and say so."""
+    for line in comparison.lines_of(labelled):
+        yield table_row(line.described, line.intervals)
+    for failed in comparison.failed_rows:
+        if failed.labelled == labelled:
+            yield failed.described | dict.fromkeys(METRICS, "failed")
+
+
+def caption(comparison: Comparison, labelled: int | None) -> str:
+    """What the table's numbers are, in a few sentences."""
     config = comparison.config
+    lines = comparison.lines_of(labelled)
     positive = words(config.data.target)[1]
 
     summary = summary_of_all(comparison)
-    resampled = "patients" if summary["patients_known"] else units_of(summary)
-    seeds = len(config.compare.seeds)
-    training = "1 training seed, so how much training varies is not in them"
+    whom = "patient" if summary["patients_known"] else units_of(summary).removesuffix("s")
+    seeds = max(len(line.evaluations) for line in lines)
+    training = "one training each, so how much training varies is not in them"
     if seeds > 1:
-        resampled += " and seeds"
-        training = f"{seeds} training seeds, mean shown"
+        training = f"{seeds} training seeds, mean shown, their spread included"
     return (
-        f"Split {config.compare.split}: {case_count(summary)}; {100 * line.labels.mean():.0f} % {positive}. "
-        f"In brackets {100 * config.evaluate.level:g} % bootstrap intervals, {resampled} resampled; {training}. "
-        f"Best epoch and threshold were chosen on validation.{_own_images(comparison, line.labelled)}"
+        f"Split {config.compare.split}: {case_count(summary)}; {100 * lines[0].labels.mean():.0f} % {positive}. "
+        f"In brackets {100 * config.evaluate.level:g} % intervals clustered by {whom}: of the AUC by DeLong's "
+        f"method on the logit scale, of the others by score intervals; {training}. "
+        f"Best epoch and threshold were chosen on validation.{_own_images(comparison, labelled)}{_notes(lines)}"
     )
+
+
+def _notes(lines: list[Line]) -> str:
+    """What is to be known of single intervals, such as those of an AUC of 1."""
+    places: dict[str, list[str]] = {}
+    for line in lines:
+        for column, name in METRICS.items():
+            if note := line.intervals[name].note:
+                places.setdefault(note, []).append(f"{line.name}, {column}")
+    return "".join(f" {'; '.join(where)}: {note}." for note, where in places.items())
 
 
 def _own_images(comparison: Comparison, labelled: int | None) -> str:
     """How many images each row was trained on, where rows differ: settings of their own can make them."""
-    lines = [comparison.lines[number] for number in comparison.numbers(labelled)]
+    lines = [line for line in comparison.lines_of(labelled) if _trained_on(line) is not None]
     if len({_trained_on(line) for line in lines}) == 1:
         return ""
-    rows = [f"{name_of(line)} {_trained_on(line):,}" for line in lines]
+    rows = [f"{line.name} {_trained_on(line):,}" for line in lines]
     return f" Labelled training images by row: {', '.join(rows)}."
 
 
@@ -216,59 +203,42 @@ def units_of(summary: dict[str, Any]) -> str:
     return "images" if summary["unit"] == "image" else "studies"
 
 
-def difference_rows(comparison: Comparison, labelled: int | None) -> Iterator[dict[str, str]]:
-    """Rows of a label budget's table of differences: every line but the baseline."""
-    baseline = comparison.baseline(labelled)
-    for number in comparison.numbers(labelled):
-        if number == baseline:
-            continue
-        auc = comparison.differences[number]["auc"]
-        accuracy = comparison.differences[number]["accuracy"]
-
-        yield {
-            "Model": name_of(comparison.lines[number]),
-            f"AUC minus {name_of(comparison.lines[baseline])}": show(auc, signed=True),
-            "p (AUC)": _p(auc.p_value),
-            "Accuracy difference": show(accuracy, signed=True),
-            "p (accuracy)": _p(accuracy.p_value),
-        }
+# ---------------------------------------------------------------- contrasts
 
 
-def _p(value: float) -> str:
-    if np.isnan(value):
-        return "–"
-    if value < 0.001:
-        return "< .001"
-    return f"{value:.3f}".removeprefix("0")
+def contrast_rows(comparison: Comparison, labelled: int | None) -> Iterator[dict[str, str]]:
+    """Rows of a label budget's table of contrasts."""
+    contrasts = comparison.contrasts_of(labelled)
+    margins = any(contrast.declared.margin is not None for contrast in contrasts)
+    for contrast in contrasts:
+        row = {"Contrast": f"{contrast.a} minus {contrast.b}"}
+        if contrast.why_not:
+            row |= {"AUC difference": "not computed", "p": "–", "Holm p": "–", "Accuracy difference": "–"}
+        else:
+            row |= {
+                "AUC difference": show(contrast.auc, signed=True),
+                "p": show_p(contrast.auc.p_value),
+                "Holm p": show_p(contrast.p_holm),
+                "Accuracy difference": show(contrast.differences["accuracy"], signed=True),
+            }
+        if margins:
+            row |= {
+                "Margin": show_number(contrast.declared.margin),
+                "p (inferior)": show_p(contrast.p_margin),
+                "Holm p (inferior)": show_p(contrast.p_margin_holm),
+            }
+        yield row
 
 
-def verdict(comparison: Comparison, labelled: int | None) -> str:
-    """Who wins on AUC, said plainly: better or worse only where the paired interval excludes no difference."""
-    lines = [comparison.lines[number] for number in comparison.numbers(labelled)]
-    best = max(lines, key=lambda line: line.intervals["auc"].estimate)
-    text = f"Highest AUC: {name_of(best)}."
-
-    # every other row against the baseline
-    baseline = comparison.baseline(labelled)
-    names: dict[str, list[str]] = {"better": [], "worse": [], "not distinguishable": []}
-    for number in comparison.numbers(labelled):
-        if number != baseline:
-            outcome = _outcome(comparison.differences[number]["auc"])
-            names[outcome].append(f'"{name_of(comparison.lines[number])}"')
-
-    said = [f"{outcome}: {', '.join(of_outcome)}" for outcome, of_outcome in names.items() if of_outcome]
-    if not said:
-        return text
-    against = name_of(comparison.lines[baseline])
+def contrast_caption(comparison: Comparison) -> str:
+    """How the contrasts were tested, and which they are."""
+    chosen = "Contrasts follow from the settings: pretrained against random weights, and each row against the baseline"
+    if comparison.config.compare.contrasts is not None:
+        chosen = "Contrasts were declared in the config (compare.contrasts)"
+    level = f"{100 * comparison.config.evaluate.level:g} %"
     return (
-        f"{text} Against {against}, by paired bootstrap of the AUC, not adjusted for several tests: {'; '.join(said)}."
+        f"{chosen}. Differences are of the same cases, with {level} intervals that are not adjusted. p is two-sided, "
+        "of the variance over patients and, where there are several, over training seeds. Holm p is adjusted for all "
+        f"{comparison.tests} tests of this comparison, over all label budgets; a contrast that could not be computed "
+        "counts among them. Differences in accuracy are described and not tested."
     )
-
-
-def _outcome(difference: BootstrapDifference) -> str:
-    low, high = difference.interval
-    if low > 0:
-        return "better"
-    if high < 0:
-        return "worse"
-    return "not distinguishable"

@@ -34,13 +34,13 @@ class Training:
     figure: str
 
 
-def epochs_of(folder: Path, names: Sequence[str]) -> list[Epoch]:
+def epochs_of(folder: Path, names: Sequence[str], warn: bool = True) -> list[Epoch]:
     """The rows of a run's metrics.jsonl that end an epoch and have the numbers of these names.
 
     An epoch lacks them if its validation had no finite numbers, or nothing in it was learned.
     """
     wanted = {"epoch", *names}
-    return [row for row in read_metrics(folder) if wanted <= row.keys()]
+    return [row for row in read_metrics(folder, warn) if wanted <= row.keys()]
 
 
 def kept_epoch(epochs: Sequence[Epoch], select: Select) -> Epoch:

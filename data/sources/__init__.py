@@ -1,8 +1,9 @@
 """Layouts → one table: a module reads each, and nothing later asks where an image came from.
 
-Every module has `read(settings, root) -> (table, notes)`: the table has `COLUMNS`, then any finding
-columns, and last, where labels follow from findings, `rule`: the words of the rule that decided the row's
-label. The notes are counts to print; those of images left out are `LeftOut`.
+Every module has `read(settings, root) -> (table, notes)`: the table has `COLUMNS`, then `sex` and `age` where they
+are known, any finding columns, any further ones of the user's own, and last, where labels follow from findings, `rule`:
+the words of the rule that decided the row's label. The notes are counts to print; those of images left out are
+`LeftOut`.
 """
 
 import csv
@@ -27,6 +28,8 @@ UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 BLANKS = " \t\r\n\v\f\u00a0\u2007\u202f\u200b\u200c\u200d\u2060\ufeff"  # also those that nobody sees
 NOT_A_NUMBER = ("nan", "NaN", "NA", "N/A", "null")
 COLUMNS = ("image_id", "path", "patient_id", "study_id", "split", "view", "label", "source")
+PEOPLE = ("sex", "age")  # F or M, and years; where a data set has them
+TAKEN = (*COLUMNS, *PEOPLE, "rule", "own_id", "study_date", "row", "logit", "score", "calibrated", "predicted")
 SPLITS = ("train", "validate", "test")
 SPLIT_WORDS = {
     "train": "train",
@@ -81,16 +84,40 @@ def read_source(settings: DataSettings, root: Path) -> tuple[pd.DataFrame, list[
     return import_module(f"data.sources.{SOURCES[settings.source].module}").read(settings, root)
 
 
-def manifest_table(columns: pd.DataFrame, source: str, findings: Collection[str] = ()) -> pd.DataFrame:
-    """The columns a layout has → all of `COLUMNS`, then `findings`, then `rule` if there is one; what it lacks is NaN.
+def manifest_table(
+    columns: pd.DataFrame, source: str, findings: Collection[str] = (), further: Collection[str] = ()
+) -> pd.DataFrame:
+    """The columns a layout has → all of `COLUMNS`, which are NaN where it lacks them, and those it has beside them.
 
-    Text columns are of dtype object, `label` float64, findings float32, `rule` a category.
+    These are `sex` and `age`, `findings`, `further` ones, and `rule`. Text columns are of dtype object, `label` and
+    `age` float64, findings float32, `rule` a category: `kinds_of_columns` tells them apart by that.
     """
-    rule = ["rule"] if "rule" in columns else []
-    table = columns.reindex(columns=[*COLUMNS, *findings, *rule])
+    people = [name for name in PEOPLE if name in columns]
+    last = [name for name in ("study_date", "rule") if name in columns]  # of use until the manifest is made
+    table = columns.reindex(columns=[*COLUMNS, *people, *findings, *further, *last])
     table["source"] = table["source"].astype(object).fillna(source)
-    types = dict.fromkeys(COLUMNS, object) | {"label": np.float64} | dict.fromkeys(findings, np.float32)
+    types: dict[str, Any] = dict.fromkeys([*COLUMNS, *people, *further], object)
+    types |= {"label": np.float64} | dict.fromkeys(findings, np.float32)
+    if "age" in people:
+        types["age"] = np.float64
     return table.astype(types).reset_index(drop=True)
+
+
+class Kinds(NamedTuple):
+    """Names of the columns that a manifest's table has beside `COLUMNS`, in order."""
+
+    people: list[str]  # sex, age
+    findings: list[str]
+    further: list[str]  # texts, of the user's own tables
+
+
+def kinds_of_columns(table: pd.DataFrame) -> Kinds:
+    """Which columns a manifest's table, or any part of it, has beside `COLUMNS`."""
+    people = [name for name in PEOPLE if name in table]
+    others = [str(name) for name in table.columns if name not in TAKEN]
+    findings = [name for name in others if table[name].dtype == np.float32]
+    further = [name for name in others if table[name].dtype == object]
+    return Kinds(people, findings, further)
 
 
 def require_folder(root: Path) -> None:
@@ -114,7 +141,7 @@ def csv_columns(path: Path) -> list[str]:
     if repeated:
         raise UserError(f"{path}: found column {quoted(repeated[0], 'of one name')} twice, expected it once")
     # a column without a name cannot be asked for, but must be told from the others
-    return [name or f"unnamed column {number}" for number, name in enumerate(names, start=1)]
+    return [name or _unnamed(number) for number, name in enumerate(names, start=1)]
 
 
 def _require_no_stand_in(path: Path) -> None:
@@ -141,10 +168,15 @@ def read_findings(path: Path, columns: Iterable[str], findings: Collection[str])
 
 
 def read_csv(
-    path: Path, columns: Iterable[str], optional: Iterable[str] = (), numbers: Collection[str] = ()
+    path: Path,
+    columns: Iterable[str],
+    optional: Iterable[str] = (),
+    numbers: Collection[str] = (),
+    words: Collection[str] = (),
 ) -> pd.DataFrame:
     """Some columns of a CSV as text, those in `numbers` as float32; blank is NaN.
 
+    Those in `words` are texts of which nothing depends: they may have line breaks, and equal ones are kept once.
     Raises UserError naming the file and, where one of `columns` is missing, found and expected.
     """
     header = csv_columns(path)
@@ -156,12 +188,14 @@ def read_csv(
             shown = quoted(f"columns {shown}", f"{len(header)} columns")
             raise UserError(f"{path}: found {shown}, expected column {column}")
     wanted = columns + [name for name in optional if name in header and name not in columns]
-    types: dict[str, Any] = {column: np.float32 if column in numbers else str for column in wanted}
+    types: dict[str, Any] = dict.fromkeys(wanted, str)
+    types |= {column: np.float32 for column in wanted if column in numbers}
+    types |= {column: "category" for column in wanted if column in words}
 
     # a text is what it says: a patient may be called NA. Blanks around it are not part of it.
     blank = {column: [*NOT_A_NUMBER, ""] if column in numbers else [""] for column in wanted}
     content = _content(path)
-    rows = _count_rows(content, len(header), path)
+    rows = _count_rows(content, len(header), _named_until(header), path)
     table = _parse(
         path,
         content,
@@ -176,7 +210,9 @@ def read_csv(
     if len(table) != rows and wanted:  # whatever the reason: no row is lost in silence
         raise UserError(f"{path}: found {len(table):,} rows, expected {rows:,} by its lines; is a quote not closed?")
     for column in wanted:
-        if column not in numbers:
+        if column in words:
+            table[column] = _stripped_words(table[column])
+        elif column not in numbers:
             table[column] = stripped(table[column])
             if b'"' in content:
                 _require_single_lines(table[column], path)
@@ -207,10 +243,23 @@ def _nul(path: Path, line: int) -> UserError:
     return UserError(f"{path}: line {line}: found a NUL byte, expected text in UTF-8; the file is damaged or UTF-16")
 
 
-def _count_rows(content: bytes, columns: int, path: Path) -> int:
+def _named_until(header: Sequence[str]) -> int:
+    """How many columns there are without those at the end that have no name: a header may end with a comma."""
+    count = len(header)
+    while count and header[count - 1] == _unnamed(count):
+        count -= 1
+    return count
+
+
+def _unnamed(number: int) -> str:
+    return f"unnamed column {number}"
+
+
+def _count_rows(content: bytes, columns: int, least: int, path: Path) -> int:
     """The rows below the header. UserError for one that has another number of fields: its values would be shifted.
 
-    Empty fields more than the header has are nothing: some tables end each line with a comma.
+    Empty fields more than the header has are nothing, and those of columns without a name (all after `least`) may be
+    left out: some tables end each line with a comma, or the header alone.
     """
     if b'"' not in content and columns > 1:  # the usual case, at once
         lines = content.splitlines()
@@ -220,7 +269,7 @@ def _count_rows(content: bytes, columns: int, path: Path) -> int:
     rows = 0
     for line, fields in _records(content, path):
         surplus = any(field.strip() for field in fields[columns:])
-        if len(fields) < columns or surplus:
+        if len(fields) < least or surplus:
             raise UserError(f"{path}: line {line}: found {len(fields)} fields, expected {columns} as in the header")
         rows += 1
     return rows - 1  # the header is one of them
@@ -268,6 +317,12 @@ def stripped(texts: pd.Series) -> pd.Series:
     """Texts without blanks at their ends, the invisible ones included; NaN where nothing is left."""
     bare = texts.str.strip(BLANKS)
     return bare.where(bare != "")
+
+
+def _stripped_words(words: pd.Series) -> pd.Series:
+    """A category as texts without blanks at their ends; NaN where nothing is left."""
+    bare = {word: str(word).strip(BLANKS) or np.nan for word in words.cat.categories}
+    return words.astype(object).map(bare).astype(object)
 
 
 def _parse(path: Path, content: bytes | None = None, **options: Any) -> pd.DataFrame:

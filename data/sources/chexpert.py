@@ -14,6 +14,7 @@ import pandas as pd
 from data.errors import UserError
 from data.labels import FINDINGS, judge, tally, with_no_finding
 from data.settings import DataSettings
+from data.sex_and_age import people_columns, read_people
 from data.sources import csv_columns, manifest_table, read_findings, require_filled, require_folder
 
 FILES = {"train": ("train.csv",), "validate": ("valid.csv",), "test": ("test.csv", "test_labels.csv")}
@@ -31,7 +32,8 @@ def read(settings: DataSettings, root: Path) -> tuple[pd.DataFrame, list[str]]:
     found = {split: [folder / name for name in names if (folder / name).is_file()] for split, names in FILES.items()}
     parts = {paths[0].name: _read_part(paths[0], split) for split, paths in found.items() if paths}
     notes = [f"{name}: {len(part):,} images" for name, part in parts.items()]
-    images = pd.concat(parts.values(), ignore_index=True)
+    images, about_people = read_people(pd.concat(parts.values(), ignore_index=True))
+    notes += about_people
     label, rule = judge(images[list(FINDINGS)], settings.uncertain, settings.target)
     images = images.assign(label=label, rule=rule, path=f"{folder}/" + images["image_id"])
     notes += [f"{text}: {count:,} images" for text, count in tally(rule).items()]
@@ -51,11 +53,12 @@ def _find_folder(root: Path) -> Path:
 
 
 def _read_part(path: Path, split: str) -> pd.DataFrame:
-    """image_id, patient_id, study_id, split, view and all findings of one CSV."""
+    """image_id, patient_id, study_id, split, view, all findings, and any sex and age of one CSV."""
     header = csv_columns(path)
     views = [name for name in ("Frontal/Lateral", "AP/PA") if name in header]
     needed = FINDINGS if split != "test" else [name for name in FINDINGS if name in header]
-    table = read_findings(path, ["Path", *views], needed)
+    people = people_columns(header)
+    table = read_findings(path, ["Path", *views, *people], needed)
     require_filled(table, ["Path"], path)
 
     # patient and study stand in the path alone
@@ -67,7 +70,8 @@ def _read_part(path: Path, split: str) -> pd.DataFrame:
 
     named = {"image_id": below, "patient_id": parts[0], "study_id": parts[0] + "/" + parts[1]}
     findings = with_no_finding(table[list(needed)]).reindex(columns=list(FINDINGS))
-    return pd.concat([pd.DataFrame({**named, "split": split, "view": _views(table)}), findings], axis=1)
+    images = pd.DataFrame({**named, "split": split, "view": _views(table)})
+    return pd.concat([images, table[list(people)].rename(columns=people), findings], axis=1)
 
 
 def _views(table: pd.DataFrame) -> pd.Series:

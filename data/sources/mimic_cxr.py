@@ -36,7 +36,7 @@ from data.sources import (
 WHERE = "https://physionet.org/content/mimic-cxr-jpg (credentialed access)"
 IDS = ("dicom_id", "subject_id", "study_id")
 NUMBERS = ("subject_id", "study_id")
-NAMES = {"dicom_id": "image_id", "subject_id": "patient_id", "ViewPosition": "view"}
+NAMES = {"dicom_id": "image_id", "subject_id": "patient_id", "ViewPosition": "view", "StudyDate": "study_date"}
 AIRSPACE_OPACITY = "Airspace Opacity"  # the radiologists' name of Lung Opacity
 RECORDS = "cxr-record-list.csv"
 
@@ -52,10 +52,11 @@ def read(settings: DataSettings, root: Path) -> tuple[pd.DataFrame, list[str]]:
     labels = root if settings.labels_root is None else Path(expand(settings.labels_root, "data.labels_root"))
     if not labels.is_dir():
         raise UserError(f"data.labels_root: {labels}: no such folder")
+    dates = ["StudyDate"] if settings.patients is not None else []  # ages are those of one year
     if settings.source == "mimic-cxr-dicom":
-        images, notes = _read_dicom_images(root, labels, alone=settings.labels_root is None)
+        images, notes = _read_dicom_images(root, labels, dates, alone=settings.labels_root is None)
     else:
-        images, notes = _read_jpg_images(root, labels)
+        images, notes = _read_jpg_images(root, labels, dates)
     _require_one_patient_a_study(images, root)
     studies, counts = _read_labels(settings, labels, images)
     table = images.join(studies, on="study_id").rename(columns=NAMES)
@@ -79,10 +80,10 @@ def _need_csv(folder: Path, kind: str) -> Path:
 # ---------------------------------------------------------------- images
 
 
-def _read_jpg_images(root: Path, labels: Path) -> tuple[pd.DataFrame, list[str]]:
+def _read_jpg_images(root: Path, labels: Path, dates: list[str]) -> tuple[pd.DataFrame, list[str]]:
     """dicom_id, subject_id, study_id, ViewPosition, split and path of each image that has a split."""
     path = _need_csv(labels, "metadata")
-    images = read_csv(path, [*IDS, "ViewPosition"])
+    images = read_csv(path, [*IDS, "ViewPosition"], optional=dates)
     require_filled(images, IDS, path)
     for column in NUMBERS:
         require_numbers(images[column], path)
@@ -92,7 +93,7 @@ def _read_jpg_images(root: Path, labels: Path) -> tuple[pd.DataFrame, list[str]]
     return images, [_count(path, images), *notes]
 
 
-def _read_dicom_images(root: Path, labels: Path, alone: bool) -> tuple[pd.DataFrame, list[str]]:
+def _read_dicom_images(root: Path, labels: Path, dates: list[str], alone: bool) -> tuple[pd.DataFrame, list[str]]:
     """The same from the record list; view and split from MIMIC-CXR-JPG's CSVs where they are.
 
     `alone`: nobody said that there are such CSVs.
@@ -110,10 +111,11 @@ def _read_dicom_images(root: Path, labels: Path, alone: bool) -> tuple[pd.DataFr
 
     # what MIMIC-CXR-JPG adds, as far as it is there
     if metadata := _find_csv(labels, "metadata"):
-        views = read_csv(metadata, ["dicom_id", "ViewPosition"], optional=["subject_id"])
+        views = read_csv(metadata, ["dicom_id", "ViewPosition"], optional=["subject_id", *dates])
         require_unique(views["dicom_id"], metadata)
         _require_same_patients(views, images, "dicom_id", metadata)
-        images["ViewPosition"] = images["dicom_id"].map(views.set_index("dicom_id")["ViewPosition"])
+        for column in views.columns.intersection(["ViewPosition", *dates]):
+            images[column] = images["dicom_id"].map(views.set_index("dicom_id")[column])
     else:
         notes.append("no metadata CSV of MIMIC-CXR-JPG: views are unknown, laterals are among the images")
     if alone and not _find_csv(labels, "split"):

@@ -15,7 +15,8 @@ import pandas as pd
 from data.errors import UserError, quoted
 from data.labels import NIH_FINDINGS, judge, tally
 from data.settings import DataSettings
-from data.sources import LeftOut, manifest_table, read_csv, read_lines, require_filled, require_folder
+from data.sex_and_age import people_columns, read_people
+from data.sources import LeftOut, csv_columns, manifest_table, read_csv, read_lines, require_filled, require_folder
 
 LISTS = {"train": "train_val_list.txt", "test": "test_list.txt"}
 COLUMNS = {"Image Index": "image_id", "Patient ID": "patient_id", "View Position": "view"}
@@ -31,15 +32,17 @@ def read(settings: DataSettings, root: Path) -> tuple[pd.DataFrame, list[str]]:
     path = max(root.glob("Data_Entry_2017*.csv"), default=None)
     if path is None:
         raise UserError(f"{root}: found no Data_Entry_2017*.csv, expected it here; get it from {WHERE}")
-    table = read_csv(path, [*COLUMNS, "Finding Labels"], optional=["Follow-up #"])
+    people = people_columns(csv_columns(path))
+    table = read_csv(path, [*COLUMNS, "Finding Labels"], optional=["Follow-up #", *people], words=people)
     require_filled(table, ["Image Index", "Patient ID", "Finding Labels"], path)
-    images = table.rename(columns=COLUMNS)
+    images, about_people = read_people(table.rename(columns=COLUMNS | people))
     if "Follow-up #" in images:
         images["study_id"] = images["patient_id"] + "/" + images["Follow-up #"]
     findings = _read_findings(images["Finding Labels"], path)
     label, rule = judge(findings, settings.uncertain, settings.target)
     notes = [f"{path.name}: {len(images):,} images, {images['patient_id'].nunique():,} patients"]
     notes += [f"{text}: {count:,} images" for text, count in tally(rule).items()]
+    notes += about_people
     images = images.assign(path=_paths(images["image_id"], root), label=label, rule=rule)
     images, more = _with_splits(pd.concat([images, findings], axis=1), root)
     return manifest_table(images, settings.source, NIH_FINDINGS), notes + more

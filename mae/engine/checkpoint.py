@@ -12,7 +12,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from data.config import make_config, with_new_names
-from data.errors import UserError, printable
+from data.errors import Diverged, UserError, printable
 from data.plain_values import plain
 from data.privacy import credentialed_sources
 from data.writing import flush_to_disk, replacing
@@ -104,7 +104,7 @@ def check_finished(folder: Path, last: Checkpoint) -> None:
     """UserError unless the best.pt that belongs to the folder's last checkpoint is there, and whole."""
     best = folder / "best.pt"
     if not best.exists() and last.progress.get("best") == -math.inf:
-        raise UserError(
+        raise Diverged(
             f"{folder}: found no validation with finite numbers, expected one for best.pt; "
             "start another run (run=…) with lower base_lr or precision=fp32"
         )
@@ -183,6 +183,10 @@ def _whole(raw: dict[str, Any], path: Path) -> Checkpoint:
     )
 
 
+# of a checkpoint's meta, hashes of images: those that served pretraining, that trained and that chose a classifier
+HASHES = ("seen", "trained_on", "validated_on")
+
+
 class _Meta(BaseModel):
     """The types of what stages keep beside their weights, where it is there; a later version may keep more."""
 
@@ -195,13 +199,15 @@ class _Meta(BaseModel):
     # of a classifier
     pretrained_from: str | None = None
     threshold: dict[str, float] | None = None
+    calibration: dict[str, dict[str, float]] | None = None
+    validate_cases: dict[str, int] | None = None
     images: str = ""
     train_images: int = 0
 
 
 def _checked_meta(meta: dict[Any, Any], path: Path) -> dict[str, Any]:
     """The values by name; UserError for one of another type."""
-    rest: dict[str, Any] = plain({name: part for name, part in meta.items() if name != "seen"}, f"{path}: meta")
+    rest: dict[str, Any] = plain({name: part for name, part in meta.items() if name not in HASHES}, f"{path}: meta")
     try:
         _Meta.model_validate(rest)
     except ValidationError as error:
@@ -211,15 +217,20 @@ def _checked_meta(meta: dict[Any, Any], path: Path) -> dict[str, Any]:
             f"{path}: meta.{name}: found {first['input']!r}, expected another type: {first['msg']}"
         ) from None
 
-    if "seen" not in meta:
-        return rest
-    seen = meta["seen"]
-    whole_numbers = isinstance(seen, list) and all(type(each) is int and abs(each) < 2**63 for each in seen)
-    if is_dense(seen):
-        whole_numbers = not (seen.is_floating_point() or seen.is_complex())
-    if not whole_numbers:
-        raise UserError(f"{path}: meta.seen: found {type(seen).__name__}, expected whole numbers")
-    return {**rest, "seen": seen}
+    for name in HASHES:
+        if name in meta:
+            rest[name] = _whole_numbers(meta[name], f"{path}: meta.{name}")
+    return rest
+
+
+def _whole_numbers(hashes: Any, place: str) -> Any:
+    """The hashes, a tensor or a list; UserError where they are none."""
+    sound = isinstance(hashes, list) and all(type(each) is int and abs(each) < 2**63 for each in hashes)
+    if is_dense(hashes):
+        sound = not (hashes.is_floating_point() or hashes.is_complex())
+    if not sound:
+        raise UserError(f"{place}: found {type(hashes).__name__}, expected whole numbers")
+    return hashes
 
 
 def load_weights(model: torch.nn.Module, checkpoint: Checkpoint) -> None:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from data.errors import NotFinite, UserError, printable
+from data.errors import Diverged, NotFinite, UserError, printable
 from data.signals import Stopped, noting_signals
 from mae.engine import distributed
 from mae.engine.checkpoint import (
@@ -198,7 +198,7 @@ class _Run:
             more = f" and {len(names) - 5} more" if len(names) > 5 else ""
             what = f"loss or gradient is not finite at step {step} (images {', '.join(names[:5])}{more})"
             if position.skipped_in_a_row >= self.settings.skip_limit:
-                raise UserError(
+                raise Diverged(
                     f"{self.folder}: {what}, {position.skipped_in_a_row} updates in a row; the last good checkpoint "
                     "there, last.pt, is kept; start another run (run=…) with lower base_lr, clip_grad or precision=fp32"
                 )

@@ -35,7 +35,24 @@ class Resumable:
     epochs: str  # the dotted key that may grow: more epochs continue a run, fewer never do
 
     def may_change(self, key: str, before: Any, after: Any) -> bool:
-        return key in self.free or (key == self.epochs and before < after)
+        if key in self.free or (key == self.epochs and before < after):
+            return True
+
+        # a list of sections, as data.sources: what is free in the section is free in its entries
+        section = key.rpartition(".")[0]
+        then = self._binding(before, section)
+        now = self._binding(after, section)
+        return then is not None and then == now
+
+    def _binding(self, entries: Any, section: str) -> list[dict[str, Any]] | None:
+        """Of a list of sections what may not change; None where it is something else."""
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            return None
+        kept = []
+        for entry in entries:
+            fixed = {name: value for name, value in entry.items() if f"{section}.{name}" not in self.free}
+            kept.append({name: value for name, value in fixed.items() if value is not None})
+        return kept
 
 
 def check_run(
@@ -67,7 +84,13 @@ def check_run(
         known = {key: value for key, value in now.items() if key in then}  # an old checkpoint lacks newer settings
         _expect_same(folder, then, known, resumable, same_epochs=same_epochs and made is None)
     if facts is not None:
-        _expect_same(folder, _environment(folder).facts, dict(facts), resumable, same_epochs=False)
+        known = _environment(folder).facts
+        if facts and not known:
+            raise UserError(
+                f"{folder / 'environment.json'}: found no record of the images that the run trains on, expected the "
+                "one it wrote there; put the file back, or choose another folder (run=…, in stage two finetune.run=…)"
+            )
+        _expect_same(folder, known, dict(facts), resumable, same_epochs=False)
 
 
 def _expect_same(

@@ -102,11 +102,11 @@ class Tracker:
         self.draw(SummaryWriter.close)
 
 
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
+def read_metrics(folder: Path, warn: bool = True) -> list[dict[str, Any]]:
     """The rows of a run's metrics.jsonl, oldest first; [] where there is none.
 
     What is no row of ours is left out, with a warning: a kill or a full disk tears one, and the next one follows
-    its pieces on the same line.
+    its pieces on the same line. warn: false for who has read them before.
     """
     path = folder / "metrics.jsonl"
     if not path.exists():
@@ -123,7 +123,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
             strange += 1
         if row is not None:
             rows.append(row)
-    if strange:
+    if strange and warn:
         print(f"warning: {path}: found {strange} torn or foreign rows, expected none; left out", file=sys.stderr)
     return rows
 

@@ -31,7 +31,7 @@ def huggingface_source(source: str | Path | Mapping[str, Any], target: Target) -
     config = read_json(path / "config.json")
     found = state_dict_of(read_folder(path), str(path), ["huggingface"])
     facts = replace(_facts(config, path / "config.json"), license=license_of(path))
-    facts = replace(facts, **_preprocessing(path / "preprocessor_config.json"))
+    facts = replace(facts, **preprocessing_of(path / "preprocessor_config.json"))
     made = make_source(found, target, facts)
     _check_against(made, config)
     return made
@@ -84,7 +84,7 @@ def _shown(value: Any) -> str:
     return printable(json.dumps(value))
 
 
-def _preprocessing(path: Path) -> dict[str, Any]:
+def preprocessing_of(path: Path) -> dict[str, Any]:
     """Mean and deviation, grey levels in 0..1, that a folder's images are standardised by."""
     config = read_json(path) if path.is_file() else {}
     for name in ("do_normalize", "do_rescale"):

@@ -149,6 +149,7 @@ class Facts:
     image_size: Any = None  # a side, or a list of height and width
     pixel_mean: Levels | None = None
     pixel_std: Levels | None = None
+    class_position: bool | None = None  # whether the class token has one, where a program lets one choose
     assumed: tuple[str, ...] = ()  # what its program does where the file is silent
 
 
@@ -269,6 +270,21 @@ def _grid_of(
     n: int, patch_size: int, size: Any, wanted: Size | None, place: str, assumed: list[str]
 ) -> tuple[int, int]:
     """The grid of n positions: as the source says, else square, else the wanted one."""
+    fitting = fitting_grids(n, patch_size, size, wanted)
+    if len(fitting) > 1:
+        square, other = fitting
+        assumed.append(f"a grid of {square[0]} x {square[1]} patches, which are as many as {other[0]} x {other[1]}")
+    if fitting:
+        return fitting[0]
+    expected = f"{size} pixels" if size else "a square"
+    raise UserError(
+        f"{place}: found {n} positions of patches and the class token's, expected those of {expected} in patches of "
+        f"{patch_size}"
+    )
+
+
+def fitting_grids(n: int, patch_size: int, size: Any, wanted: Size | None) -> list[tuple[int, int]]:
+    """The grids that have n patches, among those of the source's size, else of a square and of the wanted size."""
     sizes: list[tuple[int, int]] = []
     if size:
         sizes.append(tuple(size) if isinstance(size, list) else height_and_width(size))
@@ -278,14 +294,7 @@ def _grid_of(
             sizes.append(height_and_width(wanted))
 
     grids = [(height // patch_size, width // patch_size) for height, width in sizes]
-    fitting = [grid for grid in dict.fromkeys(grids) if grid[0] * grid[1] == n]
-    if len(fitting) > 1:
-        square, other = fitting
-        assumed.append(f"a grid of {square[0]} x {square[1]} patches, which are as many as {other[0]} x {other[1]}")
-    if fitting:
-        return fitting[0]
-    expected = f"{size} pixels" if size else "a square"
-    raise UserError(f"{place}: found {n} positions of patches, expected those of {expected} in patches of {patch_size}")
+    return [grid for grid in dict.fromkeys(grids) if grid[0] * grid[1] == n > 0]
 
 
 def as_tuple(levels: Levels) -> tuple[float, ...]:

@@ -98,7 +98,7 @@ def open_source(path: str | Path, target: Target) -> Source:
         return huggingface_source(path, target)
 
     raw = read_facebook(path)
-    if _is_ours(raw):
+    if is_ours(raw):
         return own_source(load_checkpoint(path, "mae"))
     found = state_dict_of(raw, str(path))
     if found.program == "huggingface":
@@ -119,10 +119,11 @@ def is_foreign(path: str | Path) -> bool:
         raw = read_facebook(path)
     except UserError:
         return False
-    return not _is_ours(raw) and holds_a_model(raw)
+    return not is_ours(raw) and holds_a_model(raw)
 
 
-def _is_ours(raw: Any) -> bool:
+def is_ours(raw: Any) -> bool:
+    """Whether what a file holds is a checkpoint of ours."""
     return isinstance(raw, dict) and isinstance(raw.get("format"), str) and raw["format"] == FORMAT
 
 

@@ -1,4 +1,4 @@
-"""What a file holds → the state dict of the one Vision Transformer in it, without what stands around it.
+"""What a file holds → the state dict of the one Vision Transformer or ResNet in it, without what stands around it.
 
 Trainers wrap a model: its tensors lie under a name beside other things, maybe several deep, and their own names begin
 with those of the modules that held it, or contain them. None of this says anything about the weights, so all of it is
@@ -20,6 +20,8 @@ from mae.engine.checkpoint import expect_finite
 
 # every Vision Transformer of a program has one tensor of this name, and nothing else has
 LANDMARKS = {"timm": "patch_embed.proj.weight", "huggingface": "embeddings.patch_embeddings.projection.weight"}
+# likewise of ResNets: torchvision's names, which timm and most trainers share, and those of transformers
+RESNET_LANDMARKS = {"torchvision": "layer1.0.conv1.weight", "transformers": "embedder.embedder.convolution.weight"}
 # of several models beside each other the first of these is meant; DINO's authors evaluate the teacher
 PREFERRED = ("state_dict", "model", "model_state_dict", "module", "teacher")
 # DataParallel, torch.compile, FSDP and activation checkpointing put these before, or into, the names of what they hold
@@ -31,7 +33,7 @@ class StateDict:
     """The tensors of a model by the names that its program gives them, and what was around them."""
 
     place: str
-    program: str  # timm (facebookresearch/mae builds on it) or huggingface
+    program: str  # timm (facebookresearch/mae builds on it) or huggingface; of a ResNet, torchvision or transformers
     tensors: dict[str, Tensor]
     names: dict[str, str]  # the program's → the file's
     others: list[str] = field(default_factory=list)  # what the file holds besides, by the file's names
@@ -48,8 +50,16 @@ class _Found(NamedTuple):
 
 def state_dict_of(raw: Any, place: str, programs: Iterable[str] = tuple(LANDMARKS)) -> StateDict:
     """The state dict in what a file holds; UserError unless there is one model in it, of one of the programs."""
-    landmarks = {program: LANDMARKS[program] for program in programs}
-    found = _the_one(raw, place, landmarks.values())
+    return _state_dict(raw, place, {program: LANDMARKS[program] for program in programs}, "Vision Transformer")
+
+
+def resnet_state_dict_of(raw: Any, place: str) -> StateDict:
+    """As `state_dict_of`, of the one ResNet in what a file holds."""
+    return _state_dict(raw, place, RESNET_LANDMARKS, "ResNet")
+
+
+def _state_dict(raw: Any, place: str, landmarks: Mapping[str, str], kind: str) -> StateDict:
+    found = _the_one(raw, place, landmarks.values(), kind)
     others = _beside(found)
     tensors: dict[str, Tensor] = {}
     for key, value in found.chain[-1].items():
@@ -61,7 +71,7 @@ def state_dict_of(raw: Any, place: str, programs: Iterable[str] = tuple(LANDMARK
         else:
             others.append(".".join((*found.path, name)))
 
-    program, names = _own_names(tensors, place, landmarks)
+    program, names = _own_names(tensors, place, landmarks, kind)
     others += [name for name in tensors if name not in names.values()]
     expect_finite({old: tensors[old] for old in names.values()}, place)
     return StateDict(
@@ -78,6 +88,11 @@ def state_dict_of(raw: Any, place: str, programs: Iterable[str] = tuple(LANDMARK
 def holds_a_model(raw: Any) -> bool:
     """Whether another program's Vision Transformer is in what a file holds."""
     return any(_has_landmark(found, LANDMARKS.values()) for found in _mappings(raw, LANDMARKS.values()))
+
+
+def holds_a_resnet(raw: Any) -> bool:
+    """Whether another program's ResNet is in what a file holds."""
+    return any(_has_landmark(found, RESNET_LANDMARKS.values()) for found in _mappings(raw, RESNET_LANDMARKS.values()))
 
 
 # ---------------------------------------------------------------- the mappings around the tensors
@@ -109,7 +124,7 @@ def _tensor_names(found: _Found) -> list[Any]:
     return [name for name, value in found.chain[-1].items() if torch.is_tensor(value)]
 
 
-def _the_one(raw: Any, place: str, landmarks: Collection[str]) -> _Found:
+def _the_one(raw: Any, place: str, landmarks: Collection[str], kind: str) -> _Found:
     """The model that is meant; UserError where there is none, or no telling."""
     mappings = list(_mappings(raw, landmarks))
     models = sorted((found for found in mappings if _has_landmark(found, landmarks)), key=_preference)
@@ -117,12 +132,10 @@ def _the_one(raw: Any, place: str, landmarks: Collection[str]) -> _Found:
         raise UserError(f"{place}: found no state dict, expected names with tensors")
     if not models:
         wanted = " or ".join(landmarks)
-        raise UserError(f"{place}: found no {wanted}, expected the state dict of one Vision Transformer")
+        raise UserError(f"{place}: found no {wanted}, expected the state dict of one {kind}")
     if len(models) > 1 and _preference(models[0]) == _preference(models[1]):
         names = ", ".join(sorted(".".join(found.path) for found in models))
-        raise UserError(
-            f"{place}: found {len(models)} models ({names}), expected the state dict of one Vision Transformer"
-        )
+        raise UserError(f"{place}: found {len(models)} models ({names}), expected the state dict of one {kind}")
     return models[0]
 
 
@@ -154,7 +167,9 @@ def _arguments(found: _Found) -> Mapping[str, Any]:
 # ---------------------------------------------------------------- what stands before, or in, the names
 
 
-def _own_names(tensors: Mapping[str, Tensor], place: str, landmarks: Mapping[str, str]) -> tuple[str, dict[str, str]]:
+def _own_names(
+    tensors: Mapping[str, Tensor], place: str, landmarks: Mapping[str, str], kind: str
+) -> tuple[str, dict[str, str]]:
     """Whose names these are, and each of the model's by its own name → as it stands in the file."""
     plain: dict[str, str] = {}
     for name in tensors:
@@ -172,11 +187,9 @@ def _own_names(tensors: Mapping[str, Tensor], place: str, landmarks: Mapping[str
     ]
     if len(places) != 1:
         prefixes = ", ".join(sorted(prefix for _, prefix in places))
-        raise UserError(
-            f"{place}: found {len(places)} models ({prefixes}), expected the state dict of one Vision Transformer"
-        )
+        raise UserError(f"{place}: found {len(places)} models ({prefixes}), expected the state dict of one {kind}")
     [(program, prefix)] = places
-    if program == "timm":
+    if program != "huggingface":
         return program, {bare.removeprefix(prefix): old for bare, old in plain.items() if bare.startswith(prefix)}
 
     # a ViTModel's names lack what its holders put before them, and a ViTMAE's decoder stands beside its ViT

@@ -6,10 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from data.errors import UserError
 from mae.weights.files import read_facebook, read_folder, read_json, read_weights
 from mae.weights.licenses import license_of
-from mae.weights.source import Facts, Source, Target, as_levels, make_source
+from mae.weights.source import Facts, Source, Target, as_levels, fitting_grids, make_source
 from mae.weights.state_dicts import StateDict, state_dict_of
 
 FACEBOOK_LICENSE = "CC-BY-NC-4.0"  # of facebookresearch/mae, code and weights
@@ -37,11 +39,11 @@ def of_facebook(found: StateDict, target: Target) -> Source:
     norm_pixel_loss = bool(said) if isinstance(said, int) else None
     facts = Facts(eps=1e-6, norm_pixel_loss=norm_pixel_loss, license=FACEBOOK_LICENSE)
     found = replace(found, others=[name for name in found.others if name != "args"])
-    return _with_one_norm(found, target, facts)
+    return _of_either(found, target, facts)
 
 
 def of_timm(found: StateDict, target: Target, facts: Facts = TIMM_FACTS) -> Source:
-    return _with_one_norm(found, target, facts)
+    return _of_either(found, target, facts)
 
 
 def is_of_facebook(found: StateDict) -> bool:
@@ -51,14 +53,59 @@ def is_of_facebook(found: StateDict) -> bool:
 
 def _facts_of_folder(folder: Path) -> Facts:
     """With the licence, and the statistics that its images were standardised by."""
-    trained = read_json(folder / "config.json").get("pretrained_cfg")
+    config = read_json(folder / "config.json")
+    trained = config.get("pretrained_cfg")
     if not isinstance(trained, dict):
         raise UserError(f"{folder}: found no settings for pretrained_cfg in config.json, expected those of timm")
     statistics: dict[str, Any] = {}
     for name in ("mean", "std"):
         if name in trained:
             statistics[f"pixel_{name}"] = as_levels(trained[name], 1, folder)
-    return replace(TIMM_FACTS, license=license_of(folder), **statistics)
+    arguments = config.get("model_args")
+    without = arguments.get("no_embed_class") if isinstance(arguments, dict) else None
+    class_position = not without if isinstance(without, bool) else None
+    return replace(TIMM_FACTS, license=license_of(folder), class_position=class_position, **statistics)
+
+
+def _of_either(found: StateDict, target: Target, facts: Facts) -> Source:
+    if _lacks_class_position(found, target, facts):
+        return _with_class_position(found, target, facts)
+    return _with_one_norm(found, target, facts)
+
+
+def _lacks_class_position(found: StateDict, target: Target, facts: Facts) -> bool:
+    """Whether all positions are of patches (timm's no_embed_class). UserError where there is no telling."""
+    positions = found.tensors.get("pos_embed")
+    kernel = found.tensors["patch_embed.proj.weight"]  # the landmark by which the model was found
+    if positions is None or positions.ndim != 3 or kernel.ndim != 4 or not kernel.shape[-1] or not positions.numel():
+        return False  # which is refused later on
+    if facts.class_position is not None:
+        return not facts.class_position
+    if "decoder_pos_embed" in found.tensors or not positions[0, 0].any():
+        return False  # facebookresearch's; or sines and cosines, whose class token has a zero
+
+    n = positions.shape[1]
+    with_one, without = (
+        fitting_grids(count, kernel.shape[-1], facts.image_size, target.image_size) for count in (n - 1, n)
+    )
+    if with_one and without:
+        grids = ["{} x {}".format(*grid) for grid in (with_one[0], without[0])]
+        raise UserError(
+            f"{found.place}: found {n} positions, which a class token and {grids[0]} patches have, or {grids[1]} "
+            "patches alone, expected only one of them to fit; take another data.image_size, or a folder whose "
+            "config.json has model_args with no_embed_class"
+        )
+    return bool(without)
+
+
+def _with_class_position(found: StateDict, target: Target, facts: Facts) -> Source:
+    """A class token without a position is one with zeros, the same."""
+    positions = found.tensors["pos_embed"]
+    zeros = torch.zeros_like(positions[:, :1])
+    tensors = found.tensors | {"pos_embed": torch.cat([zeros, positions], 1)}
+    made = _with_one_norm(replace(found, tensors=tensors), target, facts)
+    made.found.note("encoder.positions", "has none for the class token: zeros, the same")
+    return made
 
 
 def _with_one_norm(found: StateDict, target: Target, facts: Facts) -> Source:

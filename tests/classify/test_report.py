@@ -14,15 +14,17 @@ import pytest
 import torch
 
 from classify.comparison import Comparison, Line, describe
+from classify.contrasts import candidates, declared
 from classify.evaluate import Evaluation
 from classify.grid import expand_grid
+from classify.provenance import facts_of
 from classify.report.budgets import budgets_of, confusion
 from classify.report.facts import notices
 from classify.report.figures import COLOURS
 from classify.report.html import report_html
-from classify.report.reconstructions import panels
+from classify.report.reconstructions import draw_reconstructions, panels
 from classify.report.runs import own_settings
-from classify.report.tables import comparison_text
+from classify.report.sections import comparison_text, first_sections
 from classify.report.training import kept_epoch
 from classify.report.write import write_comparison
 from classify.settings import ClassifyConfig
@@ -49,7 +51,7 @@ def config_of(
         "model": model,
         "evaluate": {"replicates": 100},
         "report": {"images": report},
-        "compare": {"rows": rows, "pretrainings": {"mae75": {}}, "split": "test"} | compare,
+        "compare": {"rows": rows, "pretrainings": {"mae75": {}}, "split": "test", "seeds": [0]} | compare,
     }
     return make_config(settings, "test")
 
@@ -64,7 +66,19 @@ def comparison_of(config: ClassifyConfig, epochs: int = 3, one_class: bool = Fal
             folders[Path(cell.pretrain_config.run).name] = checkpoint = pretraining(cell.pretrain_config, epochs)
         evaluations.setdefault(cell.row, []).append(evaluation(cell, checkpoint, epochs, one_class))
     lines = tuple(line_of(next(c for c in cells if c.row == row), found) for row, found in evaluations.items())
-    return Comparison(config, data, lines, folders)
+    configs = {Path(cell.pretrain_config.run).name: cell.pretrain_config for cell in cells if cell.pretrain_config}
+    folder = Path(config.run)
+    folder.mkdir(parents=True, exist_ok=True)
+    return Comparison(
+        config=config,
+        folder=folder,
+        facts=facts_of(data, [each for found in evaluations.values() for each in found]),
+        lines=lines,
+        declared=declared(config, candidates(cells)),
+        pretrainings=folders,
+        pretrain_configs=configs,
+        reconstructions=draw_reconstructions(folders, configs, lambda _: data, folder),
+    )
 
 
 def data_of(credentialed: bool, target: str | None) -> Data:
@@ -182,7 +196,7 @@ def test_report_says_what_was_measured_and_how(usual):
     line = comparison.lines[0]
     said = html.unescape(text)
     for part in ("Not a medical device", "synthetic", "60 images of 60 patients", "50.0 % abnormal", "c0ffee",
-                 comparison.data.manifest.fingerprint(), "abababababababab", "Highest AUC", "AUC minus ResNet-18",
+                 comparison.facts.manifest, "abababababababab", "MAE minus ResNet-18", "Holm p",
                  f"{line.intervals['auc'].estimate:.3f}".lstrip("0"), "mask_ratio: 0.75", "a note"):  # fmt: skip
         assert part in said, part
 
@@ -207,6 +221,18 @@ def test_every_text_has_the_words_of_the_target(target, task, words, tmp_path):
     said = re.sub(r"<style.*?</style>|<summary>Resolved config.*", "", page, flags=re.DOTALL) + table
     others = {"normal", "abnormal", "negative", "positive"} - set(words)
     assert not others & set(re.findall(r"[a-z]+", said.replace(str(tmp_path), "").lower()))
+
+
+def test_page_and_markdown_say_the_same(usual):
+    comparison, text = usual
+    page = " ".join(html.unescape(re.sub(r"<[^>]*>", " ", text)).split())
+    for section in first_sections(comparison):
+        said = [*section.texts, section.conclusion, *(table.caption for table in section.tables)]
+        for table in section.tables:
+            for row in table.rows:
+                said += row.values()
+        for part in said:
+            assert " ".join(part.split()) in page, part
 
 
 def test_same_comparison_gives_the_same_bytes_and_leaves_global_state_alone(usual, tmp_path):
@@ -267,7 +293,7 @@ def test_more_rows_than_colours_still_differ(tmp_path):
 def test_one_row_without_pretraining(tmp_path):
     text = render(comparison_of(config_of(tmp_path, [RESNET])), tmp_path)
     Balance(text)
-    assert "Differences from" not in text and "Highest AUC" not in text
+    assert "<h3>Contrasts</h3>" not in text and "No row is tested against another here." in text
     assert "No row of this comparison is pretrained" in text
 
 
@@ -294,6 +320,8 @@ def sections(text: str) -> dict[str, list[str]]:
     for section in text.split("\n## ")[1:]:
         heading, _, rest = section.partition("\n")
         table = rest.strip().split("\n\n")[0]
+        if not table.startswith("| Model"):
+            continue
         found[heading] = [line.split("|")[1].strip() for line in table.splitlines()[2:]]
     return found
 
@@ -344,7 +372,7 @@ def test_rows_of_other_training_images_say_how_many(tmp_path):
     comparison.lines[1].evaluations[0].summary["meta"]["train_images"] = 90
     text = comparison_text(comparison)
     assert list(sections(text)) == ["90 to 100 labelled training images"]
-    assert "Labelled training images by row: MAE 75 % 100, ResNet-18 90." in text
+    assert "Labelled training images by row: MAE 100, ResNet-18 90." in text
 
 
 @pytest.mark.parametrize(("split", "mark"), [("validate", ", tested on validation images"), ("test", "")])
@@ -372,11 +400,11 @@ def test_contamination_stands_wherever_cases_are_counted(tmp_path):
     assert [row["pretrained_on"] for row in written] == [0, 7]
 
 
-def test_rows_that_read_alike_are_told_apart_by_their_pretraining(tmp_path):
+def test_a_row_of_several_pretrainings_has_a_name_for_each(tmp_path):
     rows = [{"name": "MAE", "pretraining": ["mae75", "long"]}]
     config = config_of(tmp_path, rows, pretrainings={"mae75": {}, "long": {"pretrain.epochs": 800}})
     [budget] = budgets_of(comparison_of(config))
-    assert [row.name for row in budget.rows] == ["MAE 75 % (pretrain-mae75-seed0)", "MAE 75 % (pretrain-long-seed0)"]
+    assert [row.name for row in budget.rows] == ["MAE/mae75", "MAE/long"]
 
 
 def test_confusion_counts_every_case_of_every_seed_once():

@@ -6,7 +6,7 @@ import shutil
 import pandas as pd
 import pytest
 import torch
-from tiny_world import SETTINGS, edit_table, make_world, mistake, other_split, succeed
+from tiny_world import ONE_SEED, SETTINGS, World, edit_table, make_world, mistake, other_split, succeed
 
 from classify.cli import compare, evaluate, finetune
 from mae import load_checkpoint
@@ -151,6 +151,11 @@ def test_a_torn_last_checkpoint_is_named(world, tmp_path):
 # ---------------------------------------------------------------- grids
 
 
+def with_grid(world: World, grid: str) -> str:
+    """The world's config file with a comparison of one seed."""
+    return world.config.read_text().replace(ONE_SEED, "") + f"compare: {{seeds: [0], {grid.removeprefix('{')}\n"
+
+
 P = "{pretrainings: {p: {}}, rows: [{name: A, pretraining: [p], "
 
 
@@ -159,7 +164,10 @@ P = "{pretrainings: {p: {}}, rows: [{name: A, pretraining: [p], "
     [
         ("{}", "compare.rows: found none, expected rows such as"),
         ("{rows: [{name: A, pretraining: [x]}]}", "compare.rows: found pretraining 'x', expected one of"),
-        ("{rows: [{name: A}, {name: A}]}", "compare.rows: found two rows for"),
+        (
+            "{rows: [{name: A}, {name: A}]}",
+            "compare.rows: found two rows named 'A', expected a name of its own for each",
+        ),
         ("{rows: [{name: A, set: {finetune.epoch: 1}}]}", "compare.rows: A: finetune.epoch is unknown; did you mean"),
         ("{rows: [{name: A, set: {finetune.epochs: x}}]}", 'compare.rows: A: finetune.epochs: found "x", expected'),
         ("{rows: [{name: A, st: {}}]}", "{config}: compare.rows.0.st is unknown; did you mean compare.rows.set?"),
@@ -174,7 +182,7 @@ P = "{pretrainings: {p: {}}, rows: [{name: A, pretraining: [p], "
 )
 def test_grids_that_do_not_fit_together(grid, message, world, tmp_path):
     config = tmp_path / "grid.yaml"
-    config.write_text(world.config.read_text() + f"compare: {grid}\n")
+    config.write_text(with_grid(world, grid))
     line = mistake(compare, "--config", config, f"run={tmp_path}/grid", keep=world.root)
     assert line.startswith("error: " + message.replace("{config}", str(config)))
     assert not (tmp_path / "grid").exists()
@@ -184,14 +192,14 @@ def test_rows_that_test_other_cases_are_not_compared(world, tmp_path):
     edit_table(world, "swapped", other_split)
     config = tmp_path / "grid.yaml"
     rows = "{rows: [{name: A}, {name: B, set: {data.table: swapped.csv}}]}"
-    config.write_text(world.config.read_text() + f"compare: {rows}\n")
+    config.write_text(with_grid(world, rows))
     line = mistake(compare, "--config", config, f"run={tmp_path}/grid", keep=world.root)
     assert line.startswith("error: compare.rows: B: found other validate images or labels than the rows before it")
 
 
 def test_a_grid_of_other_epochs_is_refused_before_anything_is_trained(world, tmp_path):
     config, run = tmp_path / "grid.yaml", tmp_path / "grid"
-    config.write_text(world.config.read_text() + f"compare: {P}}}]}}\n")
+    config.write_text(with_grid(world, P + "}]}"))
     succeed(compare, "--config", config, f"run={run}")
     for epochs in ("pretrain.epochs=2", "finetune.epochs=2"):
         line = mistake(compare, "--config", config, f"run={run}", epochs, keep=run)

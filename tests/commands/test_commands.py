@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from evaluated_runs import check_evaluated, snapshot, weights_equal
 from PIL import Image
-from tiny_world import MODEL, SETTINGS, World, edit_table, make_world, other_split, succeed, write_table
+from tiny_world import MODEL, ONE_SEED, SETTINGS, World, edit_table, make_world, other_split, succeed, write_table
 
 from classify.cases import labelled_splits
 from classify.cli import compare, evaluate, finetune
@@ -21,6 +21,7 @@ from data.config import load_config
 from data.loader import open_data
 from mae import load_checkpoint
 from mae.cli import pretrain
+from mae.engine.checkpoint import HASHES
 
 # ---------------------------------------------------------------- stage two
 
@@ -109,7 +110,7 @@ def test_pretraining_does_not_read_labels(world, tmp_path):
 
 
 def plain(meta: dict) -> dict:
-    return meta | {"seen": meta["seen"].tolist()}
+    return meta | {name: meta[name].tolist() for name in HASHES}
 
 
 def test_training_does_not_see_test_labels(world, tmp_path):
@@ -198,6 +199,7 @@ def test_more_epochs_continue_a_run(world, tmp_path):
 GRID = """
 evaluate: {replicates: 100}
 compare:
+  seeds: [0]
   split: test
   pretrainings: {mae75: {}}
   rows:
@@ -208,7 +210,9 @@ compare:
 
 def test_compare_runs_a_grid_once(world, tmp_path):
     config = tmp_path / "grid.yaml"
-    config.write_text(world.config.read_text().replace("evaluate: {replicates: 100}\n", GRID))
+    config.write_text(
+        world.config.read_text().replace(ONE_SEED, "").replace("evaluate: {replicates: 100, split: test}\n", GRID)
+    )
     run = tmp_path / "grid"
     printed = succeed(compare, "--config", config, f"run={run}")
     for name in ("comparison.csv", "comparison.md", "comparison.json", "report.html"):

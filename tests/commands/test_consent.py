@@ -14,7 +14,7 @@ from mimic_tree import build_mimic_tree
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_world import ONE_EPOCH, SETTINGS, call, places, radiograph, succeed, write_config, write_table
 
-from classify.cli import compare, evaluate, export, finetune
+from classify.cli import compare, evaluate, export, finetune, report
 from mae import load_checkpoint
 from mae.cli import pretrain
 from mae.engine.tracker import read_metrics
@@ -86,9 +86,9 @@ def grid(worlds: Worlds, folder: Path, **pretraining: object) -> list[str]:
     return [f"compare={yaml.safe_dump(compared, default_flow_style=True, width=10**6).strip()}", f"run={folder}"]
 
 
-def embedded(report: str) -> int:
+def embedded(page: str) -> int:
     """How many pictures of radiographs the page holds."""
-    found = re.findall(r"data:image/\w+;base64,([A-Za-z0-9+/=]+)", report)
+    found = re.findall(r"data:image/\w+;base64,([A-Za-z0-9+/=]+)", page)
     assert all(base64.b64decode(picture) for picture in found)
     return len(found)
 
@@ -103,20 +103,35 @@ def embedded(report: str) -> int:
 )
 def test_a_report_asks_the_data_of_each_pretraining(worlds, tmp_path, wished, shown):
     printed = succeed(compare, "--config", worlds.open, *wished, *grid(worlds, tmp_path / "grid"))
-    report = (tmp_path / "grid/report.html").read_text()
-    assert embedded(report) == shown
-    assert "pretrain-other-seed0" in report.partition("Images are withheld")[2].partition("</p>")[0]
-    for text in (printed, report, (tmp_path / "grid/comparison.md").read_text()):
+    page = (tmp_path / "grid/report.html").read_text()
+    assert embedded(page) == shown
+    assert "pretrain-other-seed0" in page.partition("Images are withheld")[2].partition("</p>")[0]
+    for text in (printed, page, (tmp_path / "grid/comparison.md").read_text()):
         assert "Made from credentialed data (mimic-cxr-jpg): check the data use agreement" in text
     assert not pictures(tmp_path / "grid/pretrain-other-seed0")
+
+    # made again, it shows what it showed, to those who saw it
+    (tmp_path / "grid/report.html").unlink()
+    assert "Made from credentialed data (mimic-cxr-jpg)" in succeed(report, tmp_path / "grid")
+    assert (tmp_path / "grid/report.html").read_text() == page
     assert {path.stat().st_mode & 0o077 for path in (tmp_path / "grid").rglob("*")} == {0}
 
 
 def test_a_pretraining_may_say_itself_that_its_images_are_shown(worlds, tmp_path):
     succeed(compare, "--config", worlds.open, *grid(worlds, tmp_path / "grid", report__images=True))
-    report = (tmp_path / "grid/report.html").read_text()
-    assert embedded(report) == 2
-    assert "It shows radiographs of mimic-cxr-jpg." in report
+    page = (tmp_path / "grid/report.html").read_text()
+    assert embedded(page) == 2
+    assert "It shows radiographs of mimic-cxr-jpg." in page
+
+
+def test_a_picture_does_not_outlive_the_consent_to_it(worlds, tmp_path):
+    folder = tmp_path / "grid"
+    succeed(compare, "--config", worlds.open, *grid(worlds, folder, report__images=True))
+    assert len(list(folder.glob("reconstructions/*"))) == 2
+    succeed(compare, "--config", worlds.open, *grid(worlds, folder))
+    assert [path.name for path in folder.glob("reconstructions/*")] == ["pretrain-own-seed0.png"]
+    succeed(report, folder)
+    assert embedded((folder / "report.html").read_text()) == 1
 
 
 def test_what_a_config_allows_is_not_handed_to_a_pretraining_on_other_data(worlds, tmp_path):

@@ -10,7 +10,7 @@ import pytest
 from marked_hospital import DATE, ID, MARK, everything_written, write_hospital
 from tiny_world import ONE_EPOCH, SETTINGS, call, other_split, write_config
 
-from classify.cli import compare, evaluate, export, finetune
+from classify.cli import compare, evaluate, export, finetune, report
 from mae.cli import pretrain
 
 prepare = import_module("data.cli").prepare
@@ -51,6 +51,7 @@ def told(tmp_path_factory) -> Told:
             (evaluate, f"{run}-full", "data.table=again.csv"),
             (pretrain, "--config", config, "data.store=false", f"run={root}/made/runs/files"),
             (compare, "--config", config, GRID, f"run={root}/made/runs/grid"),
+            (report, f"{root}/made/runs/grid"),
             (export, "--checkpoint", run / "last.pt", "--out", root / "made/exported"),
             (export, "--checkpoint", f"{run}-full/best.pt", "--out", root / "made/exported-classifier"),
         ):

@@ -24,6 +24,7 @@ MAINS = {
     "mae-finetune": classify.cli.finetune,
     "mae-evaluate": classify.cli.evaluate,
     "mae-compare": classify.cli.compare,
+    "mae-report": classify.cli.report,
     "mae-export": classify.cli.export,
 }
 SMALL = [
@@ -50,7 +51,7 @@ def test_readme_names_only_commands_that_something_runs():
 def test_readme_make_targets_exist_and_ci_runs_the_main_ones():
     named = {words[1] for words in commands() if words[0] == "make"}
     makefile, ci = (ROOT / "Makefile").read_text(), (ROOT / ".ci/run").read_text()
-    assert named <= set(re.findall(r"^(\w+):", makefile, re.M))
+    assert named <= set(re.findall(r"^([\w-]+):", makefile, re.M))
     assert {"demo", "test", "lint"} <= set(re.findall(r"^make (\w+)", ci, re.M))
 
 
@@ -63,7 +64,9 @@ def test_readme_commands_run_in_order(tmp_path, monkeypatch, capsys):
             variable = words[0].partition("=")[0]
             monkeypatch.setenv(variable, str(tmp_path / PLACES[variable]))
         if name in MAINS:
-            small = {"mae-evaluate": SMALL[-1:], "mae-export": [], "mae-reconstruct": []}.get(name, SMALL)
+            small = {"mae-evaluate": SMALL[-1:], "mae-export": [], "mae-reconstruct": [], "mae-report": []}.get(
+                name, SMALL
+            )
             grid = ["compare.labelled=[24]", "compare.seeds=[0]"] if "compare_mimic" in words else []
             with pytest.raises(SystemExit) as end:
                 MAINS[name]([*words, *small, *grid])

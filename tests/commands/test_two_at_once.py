@@ -8,6 +8,7 @@ import pytest
 from tiny_world import World, call, files, mistake, succeed
 
 import data.folders
+import data.locks
 from classify.cli import compare, evaluate, export
 from data.errors import UserError
 from data.folders import replacing_folder
@@ -74,6 +75,18 @@ def test_a_second_export_is_refused(world, tmp_path):
         (partial / "config.json").write_text("{}")
         line = mistake(*exported(world, tmp_path / "hf"), keep=tmp_path)
     assert line.startswith(f"error: {tmp_path}/hf: found another command that writes it, expected none")
+    assert [path.name for path in tmp_path.rglob("*")] == ["hf", "config.json"]
+
+
+def test_an_export_is_held_and_replaced_where_the_system_knows_no_locks(tmp_path, monkeypatch):
+    monkeypatch.setattr(data.locks, "fcntl", None)
+    monkeypatch.setattr(data.locks, "_is_dead", lambda *_: False)  # both are this process
+    for _ in range(2):
+        with replacing_folder(tmp_path / "hf", ("config.json",)) as partial:
+            (partial / "config.json").write_text("{}")
+            second = replacing_folder(tmp_path / "hf", ("config.json",))
+            with pytest.raises(UserError, match="found another command that writes it, expected none"), second:
+                pytest.fail("both write")
     assert [path.name for path in tmp_path.rglob("*")] == ["hf", "config.json"]
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from tiny_world import SIDE, TINY, other_split, succeed, tiny_config, write_table
 
 from classify.cli import evaluate
-from data.audit import KINDS, LEAST, Prints, audit, audited, served_pretraining
+from data.audit import KINDS, LEAST, Prints, audit, audit_lines, audited, leaks, served_pretraining
 from data.cli import prepare as main
 from data.errors import UserError
 from data.loader import open_data
@@ -130,6 +130,26 @@ def test_prepare_warns_names_examples_and_keeps_the_audit(tmp_path):
     assert "warning: 2 of 10 test images stand in train too (same pixels 1, nearly the same 1)" in out
     [kept] = tmp_path.glob("stores/*/audit.json")
     assert len(counts(json.loads(kept.read_text()))) == 2
+
+
+def test_leaks_are_data_with_the_worst_first_and_name_nobody(tmp_path):
+    leaky_table(tmp_path / "images")
+    opened = open_data(tiny_config(tmp_path, data__image_size=32).data)
+    report = audit(opened.manifest, opened.store)
+    report |= {
+        "patients_in_two_splits": None,
+        "copies_within": {"train": 3},
+        "pretraining": {"tested": 10, "images": 2, "twins": {NEAR: 1}},
+        "trained_on": {"tested": 10, "train": 1, "validate": 0, "pretraining": 2, "images": 3},
+    }
+    found = leaks(report)
+    assert [leak.severity for leak in found] == ["leak", "leak", "leak", "contamination", "unknown", "note"]
+    assert [leak.images for leak in found] == [1, 1, 2, 3, 0, 3]
+    assert not [leak for leak in found if ".png" in leak.text]
+
+    lines = audit_lines(report, opened.store.index, named=True)
+    assert [line.startswith("warning: ") for line in lines] == [True] * 4 + [False] * 2
+    assert lines[4] == "leak audit of 60 images: patients are not all known"
 
 
 def test_confidential_ids_are_neither_printed_nor_kept(tmp_path):

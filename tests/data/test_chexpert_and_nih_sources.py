@@ -21,7 +21,7 @@ LISTS = ["No Finding", "Effusion", "Mass|Nodule", "No Finding", "Pleural_Thicken
 def test_chexpert_is_read_from_its_folder_or_the_one_above(tmp_path, name, inside):
     folder = build_chexpert_tree(tmp_path, name)
     table, notes = read(folder if inside else tmp_path, "chexpert")
-    assert list(table.columns) == [*COLUMNS, *FINDINGS, "rule"]
+    assert list(table.columns) == [*COLUMNS, "sex", "age", *FINDINGS, "rule"]
     assert table["image_id"][0] == "train/patient00001/study1/view1_frontal.jpg"
     assert table["path"].map(lambda path: Path(path).is_file()).all()
     assert table.groupby("split")["patient_id"].nunique().to_dict() == {"train": 15, "validate": 5}
@@ -99,7 +99,7 @@ def test_missing_chexpert_column_is_named(tmp_path):
 def test_nih_rows_are_the_official_files(tmp_path, flat, version):
     build_nih_tree(tmp_path, LISTS, flat, version)
     table, notes = read(tmp_path, "nih-cxr14")
-    assert list(table.columns) == [*COLUMNS, *NIH_FINDINGS, "rule"]
+    assert list(table.columns) == [*COLUMNS, "sex", "age", *NIH_FINDINGS, "rule"]
     assert table["image_id"].tolist()[:3] == ["00000001_000.png", "00000001_001.png", "00000002_000.png"]
     assert table["path"].map(lambda path: Path(path).is_file()).all()
     assert table["patient_id"].tolist()[:3] == ["1", "1", "2"] and table["study_id"][1] == "1/1"

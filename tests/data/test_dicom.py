@@ -21,6 +21,7 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGBaseline8Bit,
+    JPEGExtended12Bit,
     JPEGLosslessSV1,
     RLELossless,
 )
@@ -216,6 +217,30 @@ def test_jpeg_and_jpeg_2000_read_as_their_uncompressed_twins(tmp_path, photometr
         plain = read_image(save(dicom(twelve, **window, bits=16), tmp_path / "c.dcm"))
         lossless = compressed(Image.fromarray(twelve), dicom(twelve, **window, bits=16), JPEG2000Lossless, no_jp2=True)
         assert (read_image(save(lossless, tmp_path / "d.dcm")) == plain).all()
+
+
+@pytest.mark.parametrize("syntax", [JPEGBaseline8Bit, JPEGExtended12Bit])
+def test_a_jpeg_of_8_bits_in_cells_of_16_reads_as_in_cells_of_8(tmp_path, syntax):
+    grey = scene(250).astype(np.uint8)
+    greys = []
+    for allocated in (8, 16):
+        jpeg = compressed(Image.fromarray(grey), dicom(grey, bits=8), JPEGBaseline8Bit, quality=97)
+        jpeg.file_meta.TransferSyntaxUID = syntax
+        jpeg.BitsAllocated = allocated
+        greys.append(read_image(save(jpeg, tmp_path / "a.dcm")))
+    assert np.array_equal(*greys)
+
+
+@pytest.mark.parametrize("syntax", [JPEGBaseline8Bit, JPEGExtended12Bit])
+def test_a_jpeg_of_8_bits_that_says_12_is_refused_without_naming_plugins(tmp_path, syntax):
+    """None would help: the windows of such a file are for greys that its pixels no longer have."""
+    grey = scene(250).astype(np.uint8)
+    jpeg = compressed(Image.fromarray(grey), dicom(grey.astype(np.uint16), bits=12), JPEGBaseline8Bit, quality=97)
+    jpeg.file_meta.TransferSyntaxUID = syntax
+    expected = r"found 8 bits in JPEG .* pixel data, expected the 12 of BitsStored \(0028,0101\)$"
+    with pytest.raises(UnreadableImage, match=expected) as caught:
+        read_image(save(jpeg, tmp_path / "a.dcm"))
+    assert type(caught.value) is UnreadableImage
 
 
 def test_colour_jpeg_reads_as_its_grey(tmp_path):

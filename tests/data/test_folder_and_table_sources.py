@@ -88,7 +88,7 @@ def test_table_ids_default_to_paths_and_stay_text(tmp_path):
     assert table["image_id"].tolist() == ["x/a.png", "007"]
     assert table["path"].tolist() == [f"{tmp_path}/x/a.png", "/elsewhere/b.png"]
     assert table["patient_id"].tolist() == ["0012", "0007"]
-    assert list(table.columns) == list(COLUMNS)
+    assert list(table.columns) == [*COLUMNS, "comment"]
 
 
 def test_table_keeps_findings_views_and_sources(tmp_path):

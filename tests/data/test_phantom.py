@@ -1,11 +1,15 @@
 """Laws of the synthetic radiographs: reproducible, laid out as MIMIC-CXR-JPG, and not trivial."""
 
 import re
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from checkout import in_checkout
 from mimic_tree import FINDINGS
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
@@ -14,6 +18,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from data import phantom, phantom_drawing
+from data.locks import locked
 
 IMAGES = 1500
 METADATA_COLUMNS = [
@@ -84,6 +89,44 @@ def test_an_interrupted_drawing_leaves_no_tree(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         phantom.write_tree(tmp_path / "tree", 20)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_drawing_left_is_swept_and_no_living_one(tmp_path):
+    """A kill cannot tidy up; the next drawing of that tree does, but for those of others and of who still draws."""
+    draws = textwrap.dedent("""
+        import os, signal, sys, pathlib
+        from data import phantom
+        def stop(*_):
+            print("drawing", flush=True)
+            os.kill(os.getpid(), signal.SIGKILL) if sys.argv[2] == "killed" else input()
+        phantom._write_csv = stop
+        phantom.write_tree(pathlib.Path(sys.argv[1]), 20)
+    """)
+    words = [sys.executable, "-c", draws, tmp_path / "tree"]
+    piped = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "env": in_checkout()}
+    with subprocess.Popen([*words, "killed"], **piped) as killed:
+        killed.communicate()
+    with subprocess.Popen([*words, "waits"], **piped) as waiting:
+        waiting.stdout.readline()
+        dead, living = (f".tree.{process.pid}.partial" for process in (killed, waiting))
+        assert not (tmp_path / dead).exists()  # the second has swept
+        (tmp_path / dead / "files").mkdir(parents=True)  # as earlier versions left it
+        (tmp_path / f".other.{killed.pid}.partial").mkdir()
+        (tmp_path / ".tree.mine.partial").mkdir()
+
+        phantom.write_tree(tmp_path / "tree", 20)
+        names = sorted(path.name for path in tmp_path.iterdir())
+        assert names == sorted([f".other.{killed.pid}.partial", ".tree.mine.partial", living, "tree"])
+        assert {path.name for path in (tmp_path / "tree").iterdir()}.isdisjoint({"lock", "lock.held"})
+        waiting.kill()
+
+
+def test_a_drawing_that_another_machine_holds_is_not_swept(tmp_path, monkeypatch):
+    left = tmp_path / f".tree.{2**22 + 1}.partial"  # no process here has that number
+    left.mkdir()
+    with locked(left, "busy", wait=False):
+        phantom.write_tree(tmp_path / "tree", 20)
+        assert left.exists()
 
 
 def test_a_finished_tree_is_never_overwritten(tmp_path):

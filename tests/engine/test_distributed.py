@@ -13,6 +13,9 @@ from checkout import WORLDS, in_checkout
 from tiny_world import tiny_config
 from two_ranks import CPU, stage_of
 
+from classify.evaluate import evaluate
+from classify.metrics import choose_threshold
+from classify.metrics.recalibration import fit_calibration
 from data.errors import UserError
 from data.loader import open_data
 from mae import load_checkpoint
@@ -46,9 +49,22 @@ def two_ranks(what: str, folder: Path) -> subprocess.CompletedProcess:
 
 
 @pytest.fixture(scope="module")
-def runs(place) -> Path:
-    done = two_ranks("equal_runs", place)
+def done(place) -> subprocess.CompletedProcess:
+    """Two ranks that have done everything but die; before them one has begun a run, and stopped."""
+    whole = stage_of("mae", place, torch.float64)
+    begun = replace(whole, schedule=replace(whole.schedule, epochs=2))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(begun), "learning_rate", lambda _, step: whole.schedule.at(step, len(whole.batches)))
+        fit(begun, place / "begun-alone")
+    assert load_checkpoint(place / "begun-alone/last.pt").progress["epoch"] == 2
+
+    done = two_ranks("together", place)
     assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def runs(place, done) -> Path:
     return place
 
 
@@ -76,19 +92,23 @@ def test_shared_runs_log_once_and_the_same(runs):
             assert two.get(name) == pytest.approx(one.get(name), abs=1e-6), name
 
 
-def test_evaluation_sees_each_image_once_for_any_number(place):
-    done = two_ranks("coverage", place)
-    assert done.returncode == 0, done.stderr
-    assert {path.name for path in place.glob("covered-*")} == {"covered-0", "covered-1"}
+def test_one_process_scores_validation_as_two_ranks_did(runs):
+    run = runs / "shared-vit-32"
+    evaluation = evaluate(
+        run, {"evaluate.split": "validate", "evaluate.batch_size": 3}, open_data(tiny_config(runs).data)
+    )
+    labels, logits = evaluation.predictions["label"], evaluation.predictions["logit"]
+    meta = load_checkpoint(run / "best.pt").meta
+    assert evaluation.summary["metrics"]["auc"] == pytest.approx(meta["validate_auc"], abs=1e-12)
+    assert evaluation.threshold == pytest.approx(choose_threshold(labels, evaluation.predictions["score"]), abs=1e-6)
+    assert fit_calibration(labels, logits).as_dict() == pytest.approx(meta["calibration"]["image"], rel=1e-3)
 
 
-def test_a_checkpoint_of_one_rank_goes_on_with_two(runs, monkeypatch):
-    whole = stage_of("mae", runs, torch.float64)
-    begun = replace(whole, schedule=replace(whole.schedule, epochs=2))
-    monkeypatch.setattr(type(begun), "learning_rate", lambda _, step: whole.schedule.at(step, len(whole.batches)))
-    fit(begun, runs / "begun-alone")
-    done = two_ranks("resume_on_two", runs)
-    assert done.returncode == 0, done.stderr
+def test_evaluation_sees_each_image_once_for_any_number(runs):
+    assert {path.name for path in runs.glob("covered-*")} == {"covered-0", "covered-1"}
+
+
+def test_a_checkpoint_of_one_rank_goes_on_with_two(runs):
     whole, parts = (load_checkpoint(runs / name / "last.pt") for name in ("alone-mae-64", "begun-alone"))
     for key, value in whole.weights.items():
         torch.testing.assert_close(parts.weights[key], value, rtol=0, atol=1e-9, msg=key)
@@ -102,9 +122,7 @@ def test_a_rank_that_dies_ends_the_others_within_a_minute(place):
     assert "lost another rank" in done.stderr
 
 
-def test_one_ranks_bad_batch_is_skipped_by_all(place):
-    done = two_ranks("skip", place)
-    assert done.returncode == 0, done.stderr
+def test_one_ranks_bad_batch_is_skipped_by_all(place, done):
     assert done.stderr.count("update skipped") == 4
     named = [row["skipped_images"] for row in read_metrics(place / "skipped") if "skipped_images" in row]
     assert [len(names) for names in named] == [10] * 4

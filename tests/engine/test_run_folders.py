@@ -44,9 +44,25 @@ def test_what_does_not_change_the_result_may_change(place, tmp_path):
     check_run(tmp_path, tiny_config(place), RESUMABLE, facts)  # an empty folder
     start_run(tmp_path, tiny_config(place), facts)
     check_run(tmp_path, tiny_config(place), RESUMABLE, facts)
-    free = ("pretrain__epochs", 9), ("engine__save_minutes", 1.0), ("data__store", "x"), ("data__workers", 2)
+    free = (
+        ("pretrain__epochs", 9),
+        ("engine__save_minutes", 1.0),
+        ("data__store", "x"),
+        ("data__workers", 2),
+        ("data__patients", "p"),
+    )
     for key, value in (*free, ("finetune__epochs", 9), ("finetune__mode", "linear"), ("run", "elsewhere")):
         check_run(tmp_path, tiny_config(place, **{key: value}), RESUMABLE, facts)
+
+
+def test_a_part_of_a_mix_may_get_a_table_of_patients_and_no_other_root():
+    before = [{"source": "table", "root": "a"}, {"source": "images", "root": "b", "table": None}]
+    after = [before[0] | {"patients": "people.csv", "views": None}, before[1]]
+    assert RESUMABLE.may_change("data.sources", before, after)
+    assert RESUMABLE.may_change("data.sources", after, before)
+    assert not RESUMABLE.may_change("data.sources", before, [before[0] | {"root": "c"}, before[1]])
+    assert not RESUMABLE.may_change("data.sources", before, before[:1])
+    assert not RESUMABLE.may_change("data.views", ["AP"], ["AP", "PA"])
 
 
 def test_commands_refuse_a_run_of_another_config(place, opened, tmp_path):
@@ -114,6 +130,19 @@ def test_a_missing_config_is_written_anew_when_the_run_goes_on(made, place, open
     pretrain(tiny_config(place, run=str(run), pretrain__epochs=2), opened)
     assert f"note: {run}/config.yaml: found no such file, so it is written anew" in capsys.readouterr().err
     assert yaml.safe_load((run / "config.yaml").read_text())["pretrain"]["epochs"] == 2
+
+
+@pytest.mark.parametrize("content", [None, "{}", '{"starts": []}'])
+def test_a_run_that_no_longer_says_what_it_trains_on_is_not_gone_on_with(content, made, place, opened, tmp_path):
+    run = Path(shutil.copytree(made, tmp_path / "run"))
+    (run / "environment.json").unlink()
+    if content is not None:
+        (run / "environment.json").write_text(content)
+    before = (run / "last.pt").read_bytes()
+    found = rf"^{run}/environment.json: found no record of the images .* put the file back, or choose another folder"
+    with pytest.raises(UserError, match=found):
+        pretrain(tiny_config(place, run=str(run), pretrain__epochs=2), opened)
+    assert (run / "last.pt").read_bytes() == before
 
 
 def test_without_a_config_the_epochs_of_a_grid_must_be_the_checkpoints(made, place, tmp_path):

@@ -1,6 +1,7 @@
 """The benchmarks run and say what they measured; how fast is not a test's business."""
 
 import json
+import os
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -84,3 +85,12 @@ def test_pretrain_step_compares_speed_and_memory(tmp_path):
     assert 0.8 < systems["ours"]["flops_per_image"] / systems["transformers"]["flops_per_image"] < 1  # embeds fewer
     assert result["environment"]["cpu"] and result["environment"]["threads"]
     assert str(tmp_path) not in done.stdout
+
+
+@pytest.mark.slow
+def test_coverage_is_simulated_for_every_cell(tmp_path):
+    command = [sys.executable, "benchmarks/coverage.py", "--trials", "2", "--json", str(tmp_path / "out.json")]
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests/worlds")])
+    subprocess.run(command, cwd=ROOT, capture_output=True, check=True, env=os.environ | {"PYTHONPATH": paths})
+    cells = json.loads((tmp_path / "out.json").read_text())["cells"]
+    assert len({(cell["area"], cell["n"]) for cell in cells}) == len(cells) == 8

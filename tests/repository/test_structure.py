@@ -29,13 +29,24 @@ ORDER_OF_CLASSIFY = (
     *(
         "cli",
         "compare",
+        "plan",
+        "jobs",
+        "extra_rows",
         "predict",
         "dry_run",
         "export",
         "report",
+        "contrasts",
+        "subgroups",
         "comparison",
+        "provenance",
+        "tuning",
+        "row_differences",
+        "cost",
         "grid",
         "evaluate",
+        "ledger",
+        "prediction_files",
         "finetune",
         "scores",
     ),
@@ -120,7 +131,7 @@ def rooms_imported(room: str) -> set[str]:
 
 def test_the_imports_are_found():
     assert "data.loader" in imports(ROOT / "mae/pretrain.py")
-    assert "mae.pretrain" in imports(ROOT / "classify/compare.py")
+    assert "mae.pretrain" in imports(ROOT / "classify/jobs.py")
 
 
 def test_data_knows_nothing_of_models():

@@ -79,7 +79,7 @@ def break_folder(folder: Path, what: str) -> None:
         "hidden_size=null": "found no hidden_size, expected the config.json of a ViTMAE or ViT",
         "hidden_size=16": "found hidden_size 16 in config.json, expected 12 by weights",
         "patch_size=8": "found patch_size 8 in config.json, expected 4 by weights",
-        "image_size=16": "found 9 positions of patches, expected those of 16 pixels in patches of 4",
+        "image_size=16": "found 9 positions of patches and the class token's, expected those of 16 pixels in",
         "num_channels=1": "found num_channels 1 in config.json, expected 3 by weights",
         'hidden_act="relu"': "found hidden_act relu, expected gelu",
         'num_attention_heads="three"': 'found num_attention_heads "three", expected a number above 0',

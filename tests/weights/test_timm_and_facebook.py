@@ -48,6 +48,59 @@ def test_attention_without_biases_has_zeros():
     assert "has no biases" in model.report.adapted["blocks.0.attn.qkv.weight"]
 
 
+def without_class_position(height: int, width: int) -> tuple[dict, dict]:
+    """Weights as timm's no_embed_class makes them, and the same ones with zeros for the class token's position."""
+    weights = timm_weights()
+    positions = random(1, height * width, WIDTH)
+    zeros = torch.zeros(1, 1, WIDTH)
+    return weights | {"pos_embed": positions}, weights | {"pos_embed": torch.cat([zeros, positions], 1)}
+
+
+@pytest.mark.parametrize("grid", [(3, 3), (2, 3), (1, 7)])
+def test_a_class_token_without_a_position_is_one_with_zeros(grid):
+    weights, twin = without_class_position(*grid)
+    size = (4 * grid[0], 4 * grid[1])
+    model = load_timm(weights, say=quiet, heads=HEADS, image_size=size).eval()
+    images = random(2, 3, *size)
+    with torch.no_grad():
+        torch.testing.assert_close(model.encoder(images), timm_features(twin, images), rtol=0, atol=1e-5)
+    assert model.report.adapted["pos_embed"] == "has none for the class token: zeros, the same"
+
+
+def test_positions_without_the_class_tokens_go_to_another_grid():
+    weights, twin = without_class_position(3, 3)
+    a, b = (load_timm(each, say=quiet, heads=HEADS, image_size=20) for each in (weights, twin))
+    assert a.encoder.positions.equal(b.encoder.positions)
+
+
+def test_positions_that_may_be_of_two_grids_are_refused_unless_the_folder_says(tmp_path):
+    """Ten are those of 2 x 5 patches, or of 3 x 3 and the class token: the other reading would be wrong in silence."""
+    weights, twin = without_class_position(2, 5)
+    wish = {"say": quiet, "heads": HEADS, "image_size": (8, 20)}
+    with pytest.raises(UserError, match="found 10 positions, which a class token and 3 x 3 patches have, or 2 x 5 "):
+        load_timm(weights, **wish)
+    assert load_timm(weights, say=quiet, heads=HEADS, image_size=12).encoder.grid == (3, 3)
+    assert load_timm(twin, **wish).encoder.grid == (2, 5)
+
+    save_file(weights, tmp_path / "model.safetensors")
+    images = random(2, 3, 8, 20)
+    grids = {}
+    for without in (True, False):
+        settings = {"pretrained_cfg": {}, "model_args": {"no_embed_class": without}}
+        (tmp_path / "config.json").write_text(json.dumps(settings))
+        grids[without] = load_timm(tmp_path, **wish).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(grids[True].encoder(images), timm_features(twin, images), rtol=0, atol=1e-5)
+    assert "3×3 → 2×5 patches, bicubic" in grids[False].report.adapted["pos_embed"]
+
+
+@pytest.mark.parametrize("count", [6, 8])
+def test_positions_of_no_grid_are_counted_with_the_class_tokens(count):
+    weights = timm_weights() | {"pos_embed": random(1, count, WIDTH)}
+    with pytest.raises(UserError, match=rf"found {count - 1} positions of patches and the class token's, expected"):
+        load_timm(weights, say=quiet, heads=HEADS)
+
+
 def test_timm_files_of_every_kind(tmp_path):
     weights = timm_weights()
     save_file(weights, tmp_path / "vit.safetensors")

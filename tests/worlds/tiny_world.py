@@ -38,7 +38,9 @@ SETTINGS = {
     "data.image_size": 12,
     "data.workers": 1,
     **{f"model.{name}": size for name, size in MODEL.items()},
+    "compare.seeds": [0],
 }
+ONE_SEED = "compare:\n  seeds: [0]\n"  # how a config file says so
 # Long enough to learn something: 8 updates an epoch in stage one, 5 in stage two, where 5 images are left over.
 FOUR_EPOCHS = {
     "pretrain.epochs": 4,
@@ -59,6 +61,7 @@ ONE_EPOCH = {
     "finetune.batch_size": 8,
     "finetune.optimizer.warmup_epochs": 0,
     "evaluate.replicates": 100,
+    "evaluate.split": "test",
 }
 TINY = [f"{key}={value}" for key, value in (SETTINGS | ONE_EPOCH).items()]  # as on a command line
 

@@ -1,4 +1,7 @@
-"""What torchrun runs for test_distributed.py: `two_ranks.py WHAT FOLDER`, the same in every rank."""
+"""What torchrun runs for test_distributed.py: `two_ranks.py WHAT FOLDER`, the same in every rank.
+
+Starting two ranks takes far longer than what they do here, so those that shall end well do all of it in one go.
+"""
 
 import os
 import sys
@@ -33,40 +36,55 @@ def stage_of(kind: str, place: Path, dtype: torch.dtype, **changed):
     return stage
 
 
-def equal_runs(folder: Path) -> None:
-    """Each run alone, then shared: the shared one's weights, metrics and best score stand beside the single's."""
+def together(folder: Path) -> None:
+    """All that two ranks do and that ends well."""
     parts = {"pretrain__optimizer__accumulate": 5, "finetune__optimizer__accumulate": 5}
     sorts = {"64": (torch.float64, {}), "64-parts": (torch.float64, parts), "32": (torch.float32, {})}
     cases = {f"{kind}-{name}": (kind, *sort) for kind in ("mae", "vit") for name, sort in sorts.items()}
     for name, (kind, dtype, changed) in cases.items():
         if os.environ["RANK"] == str(len(name) % 2):  # the ranks share this work too
             fit(stage_of(kind, folder, dtype, **changed), folder / f"alone-{name}")
+
     with distributed.process_group(CPU):
+        # each run once more, shared: its weights, metrics and best score stand beside the single's
         for name, (kind, dtype, changed) in cases.items():
             fit(stage_of(kind, folder, dtype, **changed), folder / f"shared-{name}")
+        fit(stage_of("mae", folder, torch.float64), folder / "begun-alone")  # where one has stopped, two go on
+        coverage(folder)
+        skip(folder)
+    names = {path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")}
+    assert not [name for name in names if "gloo" in name]  # one alive at the end may abort the process
 
 
 def coverage(folder: Path) -> None:
     """Every image of an ordered epoch is seen once, whatever the number, and comes back in order."""
     data = open_data(tiny_config(folder).data)
     whole = data.split("train")
-    with distributed.process_group(CPU):
-        for n in (1, 2, 3, 5, 7):
-            loader = Loader(data, whole.iloc[:n], 2, share=distributed.shard())
-            parts = [batch.numbers for batch in loader.epoch()]
-            numbers = torch.cat([torch.empty(0, dtype=torch.int64), *parts])
-            together = distributed.all_gather_rows(numbers)
-            assert together.tolist() == whole["row"].iloc[:n].tolist(), n
-            assert distributed.all_reduce_sum(torch.tensor(float(len(numbers)))) == n
-        assert distributed.any_rank(distributed.rank() == 1, CPU)
-        assert not distributed.any_rank(False, CPU)
+    for n in (1, 2, 3, 5, 7):
+        loader = Loader(data, whole.iloc[:n], 2, share=distributed.shard())
+        parts = [batch.numbers for batch in loader.epoch()]
+        numbers = torch.cat([torch.empty(0, dtype=torch.int64), *parts])
+        together = distributed.all_gather_rows(numbers)
+        assert together.tolist() == whole["row"].iloc[:n].tolist(), n
+        assert distributed.all_reduce_sum(torch.tensor(float(len(numbers)))) == n
+    assert distributed.any_rank(distributed.rank() == 1, CPU)
+    assert not distributed.any_rank(False, CPU)
     (folder / f"covered-{os.environ['RANK']}").touch()
 
 
-def resume_on_two(folder: Path) -> None:
-    """Go on, as two, where one stopped."""
-    with distributed.process_group(CPU):
-        fit(stage_of("mae", folder, torch.float64), folder / "begun-alone")
+def skip(folder: Path) -> None:
+    """A NaN in one rank's share skips the update in all, and is named."""
+
+    def spoilt(model, batch, epoch):
+        return step(model, batch, epoch) * (float("nan") if distributed.rank() == 1 and epoch == 1 else 1.0)
+
+    stage = stage_of("mae", folder, torch.float32)
+    step = stage.step
+    fit(replace(stage, step=spoilt), folder / "skipped")
+    sums = distributed.all_gather_objects(
+        [weight.double().sum().item() for weight in stage.model.state_dict().values()]
+    )
+    assert sums[0] == sums[1]
 
 
 def lose_one(folder: Path) -> None:
@@ -84,23 +102,5 @@ def lose_one(folder: Path) -> None:
         fit(replace(stage, step=dying), folder / "lost")
 
 
-def skip(folder: Path) -> None:
-    """A NaN in one rank's share skips the update in all, and is named."""
-
-    def spoilt(model, batch, epoch):
-        return step(model, batch, epoch) * (float("nan") if distributed.rank() == 1 and epoch == 1 else 1.0)
-
-    with distributed.process_group(CPU):
-        stage = stage_of("mae", folder, torch.float32)
-        step = stage.step
-        fit(replace(stage, step=spoilt), folder / "skipped")
-        sums = distributed.all_gather_objects(
-            [weight.double().sum().item() for weight in stage.model.state_dict().values()]
-        )
-        assert sums[0] == sums[1]
-    names = {path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")}
-    assert not [name for name in names if "gloo" in name]  # one alive at the end may abort the process
-
-
 if __name__ == "__main__":
-    {f.__name__: f for f in (equal_runs, coverage, resume_on_two, lose_one, skip)}[sys.argv[1]](Path(sys.argv[2]))
+    {f.__name__: f for f in (together, lose_one)}[sys.argv[1]](Path(sys.argv[2]))

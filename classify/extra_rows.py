@@ -1,0 +1,244 @@
+"""Rows of a comparison that nothing is trained for: predictions in files, and ensembles of a row's seeds."""
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.special import expit
+
+from classify.cases import LabelledSplits, labelled_rows, splits_of
+from classify.comparison import Line
+from classify.evaluate import Evaluation, best_of, score_images, write_evaluation
+from classify.grid import Cell, folder_name
+from classify.metrics import choose_threshold
+from classify.prediction_files import FilePredictions, predictions_of
+from classify.scores import UNIT_IDS, in_units, side_by_side
+from classify.settings import ClassifyConfig, RowSettings
+from classify.start import file_digest
+from data.config import change_config, expand
+from data.errors import UserError
+from data.loader import Data
+from data.manifest import digest
+from data.privacy import credentialed_sources
+from data.settings import DataSettings
+from mae.engine.checkpoint import load_checkpoint
+
+DataOf = Callable[[DataSettings], Data]
+
+
+def check_extra_rows(config: ClassifyConfig, data: Data) -> None:
+    """UserError for what is wrong with the rows that are not trained, before anything is."""
+    grid = config.compare
+    if all(row.predictions is not None for row in grid.rows):
+        raise UserError("compare.rows: found predictions in files alone, expected a row that is trained here")
+
+    folders: dict[str, str] = {}
+    for row in grid.rows:
+        if row.predictions is not None:
+            other = folders.setdefault(folder_name(row.name), row.name)
+            if other != row.name:
+                raise UserError(
+                    f"compare.rows: found {other!r} and {row.name!r}, expected names that differ in more than case and "
+                    "punctuation"
+                )
+            predictions_of(row, config, data)
+
+    with_ensemble = [row.name for row in grid.rows if wants_ensemble(row, config)]
+    if with_ensemble and len(grid.seeds) < 2:
+        raise UserError(
+            f"compare.rows: {with_ensemble[0]}: found an ensemble of 1 seed, expected 2 or more in compare.seeds"
+        )
+
+
+def wants_ensemble(row: RowSettings, config: ClassifyConfig) -> bool:
+    """Whether the mean of a row's seeds is a row too."""
+    if row.predictions is not None:
+        return False
+    return config.compare.ensembles if row.ensemble is None else row.ensemble
+
+
+def ensemble_name(name: str, seeds: int) -> str:
+    """What the row of an ensemble is called."""
+    return f"{name}, ensemble of {seeds}"
+
+
+def extra_names(config: ClassifyConfig, cells: Sequence[Cell]) -> dict[str, frozenset[int | None]]:
+    """What the rows that are not trained are called, each with its label budgets: contrasts may name them."""
+    budgets: dict[str, set[int | None]] = {}
+    for row in config.compare.rows:
+        for cell in cells:
+            if row.predictions is not None:
+                budgets.setdefault(row.name, set()).add(cell.labelled)
+            elif wants_ensemble(row, config) and _is_called(cell.name, row, config):
+                name = ensemble_name(cell.name, len(config.compare.seeds))
+                budgets.setdefault(name, set()).add(cell.labelled)
+    return {name: frozenset(of_row) for name, of_row in budgets.items()}
+
+
+def with_extra_rows(config: ClassifyConfig, data_of: DataOf, lines: tuple[Line, ...]) -> tuple[Line, ...]:
+    """The lines of trained rows, with those of ensembles and of files among them, in the order of the config's rows.
+
+    A file's row stands in the table of every label budget.
+    """
+    found: list[Line] = []
+    read: dict[str, tuple[Evaluation, ...]] = {}
+    for labelled in dict.fromkeys(line.labelled for line in lines):
+        of_budget = [line for line in lines if line.labelled == labelled]
+        for row in config.compare.rows:
+            if row.predictions is not None:
+                if row.name not in read:
+                    read[row.name] = read_predictions(row, config, data_of(config.data))
+                described = {"Model": row.name, "Augmentation": "–", "% Masking": "–"}
+                found.append(Line(described, labelled, read[row.name]))
+                continue
+
+            for line in of_budget:
+                if _is_called(line.described["Model"], row, config):
+                    found.append(line)
+                    if wants_ensemble(row, config):
+                        found += _ensemble(line, config, data_of)
+    return tuple(found)
+
+
+def _is_called(name: str, row: RowSettings, config: ClassifyConfig) -> bool:
+    """Whether a line's name is the row's, or, where that has several pretrainings, its `row/pretraining`."""
+    if name in [other.name for other in config.compare.rows]:
+        return name == row.name
+    return name in [f"{row.name}/{pretraining}" for pretraining in row.pretraining]
+
+
+# ---------------------------------------------------------------- predictions in files
+
+
+def read_predictions(row: RowSettings, config: ClassifyConfig, data: Data) -> tuple[Evaluation, ...]:
+    """A row's files as evaluations, one each, written beside those of the runs: a report needs the files no more."""
+    found = []
+    for number, predictions in enumerate(predictions_of(row, config, data)):
+        folder = Path(expand(config.run, "run"), f"{folder_name(row.name)}-file{number}")
+        found.append(_of_file(predictions, number, folder, config, data))
+    return tuple(found)
+
+
+def _of_file(predictions: FilePredictions, number: int, folder: Path, config: ClassifyConfig, data: Data) -> Evaluation:
+    facts = {
+        "origin": _origin(config, data, predictions.units)
+        | {"checkpoint": file_digest(predictions.place), "threshold": predictions.how},
+        "patients_known": data.manifest.patients_known,
+        "pretrained_on": 0,
+        "seen_elsewhere": predictions.kind != "rating",  # a program's training is not known here; readers have none
+        "credentialed": sorted(credentialed_sources(config.data)),
+        "file": {
+            "name": predictions.place.name,
+            "column": predictions.column,
+            "kind": predictions.kind,
+            "threshold": predictions.how,
+        },
+    }
+    meta = {"train_images": None, "pretrained_from": None}
+    path = folder / "predictions" / config.compare.split
+    how = change_config(config, {"evaluate.split": config.compare.split, "seed": number})
+    made = write_evaluation(path, how, data, predictions.units, predictions.threshold, facts, meta)
+    return replace(made, config=config)
+
+
+def _origin(config: ClassifyConfig, data: Data, units: pd.DataFrame) -> dict[str, Any]:
+    """What an evaluation was made of, as far as it is the comparison's."""
+    return {
+        "data": data.manifest.fingerprint(),
+        "cases": digest(units, "image_id", "patient_id", "study_id", "label"),
+        "store": data.store.fingerprint,
+        "evaluate": config.evaluate.model_dump(mode="json") | {"split": config.compare.split},
+    }
+
+
+# ---------------------------------------------------------------- ensembles
+
+
+def _ensemble(line: Line, config: ClassifyConfig, data_of: DataOf) -> Iterator[Line]:
+    """The line of a row's ensemble: none where a seed failed, as it would be another one than was declared."""
+    members = line.evaluations
+    if len(members) < len(config.compare.seeds):
+        return
+    described = line.described | {"Model": ensemble_name(line.described["Model"], len(members))}
+    yield Line(described, line.labelled, (_evaluated(members, data_of),))
+
+
+def _evaluated(members: tuple[Evaluation, ...], data_of: DataOf) -> Evaluation:
+    """The mean of the members' calibrated probabilities, with a threshold of its own, chosen on validation.
+
+    In statistics it is one trained model: how much training another ensemble would vary is not in it.
+    """
+    first = members[0]
+    config = first.config
+    data = data_of(config.data)
+    logits = [calibrated_logits(member, member.predictions) for member in members]
+    units = _mean(first.predictions, logits)
+
+    # the labels that any of them was trained on or chosen by
+    splits = [splits_of(data, member.config) for member in members]
+    trained_on = {image for each in splits for image in each.train["image_id"]}
+    threshold = _threshold(members, splits, data)
+
+    folder = first.run.with_name(re.sub(r"seed\d+$", "ensemble", first.run.name))
+    summaries = [member.summary for member in members]
+    facts = {
+        "origin": {**first.summary["origin"], "checkpoint": _digest_of(members), "members": len(members)},
+        "patients_known": first.summary["patients_known"],
+        "pretrained_on": max(summary["pretrained_on"] for summary in summaries),
+        "seen_elsewhere": any(summary.get("seen_elsewhere", False) for summary in summaries),
+        "credentialed": sorted({name for summary in summaries for name in summary.get("credentialed", ())}),
+        "ensemble": [member.run.name for member in members],
+        "config": first.summary["config"],
+    }
+    meta = first.summary["meta"] | {"train_images": len(trained_on)}
+    path = folder / "predictions" / config.evaluate.split
+    return write_evaluation(path, config, data, units, threshold, facts, meta)
+
+
+def calibrated_logits(evaluation: Evaluation, units: pd.DataFrame) -> np.ndarray:
+    """The logits (n) of a run's calibrated probabilities, where it has a calibration; else its own."""
+    logits = units["logit"].to_numpy(np.float64)
+    calibration = evaluation.summary.get("calibration")
+    if not calibration:
+        return logits
+    return logits / calibration["temperature"] + calibration["intercept"]
+
+
+def _mean(units: pd.DataFrame, logits: list[np.ndarray]) -> pd.DataFrame:
+    """Units with the mean of the members' probabilities, by their logits (n each): a mean near 1 still has one."""
+    each = np.stack(logits)  # s n
+    abnormal = np.logaddexp.reduce(-np.logaddexp(0, -each), axis=0)  # n
+    normal = np.logaddexp.reduce(-np.logaddexp(0, each), axis=0)
+    mean = abnormal - normal
+    return units[[*UNIT_IDS, "label"]].assign(logit=mean, score=expit(mean))
+
+
+def _threshold(members: tuple[Evaluation, ...], splits: list[LabelledSplits], data: Data) -> float:
+    """Chosen on the ensemble's own validation predictions, of the images that any member was chosen by."""
+    config = members[0].config
+    rule = config.finetune.threshold
+    if rule == "half":
+        return 0.5
+
+    chosen_by = {image for each in splits for image in each.validate["image_id"]}
+    table = labelled_rows(data.split("validate"), "validate", config.data.target)
+    table = table[table["image_id"].isin(chosen_by)]
+    logits = []
+    for member in members:
+        checkpoint = load_checkpoint(best_of(member.run), kind="classifier")
+        scored = score_images(checkpoint, member.config, data, table)
+        units = side_by_side(in_units(scored, config.evaluate.unit, data.manifest.patients_known))
+        logits.append(calibrated_logits(member, units))
+    mean = _mean(units, logits)
+    return choose_threshold(mean["label"], mean["score"], rule)
+
+
+def _digest_of(members: tuple[Evaluation, ...]) -> str:
+    """16 hexadecimal digits of what the members' checkpoints are."""
+    text = " ".join(str(member.summary["origin"]["checkpoint"]) for member in members)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,87 @@
+"""Differences of one model's metric between two groups of cases, such as women and men."""
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.stats import t
+
+from classify.metrics.checks import check_level, check_seeds, group_codes
+from classify.metrics.estimates import Difference
+from classify.metrics.influence import influence
+from classify.metrics.intervals import AS_ONE_CASE, ONE_PATIENT, as_model, interval_of
+from classify.metrics.patients import join, patient_spread, patients_of, seed_spread
+
+
+def group_difference(
+    labels: ArrayLike,
+    scores: ArrayLike,
+    in_a: ArrayLike,
+    in_b: ArrayLike,
+    name: str = "auc",
+    thresholds: ArrayLike = 0.5,
+    groups: ArrayLike | None = None,
+    level: float = 0.95,
+    logits: ArrayLike | None = None,
+) -> Difference:
+    """The metric among the cases `in_a` (n,) minus that among `in_b`, which share no case, of scores (n,) or (s, n).
+
+    Patients may have cases in both, as with views: the variance is that of each patient's parts of the difference,
+    summed (the influence functions of both metrics), and that of seeds is added, as in `auc_difference`.
+    """
+    labels, scores, thresholds = check_seeds(labels, scores, thresholds)
+    check_level(level)
+    members = [np.asarray(in_a, bool), np.asarray(in_b, bool)]
+    if members[0].shape != labels.shape or members[1].shape != labels.shape or (members[0] & members[1]).any():
+        raise ValueError("groups of cases must be of the cases' shape (n,), and no case may be in both")
+
+    # each group's metric by itself, and its parts at the places of its cases
+    codes = group_codes(groups, len(labels))
+    model = as_model(scores, thresholds, logits)
+    found = []
+    parts = np.zeros(len(labels))
+    for sign, inside in zip((1, -1), members, strict=True):
+        own = influence(name, labels[inside], as_model(scores[:, inside], thresholds, _of(model.logits, inside)))
+        parts[inside] = sign * own.parts.mean(0)
+        found.append(own)
+
+    estimates = found[0].estimates - found[1].estimates
+    estimate = float(estimates.mean())
+    seeds = (len(estimates), len(estimates))
+    either = (members[0] | members[1])[None]
+    if np.isnan(estimate) or patients_of(either, codes).min() < 2:
+        note = ONE_PATIENT if not np.isnan(estimate) else "undefined: a class has no cases"
+        return Difference(estimate, (np.nan, np.nan), level, note=note, p_value=np.nan, seeds=seeds)
+
+    of_patients = patient_spread(parts, either, codes)
+    if of_patients.variance > 0:
+        spread = join([of_patients, seed_spread(estimates)])
+        error = float(np.sqrt(spread.variance))
+        freedom = spread.cautious
+        reach = float(t.ppf((1 + level) / 2, freedom)) * error
+        down = up = reach
+        note = ""
+    else:
+        # neither varies, as two AUCs of 1: made of both groups' own intervals (square and add: Newcombe 1998)
+        a, b = (
+            interval_of(name, own, group_codes(codes[inside], int(inside.sum())), level)
+            for own, inside in zip(found, members, strict=True)
+        )
+        down = float(np.hypot(a.estimate - a.interval[0], b.interval[1] - b.estimate))
+        up = float(np.hypot(a.interval[1] - a.estimate, b.estimate - b.interval[0]))
+        freedom = max(1.0, float(patients_of(either, codes).min() - 1))
+        error = max(down, up) / float(t.ppf((1 + level) / 2, freedom))
+        note = AS_ONE_CASE
+
+    return Difference(
+        estimate,
+        (max(-1.0, estimate - down), min(1.0, estimate + up)),
+        level,
+        note=note,
+        p_value=float(2 * t.sf(abs(estimate) / error, freedom)),
+        standard_error=error,
+        freedom=freedom,
+        seeds=seeds,
+    )
+
+
+def _of(logits: np.ndarray | None, inside: np.ndarray) -> np.ndarray | None:
+    return None if logits is None else logits[:, inside]

@@ -1,0 +1,160 @@
+"""Differences of two models' metrics on the same cases: their intervals and tests."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.stats import t
+
+from classify.metrics.binary import HEADLINE
+from classify.metrics.checks import check_level, check_seeds, group_codes
+from classify.metrics.estimates import Difference
+from classify.metrics.influence import Influence, Model, influence
+from classify.metrics.intervals import ANY_SIZE, AS_ONE_CASE, NOTHING_CALLED, as_model, interval_of
+from classify.metrics.patients import Spread, join, patient_spread, patients_of, seed_spread
+
+ALIKE = "no difference to test: both do the same with every case"
+
+
+def auc_difference(
+    labels: ArrayLike,
+    scores_a: ArrayLike,
+    scores_b: ArrayLike,
+    groups: ArrayLike | None = None,
+    level: float = 0.95,
+) -> Difference:
+    """The difference of AUC, a - b, of scores (n,) or of the means of seeds (s, n), tested by Student's t.
+
+    The variance is that of patients, from DeLong's components of a - b by Obuchowski's formula (1997), plus that of
+    the seeds, S_a²/s_a + S_b²/s_b, as seeds of a and of b are drawn apart from each other; the degrees of freedom are
+    Satterthwaite's. With one seed, (n,) or (1, n), the difference is that of the two trained models: it says
+    nothing of the methods that made them, and `of_methods` is False.
+    """
+    return metric_differences(labels, scores_a, scores_b, names=("auc",), groups=groups, level=level)["auc"]
+
+
+def metric_differences(
+    labels: ArrayLike,
+    scores_a: ArrayLike,
+    scores_b: ArrayLike,
+    names: Sequence[str] = HEADLINE,
+    thresholds: tuple[ArrayLike, ArrayLike] = (0.5, 0.5),
+    groups: ArrayLike | None = None,
+    level: float = 0.95,
+    logits: tuple[ArrayLike | None, ArrayLike | None] = (None, None),
+) -> dict[str, Difference]:
+    """{name: Difference} a - b of several metrics, as in `auc_difference`; names as in `metric_intervals`.
+
+    Where patients show no variance in a - b, as between two AUCs of 1, the interval is made of both models' own (square
+    and add: Newcombe 1998), and `note` says so. Models that do the same with every case differ by 0 with p 1.
+    """
+    labels, scores_a, thresholds_a = check_seeds(labels, scores_a, thresholds[0], "scores_a")
+    labels, scores_b, thresholds_b = check_seeds(labels, scores_b, thresholds[1], "scores_b")
+    check_level(level)
+    codes = group_codes(groups, len(labels))
+    model_a = as_model(scores_a, thresholds_a, logits[0])
+    model_b = as_model(scores_b, thresholds_b, logits[1])
+    twins = _are_twins(model_a, model_b)
+
+    differences = {}
+    for name in names:
+        of_a = influence(name, labels, model_a)
+        of_b = influence(name, labels, model_b)
+        differences[name] = _difference(name, of_a, of_b, codes, level, twins)
+    return differences
+
+
+def _are_twins(a: Model, b: Model) -> bool:
+    """Whether a and b are the same trained models: no metric can differ."""
+    same = np.array_equal(a.scores, b.scores) and np.array_equal(a.order_by, b.order_by)
+    return same and np.array_equal(a.thresholds, b.thresholds)
+
+
+def _difference(
+    name: str, of_a: Influence, of_b: Influence, codes: np.ndarray, level: float, twins: bool
+) -> Difference:
+    estimate = float(of_a.estimates.mean() - of_b.estimates.mean())
+    seeds = (len(of_a.estimates), len(of_b.estimates))
+    if np.isnan(estimate) or codes.max() == 0:
+        notes = (interval_of(name, found, codes, level).note for found in (of_a, of_b))
+        note = next(note for note in notes if note)
+        return Difference(estimate, (np.nan, np.nan), level, note=note, p_value=np.nan, seeds=seeds)
+
+    parts = _difference_of_parts(of_a.parts.mean(0), of_b.parts.mean(0))
+    of_patients = patient_spread(parts, of_a.strata | of_b.strata, codes)
+    of_seeds = [seed_spread(of_a.estimates), seed_spread(of_b.estimates)]
+    alike = estimate == 0 and (twins or (not parts.any() and of_a.parts.any()))
+    if of_patients.variance > 0 or alike:
+        spread = join([of_patients, *of_seeds])
+        found = _by_t(name, estimate, spread, level, seeds)
+        if of_a.strata.any() and of_b.strata.any():
+            return found
+        return replace(found, note=NOTHING_CALLED)
+
+    return _from_both(name, estimate, of_a, of_b, codes, level, seeds)
+
+
+def _difference_of_parts(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """a - b; what cancels to rounding is 0."""
+    parts = a - b
+    parts[np.abs(parts) <= 1e-12 * (np.abs(a) + np.abs(b))] = 0
+    return parts
+
+
+def _by_t(name: str, estimate: float, spread: Spread, level: float, seeds: tuple[int, int]) -> Difference:
+    error = float(np.sqrt(spread.variance))
+    if error == 0:
+        return Difference(
+            estimate, (estimate, estimate), level, note=ALIKE, p_value=1.0, standard_error=0.0, seeds=seeds
+        )
+    reach = float(t.ppf((1 + level) / 2, spread.cautious)) * error
+    return Difference(
+        estimate,
+        _inside(name, estimate - reach, estimate + reach),
+        level,
+        p_value=float(2 * t.sf(abs(estimate) / error, spread.cautious)),
+        standard_error=error,
+        freedom=spread.cautious,
+        seeds=seeds,
+    )
+
+
+def _from_both(
+    name: str,
+    estimate: float,
+    of_a: Influence,
+    of_b: Influence,
+    codes: np.ndarray,
+    level: float,
+    seeds: tuple[int, int],
+) -> Difference:
+    """Square and add: the difference is smallest where a is low and b is high."""
+    a = interval_of(name, of_a, codes, level)
+    b = interval_of(name, of_b, codes, level)
+    down = float(np.hypot(a.estimate - a.interval[0], b.interval[1] - b.estimate))
+    up = float(np.hypot(a.interval[1] - a.estimate, b.estimate - b.interval[0]))
+
+    # the error that has this reach towards 0; of no difference, the larger one
+    reach = max(down, up)
+    if estimate != 0:
+        reach = down if estimate > 0 else up
+    freedom = max(1.0, float(patients_of(of_a.strata | of_b.strata, codes).min() - 1))
+    error = reach / float(t.ppf((1 + level) / 2, freedom))
+    return Difference(
+        estimate,
+        _inside(name, estimate - down, estimate + up),
+        level,
+        note=AS_ONE_CASE,
+        p_value=float(2 * t.sf(abs(estimate) / error, freedom)),
+        standard_error=error,
+        freedom=freedom,
+        seeds=seeds,
+    )
+
+
+def _inside(name: str, low: float, high: float) -> tuple[float, float]:
+    """Differences of metrics between 0 and 1 lie between -1 and 1."""
+    if name in ANY_SIZE:
+        return low, high
+    return max(-1.0, low), min(1.0, high)

@@ -1,0 +1,250 @@
+"""mae-compare --dry-run: what a grid consists of, how far it is, and how long the rest takes. Writes nothing."""
+
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from classify.cases import labelled_splits, splits_of
+from classify.cost import Spent, finetuning_flops, pretraining_flops_of, spent
+from classify.finetune import finetune_stage
+from classify.grid import Cell, check_settings, expand_grid, labelled_images, shares, trials_of, with_choice
+from classify.settings import ClassifyConfig, SampleCovers
+from classify.tuning import kept_choice
+from data.config import expand
+from data.loader import Data
+from data.manifest import open_manifest
+from data.settings import DataSettings
+from mae.dry_run import duration, prepared_data, random_data, step_seconds
+from mae.engine.checkpoint import latest_checkpoint
+from mae.engine.loop import peak_memory
+from mae.engine.memory import keep_freed_memory
+from mae.engine.run import configure_torch, training_device
+from mae.engine.stage import AnyStage
+from mae.pretrain import pretrain_stage
+
+Kind = tuple[str, int, int]  # what runs of one speed have in common: stage, operations of an image, images of a step
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A training of the grid, as far as it has come."""
+
+    name: str
+    stage: str  # pretrain, tune or finetune
+    config: ClassifyConfig
+    folder: Path
+    images: int | None  # to train on; None: they are not there
+    epochs: int
+    batch_size: int
+    flops: int  # of an image
+
+    @property
+    def kind(self) -> Kind:
+        stage = "pretrain" if self.stage == "pretrain" else "finetune"
+        return stage, self.flops, self.batch_size
+
+    @property
+    def steps(self) -> int:
+        """All of them, as if there were one an epoch where nobody knows."""
+        return self.epochs * max((self.images or 0) // self.batch_size, 1)
+
+    def steps_done(self) -> int:
+        """Of the last checkpoint; all of them where nothing is left to do."""
+        last = latest_checkpoint(self.folder) if self.folder.is_dir() else None
+        if last is None:
+            return 0
+        if last.epoch >= self.epochs:
+            return self.steps
+        return min(int(last.progress.get("step", 0)), self.steps - 1)
+
+
+def plan(config: ClassifyConfig, jobs: int = 1) -> str:
+    """The report: a line for each training, then what is left of all. Test images are neither read nor predicted."""
+    configure_torch(config)
+    datasets = _Datasets()
+    images = datasets.labelled(config.data, config.finetune.sample_covers) if shares(config.compare) else None
+    cells = list(expand_grid(config, images))
+    for cell in cells:
+        check_settings(config, cell)
+
+    # speeds that were measured by runs of this very grid; the others are measured now
+    runs = list(_runs(cells, datasets))
+    done = {run.name: run.steps_done() for run in runs}
+    logged = [spent(run.folder, run.batch_size) for run in runs]
+    speeds = _logged_speeds(runs, logged)
+    measured = 0
+    for run in runs:
+        if run.images and run.kind not in speeds and done[run.name] < run.steps:
+            speeds[run.kind] = _measure(run, datasets)
+            measured += 1
+
+    # a line each, then the sum
+    lines = []
+    left = 0.0
+    for run in runs:
+        todo = run.steps - done[run.name]
+        seconds = todo * speeds.get(run.kind, 0.0)
+        left += seconds
+        shown = duration(seconds) if todo and run.images else ""
+        lines.append(f"{_state(done[run.name], run.steps):8} {shown:>12}  {run.name}")
+    memory = max([run.memory for run in logged], default=0.0)
+    if measured:
+        memory = max(memory, peak_memory(training_device(config)) / 1e9)
+    return "\n".join([*lines, "", *_summary(runs, done, left, jobs, measured, memory, datasets)])
+
+
+def _state(done: int, steps: int) -> str:
+    if done >= steps:
+        return "done"
+    return f"{100 * done // steps} %" if done else "to do"
+
+
+def _summary(
+    runs: list[_Run], done: dict[str, int], left: float, jobs: int, measured: int, memory: float, datasets: "_Datasets"
+) -> list[str]:
+    counts = {stage: sum(run.stage == stage for run in runs) for stage in ("pretrain", "tune", "finetune")}
+    finished = sum(done[run.name] >= run.steps for run in runs)
+    begun = sum(0 < done[run.name] < run.steps for run in runs)
+    tuned = f"{counts['tune']} settings tried on validation, " if counts["tune"] else ""
+
+    how = "by the speed that runs of this grid have logged"
+    if measured:
+        how = f"by steps timed now ({measured} kinds of training)"
+        if datasets.drawn:
+            how += " on random images, as the config's are not prepared"
+    whole = f"{duration(left)} of training, {how}; validation and evaluation come on top"
+    if not all(run.images for run in runs):
+        whole = "not known: the images are not there; see data.root"
+    elif jobs > 1:
+        whole += f"; with --jobs {jobs} at least {duration(left / jobs)}, where each runs as fast as one alone"
+    lines = [
+        f"trainings    {len(runs)}: {counts['pretrain']} pretrainings, {tuned}{counts['finetune']} cells; "
+        f"{finished} done, {begun} begun",
+        f"left         {whole}",
+    ]
+    if memory:
+        lines.append(f"memory       {memory:.2f} GB at most in one process")
+    return lines
+
+
+# ---------------------------------------------------------------- runs
+
+
+def _runs(cells: list[Cell], datasets: "_Datasets") -> Iterator[_Run]:
+    """All trainings, each once: pretrainings and trials before the first cell that needs them."""
+    pretrainings = set()
+    rows: dict[int, Cell] = {}
+    for cell in cells:
+        config = cell.pretrain_config
+        if config and config.run not in pretrainings:
+            pretrainings.add(config.run)
+            yield _pretraining(config, datasets)
+
+        # a tuned cell costs what the first of its settings costs, until one is chosen
+        first = rows.setdefault(cell.row, cell)
+        kept = kept_choice(first) if cell.choices else None
+        if cell.choices and not kept and cell is first:
+            for trial in trials_of(cell):
+                yield _finetuning(trial, "tune", datasets)
+        if cell.choices:
+            cell = with_choice(cell, kept.setting if kept else cell.choices[0])
+        yield _finetuning(cell, "finetune", datasets)
+
+
+def _pretraining(config: ClassifyConfig, datasets: "_Datasets") -> _Run:
+    folder = Path(expand(config.run, "run"))
+    images = datasets.images(config.data)
+    return _Run(
+        name=folder.name,
+        stage="pretrain",
+        config=config,
+        folder=folder,
+        images=images,
+        epochs=config.pretrain.epochs,
+        batch_size=min(config.pretrain.batch_size, images or config.pretrain.batch_size),
+        flops=pretraining_flops_of(config),
+    )
+
+
+def _finetuning(cell: Cell, stage: str, datasets: "_Datasets") -> _Run:
+    config = cell.config
+    images = datasets.labelled(config.data)
+    if config.finetune.sample and images:
+        images = min(config.finetune.sample, images)
+    return _Run(
+        name=cell.folder if stage == "finetune" else f"tune/{cell.folder}",
+        stage=stage,
+        config=config,
+        folder=Path(expand(cell.run, "run")),
+        images=images,
+        epochs=config.finetune.epochs,
+        batch_size=min(config.finetune.batch_size, images or config.finetune.batch_size),
+        flops=finetuning_flops(config),
+    )
+
+
+class _Datasets:
+    """The data sets of a grid, as far as they are there: nothing is prepared."""
+
+    def __init__(self) -> None:
+        self.found: dict[DataSettings, tuple[Data | None, int | None]] = {}
+        self.counts: dict[tuple[DataSettings, SampleCovers], int] = {}
+        self.drawn = False  # whether images of noise stand in for some
+
+    def _of(self, settings: DataSettings) -> tuple[Data | None, int | None]:
+        if settings not in self.found:
+            self.found[settings] = prepared_data(settings)
+        return self.found[settings]
+
+    def images(self, settings: DataSettings) -> int | None:
+        """How many serve training; None where they are not there."""
+        return self._of(settings)[1]
+
+    def labelled(self, settings: DataSettings, covers: SampleCovers = "train") -> int | None:
+        """How many of them have a label, or of those that a budget counts."""
+        data, images = self._of(settings)
+        if images is None:
+            return None
+        if (settings, covers) not in self.counts:
+            table = data.everything() if data else open_manifest(settings).table
+            self.counts[settings, covers] = labelled_images(table, covers)
+        return self.counts[settings, covers]
+
+    def to_time(self, config: ClassifyConfig, images: int) -> Data:
+        """The images to take a few steps on."""
+        data = self._of(config.data)[0]
+        if data is None:
+            self.drawn = True
+            data = random_data(images, config.data.image_size)
+        return data
+
+
+# ---------------------------------------------------------------- speed
+
+
+def _logged_speeds(runs: list[_Run], logged: list[Spent]) -> dict[Kind, float]:
+    """Seconds of a step, by what runs of each kind have logged."""
+    sums: dict[Kind, tuple[float, int]] = {}
+    for run, found in zip(runs, logged, strict=True):
+        seconds, steps = sums.get(run.kind, (0.0, 0))
+        sums[run.kind] = (seconds + found.seconds, steps + found.steps)
+    return {kind: seconds / steps for kind, (seconds, steps) in sums.items() if steps}
+
+
+def _measure(run: _Run, datasets: _Datasets) -> float:
+    """Seconds of a step, by a few real updates at learning rate 0."""
+    keep_freed_memory()
+    return statistics.median(step_seconds(_stage(run, datasets)))
+
+
+def _stage(run: _Run, datasets: _Datasets) -> AnyStage:
+    config = run.config
+    device: torch.device = training_device(config)
+    data = datasets.to_time(config, run.batch_size)
+    if run.stage == "pretrain":
+        return pretrain_stage(config, data, device)
+    splits = labelled_splits(data, None, 0) if datasets.drawn else splits_of(data, config)
+    return finetune_stage(config, data, splits, device, None)

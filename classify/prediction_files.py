@@ -1,0 +1,365 @@
+"""Scores of another program, or a human reader's ratings, in a CSV → predictions of a split, joined by id."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from scipy.special import expit, logit
+
+from classify.cases import labelled_rows, study_numbers
+from classify.metrics import choose_threshold
+from classify.scores import in_units
+from classify.settings import ClassifyConfig, RowSettings
+from data.config import expand
+from data.errors import UserError, quoted, withholding
+from data.labels import LABEL_WORDS
+from data.loader import Data
+from data.sources import csv_columns, read_csv, read_words
+from data.writing import of_cell
+
+Kind = Literal["probability", "logit", "rating"]
+
+# columns by what they hold, in whatever case; of several the first here is taken
+IMAGES = ("image_id", "id", "image", "dicom_id", "path", "image_path", "file", "filename", "file_name", "image_name")
+STUDIES = ("study_id", "study")
+PATIENTS = ("patient_id", "patient", "subject_id")
+SCORES: dict[str, Kind] = {
+    **dict.fromkeys(("probability", "prob", "score", "y_score"), "probability"),
+    "logit": "logit",
+    **dict.fromkeys(("rating", "reading", "reader", "prediction", "predicted"), "rating"),
+}
+LABELS = ("label", "y_true", "truth", "ground_truth")
+WORDS = LABEL_WORDS | {"1.0": 1.0, "0.0": 0.0, "positive": 1.0, "negative": 0.0}
+CERTAIN = 37.0  # the logit from which on a score of 64 bits is 1
+DIGITS = 12  # of a study's mean rating: equal ratings are equal, in whatever order they are added
+
+
+@dataclass(frozen=True)
+class PredictionFile:
+    """A row's file as it is read: a number of its own for each of its ids."""
+
+    place: Path
+    ids_are: Literal["image", "study"]
+    kind: Kind
+    column: str  # that the numbers stand in
+    table: pd.DataFrame  # id, value, and where the file has them patient_id, label
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A file's own numbers → scores in 0..1, in the same order."""
+
+    kind: Kind
+    low: float = 0.0
+    high: float = 1.0
+
+    def score(self, values: np.ndarray) -> np.ndarray:
+        if self.kind == "logit":
+            return np.asarray(expit(values))
+        return (values - self.low) / (self.high - self.low)
+
+
+@dataclass(frozen=True)
+class FilePredictions:
+    """A file's predictions of a split: its units with logit and score, and the threshold of their scores."""
+
+    place: Path
+    units: pd.DataFrame
+    threshold: float
+    how: str  # the threshold came about, in words
+    kind: Kind
+    column: str
+
+
+def files_of(row: RowSettings) -> list[Path]:
+    """The files of a row, a seed or a reader each."""
+    named = row.predictions
+    if named is None:
+        return []
+    names = [named] if isinstance(named, str) else list(named)
+    place = f"compare.rows: {row.name}: predictions"
+    return [Path(expand(name, place)) for name in names]
+
+
+def predictions_of(row: RowSettings, config: ClassifyConfig, data: Data) -> list[FilePredictions]:
+    """What a row's files say of the comparison's cases; UserError, in a line, where they do not fit these."""
+    may_show = data.manifest.may_show(config.report.images)
+    with withholding(not may_show):
+        files = [_read(path, config, data) for path in files_of(row)]
+        scale = _scale_of(files)
+        return [_predictions(file, scale, row, config, data) for file in files]
+
+
+# ---------------------------------------------------------------- reading
+
+
+def _read(path: Path, config: ClassifyConfig, data: Data) -> PredictionFile:
+    if not path.is_file():
+        raise UserError(f"{path}: found no such file, expected a CSV of predictions")
+    header = csv_columns(path)
+    image = _first(header, IMAGES)
+    study = _first(header, STUDIES)
+    patient = _first(header, PATIENTS)
+    scored = _first(header, SCORES)
+    label = _first(header, LABELS)
+
+    # whose numbers these are
+    by_study = config.evaluate.unit == "study" and study is not None
+    shown = quoted(", ".join(header[:20]), f"{len(header)} columns")
+    name = study if by_study else image
+    if name is None:
+        hint = "; with study_id alone, give evaluate.unit=study" if study else ""
+        raise UserError(f"{path}: found columns {shown}, expected image_id, id or path{hint}")
+    if scored is None:
+        raise UserError(f"{path}: found columns {shown}, expected score, probability, logit or rating")
+
+    # numbers are read as texts, so that they keep their last bits and a word among them can be named
+    wanted = {"id": name, "value": scored, "patient_id": patient, "label": label}
+    columns = {ours: theirs for ours, theirs in wanted.items() if theirs is not None}
+    texts = read_csv(path, list(dict.fromkeys(columns.values())))
+    table = pd.DataFrame({ours: texts[theirs] for ours, theirs in columns.items()})
+    if table["id"].isna().any():
+        row = int(table["id"].isna().to_numpy().argmax()) + 2
+        raise UserError(f"{path}: row {row}: found no {name}, expected one in every row")
+    table["id"] = table["id"].map(of_cell)
+    table["value"] = pd.to_numeric(table["value"], errors="coerce").astype(np.float64)
+    if label is not None:
+        table["label"] = read_words(table["label"], WORDS, path).astype(np.float64)
+    file = PredictionFile(path, "study" if by_study else "image", SCORES[scored.lower()], scored, table)
+    _check_probabilities(file)
+    return file
+
+
+def _first(header: list[str], known: tuple[str, ...] | dict[str, Kind]) -> str | None:
+    """The column of the header that is known, as the header spells it."""
+    spelt = {name.lower(): name for name in reversed(header)}
+    return next((spelt[name] for name in known if name in spelt), None)
+
+
+def _check_probabilities(file: PredictionFile) -> None:
+    if file.kind != "probability":
+        return
+    values = file.table["value"].to_numpy()
+    outside = values[(values < 0) | (values > 1)]
+    if len(outside):
+        raise UserError(
+            f"{file.place}: found {len(outside):,} of {len(values):,} numbers outside 0..1 in column {file.column}, "
+            f"such as {outside[0]:g}, expected probabilities; call the column logit or rating if it has these"
+        )
+
+
+def _scale_of(files: list[PredictionFile]) -> Scale:
+    """One scale for all files of a row: ratings span 0..1 from the lowest to the highest, where they are not in it."""
+    kinds = {file.kind for file in files}
+    if len(kinds) > 1:
+        names = ", ".join(f"{file.column} in {file.place}" for file in files)
+        raise UserError(f"{files[0].place}: found columns of several kinds ({names}), expected one kind in all files")
+    [kind] = kinds
+    values = np.concatenate([file.table["value"].to_numpy() for file in files])
+    known = values[np.isfinite(values)]
+    if kind != "rating" or not len(known) or (known.min() >= 0 and known.max() <= 1):
+        return Scale(kind)
+    if known.min() == known.max():
+        raise UserError(f"{files[0].place}: found one rating, {known[0]:g}, for all, expected several")
+    return Scale(kind, float(known.min()), float(known.max()))
+
+
+# ---------------------------------------------------------------- joined to the cases
+
+
+def _predictions(
+    file: PredictionFile, scale: Scale, row: RowSettings, config: ClassifyConfig, data: Data
+) -> FilePredictions:
+    found = _joined(file, data)
+    split = config.compare.split
+    units = _units(found, file, scale, split, config, data)
+
+    # the threshold: as given, else by validation cases alone
+    if row.threshold is not None:
+        threshold = float(scale.score(np.array(row.threshold)))
+        how = f"{row.threshold:g} as given"
+    else:
+        threshold, how = _chosen(found, file, scale, config, data)
+    return FilePredictions(file.place, units, threshold, how, file.kind, file.column)
+
+
+def _joined(file: PredictionFile, data: Data) -> pd.DataFrame:
+    """The images of the data that the file has, with its number for each; UserError for ids that cannot be joined."""
+    images = data.manifest.table
+    table = file.table
+    if file.ids_are == "study":
+        keys, ids = _study_keys(file, data)
+    else:
+        keys, ids = _image_keys(file, images)
+
+    repeated = ids[ids.duplicated()]
+    if len(repeated):
+        example = _example(table.loc[repeated.index, "id"])
+        raise UserError(f"{file.place}: found {repeated.nunique():,} ids more than once{example}, expected each once")
+    unknown = table.loc[~ids.isin(keys), "id"]
+    if len(unknown):
+        example = _example(unknown)
+        raise UserError(
+            f"{file.place}: found {len(unknown):,} of {len(table):,} ids that the data do not have{example}, expected "
+            f"those of its {'studies' if file.ids_are == 'study' else 'images'}"
+        )
+
+    if file.ids_are == "image" and keys[keys.isin(ids)].duplicated().any():
+        example = _example(keys[keys.isin(ids) & keys.duplicated()])
+        raise UserError(
+            f"{file.place}: found names that several images have{example}, expected ids that tell them apart"
+        )
+
+    by_id = table.set_index(ids)
+    found = images[keys.isin(ids)]
+    of_image = keys[keys.isin(ids)]
+    joined = found.assign(value=of_image.map(by_id["value"]))
+    if "label" in table:
+        _check_labels(file, joined.assign(theirs=of_image.map(by_id["label"]), id=of_image))
+    return joined
+
+
+def _image_keys(file: PredictionFile, images: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
+    """What images and rows are joined by: id, path, file name or its stem, whichever most rows are known by."""
+    ways: list[tuple[pd.Series, Callable[[str], str]]] = [(images["image_id"], str)]
+    if "own_id" in images:
+        ways.append((images["own_id"], str))
+    paths = images["path"].astype(str)
+    ways += [(paths.map(way), way) for way in (_path, _name, _stem)]
+    ways.append((images["image_id"], _stem))  # ids with an ending more than ours
+
+    best, most = ways[0], -1
+    for keys, way in ways:
+        known = int(file.table["id"].map(way).isin(keys).sum())
+        if known > most:
+            best, most = (keys, way), known
+    keys, way = best
+    return keys, file.table["id"].map(way)
+
+
+def _path(text: str) -> str:
+    return PurePosixPath(text).as_posix()
+
+
+def _name(text: str) -> str:
+    return PurePosixPath(text).name
+
+
+def _stem(text: str) -> str:
+    return PurePosixPath(text).name.partition(".")[0]
+
+
+def _study_keys(file: PredictionFile, data: Data) -> tuple[pd.Series, pd.Series]:
+    """Studies by patient and study where the file names both, else by study; UserError where that is not enough."""
+    images = data.manifest.table
+    if "patient_id" in file.table:
+        together = images["patient_id"].astype(str) + "\n" + images["study_id"].astype(str)
+        return together, file.table["patient_id"].astype(str) + "\n" + file.table["id"]
+
+    of_file = images[images["study_id"].isin(file.table["id"])]
+    patients = of_file.groupby("study_id")["patient_id"].nunique()
+    shared = patients[patients > 1]
+    if len(shared):
+        example = _example(pd.Series(shared.index))
+        raise UserError(
+            f"{file.place}: found {len(shared):,} studies that several patients have{example}, expected a column "
+            "patient_id"
+        )
+    return images["study_id"].astype(str), file.table["id"]
+
+
+def _check_labels(file: PredictionFile, joined: pd.DataFrame) -> None:
+    both = joined[joined["label"].notna() & joined["theirs"].notna()]
+    wrong = both[both["label"] != both["theirs"]]
+    if len(wrong):
+        example = _example(wrong["id"].map(lambda key: str(key).partition("\n")[2] or key))
+        raise UserError(
+            f"{file.place}: found {len(wrong):,} of {len(both):,} labels other than the data's{example}, expected the "
+            "same; leave its label column out if its labels mean something else"
+        )
+
+
+def _units(
+    joined: pd.DataFrame, file: PredictionFile, scale: Scale, split: str, config: ClassifyConfig, data: Data
+) -> pd.DataFrame:
+    """The units of a split with logit and score; UserError unless the file has a number for each."""
+    wanted = labelled_rows(data.split(split), split, config.data.target)
+    wanted = wanted[~wanted["row"].isin(data.store.unreadable)]  # met while a model was evaluated
+    wanted = wanted.assign(value=wanted["image_id"].map(joined.set_index("image_id")["value"]))
+
+    # counted as the file counts
+    known = data.manifest.patients_known
+    listed = wanted["image_id"].isin(joined["image_id"])
+    broken = listed & ~np.isfinite(wanted["value"])
+    ids, what = wanted["image_id"], f"{split} images"
+    if file.ids_are == "study":
+        first = ~pd.Series(study_numbers(wanted, known), wanted.index).duplicated()
+        ids, what = wanted.loc[first, "study_id"], f"{split} studies"
+    for problem, is_so in (("no row", ~listed), ("no number", broken)):
+        lacking = ids[is_so[ids.index]]
+        if len(lacking):
+            raise UserError(
+                f"{file.place}: found {problem} for {len(lacking):,} of {len(ids):,} labelled {what}{_example(lacking)}"
+                f", expected a number in column {file.column} for each"
+            )
+    return _scored(wanted, file, scale, config, known)
+
+
+def _scored(
+    wanted: pd.DataFrame, file: PredictionFile, scale: Scale, config: ClassifyConfig, known: bool
+) -> pd.DataFrame:
+    """Images that have a number → units with logit and score."""
+    values = wanted["value"].to_numpy(np.float64)
+    scores = scale.score(values)
+    logits = values if file.kind == "logit" else finite_logits(scores)
+    unit = config.evaluate.unit
+    units = in_units(wanted.assign(score=scores, logit=logits), unit, known)
+    if unit == "image" or (file.ids_are == "image" and file.kind != "rating"):
+        return units
+
+    # equal numbers of studies stay equal
+    means = pd.Series(scores).groupby(study_numbers(wanted, known)).mean().to_numpy()
+    if file.ids_are == "study":
+        firsts = pd.Series(np.arange(len(wanted))).groupby(study_numbers(wanted, known)).first().to_numpy()
+        return units.assign(score=scores[firsts], logit=np.asarray(logits)[firsts])
+    means = means.round(DIGITS)
+    return units.assign(score=means, logit=finite_logits(means))
+
+
+def finite_logits(scores: np.ndarray) -> np.ndarray:
+    """The logits of scores in 0..1, in their order; those of 0 and 1, which have none, lie beyond all others."""
+    with np.errstate(divide="ignore"):
+        found = logit(scores)
+    inside = found[np.isfinite(found)]
+    lowest = min(-CERTAIN, inside.min(initial=0.0) - 1)
+    highest = max(CERTAIN, inside.max(initial=0.0) + 1)
+    return np.asarray(np.clip(found, lowest, highest))
+
+
+def _chosen(
+    joined: pd.DataFrame, file: PredictionFile, scale: Scale, config: ClassifyConfig, data: Data
+) -> tuple[float, str]:
+    """The threshold by the validation cases that the file has, and how it came about."""
+    rule = config.finetune.threshold
+    validation = joined[(joined["split"] == "validate") & joined["label"].notna() & np.isfinite(joined["value"])]
+    if rule != "half" and validation["label"].nunique() == 2:
+        units = _scored(validation, file, scale, config, data.manifest.patients_known)
+        kind = "images" if config.evaluate.unit == "image" else "studies"
+        return choose_threshold(units["label"], units["score"], rule), f"chosen on {len(units):,} validation {kind}"
+
+    why = "finetune.threshold is half" if rule == "half" else "the file has no validation cases of both classes"
+    if (scale.low, scale.high) != (0.0, 1.0):
+        raise UserError(
+            f"{file.place}: found ratings from {scale.low:g} to {scale.high:g} and no threshold ({why}), expected one: "
+            f"give the row threshold: {(scale.low + scale.high) / 2:g}, or another rating from which on a case is "
+            "abnormal"
+        )
+    return 0.5, f"a probability of 0.5, as {why}"
+
+
+def _example(ids: pd.Series) -> str:
+    """`, such as 17` where ids may be shown."""
+    return "".join(f", such as {text}" for text in [quoted(ids.iloc[0], "")] if text)

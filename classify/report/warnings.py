@@ -1,0 +1,151 @@
+"""What stands above every number: leaks, contamination, tests opened too often, too few cases. Most serious first."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from classify.comparison import Comparison
+from data.labels import words
+
+LEAST = 50  # cases of a class, below which an AUC is hardly more than a guess
+WARNING = "warning: "  # how the audit begins its own
+
+
+def warnings(comparison: Comparison) -> tuple[str, ...]:
+    """A line each; () where nothing stands against the numbers."""
+    lines = [
+        *_leaks(comparison),
+        *_contamination(comparison),
+        *_openings(comparison),
+        *_failed(comparison),
+        *_few_cases(comparison),
+        *_unknown(comparison),
+    ]
+    return tuple(dict.fromkeys(lines))
+
+
+def _leaks(comparison: Comparison) -> Iterator[str]:
+    """What the runs' leak audits warn of: the tested split before others, and splits before pretrainings."""
+    tested = f" {comparison.config.compare.split} images"
+    found = [line for line in _audited(comparison) if line.startswith(WARNING)]
+    found.sort(key=lambda line: ("these very weights" not in line, tested not in line, "served pretraining" in line))
+    for line in found:
+        said = line.removeprefix(WARNING)
+        yield f"Leak: {said}{_rows_with(comparison, line)}."
+
+
+def _contamination(comparison: Comparison) -> Iterator[str]:
+    """Cases that a row's pretraining has seen, where its audit has not said so; and weights that saw who knows what."""
+    audited = _audited(comparison)
+    for line in comparison.lines:
+        for evaluation in line.evaluations:
+            seen = evaluation.summary.get("pretrained_on", 0)
+            told = any("served pretraining" in said for said in comparison.facts.audits.get(evaluation.run.name, ()))
+            if seen and not told:
+                yield f"Leak: {seen:,} images that {line.name} is tested on served its pretraining."
+
+    # of foreign weights nothing is known, and no audit can tell
+    foreign = [line.name for line in comparison.lines if _seen_elsewhere(comparison, line.name)]
+    if foreign:
+        yield (
+            f"Weights of another program had seen images that are not known, perhaps the tested ones: "
+            f"{', '.join(dict.fromkeys(foreign))}."
+        )
+    if any(line.startswith("images were not compared") for line in audited):
+        yield "Whether images stand in two splits was not looked at: that needs a store (data.store=stores)."
+
+
+def _seen_elsewhere(comparison: Comparison, name: str) -> bool:
+    for line in comparison.lines:
+        if line.name == name:
+            return any(evaluation.summary.get("seen_elsewhere", False) for evaluation in line.evaluations)
+    return False
+
+
+def _openings(comparison: Comparison) -> Iterator[str]:
+    """The test split opened by others than these rows, or by these more than once: it is a validation split then."""
+    if comparison.config.compare.split != "test":
+        return
+    own = {evaluation.summary["origin"].get("checkpoint") for evaluation in comparison.evaluations}
+    times = Counter(str(opening["checkpoint"]) for opening in comparison.facts.openings)
+    others = {checkpoint: count for checkpoint, count in times.items() if checkpoint not in own}
+    again = {checkpoint: count for checkpoint, count in times.items() if checkpoint in own and count > 1}
+    if others:
+        times_opened = _counted(sum(others.values()), "time")
+        yield (
+            f"Test was opened {times_opened} by {_counted(len(others), 'checkpoint')} not in this table: what was seen "
+            "there may have shaped what is."
+        )
+    if again:
+        most = f"{max(again.values()):,} times at most"
+        yield f"Test was opened more than once by {_counted(len(again), 'checkpoint')} of this table ({most})."
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def _failed(comparison: Comparison) -> Iterator[str]:
+    """Which trainings did not finish: what a row shows then is of the others."""
+    for line in comparison.lines:
+        if line.failed:
+            total = len(line.failed) + len(line.evaluations)
+            yield f"Failed: {len(line.failed)} of {total} trainings of {line.name} ({'; '.join(line.failed)})."
+    for row in comparison.failed_rows:
+        yield f"Failed: all trainings of {row.name} ({'; '.join(row.failed)})."
+
+
+def _few_cases(comparison: Comparison) -> Iterator[str]:
+    """Splits with few cases of a class."""
+    names = words(comparison.config.data.target)
+    counts = {"validate": comparison.facts.classes.get("validate")}
+    labels = comparison.lines[0].labels
+    counts[comparison.config.compare.split] = (int((labels == 0).sum()), int((labels == 1).sum()))
+
+    for split, found in counts.items():
+        if found is None:
+            continue
+        few = [f"{count:,} {name}" for count, name in zip(found, names, strict=True) if count < LEAST]
+        if few:
+            why = "epochs and thresholds were chosen on them" if split == "validate" else "the numbers rest on them"
+            yield f"Few cases: {' and '.join(few)} in split {split} (fewer than {LEAST}); {why}."
+
+
+def _unknown(comparison: Comparison) -> Iterator[str]:
+    """What cannot be known of patients."""
+    for line in _audited(comparison):
+        if line.startswith("which images these weights were trained on"):
+            yield f"Not known: {line}{_rows_with(comparison, line)}."
+    if not comparison.facts.patients_known:
+        yield (
+            "Patients are not all known: one may stand in two splits, and intervals that take images as independent "
+            "are too narrow."
+        )
+
+
+# ---------------------------------------------------------------- what the runs' audits say
+
+
+def _audited(comparison: Comparison) -> list[str]:
+    """The lines of all runs' audits, each once."""
+    lines: list[str] = []
+    for audit in comparison.facts.audits.values():
+        lines += audit
+    return list(dict.fromkeys(lines))
+
+
+def _rows_with(comparison: Comparison, said: str) -> str:
+    """The rows whose audit says it, where not all do."""
+    names = []
+    others = False
+    for line in comparison.lines:
+        for evaluation in line.evaluations:
+            audit = comparison.facts.audits.get(evaluation.run.name, ())
+            if said in audit:
+                names.append(line.name)
+            elif audit:  # what nothing was trained for has none
+                others = True
+    return f" (rows: {', '.join(_each_once(names))})" if others else ""
+
+
+def _each_once(names: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(names))

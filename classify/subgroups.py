@@ -1,0 +1,194 @@
+"""How a row does among groups of cases: by view, sex, age, or any column that its predictions carry.
+
+Exploratory: no group was declared as a contrast. Of each column the largest gap in AUC is shown, with its p-value
+adjusted for all pairs of groups of all columns of the row (Holm).
+"""
+
+import difflib
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import combinations, pairwise
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pandas.api.types import is_numeric_dtype
+
+from classify.comparison import Line
+from classify.metrics import Difference, Interval, group_difference, holm, metric_intervals
+from data.errors import UserError
+
+USUAL = ("view", "sex", "age")  # columns that are looked at unless others are asked for
+LEAST = 10  # cases of a class in a group that is computed, and cases of a value that is a group of its own
+AGES = (18, 40, 60, 80)  # years at which a group of ages begins
+MOST = 10  # values up to which numbers are groups themselves
+UNKNOWN = "unknown"
+METRICS = ("auc", "recall", "specificity")
+OF_CASES = ("image_id", "patient_id", "study_id", "label", "logit", "score", "calibrated", "predicted")
+
+
+@dataclass(frozen=True)
+class Subgroup:
+    """The cases of one value of a column."""
+
+    column: str
+    value: str
+    n: int
+    positives: int
+    intervals: Mapping[str, Interval] = field(default_factory=dict)  # {} where it is too small to be computed
+
+
+@dataclass(frozen=True)
+class Gap:
+    """The two groups of a column whose AUCs are furthest apart."""
+
+    column: str
+    high: str
+    low: str
+    difference: Difference
+    p_holm: float
+
+
+@dataclass(frozen=True)
+class Breakdown:
+    """A row's groups, column by column."""
+
+    groups: tuple[Subgroup, ...] = ()
+    gaps: tuple[Gap, ...] = ()
+
+
+def columns_of(line: Line, wished: Sequence[str] | None) -> list[str]:
+    """The columns to look at: those wished for that the predictions have, else the usual ones with two known values."""
+    predictions = line.evaluations[0].predictions
+    if wished is not None:
+        return [column for column in wished if column in predictions and column not in OF_CASES]
+    return [column for column in USUAL if column in predictions and predictions[column].nunique() > 1]
+
+
+def check_columns(wished: Sequence[str] | None, known: Collection[str]) -> None:
+    """UserError where a column is wished for that the manifest does not have."""
+    for column in wished or ():
+        if column in known and column not in OF_CASES:
+            continue
+        offered = [name for name in known if name not in (*OF_CASES, "path", "split", "own_id")]
+        near = difflib.get_close_matches(column, offered, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(f"report.subgroups: found {column!r}, expected columns of the data: {', '.join(offered)}{hint}")
+
+
+def breakdown(line: Line, columns: Sequence[str]) -> Breakdown:
+    """The row's groups of these columns, and the largest gap of each."""
+    predictions = line.evaluations[0].predictions
+    groups = []
+    pairs: list[Gap] = []
+    for column in columns:
+        values = values_of(predictions[column])
+        members = {value: (values == value).to_numpy() for value in _ordered(values)}
+        for value, inside in members.items():
+            groups.append(_group(line, column, value, inside))
+
+        computed = [group.value for group in groups if group.column == column and group.intervals]
+        known = [value for value in computed if not _is_rest(value)]
+        for a, b in combinations(known, 2):
+            pairs.append(_gap(line, column, (a, members[a]), (b, members[b])))
+    return Breakdown(tuple(groups), tuple(_largest(pairs)))
+
+
+def _group(line: Line, column: str, value: str, inside: np.ndarray) -> Subgroup:
+    labels = line.labels[inside]
+    positives = int(labels.sum())
+    group = Subgroup(column, value, len(labels), positives)
+    if min(positives, len(labels) - positives) < LEAST:
+        return group
+
+    intervals = metric_intervals(
+        labels,
+        line.scores[:, inside],
+        names=METRICS,
+        thresholds=line.thresholds,
+        groups=line.patients[inside],
+        level=line.evaluations[0].config.evaluate.level,
+        logits=line.logits[:, inside],
+    )
+    return replace(group, intervals=intervals)
+
+
+def _gap(line: Line, column: str, a: tuple[str, np.ndarray], b: tuple[str, np.ndarray]) -> Gap:
+    """The higher group minus the lower one."""
+    found = _difference(line, a[1], b[1])
+    if found.estimate < 0:
+        a, b = b, a
+        found = _difference(line, a[1], b[1])
+    return Gap(column, a[0], b[0], found, np.nan)
+
+
+def _difference(line: Line, in_a: np.ndarray, in_b: np.ndarray) -> Difference:
+    return group_difference(
+        line.labels,
+        line.scores,
+        in_a,
+        in_b,
+        groups=line.patients,
+        level=line.evaluations[0].config.evaluate.level,
+        logits=line.logits,
+    )
+
+
+def _largest(pairs: Sequence[Gap]) -> Iterator[Gap]:
+    """Each column's largest gap, adjusted for all pairs."""
+    if not pairs:
+        return
+    adjusted = holm([pair.difference.p_value for pair in pairs])
+    pairs = [replace(pair, p_holm=float(p)) for pair, p in zip(pairs, adjusted, strict=True)]
+    for column in dict.fromkeys(pair.column for pair in pairs):
+        of_column = [pair for pair in pairs if pair.column == column]
+        yield max(of_column, key=lambda pair: pair.difference.estimate)
+
+
+# ---------------------------------------------------------------- values
+
+
+def values_of(column: pd.Series) -> pd.Series:
+    """The group of each case, as text: ages and other numbers in ranges, rare values together."""
+    if column.name == "age":
+        return _ranges(pd.to_numeric(column, errors="coerce"), AGES)
+    if is_numeric_dtype(column) and column.nunique() > MOST:
+        quarters = np.unique(np.nanquantile(column, [0.25, 0.5, 0.75]))
+        return _ranges(column, tuple(float(edge) for edge in quarters))
+
+    values = pd.Series([_as_text(value) for value in column], index=column.index, dtype=object)
+    counts = values.value_counts()
+    rare = counts.index[(counts < LEAST) & (counts.index != UNKNOWN)]
+    return values.where(~values.isin(rare), f"values of fewer than {LEAST} cases")
+
+
+def _is_rest(value: str) -> bool:
+    """Whether a group is what is left over: it has no value in common."""
+    return value == UNKNOWN or value.startswith("values of fewer than")
+
+
+def _as_text(value: Any) -> str:
+    if pd.isna(value) or value == "":
+        return UNKNOWN
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _ranges(numbers: pd.Series, edges: Sequence[float]) -> pd.Series:
+    """`under 18`, `18 to 40` (40 is in the next), …, `80 and above`."""
+    names = [f"under {edges[0]:g}"]
+    names += [f"{low:g} to under {high:g}" for low, high in pairwise(edges)]
+    names += [f"{edges[-1]:g} and above"]
+    places = np.searchsorted(edges, numbers.to_numpy(), side="right")
+    ranges = pd.Series([names[place] for place in places], index=numbers.index)
+    return ranges.where(numbers.notna(), UNKNOWN)
+
+
+def _ordered(values: pd.Series) -> list[str]:
+    """Ranges by what they begin with, values by their letters, and last what is left over."""
+
+    def place(value: str) -> tuple[bool, float, str]:
+        first = value.removeprefix("under ").split(" ")[0]
+        number = float(first) if first.replace(".", "", 1).lstrip("-").isdigit() else 0.0
+        return _is_rest(value), number - value.startswith("under "), value
+
+    return sorted(values.unique(), key=place)

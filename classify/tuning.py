@@ -1,0 +1,106 @@
+"""Equal tuning: each row tries as many settings, validation judges them, and the best serves all its seeds."""
+
+import hashlib
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from classify.finetune import RESUMABLE
+from classify.grid import Cell, trials_of
+from data.config import expand
+from data.errors import Diverged
+from data.writing import read_json, write_json
+from mae.engine.checkpoint import load_checkpoint
+from mae.engine.run import flat
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a row tried under a label budget, and what it took."""
+
+    row: str
+    labelled: int | None
+    seed: int  # at which all were tried
+    metric: str  # of validation images, the best epoch's
+    settings: list[dict[str, Any]]
+    scores: list[float | None]  # None: diverged
+    chosen: int  # number of the setting, from 0
+    runs: list[str]  # names of the folders
+    seconds: list[float | None]  # of training, and so on
+    flops: list[int | None]
+    made_with: str  # digest of all else that these runs depended on
+
+    @property
+    def setting(self) -> dict[str, Any]:
+        return self.settings[self.chosen]
+
+
+def choose(cell: Cell, diverged: Collection[str], costs: Sequence[tuple[float | None, int | None]]) -> Choice:
+    """The setting with the highest validation score of its best epoch, the first of equals; it is written down.
+
+    cell: at the first seed, its trials done. diverged: the folders' names of those that cannot be.
+    costs: seconds and FLOPs of each trial.
+    """
+    trials = trials_of(cell)
+    scores = [None if trial.folder in diverged else _score(trial) for trial in trials]
+    known = [score for score in scores if score is not None]
+    if not known:
+        raise Diverged(f"{cell.run}: found all {len(trials)} settings of tune diverged, expected one to learn")
+
+    metric = cell.config.finetune.select
+    choice = Choice(
+        row=cell.name,
+        labelled=cell.labelled,
+        seed=cell.config.seed,
+        metric=metric,
+        settings=list(cell.choices),
+        # the loss is shown as it is, though the lowest wins
+        scores=[-score if score is not None and metric == "loss" else score for score in scores],
+        chosen=scores.index(max(known)),
+        runs=[trial.folder for trial in trials],
+        seconds=[seconds for seconds, _ in costs],
+        flops=[flops for _, flops in costs],
+        made_with=_digest(trials),
+    )
+    write_json(_place(cell), asdict(choice))
+    return choice
+
+
+def kept_choice(cell: Cell) -> Choice | None:
+    """What was chosen for the cell's row before, among the very same settings, all else equal; None where nothing was.
+
+    It stands even where its trials are gone: they may be deleted.
+    """
+    try:
+        choice = Choice(**read_json(_place(cell)))
+    except (OSError, ValueError, TypeError):
+        return None
+    if choice.settings != json.loads(json.dumps(cell.choices)) or choice.made_with != _digest(trials_of(cell)):
+        return None
+    if type(choice.chosen) is not int or not 0 <= choice.chosen < len(choice.settings):
+        return None
+    return choice
+
+
+def _place(cell: Cell) -> Path:
+    return Path(expand(cell.run, "run")).parent / "tune" / f"{cell.folder}.json"
+
+
+def _score(trial: Cell) -> float:
+    """What its best epoch was chosen by: the higher, the better."""
+    best = load_checkpoint(Path(expand(trial.run, "run")) / "best.pt", "classifier")
+    return float(best.progress["best"])
+
+
+def _digest(trials: list[Cell]) -> str:
+    """16 hexadecimal digits of all that the trials' weights depend on, and of the pretraining they begin from."""
+    settings = []
+    for trial in trials:
+        wanted = trial.config.model_dump(mode="json")
+        leaves = flat({section: wanted[section] for section in RESUMABLE.sections})
+        settings.append({key: value for key, value in leaves.items() if key not in RESUMABLE.free})
+        if trial.pretrain_config:
+            settings.append(trial.pretrain_config.pretrain.model_dump(mode="json"))
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,258 @@
+"""What a grid's config means: names, label budgets, draws, settings to tune, and what differs between rows."""
+
+import pandas as pd
+import pytest
+from tiny_world import tiny_config
+
+from classify.cases import label_budget, labelled_splits
+from classify.grid import expand_grid, labelled_images, row_names, trials_of
+from classify.row_differences import differences_between_rows
+from data.config import load_config
+from data.errors import UserError
+from data.manifest import sample_patients
+
+TWO = [{"name": "A", "pretraining": ["p", "q"]}, {"name": "B", "pretraining": ["p"]}, {"name": "C"}]
+PRETRAININGS = {"p": {}, "q": {"pretrain.mask_ratio": 0.5}}
+
+
+def grid(place, rows=({"name": "A"},), **compare):
+    sections = {f"compare__{name}": value for name, value in compare.items()}
+    return tiny_config(place, run=f"{place}/grid", compare__rows=list(rows), **sections)
+
+
+def refusal(place, images=None, **compare) -> str:
+    with pytest.raises(UserError) as caught:
+        list(expand_grid(grid(place, **compare), images))
+    return str(caught.value)
+
+
+# ---------------------------------------------------------------- names
+
+
+def test_every_row_has_one_name_and_is_understood_by_another(place):
+    config = grid(place, TWO, pretrainings=PRETRAININGS)
+    assert row_names(config.compare) == {"A/p": "A/p", "A/q": "A/q", "B": "B", "B/p": "B", "C": "C"}
+    assert [cell.name for cell in expand_grid(config)] == ["A/p", "A/q", "B", "C"]
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [{"name": "A"}, {"name": "A", "set": {"finetune.model": "resnet18"}}],
+        [{"name": "A", "pretraining": ["p", "q"]}, {"name": "A/q"}],
+        [{"name": "A", "pretraining": ["p", "p"]}],
+        [{"name": "A", "pretraining": ["p"]}, {"name": "A/p"}],
+    ],
+)
+def test_two_rows_of_one_name_are_one_line(place, rows):
+    message = refusal(place, rows=rows, pretrainings=PRETRAININGS)
+    assert message.startswith("compare.rows: found two rows named 'A")
+    assert "\n" not in message
+
+
+def test_a_baseline_that_is_no_row_is_told_what_may_be_meant(place):
+    message = refusal(place, rows=TWO, pretrainings=PRETRAININGS, baseline="A/r")
+    assert message == (
+        "compare.baseline: found 'A/r', expected a row's name: A/p, A/q, B, C; did you mean 'A/q'?"
+    ) or message.endswith("did you mean 'A/p'?")
+    list(expand_grid(grid(place, TWO, pretrainings=PRETRAININGS, baseline="B/p")))
+
+
+def test_rows_of_the_shipped_grids_have_names_of_their_own():
+    for name in ("compare_mimic", "demo", "kermany", "kermany_decoders", "pneumoniamnist"):
+        config = load_config(name, ["data.root=/nowhere"])
+        names = [cell.name for cell in expand_grid(config)]
+        assert len(set(row_names(config.compare).values())) == len(set(names))
+
+
+# ---------------------------------------------------------------- label budgets
+
+
+def test_shares_are_of_the_labelled_training_images(place):
+    config = grid(place, labelled=["5 %", "12.5%", 7, "100 %", "all", None])
+    assert [cell.labelled for cell in expand_grid(config, 40)] == [2, 5, 7, None]
+
+
+def test_what_comes_to_as_many_images_stands_there_once(place):
+    assert [cell.labelled for cell in expand_grid(grid(place, labelled=["10 %", 4]), 40)] == [4]
+
+
+@pytest.mark.parametrize(("images", "least"), [(40, "3.8 %"), (7, "21.5 %")])
+def test_a_share_of_less_than_two_images_is_one_line_with_one_that_works(place, images, least):
+    message = refusal(place, images, labelled=["2 %"])
+    assert message == (
+        f"compare.labelled: found 2 % of {images} labelled training images, expected 2 images or more; give {least} at "
+        "least"
+    )
+    [cell] = expand_grid(grid(place, labelled=[least]), images)
+    assert cell.labelled == 2
+
+
+def test_a_share_of_images_that_nobody_has_counted_is_one_line(place):
+    assert refusal(place, None, labelled=["5 %"]).startswith("compare.labelled: found 5 %, expected images to take")
+
+
+@pytest.mark.parametrize("budget", [0.05, "5", "5 percent", "101 %", "0 %", "-1 %", True, "nan %"])
+def test_what_is_no_budget_is_refused(place, budget):
+    with pytest.raises(UserError, match="expected a count such as 500, a share such as '5 %'"):
+        grid(place, labelled=[budget])
+
+
+def test_each_seed_has_a_subset_of_its_own_and_all_rows_the_same(place, opened):
+    config = grid(place, [{"name": "A"}, {"name": "B"}], labelled=[11, None], seeds=[3, 5, 7])
+    drawn: dict = {}
+    for cell in expand_grid(config):
+        finetune = cell.config.finetune
+        splits = labelled_splits(opened, finetune.sample, cell.config.data.split_seed, finetune.draw)
+        drawn.setdefault((cell.labelled, cell.config.seed), []).append(frozenset(splits.train["image_id"]))
+    assert all(len(set(of_rows)) == 1 and len(of_rows) == 2 for of_rows in drawn.values())
+    assert len({drawn[11, seed][0] for seed in (3, 5, 7)}) == 3
+    assert len({drawn[None, seed][0] for seed in (3, 5, 7)}) == 1
+    assert {cell.config.finetune.draw for cell in expand_grid(config) if cell.labelled is None} == {0}
+
+
+def test_the_first_draw_is_that_of_a_single_fine_tuning(place, opened):
+    first = labelled_splits(opened, 11, 0, draw=0).train
+    train = opened.split("train")
+    assert first["image_id"].tolist() == sample_patients(train, 11, 0)["image_id"].tolist()
+
+
+def test_a_row_draws_no_subset_of_its_own(place):
+    rows = [{"name": "A", "set": {"finetune.draw": 2}}]
+    assert refusal(place, rows=rows).startswith("compare.rows: A: found finetune.draw, expected it outside")
+
+
+def patients(count: int = 23, of_class: int = 3) -> pd.DataFrame:
+    """One to three images a patient; every seventh patient abnormal."""
+    rows = []
+    for number in range(count):
+        for image in range(1 + number % of_class):
+            label = float(number % 7 == 6)
+            rows.append({"image_id": f"{number}-{image}", "patient_id": f"p{number}", "label": label})
+    return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize("seed", range(7))
+def test_a_budget_has_both_classes_and_smaller_ones_are_part_of_larger_ones(seed):
+    table = patients()
+    before: set = set()
+    for count in range(2, len(table) + 1):
+        drawn = label_budget(table, count, seed)
+        ids = set(drawn["image_id"])
+        assert before <= ids
+        assert drawn["label"].nunique() == 2
+        assert count <= len(drawn) < count + 6
+        whole = table[table["patient_id"].isin(drawn["patient_id"])]
+        assert len(whole) == len(drawn)
+        before = ids
+
+    # as sample_patients draws it, wherever that meets both classes
+    plain = sample_patients(table, 30, seed)
+    assert plain["label"].nunique() < 2 or plain.equals(label_budget(table, 30, seed))
+
+
+def test_labelled_training_images_are_counted():
+    table = pd.DataFrame({"split": ["train", "train", "test", "train"], "label": [1.0, float("nan"), 1.0, 0.0]})
+    assert labelled_images(table) == 2
+
+
+# ---------------------------------------------------------------- tuning
+
+RATES = {"finetune.optimizer.base_lr": [0.1, 0.2, 0.5]}
+
+
+def test_settings_to_tune_are_the_product_of_the_lists(place):
+    tune = {"finetune.optimizer.base_lr": [0.1, 0.2], "finetune.drop_path": [0.0, 0.1, 0.3]}
+    cells = list(expand_grid(grid(place, tune=tune, seeds=[0, 1])))
+    assert {len(cell.choices) for cell in cells} == {6}
+    trials = trials_of(cells[0])
+    pairs = [(t.config.finetune.optimizer.base_lr, t.config.finetune.drop_path) for t in trials]
+    assert pairs == [(0.1, 0.0), (0.1, 0.1), (0.1, 0.3), (0.2, 0.0), (0.2, 0.1), (0.2, 0.3)]
+    assert len({trial.run for trial in trials}) == 6
+    assert all(trial.run.startswith(f"{place}/grid/tune/a-seed0-") for trial in trials)
+
+
+def test_a_longer_list_keeps_the_folders_of_what_was_tried(place):
+    short, long = (
+        [trial.run for cell in expand_grid(grid(place, tune=tune)) for trial in trials_of(cell)]
+        for tune in ({"finetune.drop_path": [0.1, 0.3]}, {"finetune.drop_path": [0.0, 0.1, 0.3]})
+    )
+    assert long[1:] == short
+
+
+def test_a_single_setting_is_not_searched_for(place):
+    [cell] = expand_grid(grid(place, tune={"finetune.drop_path": [0.3]}))
+    assert (cell.choices, cell.config.finetune.drop_path) == ((), 0.3)
+    assert trials_of(cell) == []
+
+
+def test_a_row_may_have_values_of_its_own_as_many_as_the_others(place):
+    own = {"finetune.optimizer.base_lr": [1.0, 2.0, 5.0]}
+    a, b = expand_grid(grid(place, [{"name": "A"}, {"name": "B", "tune": own}], tune=RATES))
+    assert [choice["finetune.optimizer.base_lr"] for choice in b.choices] == [1.0, 2.0, 5.0]
+    assert len(a.choices) == 3
+
+
+@pytest.mark.parametrize(
+    ("row", "tune", "message"),
+    [
+        ({"tune": {"finetune.drop_path": [0.1]}}, RATES, "A: found 1 settings to tune, expected 3 as in compare.tune"),
+        ({"tune": {}}, RATES, "A: found 1 settings to tune, expected 3"),
+        ({"tune": RATES}, {}, "A: found 3 settings to tune, expected 1"),
+        ({"set": {"finetune.optimizer.base_lr": 1.0}}, RATES, "A: found finetune.optimizer.base_lr of its own, which"),
+        ({"set": {"finetune": {"optimizer": {"base_lr": 1.0}}}}, RATES, "A: found finetune.optimizer.base_lr of its"),
+        (
+            {"set": {"finetune.drop_path": 0.1}, "tune": {"finetune.drop_path": [0.1, 0.2, 0.3]}},
+            RATES,
+            "A: found finet",
+        ),
+    ],
+)
+def test_unequal_tuning_is_refused(place, row, tune, message):
+    assert refusal(place, rows=[{"name": "A", **row}], tune=tune).startswith(f"compare.rows: {message}")
+
+
+@pytest.mark.parametrize(
+    ("tune", "message"),
+    [
+        ({"pretrain.mask_ratio": [0.5, 0.7]}, "compare.tune: found pretrain.mask_ratio, expected settings of finetune"),
+        ({"finetune.selct": ["auc"]}, "compare.tune: found finetune.selct, expected settings of finetune"),
+        ({"finetune.select": ["auc", "loss"]}, "compare.tune: found finetune.select, expected it as a row's own"),
+        ({"finetune.draw": [0, 1]}, "compare.tune: found finetune.draw, expected it as"),
+        ({"finetune.drop_path": []}, "compare.tune: finetune.drop_path: found no values"),
+        ({"finetune.drop_path": [0.1, 0.1]}, "compare.tune: finetune.drop_path: found a value twice"),
+    ],
+)
+def test_what_cannot_be_tuned_is_one_line(place, tune, message):
+    assert refusal(place, tune=tune).startswith(message)
+
+
+def test_a_value_that_cannot_be_is_named_before_anything_is_trained(place):
+    [cell] = expand_grid(grid(place, tune={"finetune.drop_path": [0.1, 2.0]}))
+    with pytest.raises(UserError, match=r"compare\.tune: A: finetune\.drop_path: found 2\.0, expected"):
+        trials_of(cell)
+
+
+# ---------------------------------------------------------------- what differs
+
+
+def test_all_that_differs_between_rows_is_told_with_what_null_comes_to(place):
+    rows = [
+        {"name": "M", "pretraining": ["p"]},
+        {"name": "V"},
+        {"name": "R", "set": {"finetune.model": "resnet18", "finetune.epochs": 7}},
+    ]
+    table = differences_between_rows(expand_grid(grid(place, rows, pretrainings={"p": {}}, seeds=[0, 1])))
+    found = {row["Setting"]: (row["M"], row["V"], row["R"]) for row in table}
+    assert found["weights"] == ("p", "random", "random")
+    assert found["finetune.optimizer.layer_decay"] == ("0.75", "1", "–")
+    assert found["finetune.drop_path"] == ("0.1", "0.1", "–")
+    assert found["finetune.stem"] == ("–", "–", "small")
+    assert found["finetune.epochs"] == ("4", "4", "7")
+    assert found["model.width"] == ("12", "12", "–")
+    assert "finetune.batch_size" not in found
+    assert not {"finetune.run", "finetune.draw", "finetune.sample"} & found.keys()
+
+
+def test_rows_that_are_alike_differ_in_nothing(place):
+    assert differences_between_rows(expand_grid(grid(place, [{"name": "A"}, {"name": "B"}], seeds=[0, 1]))) == []

@@ -1,0 +1,202 @@
+"""Groups of cases: which there are, what is computed of them, and gaps that are told with care."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from classify.comparison import Line
+from classify.metrics import auc_interval, group_difference, metric_intervals
+from classify.subgroups import LEAST, breakdown, check_columns, columns_of, values_of
+from data.errors import UserError
+
+
+def line(columns: dict, n: int = 210, seeds: int = 2, harder=None) -> Line:
+    """Drawn cases, three of each patient; where `harder` the classes lie close together."""
+    rng = np.random.default_rng(5)
+    labels = np.arange(n) % 2
+    apart = np.where(np.zeros(n, bool) if harder is None else harder, 0.3, 2.5)
+    evaluations = []
+    for _ in range(seeds):
+        logits = rng.normal(0, 1, n) + apart * labels
+        table = {"label": labels, "logit": logits, "score": 1 / (1 + np.exp(-logits))}
+        table |= {"patient_id": np.arange(n) // 3} | columns
+        config = SimpleNamespace(evaluate=SimpleNamespace(level=0.9))
+        evaluations.append(SimpleNamespace(predictions=pd.DataFrame(table), threshold=0.6, config=config))
+    return Line({"Model": "A"}, None, tuple(evaluations))
+
+
+# ---------------------------------------------------------------- a difference between groups
+
+
+def test_groups_of_other_patients_differ_by_their_own_variances():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 400)
+    scores = labels * 0.7 + rng.normal(0, 1, 400)
+    a = np.arange(400) < 170
+    found = group_difference(labels, scores, a, ~a)
+    from classify.metrics.influence import influence
+    from classify.metrics.intervals import as_model
+    from classify.metrics.patients import spread_of
+
+    variance = 0.0
+    for inside in (a, ~a):
+        own = influence("auc", labels[inside] == 1, as_model(scores[inside][None], np.array([0.5]), None))
+        variance += spread_of(own, np.arange(inside.sum()))[0].variance
+    assert found.standard_error == pytest.approx(np.sqrt(variance), rel=0.02)
+    areas = [auc_interval(labels[inside], scores[inside]).estimate for inside in (a, ~a)]
+    assert found.estimate == pytest.approx(areas[0] - areas[1])
+
+
+def test_the_other_way_round_is_the_opposite():
+    rng = np.random.default_rng(1)
+    labels, scores = rng.integers(0, 2, 120), rng.normal(0, 1, (3, 120))
+    a = np.arange(120) % 3 == 0
+    patients = np.arange(120) // 2
+    there = group_difference(labels, scores, a, ~a, groups=patients)
+    back = group_difference(labels, scores, ~a, a, groups=patients)
+    assert there.estimate == pytest.approx(-back.estimate)
+    assert there.interval == pytest.approx(tuple(-end for end in reversed(back.interval)))
+    assert there.p_value == pytest.approx(back.p_value)
+
+
+def test_the_same_cases_in_both_groups_of_the_same_patients_differ_by_nothing():
+    """A patient's two views with equal scores: what is common to both cancels, which independent groups would not."""
+    rng = np.random.default_rng(2)
+    labels = np.repeat(rng.integers(0, 2, 90), 2)
+    scores = np.repeat(rng.normal(0, 1, 90), 2) + labels
+    a = np.arange(180) % 2 == 0
+    together = group_difference(labels, scores, a, ~a, groups=np.arange(180) // 2)
+    apart = group_difference(labels, scores, a, ~a)
+    assert together.estimate == apart.estimate == 0
+    assert together.standard_error < apart.standard_error or together.note
+    assert together.p_value == apart.p_value == 1
+
+
+def test_it_covers_and_does_not_find_what_is_not_there():
+    """500 draws of groups that are alike: at 5 % hardly more than 5 % are told apart."""
+    rng = np.random.default_rng(3)
+    found = []
+    for _ in range(500):
+        labels = np.repeat(rng.integers(0, 2, 70), 2)
+        scores = 1.1 * labels + np.repeat(rng.normal(0, 0.7, 70), 2) + rng.normal(0, 0.7, 140)
+        a = np.arange(140) % 2 == 0
+        found.append(group_difference(labels, scores, a, ~a, groups=np.arange(140) // 2).p_value < 0.05)
+    assert 0.02 <= np.mean(found) <= 0.08
+
+
+def test_two_groups_without_a_mistake_have_a_width():
+    labels = np.arange(40) % 2
+    found = group_difference(labels, labels.astype(float), np.arange(40) < 20, np.arange(40) >= 20)
+    assert found.estimate == 0
+    assert found.interval[0] < 0 < found.interval[1]
+    assert found.note
+
+
+def test_groups_share_no_case():
+    with pytest.raises(ValueError, match="no case may be in both"):
+        group_difference([0, 1], [0.1, 0.2], [True, True], [False, True])
+
+
+# ---------------------------------------------------------------- which groups there are
+
+
+def test_ages_are_grouped_by_years():
+    ages = pd.Series([0, 17.9, 18, 39.9, 40, 60, 79, 80, 101, np.nan], name="age")
+    assert values_of(ages).tolist() == [
+        *("under 18", "under 18", "18 to under 40", "18 to under 40", "40 to under 60"),
+        *("60 to under 80", "60 to under 80", "80 and above", "80 and above", "unknown"),
+    ]
+
+
+def test_rare_values_stand_together_and_are_not_named():
+    values = values_of(pd.Series(["F"] * 11 + ["M"] * 10 + ["Ann Example"] + [None] * 3 + [""], name="sex"))
+    assert values.value_counts().to_dict() == {"F": 11, "M": 10, "unknown": 4, "values of fewer than 10 cases": 1}
+
+
+def test_many_numbers_are_quarters_and_few_are_values():
+    assert values_of(pd.Series(np.arange(80.0), name="bmi")).value_counts().tolist() == [20, 20, 20, 20]
+    assert set(values_of(pd.Series([1.0, 0.0, -1.0] * 10, name="Edema"))) == {"1", "0", "-1"}
+    assert set(values_of(pd.Series([np.nan] * 12, name="x"))) == {"unknown"}
+
+
+def test_the_usual_columns_are_looked_at_where_there_is_something_to_see():
+    found = line({"view": ["AP", "PA"] * 105, "sex": ["F"] * 210, "race": ["a", "b"] * 105})
+    assert columns_of(found, None) == ["view"]
+    assert columns_of(found, ["race", "nothing"]) == ["race"]
+    assert columns_of(found, []) == []
+
+
+def test_a_column_that_is_not_there_is_one_line():
+    check_columns(None, ["view"])
+    check_columns(["sex"], ["view", "sex"])
+    with pytest.raises(UserError, match=r"report.subgroups: found 'sexx', expected .*did you mean sex\?"):
+        check_columns(["sexx"], ["view", "sex"])
+    with pytest.raises(UserError, match="found 'patient_id'"):
+        check_columns(["patient_id"], ["patient_id", "sex"])
+
+
+# ---------------------------------------------------------------- what is computed
+
+
+def test_groups_of_a_column_are_all_cases_once():
+    found = breakdown(line({"view": np.repeat(["AP", "PA", "LL"], 70)}), ["view"])
+    assert [group.value for group in found.groups] == ["AP", "LL", "PA"]
+    assert sum(group.n for group in found.groups) == 210
+    assert sum(group.positives for group in found.groups) == 105
+
+
+def test_a_group_has_the_numbers_of_its_cases_alone():
+    sex = np.where(np.arange(210) < 90, "F", "M")
+    whole = line({"sex": sex})
+    [women, _] = breakdown(whole, ["sex"]).groups
+    inside = sex == "F"
+    expected = metric_intervals(
+        whole.labels[inside],
+        whole.scores[:, inside],
+        ("auc", "recall", "specificity"),
+        thresholds=0.6,
+        groups=whole.patients[inside],
+        level=0.9,
+    )
+    for name, interval in women.intervals.items():
+        assert interval.interval == pytest.approx(expected[name].interval)
+
+
+def test_a_small_group_is_named_and_not_computed():
+    few = 2 * LEAST - 2
+    found = breakdown(line({"sex": np.where(np.arange(210) < few, "F", "M")}), ["sex"])
+    women, men = found.groups
+    assert (women.value, women.n, women.positives, dict(women.intervals)) == ("F", few, LEAST - 1, {})
+    assert men.intervals
+    assert found.gaps == ()
+
+
+def test_the_largest_gap_is_the_higher_group_minus_the_lower():
+    harder = np.arange(210) % 3 == 2
+    view = np.array(["AP", "LL", "PA"])[np.arange(210) % 3]
+    [gap] = breakdown(line({"view": view}, harder=harder), ["view"]).gaps
+    assert gap.low == "PA"
+    assert gap.difference.estimate > 0
+    assert gap.difference.interval[0] > 0
+    assert gap.difference.p_value <= gap.p_holm < 0.05
+
+
+def test_gaps_are_adjusted_over_all_columns():
+    columns = {
+        "view": np.array(["AP", "LL", "PA"])[np.arange(210) % 3],
+        "sex": np.array(["F", "M"])[np.arange(210) // 105],
+    }
+    alone = breakdown(line(columns), ["sex"]).gaps[0]
+    both = breakdown(line(columns), ["view", "sex"]).gaps[1]
+    assert alone.difference == both.difference
+    assert alone.p_holm == alone.difference.p_value
+    assert both.p_holm >= alone.p_holm
+
+
+def test_what_is_unknown_takes_part_in_no_gap():
+    sex = np.array(["F", None])[np.arange(210) % 2 * (np.arange(210) // 105)]
+    found = breakdown(line({"sex": sex}), ["sex"])
+    assert found.gaps == ()
+    assert found.groups[-1].value == "unknown"

@@ -1,0 +1,143 @@
+"""Nothing but an evaluation of test uses test labels: with all of them permuted, everything else is equal, bit for bit.
+
+Under fixed splits: a table with a split column. Drawing splits where none are given is stratified by label.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from evaluated_runs import weights_equal
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny_world import SETTINGS, make_world, places, succeed, write_config
+
+from classify.cli import evaluate, finetune
+from mae import load_checkpoint
+from mae.cli import pretrain
+
+# each kind of training goes all the way, with all that looks at labels switched on
+TWO_EPOCHS = {
+    "pretrain.epochs": 2,
+    "pretrain.batch_size": 16,
+    "pretrain.optimizer.warmup_epochs": 0,
+    "pretrain.probe_every": 1,
+    "finetune.epochs": 2,
+    "finetune.batch_size": 8,
+    "finetune.optimizer.warmup_epochs": 0,
+    "evaluate.replicates": 100,
+    "data.sample": 36,
+    "finetune.sample": 30,
+    "finetune.sample_covers": "train_and_validate",
+}
+RUNS = ("mae", "mae-full", "mae-linear", "resnet", "mae-study")
+OF_THE_MACHINE = {"train/images_per_second", "train/data_wait_share", "train/peak_memory_gb"}  # time and memory
+
+
+def permuted(table: pd.DataFrame) -> pd.DataFrame:
+    """All test labels handed round, so that most images get another one."""
+    test = table["split"] == "test"
+    labels = table.loc[test, "label"].to_numpy()
+    turned = np.where(np.arange(len(labels)) % 3, np.roll(labels, 3), 1 - labels)
+    assert (turned != labels).sum() > len(labels) / 2
+    return table.assign(label=table["label"].mask(test, pd.Series(turned, table.index[test])).astype(int))
+
+
+def all_stages(root: Path, name: str) -> Path:
+    """Both stages and both kinds of fine-tuning, and their validation; returns the folder of the runs."""
+    config = write_config(root / "config.yaml", places(root, f"{name}/mae") | SETTINGS | TWO_EPOCHS)
+    runs = root / name
+    succeed(pretrain, "--config", config)
+    succeed(finetune, "--checkpoint", runs / "mae/last.pt")
+    succeed(finetune, "--checkpoint", runs / "mae/last.pt", "finetune.mode=linear", "finetune.draw=1")
+    small = ["finetune.model=resnet18", "finetune.epochs=1", f"finetune.run={runs}/resnet"]
+    succeed(finetune, "--config", config, *small)
+    study = ["evaluate.unit=study", "finetune.select=loss", f"finetune.run={runs}/mae-study"]
+    succeed(finetune, "--checkpoint", runs / "mae/best.pt", *study)
+    for run in RUNS[1:]:
+        succeed(evaluate, runs / run, "--split", "validate")
+    return runs
+
+
+@pytest.fixture(scope="module")
+def twins(tmp_path_factory) -> tuple[Path, Path]:
+    """The same runs twice: with test labels as they are, and with all of them permuted in the very same table."""
+    root = tmp_path_factory.mktemp("labels")
+    csv = make_world(root).images / "manifest.csv"
+    table = pd.read_csv(csv)
+    table = table.assign(study_id=table["patient_id"], label=table.index // 2 % 5 % 2)
+    table.to_csv(csv, index=False)
+    first = all_stages(root, "first")
+    permuted(table).to_csv(csv, index=False)
+    return first, all_stages(root, "other")
+
+
+def of_learning(values: dict) -> dict:
+    return {name: value for name, value in values.items() if name not in OF_THE_MACHINE}
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_weights_and_what_is_chosen_with_them_are_equal(twins, run):
+    for name in ("best.pt", "last.pt"):
+        first, other = (load_checkpoint(runs / run / name) for runs in twins)
+        assert weights_equal(twins[0] / run / name, twins[1] / run / name)
+        metas = [dict(checkpoint.meta) for checkpoint in (first, other)]
+        for meta in metas:
+            meta.pop("pretrained_from", None)  # a path
+            hashes = {name: value.tolist() for name, value in meta.items() if torch.is_tensor(value)}
+            assert hashes
+            meta.update(hashes)
+        assert metas[0] == metas[1]
+        assert first.progress == other.progress
+    if run != "mae":
+        assert set(first.meta["calibration"]) == set(first.meta["threshold"]) == {"image", "study"}
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_logs_are_equal(twins, run):
+    rows = []
+    for runs in twins:
+        lines = (runs / run / "metrics.jsonl").read_text().splitlines()
+        rows.append([of_learning(json.loads(line)) for line in lines])
+    assert rows[0] == rows[1]
+    assert any("validate/" in name for row in rows[0] for name in row)
+
+    scalars = []
+    for runs in twins:
+        board = EventAccumulator(str(runs / run), size_guidance={"scalars": 0})
+        board.Reload()
+        points = {name: [(e.step, e.value) for e in board.Scalars(name)] for name in board.Tags()["scalars"]}
+        scalars.append(of_learning(points))
+    assert scalars[0] == scalars[1]
+    assert any("validate/" in name for name in scalars[0])
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_facts_of_runs_are_equal(twins, run):
+    facts = [json.loads((runs / run / "environment.json").read_text())["facts"] for runs in twins]
+    for each in facts:
+        each.pop("checkpoint", None)  # of a file that holds a path
+    assert facts[0] == facts[1]
+
+
+@pytest.mark.parametrize("run", RUNS[1:])
+def test_evaluations_of_validation_are_equal(twins, run):
+    tables = [(runs / run / "predictions/validate.csv").read_bytes() for runs in twins]
+    assert tables[0] == tables[1]
+    summaries = [json.loads((runs / run / "predictions/validate.json").read_text()) for runs in twins]
+    for name in ("metrics", "intervals", "calibration", "calibrated", "few", "n"):
+        assert summaries[0][name] == summaries[1][name]
+
+
+def test_test_labels_do_differ(twins):
+    """Runs of today's table, so each sees the permuted labels, which the first was not trained beside."""
+    tables = []
+    for runs in twins:
+        succeed(evaluate, runs / "mae-full", "--split", "test")
+        tables.append(pd.read_csv(runs / "mae-full/predictions/test.csv"))
+    assert tables[0].equals(tables[1])
+    as_drawn = pd.Series(range(60)) // 2 % 5 % 2
+    drawn = tables[0]["image_id"].str.removesuffix(".png").astype(int).map(as_drawn)
+    assert (drawn != tables[0]["label"]).sum() > len(tables[0]) / 2
