@@ -7,7 +7,7 @@ from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from data.config import Settings, either
-from data.settings import AugmentSettings
+from data.settings import AugmentSettings, ReportSettings
 from mae.settings import Beta, MAEConfig, Mean, OptimizerSettings, Spread, check_warmup
 
 Pool = Literal["mean", "cls"]
@@ -226,6 +226,31 @@ class CompareSettings(Settings):
     )
 
 
+def _expect_hundredths(rate: float) -> float:
+    """ValueError for a rate that is no whole per cent: thresholds are kept for these."""
+    if abs(100 * rate - round(100 * rate)) > 1e-6:
+        raise ValueError(f"found {rate:g}, expected a whole per cent such as 0.95")
+    return round(rate, 2)
+
+
+Rate = Annotated[float, Field(ge=0.01, le=0.99), AfterValidator(_expect_hundredths)]
+Prevalence = Annotated[float, Field(gt=0, lt=1)]
+
+
+class ClassifyReportSettings(ReportSettings):
+    """What reports may show, and at which points they judge classifiers."""
+
+    specificities: tuple[Rate, ...] = Field(
+        (0.9, 0.95), description="sensitivity is reported at thresholds that have these specificities on validation"
+    )
+    sensitivities: tuple[Rate, ...] = Field(
+        (0.9, 0.95), description="specificity is reported at thresholds that have these sensitivities on validation"
+    )
+    prevalences: tuple[Prevalence, ...] = Field(
+        (0.05, 0.2, 0.5), description="predictive values are reported as if this share of patients were abnormal"
+    )
+
+
 class ClassifyConfig(MAEConfig):
     """The whole config, with the sections of all rooms: what every command reads and checks."""
 
@@ -237,3 +262,4 @@ class ClassifyConfig(MAEConfig):
     finetune: FinetuneSettings = Field(default_factory=FinetuneSettings)
     evaluate: EvaluateSettings = Field(default_factory=EvaluateSettings)
     compare: CompareSettings = Field(default_factory=CompareSettings)
+    report: ClassifyReportSettings = Field(default_factory=ClassifyReportSettings)
