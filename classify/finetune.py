@@ -13,7 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from classify.cases import LabelledSplits, check_unit, splits_of, undecided_studies
 from classify.dashboard import show_scores
-from classify.metrics import binary_metrics, choose_threshold
+from classify.metrics import binary_metrics, choose_threshold, thresholds_by_rate
 from classify.metrics.recalibration import fit_calibration
 from classify.models.build import Model, build_model
 from classify.models.classifier import Classifier, layer_scale
@@ -274,8 +274,10 @@ def validate(
     # chosen here, and kept with the weights: other splits have no say in it
     thresholds = {}
     calibrations = {}
+    operating = {}
     for unit, cases in units.items():
         thresholds[unit] = _threshold(cases, settings.threshold)
+        operating[unit] = thresholds_by_rate(cases["label"], cases["score"])
         calibrations[unit] = fit_calibration(cases["label"], cases["logit"]).as_dict()
 
     logits = torch.tensor(scored["logit"].to_numpy())
@@ -287,6 +289,7 @@ def validate(
         score=metrics.auc if settings.select == "auc" else -loss,
         meta={
             "threshold": thresholds,
+            "operating": operating,
             "calibration": calibrations,
             "validate_auc": metrics.auc,
             "validate_loss": loss,

@@ -249,6 +249,10 @@ class ClassifyReportSettings(ReportSettings):
     prevalences: tuple[Prevalence, ...] = Field(
         (0.05, 0.2, 0.5), description="predictive values are reported as if this share of patients were abnormal"
     )
+    checklist: dict[str, str] = Field(
+        default_factory=dict,
+        description="the author's answers to items of reporting guidelines, e.g. {CLAIM 5: retrospective}",
+    )
 
 
 class ClassifyConfig(MAEConfig):
