@@ -95,8 +95,7 @@ def svg(label: str, draw: Callable[..., Figure], *arguments: Any) -> Markup:
 
 def _tag(tag: str) -> str:
     """A tag of the drawing, with the page's colours, and coordinates to a hundredth of a point."""
-    if not tag.startswith("<text"):
-        tag = re.sub(r"-?\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}".rstrip("0").rstrip("."), tag)
+    tag = re.sub(r"-?\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}".rstrip("0").rstrip("."), tag)
     return re.sub(r"#[0-9a-f]{6}\b", lambda colour: _page_colour(colour[0]), tag)
 
 

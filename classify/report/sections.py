@@ -85,7 +85,8 @@ def first_sections(comparison: Comparison) -> Iterator[Section]:
         tables = [Table(tuple(table_rows(comparison, labelled)), caption(comparison, labelled))]
         contrasts = tuple(contrast_rows(comparison, labelled))
         if contrasts:
-            tables.append(Table(contrasts, contrast_caption(comparison)))
+            said = contrast_caption(comparison) if number == 0 else ""  # the same for all budgets
+            tables.append(Table(contrasts, said))
         yield Section(
             anchor="results" if number == 0 else f"results-{number + 1}",
             heading=heading(comparison, labelled),
@@ -135,9 +136,12 @@ def _tables(*given: tuple[str, Iterable[dict[str, str]], str]) -> tuple[Table, .
 
 def _curves(comparison: Comparison) -> Section:
     positive = words(comparison.config.data.target)[1]
+    bands = "With pointwise bands over patients; one training each."
+    if len(comparison.config.compare.seeds) > 1:
+        bands = "Means over the training seeds, with pointwise bands over patients and seeds; a marker for each seed."
     said = (
-        "Means over the training seeds with pointwise bands over patients and seeds. The markers are the seeds' operating "
-        f"points at the thresholds chosen on validation. Dashed: chance, and the precision of calling all {positive}."
+        f"{bands} Markers are the operating points at the thresholds chosen on validation. Dashed: chance, and the "
+        f"precision of calling all {positive}."
     )
     return Section("roc", "ROC and precision-recall curves", (said,))
 
