@@ -76,8 +76,7 @@ def finetune(config: ClassifyConfig, checkpoint: str | Path | None = None, data:
         stage = finetune_stage(config, data, splits, device, pretrained)
         with holding(folder):
             check_run(folder, config, RESUMABLE, facts)  # somebody may have begun another one just now
-            start_run(folder, config, facts)
-            fit(stage, folder)
+            fit(stage, folder, begin=lambda: start_run(folder, config, facts))
     return folder
 
 

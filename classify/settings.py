@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from data.config import Settings, either
+from data.config import PathText, Settings, either
 from data.settings import AugmentSettings, ReportSettings
 from mae.settings import Beta, MAEConfig, Mean, OptimizerSettings, Spread, check_warmup
 
@@ -35,7 +35,7 @@ class FinetuneOptimizerSettings(OptimizerSettings):
 class FinetuneSettings(Settings):
     """Stage two: a classifier of normal against abnormal (mae-finetune)."""
 
-    run: str | None = Field(
+    run: PathText | None = Field(
         None, description="folder to write; null: <folder of the checkpoint>-<mode>, or <run>-<model>"
     )
     model: Literal["vit", "resnet18", "resnet50"] = Field(
@@ -49,7 +49,7 @@ class FinetuneSettings(Settings):
         "auto",
         description="ResNet stem: 7x7/2 and max-pool, or 3x3/1 for small images; auto: small if a side is up to 32 px",
     )
-    init: str | None = Field(
+    init: PathText | None = Field(
         None,
         description="weights that a resnet18 or resnet50 begins from: torchvision's published files, or another "
         "program's of the same network; ${NAME} is read from the environment; null: random",
@@ -145,7 +145,7 @@ class RowSettings(Settings):
     ensemble: bool | None = Field(
         None, description="also a row of its seeds' mean calibrated probability; null: compare.ensembles"
     )
-    predictions: str | tuple[str, ...] | None = Field(
+    predictions: PathText | tuple[PathText, ...] | None = Field(
         None,
         description="a CSV with another program's scores or a human reader's ratings by id, or several for as many "
         "seeds or readers, in place of a training",
@@ -248,6 +248,10 @@ class ClassifyReportSettings(ReportSettings):
     )
     prevalences: tuple[Prevalence, ...] = Field(
         (0.05, 0.2, 0.5), description="predictive values are reported as if this share of patients were abnormal"
+    )
+    checklist: dict[str, str] = Field(
+        default_factory=dict,
+        description="the author's answers to items of reporting guidelines, e.g. {CLAIM 5: retrospective}",
     )
 
 

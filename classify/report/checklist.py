@@ -1,5 +1,6 @@
 """The items of two reporting guidelines, answered as far as a comparison can know them; the rest is the author's."""
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -8,8 +9,21 @@ from string import Formatter
 
 import yaml
 
-from data.config import nearest
 from data.errors import UserError
+
+# sections of the report by their anchors, in words
+PLACES = {
+    "answer": "answer",
+    "results": "results",
+    "calibration": "calibration",
+    "subgroups": "subgroups",
+    "operating": "operating points",
+    "training": "training curves",
+    "mistakes": "mistakes",
+    "data": "data",
+    "runs": "runs and settings",
+    "again": "how to make it again",
+}
 
 
 @dataclass(frozen=True)
@@ -49,7 +63,13 @@ def check_answers(given: Mapping[str, str]) -> None:
     known = [item.item for item in items()]
     for name in given:
         if name not in known:
-            raise UserError(f"report.checklist: {name!r} is unknown{nearest(name, known)}")
+            near = difflib.get_close_matches(name.upper(), known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise UserError(
+                f"report.checklist: found {name!r}, expected items such as {known[0]} and {known[-1]}{hint}"
+            )
+        if not given[name].strip():
+            raise UserError(f"report.checklist: {name}: found no text, expected an answer; leave the item out")
 
 
 def answers(facts: Mapping[str, str | None], given: Mapping[str, str]) -> list[Answer]:
@@ -68,3 +88,19 @@ def answers(facts: Mapping[str, str | None], given: Mapping[str, str]) -> list[A
 def open_items(found: list[Answer]) -> list[Item]:
     """What is left for the author."""
     return [answer.item for answer in found if answer.text is None]
+
+
+def summary_text(found: list[Answer]) -> str:
+    """How far the guidelines are answered, in a sentence each."""
+    texts = []
+    for guideline in dict.fromkeys(guideline_of(answer.item) for answer in found):
+        of_this = [answer for answer in found if guideline_of(answer.item) == guideline]
+        answered = sum(answer.text is not None for answer in of_this)
+        asked = len(of_this) - answered
+        texts.append(f"{answered} of {len(of_this)} {guideline} items are answered, {asked} are asked of the author.")
+    return " ".join(texts)
+
+
+def guideline_of(item: Item) -> str:
+    """CLAIM or TRIPOD+AI."""
+    return item.item.split(" ")[0]

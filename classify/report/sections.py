@@ -3,11 +3,14 @@
 The page (report.html) shows the same sections, with figures beside them.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from classify.comparison import Comparison
 from classify.report.calibrations import calibration_caption, calibration_rows
+from classify.report.checklist import PLACES, answers, open_items, summary_text
+from classify.report.checklist_facts import checklist_facts
 from classify.report.costs import COSTS, DIFFERENCES, TUNING, cost_rows, difference_rows, tuning_rows
 from classify.report.facts import facts, notices
 from classify.report.labels import EFFICIENCY, efficiency_rows
@@ -37,8 +40,11 @@ from classify.report.tables import (
 )
 from classify.report.verdict import answer, largest_budget, verdict
 from classify.report.warnings import warnings
+from data.characteristics import FEWEST
+from data.characteristics import shown as shown_counts
 from data.config import print_config
 from data.labels import words
+from data.sources import SPLITS
 from mae.reconstruct import CAPTION
 
 NOT_A_DEVICE = "Not a medical device."
@@ -107,10 +113,11 @@ def _further_sections(comparison: Comparison) -> Iterator[Section]:
         Section("reconstructions", "Reconstructions", tuple(_reconstructions(comparison))),
         _mistakes(comparison),
         Section("audit", "Leak audit and contamination", audit_lines(comparison)),
-        *_data_sections(comparison),
+        data_section(comparison),
         _costs(comparison),
         Section("ledger", "Who opened the test split", tables=_tables(("", opening_rows(comparison), ""))),
         Section("runs", "Runs and settings", tables=_tables(("", run_rows(comparison), ""))),
+        checklist_section(comparison),
         _again(comparison),
     ]
     for section in sections:
@@ -201,12 +208,6 @@ def _mistakes(comparison: Comparison) -> Section:
     return Section("mistakes", "Most confident mistakes", tables=_tables(("", mistake_rows(comparison), MISTAKES)))
 
 
-def _data_sections(comparison: Comparison) -> Iterator[Section]:
-    """What was read, and by which rules."""
-    listing = "\n".join([*comparison.facts.notes, comparison.facts.summary])
-    yield Section("data", "Data: what was read, and how many", listing=listing)
-
-
 def _costs(comparison: Comparison) -> Section:
     given = []
     for labelled in comparison.budgets:
@@ -291,3 +292,89 @@ def _section_text(section: Section) -> str:
         # indented lines are shown as they are, and nothing in them ends the block
         parts.append("\n".join(f"    {line}" for line in section.listing.splitlines()))
     return "\n\n".join(parts)
+
+
+# ---------------------------------------------------------------- data and guidelines
+
+
+def data_section(comparison: Comparison) -> Section:
+    """Which images there are, what became of their labels, and who is in each split."""
+    made = comparison.facts
+    negative, positive = words(comparison.config.data.target)
+    known = checklist_facts(comparison)
+    texts = [f"{known['preprocessing']}.", f"Splits: {known['partitions']}.", f"Disjoint: {known['disjoint']}."]
+
+    # spectrum: whom the numbers are about, and whom they are not
+    total = sum(row["images"] for row in made.splits)
+    unknown = sum(row["unknown"] for row in made.splits)
+    if unknown:
+        texts.append(
+            f"Label unknown: {unknown:,} of {total:,} images ({100 * unknown / total:.0f} %). No classifier was "
+            f"trained or tested on them, so the numbers are about images that could be called {negative} or {positive}."
+        )
+
+    left_out = [{"Left out": str(row["reason"]), "Images": f"{row['images']:,}"} for row in made.left_out]
+    if made.unreadable:
+        left_out.append({"Left out": "cannot be read", "Images": f"{made.unreadable:,}"})
+    tables = _tables(
+        ("", (_split_row(row, negative, positive) for row in made.splits), ""),
+        ("Where labels come from", map(_policy_row, made.label_policy), ""),
+        ("What is left out", left_out, ""),
+        ("Who is in each split", map(_people_row, made.people), _of_people(comparison)),
+    )
+    return Section("data", "Data", tuple(texts), tables, listing="\n".join([*made.notes, made.summary]))
+
+
+def _split_row(row: Mapping[str, Any], negative: str, positive: str) -> dict[str, str]:
+    counts = {"Images": row["images"], "Patients": row["patients"]}
+    counts |= {negative: row["normal"], positive: row["abnormal"], "unknown": row["unknown"]}
+    return {"Split": str(row["split"])} | {name: f"{count:,}" for name, count in counts.items()}
+
+
+def _policy_row(row: Mapping[str, Any]) -> dict[str, str]:
+    counts = {"Images": row["images"]} | {split: row[split] for split in SPLITS}
+    shown = {name: f"{count:,}" for name, count in counts.items()}
+    return {"Label rule": str(row["rule"]), "Became": str(row["became"]), **shown}
+
+
+def _people_row(row: Mapping[str, Any]) -> dict[str, str]:
+    return {"Group": f"{row['column']}: {row['value']}"} | {
+        split: shown_counts(row["splits"][split]) for split in SPLITS if split in row["splits"]
+    }
+
+
+def _of_people(comparison: Comparison) -> str:
+    text = (
+        "Images, of so many patients." if comparison.facts.patients_known else "Images, of as many patients or fewer."
+    )
+    withheld = any(counts is None for row in comparison.facts.people for counts in row["splits"].values())
+    if withheld:
+        text += (
+            f" Counts of fewer than {FEWEST} patients of credentialed data are withheld, and one more where it tells."
+        )
+    return text
+
+
+def checklist_section(comparison: Comparison) -> Section:
+    """Two reporting guidelines: what is open for the author, then what is answered."""
+    found = answers(checklist_facts(comparison), comparison.config.report.checklist)
+    still_open = [{"Open": item.item, "Topic": item.topic, "Asks for": item.asks} for item in open_items(found)]
+    answered = []
+    for each in found:
+        if each.text is not None:
+            by = "author" if each.by_author else "this report"
+            item = each.item
+            where = PLACES[item.where] if item.where and not each.by_author else "–"
+            row = {"Item": item.item, "Asks for": item.asks, "Answer": each.text, "By": by, "More in": where}
+            answered.append(row)
+    tables = _tables(
+        ("For the author to answer", still_open, "Answers go into report.checklist={CLAIM 5: …}."),
+        ("Answered", answered, ""),
+    )
+    return Section("checklist", "Reporting checklist: CLAIM 2024 and TRIPOD+AI", (summary_text(found),), tables)
+
+
+def checklist_text(comparison: Comparison) -> str:
+    """checklist.md."""
+    section = checklist_section(comparison)
+    return "\n\n".join([f"# {plain(comparison.config.run)}", _section_text(section)])
