@@ -11,6 +11,7 @@ from markupsafe import Markup, escape
 from classify.comparison import Comparison
 from classify.report.budgets import budgets_of
 from classify.report.facts import facts, notices
+from classify.report.mistakes import strips
 from classify.report.pictures import figures_of
 from classify.report.reconstructions import panels
 from classify.report.sections import sections
@@ -55,6 +56,7 @@ def report_html(comparison: Comparison) -> str:
         symbols=symbols,
         is_interval=is_interval,
         panels=shown,
+        strips=strips(comparison),
     )
 
 

@@ -168,7 +168,7 @@ def decision_rows(comparison: Comparison) -> Iterator[dict[str, str]]:
 
 
 DECISIONS = (
-    "Net benefit of acting by the calibrated probability, in cases rightly acted on a case, less that of the better "
-    "of acting on all and on none. The threshold says what a false alarm costs: at 10 % as much as a ninth of a missed case. The "
-    "prevalence is that of these cases."
+    "Net benefit of acting by the calibrated probability, less that of the better of acting on all and on none: cases "
+    "rightly acted on, less false alarms weighed by what the threshold says they cost, per case tested. At 10 % a "
+    "false alarm costs a ninth of a missed case. The prevalence is that of these cases."
 )
