@@ -150,6 +150,7 @@ class Comparison:
     pretrainings: Mapping[str, Path] = field(default_factory=dict)  # folder name → run folder
     pretrain_configs: Mapping[str, ClassifyConfig] = field(default_factory=dict)  # folder name → as it is wished today
     reconstructions: Mapping[str, Reconstructions] = field(default_factory=dict)  # by folder name of the pretraining
+    mistakes: Mapping[str, tuple[str, str]] = field(default_factory=dict)  # row → picture below the folder, its digest
     tuning: tuple[dict[str, Any], ...] = ()  # what each row tried and took, by label budget
 
     @property

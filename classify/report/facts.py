@@ -3,10 +3,11 @@
 from collections.abc import Iterator, Sequence
 
 from classify.comparison import Comparison
+from classify.report.mistakes import strips
 from classify.report.reconstructions import Panel, panels
 from classify.report.tables import FLATTERING, UNKNOWN_WEIGHTS, case_count, images_of, summary_of_all, units_of
 from data.labels import words
-from data.privacy import terms
+from data.privacy import credentialed_sources, terms
 from data.settings import height_and_width
 
 
@@ -25,7 +26,9 @@ def notices(comparison: Comparison, shown: Sequence[Panel] | None = None) -> Ite
         notice = terms(credentialed)
         if shown is None:
             shown = panels(comparison) or ()
-        private = sorted({name for panel in shown for name in panel.credentialed})
+        of_panels = {name for panel in shown for name in panel.credentialed}
+        of_mistakes = {*credentialed_sources(config.data)} if strips(comparison) else set()
+        private = sorted(of_panels | of_mistakes)
         if private:
             notice += f" It shows radiographs of {', '.join(private)}."
         yield notice

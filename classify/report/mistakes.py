@@ -1,23 +1,37 @@
 """The most confident mistakes of each row at the largest label budget, where single cases may be shown."""
 
+import base64
+import hashlib
 from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
 from classify.comparison import Comparison, Line
+from classify.grid import folder_name
 from classify.report.calibrations import calibrated_scores
 from classify.report.numbers import show_number
 from classify.report.verdict import largest_budget
 from classify.subgroups import USUAL
 from data.labels import words
+from data.loader import Data
 from data.privacy import may_show
+from data.writing import writing
 
 EACH = 3  # of either kind
+FOLDER = "mistakes"  # below the comparison's
+SIDE = 160  # pixels of a picture, at most
+GAP = 4  # pixels between pictures
 MISTAKES = (
-    "Cases that at least half of a row's seeds call wrongly, those first whose probability (mean over seeds, calibrated where "
-    "there is a calibration) is furthest from what they are. They are not a sample: most mistakes are less striking."
+    "Cases that at least half of a row's seeds call wrongly, those first whose probability (mean over seeds, "
+    "calibrated where there is a calibration) is furthest from what they are. They are not a sample: most mistakes are "
+    "less striking."
 )
 WITHHELD = (
     "Single cases are withheld{why}; report.images=true shows them, where it stands with the settings of these images' "
@@ -83,3 +97,75 @@ def _shown(value: object) -> str:
     if pd.isna(value):  # type: ignore[call-overload]
         return "–"
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+# ---------------------------------------------------------------- pictures
+
+
+@dataclass(frozen=True)
+class Strip:
+    """A row's mistakes side by side, in the order of its table."""
+
+    name: str  # of the row
+    source: str  # the picture itself, as a data URI
+    size: tuple[int, int]  # width and height
+
+
+def draw_mistakes(comparison: Comparison, data: Data) -> dict[str, tuple[str, str]]:
+    """Draw each row's mistakes below the comparison's folder, where they may be shown: file and digest by row.
+
+    What was drawn before and may no longer be shown does not stay.
+    """
+    drawn: dict[str, tuple[str, str]] = {}
+    if are_shown(comparison):
+        table = data.split(comparison.config.compare.split).set_index("image_id")
+        for number, line in enumerate(comparison.lines_of(largest_budget(comparison))):
+            ids = [line.evaluations[0].predictions["image_id"].iloc[mistake.place] for mistake in mistakes_of(line)]
+            rows = table["row"].loc[ids].to_numpy()
+            if len(rows):
+                content = _strip(next(data.store.read([rows])))
+                file = f"{FOLDER}/{number}-{folder_name(line.name)[:60]}.png"
+                (comparison.folder / FOLDER).mkdir(exist_ok=True)
+                with writing(comparison.folder / file) as opened:
+                    opened.write(content)
+                drawn[line.name] = (file, _digest(content))
+
+    kept = {file for file, _ in drawn.values()}
+    for path in (comparison.folder / FOLDER).glob("*.png"):
+        if f"{FOLDER}/{path.name}" not in kept:
+            path.unlink()
+    return drawn
+
+
+def _strip(images: np.ndarray) -> bytes:
+    """Images (k h w) uint8 side by side, as a PNG."""
+    pictures = []
+    for image in images:
+        picture = Image.fromarray(image)
+        picture.thumbnail((SIDE, SIDE))
+        pictures.append(picture)
+    width, height = pictures[0].size
+
+    strip = Image.new("L", (len(pictures) * (width + GAP) - GAP, height), 128)
+    for place, picture in enumerate(pictures):
+        strip.paste(picture, (place * (width + GAP), 0))
+    content = BytesIO()
+    strip.save(content, "png", optimize=True)
+    return content.getvalue()
+
+
+def strips(comparison: Comparison) -> list[Strip]:
+    """The pictures that are there as they were drawn, and may be shown."""
+    found = []
+    for name, (file, digest) in comparison.mistakes.items():
+        with suppress(OSError):
+            content = Path(comparison.folder, file).read_bytes()
+            if are_shown(comparison) and _digest(content) == digest:
+                with Image.open(BytesIO(content)) as picture:
+                    size = picture.size
+                found.append(Strip(name, f"data:image/png;base64,{base64.b64encode(content).decode()}", size))
+    return found
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]

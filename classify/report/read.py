@@ -9,6 +9,7 @@ from typing import Any
 from classify.comparison import Comparison, Declared, FailedRow, Line, Reconstructions
 from classify.evaluate import Evaluation, read_evaluation
 from classify.provenance import Facts
+from classify.report.mistakes import FOLDER, are_shown, strips
 from classify.report.reconstructions import missing
 from classify.report.training import OF_PRETRAINING, OF_TRAINING, epochs_of
 from classify.report.write import FORMAT, digest_of, write_comparison
@@ -20,6 +21,7 @@ from data.plain_values import read_json_values
 from data.writing import expect_no_links_out, keep_private, restoring_umask
 from mae.engine.run import commit
 
+PICTURE_OF_MISTAKES = re.compile(r"mistakes/[^/\\]+\.png")
 PICTURE = re.compile(r"reconstructions/[^/\\]+\.(png|jpg)")
 
 
@@ -93,6 +95,7 @@ def _comparison(folder: Path, written: Mapping[str, Any]) -> Comparison:
         pretrainings=pretrainings,
         pretrain_configs=configs,
         reconstructions=pictures,
+        mistakes={name: _mistakes(path, *drawn) for name, drawn in written["mistakes"].items()},
         tuning=tuple(written["tuning"]),
     )
 
@@ -124,6 +127,12 @@ def _reconstructions(path: Path, drawn: Mapping[str, Any]) -> Reconstructions:
         raise UserError(f"{path}: found a picture {drawn['file']}, expected one below reconstructions/")
     sizes = {"image_size": tuple(drawn["image_size"]), "credentialed": tuple(drawn["credentialed"])}
     return Reconstructions(**{**drawn, **sizes})
+
+
+def _mistakes(path: Path, file: str, digest: str) -> tuple[str, str]:
+    if not PICTURE_OF_MISTAKES.fullmatch(file):
+        raise UserError(f"{path}: found a picture {file}, expected one below {FOLDER}/")
+    return file, digest
 
 
 def _line(folder: Path, config: ClassifyConfig, row: Mapping[str, Any]) -> Line:
@@ -171,3 +180,8 @@ def left_out(comparison: Comparison) -> Iterator[str]:
         if not nothing_trained and not epochs_of(evaluation.run, OF_TRAINING, warn=False):
             yield f"the curves of {evaluation.run.name}: none in {evaluation.run / 'metrics.jsonl'}"
     yield from missing(comparison)
+    if are_shown(comparison):
+        there = {strip.name for strip in strips(comparison)}
+        for name, (file, _) in comparison.mistakes.items():
+            if name not in there:
+                yield f"pictures of the mistakes of {name}: {file} is not there as it was drawn"

@@ -148,6 +148,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         "contrasts": [_contrast_as_json(comparison, contrast) for contrast in comparison.contrasts],
         "rows": [_row_as_json(comparison, line) for line in comparison.lines],
         "subgroups": subgroups_as_json(comparison),
+        "mistakes": {name: list(drawn) for name, drawn in comparison.mistakes.items()},
         "failed_rows": [asdict(row) for row in comparison.failed_rows],
         "tuning": list(comparison.tuning),
     }

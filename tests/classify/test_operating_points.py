@@ -8,16 +8,19 @@ from scored_cases import sample
 from sklearn import metrics as sk
 
 from classify.metrics import (
+    RATES,
     Interval,
     binary_metrics,
     calibration_slope_intercept,
     decision_curve,
     metric_intervals,
+    operating_point,
     predictive_values,
     sensitivity_at_specificity,
     specificity_at_sensitivity,
     threshold_at_sensitivity,
     threshold_at_specificity,
+    thresholds_by_rate,
     wilson_interval,
 )
 
@@ -37,6 +40,20 @@ def test_no_better_threshold_meets_the_target(target, levels):
     found = binary_metrics(labels, scores, threshold_at_sensitivity(labels, scores, target))
     assert found.recall >= target
     assert found.specificity == max(m.specificity for m in at if m.recall >= target)
+
+
+@pytest.mark.parametrize("levels", [None, 6])
+def test_what_validation_leaves_behind_is_the_threshold_of_each_rate(levels):
+    labels, scores = sample(37, 5, levels)
+    kept = thresholds_by_rate(labels, scores)
+    for place, rate in enumerate(RATES):
+        assert kept["specificity"][place] == threshold_at_specificity(labels, scores, rate)
+        assert kept["sensitivity"][place] == threshold_at_sensitivity(labels, scores, rate)
+
+    labels, scores = sample(53, 7)
+    place = RATES.index(0.9)
+    honest = sensitivity_at_specificity(labels, scores, 0.9, validation=sample(37, 5, levels))
+    assert operating_point(labels, scores, kept["specificity"][place]) == honest
 
 
 def test_a_target_that_cases_meet_exactly_is_met():

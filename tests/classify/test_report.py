@@ -3,6 +3,7 @@
 import html
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,9 +20,11 @@ from classify.evaluate import Evaluation
 from classify.grid import expand_grid
 from classify.provenance import facts_of
 from classify.report.budgets import budgets_of
+from classify.report.curves import roc
 from classify.report.facts import notices
-from classify.report.figures import COLOURS
-from classify.report.html import report_html
+from classify.report.figures import COLOURS, Row, svg
+from classify.report.html import first_warnings, report_html, with_names_apart
+from classify.report.mistakes import draw_mistakes, mistakes_of, strips
 from classify.report.operating import confusion_rows
 from classify.report.reconstructions import draw_reconstructions, panels
 from classify.report.runs import own_settings
@@ -221,7 +224,7 @@ def test_every_text_has_the_words_of_the_target(target, task, words, tmp_path):
                  f"Probabilities of {positive} that mean", f">Share {positive}<"):  # fmt: skip
         assert part in page, part
     assert table.lower().startswith(f"# {tmp_path}: {task}\n".lower()) and f"; 50 % {positive}. " in table
-    said = re.sub(r"<style.*?</style>|<summary>Resolved config.*", "", page, flags=re.DOTALL) + table
+    said = re.sub(r"<style.*?</style>|<pre>.*?</pre>|\n    [^\n]*", "", page + table, flags=re.DOTALL)  # no settings
     others = {"normal", "abnormal", "negative", "positive"} - set(words)
     assert not others & set(re.findall(r"[a-z]+", said.replace(str(tmp_path), "").lower()))
 
@@ -236,6 +239,79 @@ def test_page_and_markdown_say_the_same(usual):
                 said += row.values()
         for part in said:
             assert " ".join(part.split()) in page, part
+
+
+def test_sections_stand_in_the_order_in_which_one_asks(tmp_path):
+    text = render(comparison_of(config_of(tmp_path, seeds=[0, 1], labelled=[20, None])), tmp_path)
+    found = re.findall(r'<section id="([^"]*)"', text)
+    order = ["results", "results-2", "roc", "calibration", "labels", "operating", "training", "reconstructions"]
+    order += ["mistakes", "data", "costs", "runs", "checklist", "again"]
+    assert found == order
+    assert re.findall(r'<a href="#([^"]*)"', text) == order
+    assert text.index('class="warnings"') < text.index("<h1>") < text.index('class="effect"') < text.index("<nav")
+
+
+@pytest.mark.parametrize(("letters", "shown"), [((10, 10, 10), 3), ((2000, 10), 1), ((300, 300, 300), 2), ((), 0)])
+def test_the_first_screen_has_as_many_warnings_as_it_has_room_for(letters, shown):
+    assert first_warnings(tuple("x" * count for count in letters)) == shown
+
+
+def test_figures_have_the_colours_of_the_page_and_few_points(usual):
+    _, text = usual
+    for drawing in re.findall(r"<svg.*?</svg>", text, re.DOTALL):
+        assert not re.search(r"#[0-9a-f]{6}\b", drawing)
+        assert re.match(r"<svg[^>]*><title>[^<]+</title>", drawing)
+    dark = text[text.index("prefers-color-scheme") :]
+    for number in range(len(COLOURS)):
+        assert f"--row{number}: " in dark
+
+    # as many cases as a large hospital has
+    rng = np.random.default_rng(0)
+    labels = np.arange(30_000) % 2
+    logits = rng.normal(0, 1, len(labels)) + labels
+    predictions = pd.DataFrame(
+        {"label": labels, "logit": logits, "score": logits, "patient_id": np.arange(len(labels))}
+    )
+    config = SimpleNamespace(evaluate=SimpleNamespace(level=0.95))
+    line = Line({}, None, (SimpleNamespace(predictions=predictions, threshold=0.0, config=config),))
+    assert len(svg("ROC", roc, [Row("row", 0, line)])) < 25_000
+
+
+def test_names_from_the_right_leave_numbers_as_they_are():
+    said = with_names_apart(["MAE", "נסיון", "נסיון <2>"])
+    assert said("נסיון <2> .740 & MAE") == "<bdi>נסיון &lt;2&gt;</bdi> .740 &amp; MAE"
+    assert said("נסיון") == "<bdi>נסיון</bdi>"
+    assert with_names_apart(["MAE"])("<MAE>") == "&lt;MAE&gt;"
+
+
+def test_mistakes_are_the_furthest_from_what_they_are(usual):
+    line = usual[0].lines[0]
+    found = mistakes_of(line)
+    scores, wrong = line.scores[0], (line.scores[0] >= 0.5) != (line.labels == 1)
+    for is_positive in (False, True):
+        members = np.flatnonzero(wrong & ((line.labels == 1) == is_positive))
+        furthest = sorted(members, key=lambda place: abs(line.labels[place] - scores[place]), reverse=True)[:3]
+        assert [mistake.place for mistake in found if mistake.is_positive == is_positive] == furthest
+
+
+def test_mistakes_are_drawn_where_cases_may_be_shown_and_taken_back_where_not(tmp_path):
+    table = pd.DataFrame({"image_id": [f"secret-image-{i}" for i in range(TESTED)], "row": np.arange(TESTED)})
+    images = np.random.default_rng(0).integers(0, 256, (TESTED, SIDE, SIDE), np.uint8)
+    data = SimpleNamespace(split=lambda _: table, store=SimpleNamespace(read=lambda rows: (images[r] for r in rows)))
+    comparison = comparison_of(config_of(tmp_path))
+    drawn = draw_mistakes(comparison, data)
+    assert set(drawn) == {"MAE", "ResNet-18"}
+    shown = replace(comparison, mistakes=drawn)
+    page = Balance(render(shown, tmp_path))
+    assert [strip.name for strip in strips(shown)] == ["MAE", "ResNet-18"] and page.tags.count("img") == 3
+
+    # a picture that is not what was drawn is not shown, and one that may no longer be shown does not stay
+    file = tmp_path / drawn["MAE"][0]
+    file.write_bytes((tmp_path / drawn["ResNet-18"][0]).read_bytes())
+    assert [strip.name for strip in strips(shown)] == ["ResNet-18"]
+    private = comparison_of(config_of(tmp_path, source="mimic-cxr-jpg"))
+    assert draw_mistakes(private, data) == {} and not file.exists()
+    assert strips(replace(private, mistakes=drawn)) == []
 
 
 def test_same_comparison_gives_the_same_bytes_and_leaves_global_state_alone(usual, tmp_path):
