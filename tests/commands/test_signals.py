@@ -8,7 +8,7 @@ import textwrap
 
 import pytest
 from checkout import in_checkout
-from real_processes import ended, listens, members, send, start, when
+from real_processes import ended, listens, members, send, start, start_forked, when
 from tiny_world import SETTINGS, places, write_config, write_table
 
 from data.signals import SIGNALS, TRY_AGAIN, Stopped, noting_signals, stopping_on_signals
@@ -79,7 +79,7 @@ def config(tmp_path):
     ("number", "to_all"), [(signal.SIGTERM, False), (signal.SIGUSR1, True), (signal.SIGTERM, True)], ids=str
 )
 def test_while_drawing(number, to_all, config, tmp_path):
-    process = start("prepare", "--config", config)
+    process = start_forked("prepare", "--config", config)
     when(process, lambda: next(tmp_path.glob(".images.*.partial/**/*.jpg"), None))
     send(process, number, to_all)
     code, errors = ended(process)
@@ -95,7 +95,7 @@ def test_while_drawing(number, to_all, config, tmp_path):
 def test_while_decoding(number, tmp_path):
     write_table(tmp_path / "images", 1500)
     config = write_config(tmp_path / "config.yaml", SETTINGS | places(tmp_path, "run") | {"data.workers": 2})
-    process = start("prepare", "--config", config)
+    process = start_forked("prepare", "--config", config)
     when(process, lambda: list(tmp_path.glob("stores/*/state.npy")) and len(members(process)) > 2)
     send(process, number, to_all=True)
     code, errors = ended(process)

@@ -2,14 +2,12 @@
 
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from checkout import in_checkout
+from real_processes import Process, start, start_forked
 from stage_runs import assert_same
 from tiny_world import FOUR_EPOCHS, SETTINGS, places, write_config, write_table
 
@@ -33,23 +31,20 @@ def world(tmp_path_factory) -> Path:
     return folder
 
 
-def start(world: Path, stage: str, run: Path) -> subprocess.Popen:
-    """The command of a stage, as a process."""
-    room = {"pretrain": "mae.cli", "finetune": "classify.cli"}[stage]
-    key = {"pretrain": "run", "finetune": "finetune.run"}[stage]
-    code = f"from {room} import {stage}; {stage}()"
-    command = [sys.executable, "-c", code, "--config", str(world / "config.yaml"), f"{key}={run}"]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=in_checkout())
+def command(world: Path, stage: str, run: Path) -> list[object]:
+    """A stage's command in the folder of a run, to be started."""
+    folder = {"pretrain": "run", "finetune": "finetune.run"}[stage]
+    return [stage, "--config", world / "config.yaml", f"{folder}={run}"]
 
 
-def finish(process: subprocess.Popen) -> tuple[int, str]:
+def finish(process: Process) -> tuple[int, str]:
     _, errors = process.communicate(timeout=240)
     return process.returncode, errors
 
 
 def interrupt(world: Path, stage: str, run: Path, step: int, number: signal.Signals) -> tuple[int, str]:
     """Run until a step is logged, then send the signal; returns exit code and stderr."""
-    process = start(world, stage, run)
+    process = start_forked(*command(world, stage, run))
     while process.poll() is None and last_step(run) < step:
         time.sleep(0.002)
     process.send_signal(number)
@@ -83,7 +78,7 @@ def assert_same_end(one: Path, two: Path) -> None:
 @pytest.mark.parametrize("stage", ["pretrain", "finetune"])
 def test_five_kills_a_torn_file_and_a_signal_equal_no_interruption(world, stage, capsys):
     whole, parts = world / f"{stage}-whole", world / f"{stage}-parts"
-    code, errors = finish(start(world, stage, whole))
+    code, errors = finish(start_forked(*command(world, stage, whole)))
     assert code == 0, errors
     rng = random.Random(stage)
     moments = sorted(rng.sample(range(5, STEPS[stage] - 6), 6))
@@ -99,7 +94,7 @@ def test_five_kills_a_torn_file_and_a_signal_equal_no_interruption(world, stage,
     assert "Traceback" not in errors
     stopped = load_checkpoint(parts / "last.pt").progress["step"]
     assert f"at step {stopped}, which is saved" in errors
-    code, errors = finish(start(world, stage, parts))
+    code, errors = finish(start(*command(world, stage, parts)))  # from its beginning, with other hashes
     assert code == 0, errors
     assert_same_end(whole, parts)
     assert not (parts / "previous.pt").exists()

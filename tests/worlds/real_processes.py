@@ -9,17 +9,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 from checkout import in_checkout
+from forked import Forked
 
 ROOMS = {"prepare": "data.cli", "pretrain": "mae.cli", "finetune": "classify.cli"}
 ROOMS |= dict.fromkeys(("evaluate", "compare", "export"), "classify.cli")
+Process = subprocess.Popen | Forked
 
 
 def start(command: str, *words: object, **settings: object) -> subprocess.Popen:
     """A command in a session of its own, as a scheduler starts it; settings: `data__workers=2` is a dotted key."""
-    code = f"from {ROOMS[command]} import {command}; {command}()"
-    changed = [f"{key.replace('__', '.')}={value}" for key, value in settings.items()]
     return subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, words), *changed],
+        [sys.executable, "-c", *_code_and_words(command, words, settings)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -28,7 +28,17 @@ def start(command: str, *words: object, **settings: object) -> subprocess.Popen:
     )
 
 
-def when(process: subprocess.Popen, happens: Callable[[], object], seconds: float = 100) -> None:
+def start_forked(command: str, *words: object, **settings: object) -> Forked:
+    """The same with torch imported already: where no test's matter is how a process begins."""
+    return Forked(*_code_and_words(command, words, settings), start_new_session=True)
+
+
+def _code_and_words(command: str, words: tuple, settings: dict) -> list[str]:
+    code = f"from {ROOMS[command]} import {command}; {command}()"
+    return [code, *map(str, words), *(f"{key.replace('__', '.')}={value}" for key, value in settings.items())]
+
+
+def when(process: Process, happens: Callable[[], object], seconds: float = 100) -> None:
     """Wait until something happens, in a process that has not ended."""
     end = time.monotonic() + seconds
     while not happens():
@@ -37,14 +47,14 @@ def when(process: subprocess.Popen, happens: Callable[[], object], seconds: floa
         time.sleep(0.002)
 
 
-def listens(process: subprocess.Popen) -> bool:
+def listens(process: Process) -> bool:
     """Whether it has set a handler for SIGTERM."""
     status = Path(f"/proc/{process.pid}/status").read_text()
     [caught] = [line.split()[1] for line in status.splitlines() if line.startswith("SigCgt")]
     return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
 
 
-def members(process: subprocess.Popen) -> list[int]:
+def members(process: Process) -> list[int]:
     """The processes of its session, itself included, that have not ended."""
     found = []
     for place in Path("/proc").glob("[0-9]*/stat"):
@@ -57,7 +67,7 @@ def members(process: subprocess.Popen) -> list[int]:
     return found
 
 
-def ended(process: subprocess.Popen) -> tuple[int, str]:
+def ended(process: Process) -> tuple[int, str]:
     """Exit code and stderr, once all that it started has ended too."""
     _, errors = process.communicate(timeout=100)  # the last process to hold its output has ended
     until = time.monotonic() + 10
@@ -67,7 +77,7 @@ def ended(process: subprocess.Popen) -> tuple[int, str]:
     return process.returncode, errors
 
 
-def send(process: subprocess.Popen, number: signal.Signals, to_all: bool) -> None:
+def send(process: Process, number: signal.Signals, to_all: bool) -> None:
     """To the process alone, as `kill` does, or to all it started, as terminals and schedulers do."""
     if to_all:
         os.killpg(process.pid, number)

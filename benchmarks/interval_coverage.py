@@ -1,6 +1,6 @@
 """How often intervals hold the truth, and tests reject what is true: a table, and JSON with --json FILE.
 
-    PYTHONPATH=tests/worlds python benchmarks/coverage.py --json docs/results/coverage.json
+    PYTHONPATH=tests/worlds python benchmarks/interval_coverage.py --json docs/results/coverage.json
 
 Patients of one to four images, intraclass correlation .5, half of the images abnormal; the simulator is that of the
 tests (tests/worlds/simulated_reads.py), its generators start at fixed seeds. In percent, at level .95.
