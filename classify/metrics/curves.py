@@ -53,7 +53,7 @@ def roc_band(labels: ArrayLike, scores: ArrayLike, groups: ArrayLike | None = No
 def precision_recall_band(
     labels: ArrayLike, scores: ArrayLike, groups: ArrayLike | None = None, level: float = 0.95
 ) -> Curve:
-    """Precision by recall, of scores (n,) or (s, n): where that recall is reached first. Nothing lies between points."""
+    """Precision by recall, of scores (n,) or (s, n): where that recall is reached first."""
     return _curve(labels, scores, groups, level, RECALLS, _precisions)
 
 

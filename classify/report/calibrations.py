@@ -65,7 +65,7 @@ def calibration_caption(comparison: Comparison) -> str:
     positive = words(comparison.config.data.target)[1]
     return (
         "Raw scores, and those calibrated by a temperature and an intercept that were fitted on validation. "
-        f"Probabilities of {positive} that mean what they say have slope 1 and intercept 0: a slope below 1 says that they are too "
-        "extreme, an intercept above 0 that they are too low. ECE is the expected calibration error over 15 bins; it "
-        "grows as cases get fewer. A dash: not defined, as where scores separate the classes."
+        f"Probabilities of {positive} that mean what they say have slope 1 and intercept 0: a slope below 1 says "
+        "that they are too extreme, an intercept above 0 that they are too low. ECE is the expected calibration error "
+        "over 15 bins; it grows as cases get fewer. A dash: not defined, as where scores separate the classes."
     )

@@ -11,8 +11,9 @@ from mae.dry_run import duration
 
 NOT_KNOWN = "–"
 COSTS = (
-    "Time and arithmetic of a training, mean over its seeds; with its pretraining, which is counted whole for every row "
-    "that begins from it; and of all settings that were tried. Validation and evaluation are not in it. A dash: not known."
+    "Time and arithmetic of a training, mean over its seeds; with its pretraining, which is counted whole for every "
+    "row that begins from it; and of all settings that were tried. Validation and evaluation are not in it. A dash: "
+    "not known."
 )
 TUNING = (
     "Every row tried as many settings at its first seed of each label budget and took the best on validation for all "

@@ -1,6 +1,6 @@
 """Curves of the rows: ROC, precision and recall, reliability, decision curve, and AUC by number of labels."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -43,8 +43,8 @@ def precision_recall(rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def _of(line: Line, band) -> Curve:  # type: ignore[no-untyped-def]
-    return band(line.labels, line.logits, line.patients, line.evaluations[0].config.evaluate.level)  # type: ignore[no-any-return]
+def _of(line: Line, band: Callable[[np.ndarray, np.ndarray, np.ndarray, float], Curve]) -> Curve:
+    return band(line.labels, line.logits, line.patients, line.evaluations[0].config.evaluate.level)
 
 
 def _square() -> tuple[Figure, Axes]:

@@ -1,4 +1,4 @@
-"""How the report's figures are drawn: inline SVG by matplotlib's object API: no clock, no global state, no markup of users'.
+"""Figures as inline SVG, by matplotlib's object API: no clock, no global state, no markup of users'.
 
 Names stand in the HTML around a figure, or as text the SVG writer escapes. A row of the table keeps
 its colour and marker through every figure. Colours are the page's own, so that they follow light and dark.
@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import StringIO
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from markupsafe import Markup, escape
@@ -21,6 +21,9 @@ from matplotlib.ticker import AutoLocator
 from classify.comparison import Line
 from classify.style import COLOURS, GREY, INK, MARKERS, PALE, STYLE
 
+if TYPE_CHECKING:
+    from matplotlib.typing import RcKeyType
+
 PIXELS_PER_INCH = 100  # how large an inch of figure is shown, at most
 PAPER = "#fffffe"  # what is drawn in the page's background, told apart from a white that is meant
 # what the drawing calls a colour → what the page's style calls it
@@ -31,7 +34,7 @@ VARIABLES = {
     PAPER: "--paper",
     **{colour.lower(): f"--row{number}" for number, colour in enumerate(COLOURS)},
 }
-ON_PAPER = {
+ON_PAPER: "dict[RcKeyType, Any]" = {
     "figure.facecolor": "none",
     "axes.facecolor": "none",
     "savefig.facecolor": "none",
@@ -95,8 +98,7 @@ def svg(label: str, draw: Callable[..., Figure], *arguments: Any) -> Markup:
 
 def _tag(tag: str) -> str:
     """A tag of the drawing, with the page's colours, and coordinates to a hundredth of a point."""
-    if not tag.startswith("<text"):
-        tag = re.sub(r"-?\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}".rstrip("0").rstrip("."), tag)
+    tag = re.sub(r"-?\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}".rstrip("0").rstrip("."), tag)
     return re.sub(r"#[0-9a-f]{6}\b", lambda colour: _page_colour(colour[0]), tag)
 
 

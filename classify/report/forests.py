@@ -105,4 +105,5 @@ def _draw(axes: Axes, bar: Bar, height: int) -> None:
     axes.plot(bar.interval, [height, height], color=bar.colour, linewidth=2, solid_capstyle="butt")
     axes.plot([bar.estimate], [height], bar.marker, color=bar.colour, markersize=6.5)
     name = shortened(bar.name, LETTERS)
-    axes.annotate(name, (0, height + 0.38), xycoords=("axes fraction", "data"), va="center", fontsize=8.5)
+    written = axes.annotate(name, (0, height + 0.38), xycoords=("axes fraction", "data"), va="center", fontsize=8.5)
+    written.set_in_layout(False)  # a name of wide letters is cut, and nothing shrinks for it

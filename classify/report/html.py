@@ -1,9 +1,12 @@
 """report.html: a comparison in one self-contained file, without network, scripts or identifiers of patients."""
 
 import re
+import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from classify.comparison import Comparison
 from classify.report.budgets import budgets_of
@@ -29,6 +32,10 @@ def report_html(comparison: Comparison) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    budgets = budgets_of(comparison)
+    symbols = {row.name: row for budget in budgets for row in budget.rows}
+    failed = [row.name for row in comparison.failed_rows]
+    environment.filters["said"] = with_names_apart([*symbols, *failed])
     shown = panels(comparison)
     against = warnings(comparison)
     first = first_warnings(against)
@@ -45,7 +52,7 @@ def report_html(comparison: Comparison) -> str:
         unsaid=len(against) - first,
         sections=[section for section in sections(comparison) if section.anchor not in IN_HEADER],
         figures=figures_of(comparison),
-        symbols={row.name: row for budget in budgets_of(comparison) for row in budget.rows},
+        symbols=symbols,
         is_interval=is_interval,
         panels=shown,
     )
@@ -64,3 +71,17 @@ def first_warnings(lines: tuple[str, ...]) -> int:
 def is_interval(cell: str) -> bool:
     """Whether a cell is an estimate and its interval, which stand below each other."""
     return re.fullmatch(r"\S+ \[\S+ \S+\]", cell) is not None
+
+
+def with_names_apart(names: list[str]) -> Callable[[str], Markup]:
+    """Text → HTML in which names that are written from the right leave the numbers beside them as they are."""
+    from_the_right = [name for name in dict.fromkeys(names) if _is_from_the_right(name)]
+    if not from_the_right:
+        return lambda text: escape(text)
+    longest_first = sorted(map(str, map(escape, from_the_right)), key=len, reverse=True)
+    pattern = re.compile("|".join(map(re.escape, longest_first)))
+    return lambda text: Markup(pattern.sub(r"<bdi>\g<0></bdi>", str(escape(text))))
+
+
+def _is_from_the_right(name: str) -> bool:
+    return any(unicodedata.bidirectional(letter) in ("R", "AL") for letter in name)

@@ -16,8 +16,9 @@ from data.privacy import may_show
 
 EACH = 3  # of either kind
 MISTAKES = (
-    "Cases that at least half of a row's seeds call wrongly, those first whose probability (mean over seeds, calibrated where "
-    "there is a calibration) is furthest from what they are. They are not a sample: most mistakes are less striking."
+    "Cases that at least half of a row's seeds call wrongly, those first whose probability (mean over seeds, "
+    "calibrated where there is a calibration) is furthest from what they are. They are not a sample: most mistakes are "
+    "less striking."
 )
 WITHHELD = (
     "Single cases are withheld{why}; report.images=true shows them, where it stands with the settings of these images' "

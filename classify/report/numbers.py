@@ -19,7 +19,7 @@ def show_number(value: float | None, signed: bool = False) -> str:
     """`.755`, `1.000`, signed `+.012`; `–` where it is not known."""
     if value is None or math.isnan(value):
         return "–"
-    text = format(value, "+.3f" if signed else ".3f")
+    text = format(round(value, 3) + 0.0, "+.3f" if signed else ".3f")  # and no -.000
     return re.sub(r"^([+-]?)0\.", r"\1.", text)
 
 

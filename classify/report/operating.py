@@ -1,4 +1,4 @@
-"""Operating points of the rows at the largest label budget: rates, predictive values, and what acting by them is worth."""
+"""Operating points at the largest label budget: rates, predictive values, and what acting by them is worth."""
 
 from collections.abc import Iterator
 from functools import lru_cache
@@ -143,7 +143,9 @@ def confusion_caption(comparison: Comparison) -> str:
 # ---------------------------------------------------------------- decisions
 
 
-def decision_curves(comparison: Comparison, probabilities: np.ndarray = PROBABILITIES) -> list[tuple[Line, DecisionCurve]]:
+def decision_curves(
+    comparison: Comparison, probabilities: np.ndarray = PROBABILITIES
+) -> list[tuple[Line, DecisionCurve]]:
     """Of the rows whose scores are probabilities, by calibrated ones."""
     found = []
     for line in comparison.lines_of(largest_budget(comparison)):
@@ -166,7 +168,7 @@ def decision_rows(comparison: Comparison) -> Iterator[dict[str, str]]:
 
 
 DECISIONS = (
-    "Net benefit of acting by the calibrated probability, in cases rightly acted on a case, less that of the better of acting on "
-    "all and on none. The threshold says what a false alarm costs: at 10 % as much as a ninth of a missed case. The "
+    "Net benefit of acting by the calibrated probability, in cases rightly acted on a case, less that of the better "
+    "of acting on all and on none. The threshold says what a false alarm costs: at 10 % as much as a ninth of a missed case. The "
     "prevalence is that of these cases."
 )

@@ -104,9 +104,7 @@ def _reliability(budget: Budget, several: bool) -> Iterator[Figure]:
         yield Figure("Calibrated scores", drawing, tuple((row, "") for row, _ in calibrated))
 
 
-def _label_efficiency(
-    comparison: Comparison, budgets: list[Budget], limits: tuple[float, float]
-) -> Iterator[Figure]:
+def _label_efficiency(comparison: Comparison, budgets: list[Budget], limits: tuple[float, float]) -> Iterator[Figure]:
     if len(budgets) < 2:
         return
     rows = {row.name: row for budget in budgets for row in budget.rows}

@@ -91,7 +91,8 @@ def first_sections(comparison: Comparison) -> Iterator[Section]:
         tables = [Table(tuple(table_rows(comparison, labelled)), caption(comparison, labelled))]
         contrasts = tuple(contrast_rows(comparison, labelled))
         if contrasts:
-            tables.append(Table(contrasts, contrast_caption(comparison)))
+            of_all = contrast_caption(comparison) if number == 0 else ""  # the same for all budgets
+            tables.append(Table(contrasts, of_all))
         yield Section(
             anchor="results" if number == 0 else f"results-{number + 1}",
             heading=heading(comparison, labelled),
@@ -125,8 +126,8 @@ def _further_sections(comparison: Comparison) -> Iterator[Section]:
 
 
 TRAINING_CURVES = (
-    "Dotted: training, measured while weights change and under the augmentation, label smoothing and stochastic depth in "
-    "force; solid: validation, without them. So the two need not meet. The ring is the epoch that was kept."
+    "Dotted: training, measured while weights change and under the augmentation, label smoothing and stochastic depth "
+    "in force; solid: validation, without them. So the two need not meet. The ring is the epoch that was kept."
 )
 
 
@@ -142,9 +143,12 @@ def _tables(*given: tuple[str, Iterable[dict[str, str]], str]) -> tuple[Table, .
 
 def _curves(comparison: Comparison) -> Section:
     positive = words(comparison.config.data.target)[1]
+    bands = "With pointwise bands over patients; one training each."
+    if len(comparison.config.compare.seeds) > 1:
+        bands = "Means over the training seeds, with pointwise bands over patients and seeds; a marker for each seed."
     said = (
-        "Means over the training seeds with pointwise bands over patients and seeds. The markers are the seeds' operating "
-        f"points at the thresholds chosen on validation. Dashed: chance, and the precision of calling all {positive}."
+        f"{bands} Markers are the operating points at the thresholds chosen on validation. Dashed: chance, and the "
+        f"precision of calling all {positive}."
     )
     return Section("roc", "ROC and precision-recall curves", (said,))
 
@@ -223,9 +227,11 @@ def _again(comparison: Comparison) -> Section:
     commit = comparison.facts.commit
     at = f" at commit {commit}" if commit else ""
     said = (
-        "From the predictions alone: mae-report and the folder of this report makes all tables, figures and tests again, "
-        "to the same bytes; it needs comparison.json and the predictions beside it.",
-        f"From the beginning: keep the settings below as comparison.yaml and run mae-compare --config comparison.yaml{at} on the same data, whose fingerprint is below.",
+        "From the predictions alone: mae-report and the folder of this report makes all tables, figures and tests "
+        "again, to the same bytes. It needs comparison.json and the predictions beside it, and for the training curves "
+        "each run's metrics.jsonl.",
+        f"From the beginning: keep the settings below as comparison.yaml and run mae-compare --config "
+        f"comparison.yaml{at} on the same data, whose fingerprint is below.",
     )
     tables = _tables(("", rows, ""))
     return Section("again", "How to make every number again", said, tables, listing=print_config(comparison.config))

@@ -236,9 +236,10 @@ def contrast_caption(comparison: Comparison) -> str:
     if comparison.config.compare.contrasts is not None:
         chosen = "Contrasts were declared in the config (compare.contrasts)"
     level = f"{100 * comparison.config.evaluate.level:g} %"
+    tests = "the one test" if comparison.tests == 1 else f"all {comparison.tests} tests"
     return (
         f"{chosen}. Differences are of the same cases, with {level} intervals that are not adjusted. p is two-sided, "
-        "of the variance over patients and, where there are several, over training seeds. Holm p is adjusted for all "
-        f"{comparison.tests} tests of this comparison, over all label budgets; a contrast that could not be computed "
+        "of the variance over patients and, where there are several, over training seeds. Holm p is adjusted for "
+        f"{tests} of this comparison, over all label budgets; a contrast that could not be computed "
         "counts among them. Differences in accuracy are described and not tested."
     )
