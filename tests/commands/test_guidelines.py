@@ -21,7 +21,7 @@ def compared(tmp_path_factory) -> Path:
 
     def change(table: pd.DataFrame) -> pd.DataFrame:
         label = table["label"].where(table.index >= 3)
-        return table.assign(label=label, sex=np.where(table.index % 4 < 2, "F", "M"))
+        return table.assign(label=label, sex=np.where(table.index % 3 < 1, "F", "M"))
 
     with_sex = edit_table(world, "with_sex", change)
     answered = "report.checklist={CLAIM 5: 'retrospective | <b>', TRIPOD+AI 17: waived}"
