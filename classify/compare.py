@@ -13,6 +13,7 @@ from classify.extra_rows import check_extra_rows, extra_names, with_extra_rows
 from classify.grid import Cell, check_folder, check_grid, expand_grid, labelled_images, shares, trials_of, with_choice
 from classify.jobs import Failure, Outcome, Task, Work, attempt, run_in_processes, run_tasks
 from classify.provenance import facts_of
+from classify.report.checklist import check_answers
 from classify.report.reconstructions import draw_reconstructions
 from classify.report.write import write_comparison
 from classify.scores import UNIT_IDS
@@ -58,6 +59,7 @@ def compare(config: ClassifyConfig, say: Say = print, jobs: int = 1) -> Comparis
     cells = list(expand_grid(config, images))
     tested = declared(config, candidates(cells, extra_names(config, cells)))
     _keep_private(config, cells)
+    check_answers(config.report.checklist)
     check_columns(config.report.subgroups, data_of(config.data).manifest.table.columns)
     check_extra_rows(config, data_of(config.data))
     check_grid(config, cells, data_of)
@@ -324,5 +326,5 @@ def _how_to_evaluate(config: ClassifyConfig, cell: Cell) -> dict[str, Any]:
     """Overrides of a run's config: the comparison's own way to evaluate, on this machine, and what may be shown now."""
     settings = config.evaluate.model_dump(mode="json") | {"split": config.compare.split}
     overrides = {f"evaluate.{key}": value for key, value in settings.items()}
-    shown = cell.config.report.images
-    return overrides | {"device": config.device, "threads": config.threads, "report.images": shown}
+    shown = {"report.images": cell.config.report.images, "report.subgroups": config.report.subgroups}
+    return overrides | shown | {"device": config.device, "threads": config.threads}

@@ -42,7 +42,7 @@ def spent(folder: Path, batch_size: int) -> Spent:
     steps = 0
     seconds = 0.0
     memory = 0.0
-    for row in read_metrics(folder):
+    for row in read_metrics(folder, warn=False):  # the curves of the same run warn
         speed = row.get(SPEED)
         if not speed or row["step"] <= steps:
             continue

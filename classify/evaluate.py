@@ -29,7 +29,7 @@ from classify.scores import (
     with_subgroups,
 )
 from classify.settings import ClassifyConfig, EvaluateSettings, Unit
-from classify.start import check_preprocessing, config_of, file_digest, with_paths_given
+from classify.start import check_preprocessing, config_of, consented, file_digest, with_paths_given
 from data.audit import audit_lines, audited, keep, served_pretraining, served_training, uncompared
 from data.config import change_config, keys_given, make_config, with_new_names
 from data.errors import UserError
@@ -38,7 +38,8 @@ from data.loader import Data, Loader, open_data
 from data.locks import locked
 from data.manifest import digest
 from data.plain_values import read_json_values
-from data.privacy import credentialed_sources, with_settings
+from data.privacy import credentialed_sources, is_credentialed, may_hand_on, with_settings
+from data.sources import kinds_of_columns
 from data.store import ImageStore
 from data.writing import (
     as_cell,
@@ -240,6 +241,7 @@ def _kept_or_made(
 
     # what is kept may lack what this version tells, or what the table says by now
     predictions = decision.applied(units)
+    table = _without_private_columns(table, config)
     predictions = with_subgroups(predictions, table, config.evaluate.unit, data.manifest.patients_known)
     if kept is not None:
         told = {name: kept.summary.get(name) for name in facts}
@@ -249,6 +251,14 @@ def _kept_or_made(
     made = _kept(path, config, origin)
     assert made is not None
     return made
+
+
+def _without_private_columns(table: pd.DataFrame, config: ClassifyConfig) -> pd.DataFrame:
+    """The table without the columns that predictions may not have."""
+    credentialed = is_credentialed(config.data)
+    wished = config.report.subgroups or ()
+    further = kinds_of_columns(table).further
+    return table.drop(columns=[name for name in further if not may_hand_on(name, credentialed, wished)])
 
 
 def _record(
@@ -339,7 +349,7 @@ def _config_for(checkpoint: Checkpoint, overrides: dict[str, Any]) -> ClassifyCo
             raise UserError(
                 f"command line: found {key}, expected settings of {', '.join(FREE)}: the rest is trained in"
             )
-    config = with_settings(config_of(checkpoint), overrides)
+    config = with_settings(config_of(checkpoint), overrides, made_on=consented(checkpoint))
 
     # test was the default of earlier versions, so their settings name it though nobody asked for it
     if "evaluate.split" not in keys_given(overrides) and "calibration" not in checkpoint.meta:
@@ -527,6 +537,7 @@ def write_evaluation(
         _record(path.parents[1], config, origin["checkpoint"], facts["split_fingerprint"], len(units), is_kept)
 
     decision = Decision(threshold, None)
+    table = _without_private_columns(table, config)
     predictions = with_subgroups(decision.applied(units), table, config.evaluate.unit, known)
     _write(path, Checkpoint("classifier", {}, {}, meta), config, predictions, decision, facts)
     made = _kept(path, config, origin)

@@ -15,7 +15,7 @@ from classify.cases import LabelledSplits, labelled_rows, splits_of
 from classify.comparison import Line
 from classify.evaluate import Evaluation, best_of, score_images, write_evaluation
 from classify.grid import Cell, folder_name
-from classify.metrics import choose_threshold
+from classify.metrics import choose_threshold, thresholds_by_rate
 from classify.prediction_files import FilePredictions, predictions_of
 from classify.scores import UNIT_IDS, in_units, side_by_side
 from classify.settings import ClassifyConfig, RowSettings
@@ -182,7 +182,8 @@ def _evaluated(members: tuple[Evaluation, ...], data_of: DataOf) -> Evaluation:
     # the labels that any of them was trained on or chosen by
     splits = [splits_of(data, member.config) for member in members]
     trained_on = {image for each in splits for image in each.train["image_id"]}
-    threshold = _threshold(members, splits, data)
+    validated = _validated(members, splits, data)
+    threshold = _threshold(validated, config)
 
     folder = first.run.with_name(re.sub(r"seed\d+$", "ensemble", first.run.name))
     summaries = [member.summary for member in members]
@@ -195,7 +196,8 @@ def _evaluated(members: tuple[Evaluation, ...], data_of: DataOf) -> Evaluation:
         "ensemble": [member.run.name for member in members],
         "config": first.summary["config"],
     }
-    meta = first.summary["meta"] | {"train_images": len(trained_on)}
+    operating = {config.evaluate.unit: thresholds_by_rate(validated["label"], validated["score"])}
+    meta = first.summary["meta"] | {"train_images": len(trained_on), "operating": operating}
     path = folder / "predictions" / config.evaluate.split
     return write_evaluation(path, config, data, units, threshold, facts, meta)
 
@@ -218,13 +220,17 @@ def _mean(units: pd.DataFrame, logits: list[np.ndarray]) -> pd.DataFrame:
     return units[[*UNIT_IDS, "label"]].assign(logit=mean, score=expit(mean))
 
 
-def _threshold(members: tuple[Evaluation, ...], splits: list[LabelledSplits], data: Data) -> float:
-    """Chosen on the ensemble's own validation predictions, of the images that any member was chosen by."""
-    config = members[0].config
+def _threshold(validated: pd.DataFrame, config: ClassifyConfig) -> float:
+    """Chosen on the ensemble's own validation predictions."""
     rule = config.finetune.threshold
     if rule == "half":
         return 0.5
+    return choose_threshold(validated["label"], validated["score"], rule)
 
+
+def _validated(members: tuple[Evaluation, ...], splits: list[LabelledSplits], data: Data) -> pd.DataFrame:
+    """The ensemble's predictions of the validation images that any member was chosen by."""
+    config = members[0].config
     chosen_by = {image for each in splits for image in each.validate["image_id"]}
     table = labelled_rows(data.split("validate"), "validate", config.data.target)
     table = table[table["image_id"].isin(chosen_by)]
@@ -234,8 +240,7 @@ def _threshold(members: tuple[Evaluation, ...], splits: list[LabelledSplits], da
         scored = score_images(checkpoint, member.config, data, table)
         units = side_by_side(in_units(scored, config.evaluate.unit, data.manifest.patients_known))
         logits.append(calibrated_logits(member, units))
-    mean = _mean(units, logits)
-    return choose_threshold(mean["label"], mean["score"], rule)
+    return _mean(units, logits)
 
 
 def _digest_of(members: tuple[Evaluation, ...]) -> str:

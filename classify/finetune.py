@@ -13,7 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from classify.cases import LabelledSplits, check_unit, splits_of, undecided_studies
 from classify.dashboard import show_scores
-from classify.metrics import binary_metrics, choose_threshold
+from classify.metrics import binary_metrics, choose_threshold, thresholds_by_rate
 from classify.metrics.recalibration import fit_calibration
 from classify.models.build import Model, build_model
 from classify.models.classifier import Classifier, layer_scale
@@ -76,8 +76,7 @@ def finetune(config: ClassifyConfig, checkpoint: str | Path | None = None, data:
         stage = finetune_stage(config, data, splits, device, pretrained)
         with holding(folder):
             check_run(folder, config, RESUMABLE, facts)  # somebody may have begun another one just now
-            start_run(folder, config, facts)
-            fit(stage, folder)
+            fit(stage, folder, begin=lambda: start_run(folder, config, facts))
     return folder
 
 
@@ -275,8 +274,10 @@ def validate(
     # chosen here, and kept with the weights: other splits have no say in it
     thresholds = {}
     calibrations = {}
+    operating = {}
     for unit, cases in units.items():
         thresholds[unit] = _threshold(cases, settings.threshold)
+        operating[unit] = thresholds_by_rate(cases["label"], cases["score"])
         calibrations[unit] = fit_calibration(cases["label"], cases["logit"]).as_dict()
 
     logits = torch.tensor(scored["logit"].to_numpy())
@@ -288,6 +289,7 @@ def validate(
         score=metrics.auc if settings.select == "auc" else -loss,
         meta={
             "threshold": thresholds,
+            "operating": operating,
             "calibration": calibrations,
             "validate_auc": metrics.auc,
             "validate_loss": loss,

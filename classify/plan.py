@@ -11,6 +11,7 @@ from classify.cases import labelled_splits, splits_of
 from classify.cost import Spent, finetuning_flops, pretraining_flops_of, spent
 from classify.finetune import finetune_stage
 from classify.grid import Cell, check_settings, expand_grid, labelled_images, shares, trials_of, with_choice
+from classify.report.checklist import check_answers
 from classify.settings import ClassifyConfig, SampleCovers
 from classify.tuning import kept_choice
 from data.config import expand
@@ -63,6 +64,7 @@ class _Run:
 
 def plan(config: ClassifyConfig, jobs: int = 1) -> str:
     """The report: a line for each training, then what is left of all. Test images are neither read nor predicted."""
+    check_answers(config.report.checklist)
     configure_torch(config)
     datasets = _Datasets()
     images = datasets.labelled(config.data, config.finetune.sample_covers) if shares(config.compare) else None

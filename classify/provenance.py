@@ -8,10 +8,12 @@ from typing import Any
 
 from classify.evaluate import Evaluation, openings_of
 from data.audit import audit_lines
+from data.characteristics import characteristics, split_counts
 from data.loader import Data
-from data.sources import SPLITS
+from data.sources import SPLITS, LeftOut
+from data.store import ImageStore
 from data.writing import read_json
-from mae.engine.run import commit
+from mae.engine.run import commit, environment
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,12 @@ class Facts:
     summary: str = ""  # images, patients and classes by split, as a table
     classes: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # split → labelled normal, abnormal images
     patients_known: bool = True
+    splits: tuple[Mapping[str, Any], ...] = ()  # images, patients, normal, abnormal, unknown of each
+    label_policy: tuple[Mapping[str, Any], ...] = ()  # what became of the images by each label rule
+    left_out: tuple[Mapping[str, Any], ...] = ()  # {images, reason}: what the sources have and no split has
+    people: tuple[Mapping[str, Any], ...] = ()  # counts by sex, age and view; few of credentialed data are withheld
+    unreadable: int | None = None  # files of the store that have no image; None: read from the files, not known
+    software: Mapping[str, str] = field(default_factory=dict)  # versions of what computed the comparison
     credentialed: tuple[str, ...] = ()  # data sets that anything in it is made from
     commit: str | None = None
     audits: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # run folder → its leak audit, as lines
@@ -45,10 +53,35 @@ def facts_of(data: Data, evaluations: Sequence[Evaluation]) -> Facts:
         summary=manifest.summary(),
         classes=classes,
         patients_known=manifest.patients_known,
+        splits=tuple(split_counts(manifest.table)),
+        label_policy=tuple(manifest.label_policy()),
+        left_out=tuple(_left_out(manifest.notes)),
+        people=tuple(characteristics(manifest.table, manifest.credentialed)),
+        unreadable=_unreadable(data),
+        software=_software(),
         commit=commit(),
         audits={evaluation.run.name: audit_of(evaluation) for evaluation in evaluations},
         openings=tuple(_openings(evaluations)),
     )
+
+
+def _left_out(notes: Iterable[str]) -> Iterator[dict[str, Any]]:
+    for note in notes:
+        if isinstance(note, LeftOut):
+            yield {"images": note.images, "reason": note.reason}
+
+
+def _unreadable(data: Data) -> int | None:
+    """How many of the manifest's files had no image when the store was made."""
+    if not isinstance(data.store, ImageStore):
+        return None
+    return int((data.store.rows(data.manifest.table["image_id"]) < 0).sum())
+
+
+def _software() -> dict[str, str]:
+    made_with = environment()
+    packages = {name: version for name, version in made_with["packages"].items() if version}
+    return {"python": made_with["python"], **packages}
 
 
 def _openings(evaluations: Iterable[Evaluation]) -> Iterator[dict[str, Any]]:

@@ -6,8 +6,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from data.config import Settings, either
-from data.settings import AugmentSettings
+from data.config import PathText, Settings, either
+from data.settings import AugmentSettings, ReportSettings
 from mae.settings import Beta, MAEConfig, Mean, OptimizerSettings, Spread, check_warmup
 
 Pool = Literal["mean", "cls"]
@@ -35,7 +35,7 @@ class FinetuneOptimizerSettings(OptimizerSettings):
 class FinetuneSettings(Settings):
     """Stage two: a classifier of normal against abnormal (mae-finetune)."""
 
-    run: str | None = Field(
+    run: PathText | None = Field(
         None, description="folder to write; null: <folder of the checkpoint>-<mode>, or <run>-<model>"
     )
     model: Literal["vit", "resnet18", "resnet50"] = Field(
@@ -49,7 +49,7 @@ class FinetuneSettings(Settings):
         "auto",
         description="ResNet stem: 7x7/2 and max-pool, or 3x3/1 for small images; auto: small if a side is up to 32 px",
     )
-    init: str | None = Field(
+    init: PathText | None = Field(
         None,
         description="weights that a resnet18 or resnet50 begins from: torchvision's published files, or another "
         "program's of the same network; ${NAME} is read from the environment; null: random",
@@ -145,7 +145,7 @@ class RowSettings(Settings):
     ensemble: bool | None = Field(
         None, description="also a row of its seeds' mean calibrated probability; null: compare.ensembles"
     )
-    predictions: str | tuple[str, ...] | None = Field(
+    predictions: PathText | tuple[PathText, ...] | None = Field(
         None,
         description="a CSV with another program's scores or a human reader's ratings by id, or several for as many "
         "seeds or readers, in place of a training",
@@ -226,6 +226,35 @@ class CompareSettings(Settings):
     )
 
 
+def _expect_hundredths(rate: float) -> float:
+    """ValueError for a rate that is no whole per cent: thresholds are kept for these."""
+    if abs(100 * rate - round(100 * rate)) > 1e-6:
+        raise ValueError(f"found {rate:g}, expected a whole per cent such as 0.95")
+    return round(rate, 2)
+
+
+Rate = Annotated[float, Field(ge=0.01, le=0.99), AfterValidator(_expect_hundredths)]
+Prevalence = Annotated[float, Field(gt=0, lt=1)]
+
+
+class ClassifyReportSettings(ReportSettings):
+    """What reports may show, and at which points they judge classifiers."""
+
+    specificities: tuple[Rate, ...] = Field(
+        (0.9, 0.95), description="sensitivity is reported at thresholds that have these specificities on validation"
+    )
+    sensitivities: tuple[Rate, ...] = Field(
+        (0.9, 0.95), description="specificity is reported at thresholds that have these sensitivities on validation"
+    )
+    prevalences: tuple[Prevalence, ...] = Field(
+        (0.05, 0.2, 0.5), description="predictive values are reported as if this share of patients were abnormal"
+    )
+    checklist: dict[str, str] = Field(
+        default_factory=dict,
+        description="the author's answers to items of reporting guidelines, e.g. {CLAIM 5: retrospective}",
+    )
+
+
 class ClassifyConfig(MAEConfig):
     """The whole config, with the sections of all rooms: what every command reads and checks."""
 
@@ -237,3 +266,4 @@ class ClassifyConfig(MAEConfig):
     finetune: FinetuneSettings = Field(default_factory=FinetuneSettings)
     evaluate: EvaluateSettings = Field(default_factory=EvaluateSettings)
     compare: CompareSettings = Field(default_factory=CompareSettings)
+    report: ClassifyReportSettings = Field(default_factory=ClassifyReportSettings)

@@ -2,13 +2,13 @@
 
 import hashlib
 import shlex
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from classify.models.resnet_weights import resnet_start, resolve_resnet
 from classify.settings import ClassifyConfig
-from data.config import beside, change_config, expand, keys_given
+from data.config import beside, change_config, expand, keys_given, paths_in
 from data.errors import UserError
 from data.privacy import with_settings
 from data.settings import DataSettings
@@ -16,6 +16,7 @@ from mae.engine.checkpoint import Checkpoint, expect_fit, load_checkpoint
 from mae.model import check_sizes, mae_from
 from mae.weights import resolve, starting_point, without_weights
 
+ASKED_OTHERWISE = ("data.store", "finetune.run")  # made anew wherever it is missing; asked for where one is written
 PREPROCESSING = ("image_size", "resize", "tone")  # of the data section: travels with the weights
 
 
@@ -52,7 +53,7 @@ def resolved(config: ClassifyConfig) -> ClassifyConfig:
 def config_for(checkpoint: Checkpoint, config: ClassifyConfig | None, overrides: Mapping[str, Any]) -> ClassifyConfig:
     """The config of a fine-tuning: the checkpoint's, or the given one with the checkpoint's stage one."""
     made = config_of(checkpoint)
-    wanted = config or with_settings(made, overrides)
+    wanted = config or with_settings(made, overrides, made_on=consented(checkpoint))
     if config is None and wanted.pretrain != made.pretrain:
         raise UserError(f"command line: found pretrain settings changed, expected those of {checkpoint.place}")
 
@@ -83,7 +84,8 @@ def with_paths_given(
         return config
 
     given = keys_given(overrides)
-    missing = [key for key in _paths_needed(config) if key not in given]
+    sections = ("data", "finetune") if run else ("data", "evaluate", "report")
+    missing = [key for key in _paths_needed(config, sections) if key not in given]
     if run and "finetune.run" not in given:
         missing.append("finetune.run")
     if missing:
@@ -97,6 +99,11 @@ def with_paths_given(
     if "data.store" in given or config.data.store is False:
         return config
     return change_config(config, {"data.store": type(config.data).model_fields["store"].default})
+
+
+def consented(checkpoint: Checkpoint) -> Collection[str]:
+    """The data sets that the consent in a checkpoint's settings is for: of a stranger's, or a moved one, none."""
+    return checkpoint.made_on if _is_at_home(checkpoint) else ()
 
 
 def _is_at_home(checkpoint: Checkpoint) -> bool:
@@ -115,17 +122,22 @@ def _is_at_home(checkpoint: Checkpoint) -> bool:
     return folder in [name.resolve() for name in names]
 
 
-def _paths_needed(config: ClassifyConfig) -> list[str]:
-    """The settings that say where data lie, as far as they leave no choice."""
-    data = config.data
-    needed = ["data.sources" if data.source == "mix" else "data.root"]
-    if data.labels_root is not None:
-        needed.append("data.labels_root")
-    if data.patients is not None:
-        needed.append("data.patients")
-    if set(data.table) & set("$~") or Path(data.table).is_absolute() or ".." in Path(data.table).parts:
-        needed.append("data.table")  # else it lies below root
+def _paths_needed(config: ClassifyConfig, sections: Collection[str]) -> list[str]:
+    """The settings that say where something lies, of the sections that are read, as far as they leave no choice."""
+    mixed = config.data.source == "mix"
+    needed = []
+    for key, value in paths_in(config):
+        if key.startswith("data.sources."):
+            key = "data.sources"
+        unused = value is None or key in ASKED_OTHERWISE or (key == "data.root" and mixed)
+        below_root = key == "data.table" and not _leads_elsewhere(value)
+        if key.split(".")[0] in sections and key not in needed and not unused and not below_root:
+            needed.append(key)
     return needed
+
+
+def _leads_elsewhere(path: str) -> bool:
+    return bool(set(path) & set("$~")) or Path(path).is_absolute() or ".." in Path(path).parts
 
 
 def _example(key: str, config: ClassifyConfig, checkpoint: Checkpoint) -> str:

@@ -12,10 +12,11 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, WrapValidator
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 from data.errors import UserError
@@ -33,6 +34,13 @@ class Settings(BaseModel):
 
 
 Config = TypeVar("Config", bound=Settings)
+
+
+class IsPlace:
+    """Marks a setting that says where is read or written: a stranger's checkpoint must not choose it."""
+
+
+PathText = Annotated[str, IsPlace()]  # what every such setting is made of
 
 
 def either(expected: str) -> WrapValidator:
@@ -307,6 +315,29 @@ def _section(annotation: Any) -> type[BaseModel] | None:
         if isinstance(part, type) and issubclass(part, BaseModel):
             return part
     return None
+
+
+def paths_in(config: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The dotted key and the value of every setting of a config that is a `PathText`, of lists each one's."""
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        parts = value if isinstance(value, tuple) else (value,)
+        for part in parts:
+            if isinstance(part, BaseModel):
+                yield from paths_in(part, f"{prefix}{name}.")
+            elif is_path(field):
+                yield f"{prefix}{name}", part
+
+
+def is_path(field: FieldInfo) -> bool:
+    """Whether a setting is a `PathText`, alone or among other shapes."""
+    return any(isinstance(part, IsPlace) for part in (*field.metadata, *_parts(field.annotation)))
+
+
+def _parts(annotation: Any) -> Iterator[Any]:
+    for part in get_args(annotation):
+        yield part
+        yield from _parts(part)
 
 
 @cache

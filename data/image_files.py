@@ -127,9 +127,9 @@ class ImageFiles:
             images[waiting], again = self._collect_again(asked.rows[waiting])
             for place, reason in zip(waiting.tolist(), again, strict=True):
                 reasons[place] = reason
-        for reason in reasons:
+        for row, reason in zip(asked.rows.tolist(), reasons, strict=True):
             if isinstance(reason, Postponed):
-                raise UserError(f"{reason}, which may pass: run again")
+                raise UserError(f"{self._said(row, reason)}, which may pass: run again")
 
         # another image of the batch stands in for one that cannot be read, and black where there is no other
         if any(reasons):
@@ -235,4 +235,7 @@ def read_some(place: str, start: int, paths: Sequence[str], size: Size, resize: 
             reasons[number] = Postponed(error)
         except UnreadableImage as error:
             reasons[number] = str(error)
+        except (OSError, MemoryError) as error:  # it went away just now
+            reason = f"{path}: found {trouble(error)}, expected a readable image file"
+            reasons[number] = Postponed(reason) if may_pass(error) else reason
     return reasons

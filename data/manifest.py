@@ -16,7 +16,7 @@ from data.errors import LONGEST, UserError, printable, quoted, withholding
 from data.files_on_disk import Look, look_for
 from data.labels import NoSuchFinding, words
 from data.patients import with_patients
-from data.privacy import is_credentialed, may_show
+from data.privacy import is_credentialed, may_show, recognised
 from data.settings import DataConfig, DataSettings
 from data.sources import COLUMNS, PEOPLE, SOURCES, SPLITS, LeftOut, kinds_of_columns, read_source
 
@@ -177,6 +177,9 @@ def _open(settings: DataSettings, look_again: bool) -> Manifest:
 
     # the sample is drawn of all of them together
     table, more = _sample(table, settings)
+    if settings.credentialed is None:
+        for name, known in recognised(settings).items():
+            more.append(f"{name}: found {known}'s files, so it is treated as credentialed (see data.credentialed)")
     table = table.reset_index(drop=True)
     rules = table.pop("rule") if "rule" in table else None
 

@@ -5,6 +5,7 @@ config wishes it, what is made of it is written for its owner alone (`keep_priva
 remember its images by a secret of this machine. docs/security.md promises all this.
 """
 
+import hashlib
 import os
 import secrets
 import sys
@@ -13,8 +14,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from data.config import change_config
+from data.config import change_config, expand
+from data.errors import UserError
+from data.known_layouts import known_data_set
 from data.settings import DataConfig, DataSettings
+from data.sex_and_age import plain_name
 from data.sources import SOURCES
 from data.writing import flush_to_disk
 
@@ -26,6 +30,11 @@ PERMISSIONS = (
     ("data.share", "group", "private"),
 )
 KEY_BYTES = 32
+# columns that describe groups of people, in plain form: of credentialed tables no others are handed on unasked
+OF_PEOPLE = (
+    *("race", "ethnicity", "ethnicgroup", "raceethnicity", "primaryrace", "insurance", "insurancetype", "language"),
+    *("maritalstatus", "agegroup", "bmi", "bmigroup", "smoking", "smokingstatus"),
+)
 
 
 # ---------------------------------------------------------------- which data
@@ -37,13 +46,37 @@ def is_credentialed(settings: DataSettings) -> bool:
 
 
 def credentialed_sources(settings: DataSettings) -> tuple[str, ...]:
-    """The names of the credentialed data sets among those of the settings; () where all are open."""
+    """The names of the credentialed data sets among those of the settings; () where all are open.
+
+    Where nothing is said of it, also what lies there decides: MIMIC-CXR's files read by another source are MIMIC-CXR's.
+    """
+    names = list(credentialed_by_name(settings))
+    if settings.credentialed is None:
+        names += recognised(settings)
+    return tuple(name for name in settings.each_source() if name in names)
+
+
+def credentialed_by_name(settings: DataSettings) -> tuple[str, ...]:
+    """The same by what the settings say alone: those of a stranger's checkpoint choose no place to look at."""
     names = []
     for name, part in settings.each_source().items():
         by_terms = SOURCES[part.source].credentialed
         if settings.credentialed or (settings.credentialed is None and by_terms):
             names.append(name)
     return tuple(names)
+
+
+def recognised(settings: DataSettings) -> dict[str, str]:
+    """Of the data sets that are read by an open source, those that are credentialed ones, and which."""
+    found = {}
+    for name, part in settings.each_source().items():
+        if SOURCES[part.source].credentialed or part.source == "phantom":
+            continue
+        with suppress(UserError):  # a place without a name, which whoever reads it says
+            known = known_data_set(*_places(part))
+            if known is not None:
+                found[name] = known
+    return found
 
 
 def terms(sources: Collection[str]) -> str:
@@ -67,11 +100,27 @@ def may_show(credentialed: bool, wished: bool | None) -> bool:
     return wished
 
 
-def with_settings(made: Kind, *layers: Mapping[str, Any], place: str = "command line") -> Kind:
+def may_hand_on(column: str, credentialed: bool, wished: Collection[str]) -> bool:
+    """Whether a further column of a user's table may go into predictions: it may hold surnames, or worse.
+
+    Of credentialed data only what is known to describe groups of people may, and what is wished for by its name.
+    """
+    return not credentialed or plain_name(column) in OF_PEOPLE or column in wished
+
+
+def with_settings(
+    made: Kind,
+    *layers: Mapping[str, Any],
+    place: str = "command line",
+    made_on: Collection[str] | None = None,
+) -> Kind:
     """A copy of a config with dotted keys replaced, layer by layer, as `change_config` makes it; consent stays behind.
 
     What a config allows for its own data (`PERMISSIONS`), a layer that changes the data does not inherit: it must allow
     it itself. What is forbidden stays so.
+
+    made_on: the `data_sets` that a checkpoint's config was for when it was made: its variables and links may lead
+    elsewhere by now.
     """
     configs = [made]
     for layer in layers:
@@ -83,22 +132,34 @@ def with_settings(made: Kind, *layers: Mapping[str, Any], place: str = "command 
         if _value(changed, name) != allowing:
             continue
         allowed = [_value(made, name) == allowing, *(dict(_leaves(layer)).get(name) == allowing for layer in layers)]
-        for_this_data = [_covers(config.data, changed.data) for config in configs]
+        wanted = data_sets(changed.data)
+        for_this_data = [wanted <= data_sets(config.data) for config in configs]
+        if made_on is not None:
+            for_this_data[0] = wanted <= set(made_on)
         if not any(a and b for a, b in zip(allowed, for_this_data, strict=True)):
             lost[name] = without
     return change_config(changed, lost, place) if lost else changed
 
 
-def _covers(settings: DataSettings, other: DataSettings) -> bool:
-    """Whether every data set of the other settings is one of these."""
-    return _data_sets(other) <= _data_sets(settings)
-
-
-def _data_sets(settings: DataSettings) -> set[tuple[str, str, str]]:
-    found: set[tuple[str, str, str]] = set()
+def data_sets(settings: DataSettings) -> set[str]:
+    """Each data set of the settings, as 16 hexadecimal digits of its source and the place it really lies at."""
+    found = set()
     for part in settings.each_source().values():
-        found.add((part.source, part.root, part.table if part.source == "table" else ""))
+        try:
+            root, table = _places(part)
+            where = [os.path.realpath(root), os.path.realpath(table) if table else ""]
+        except UserError:  # a variable that is not set: then it is as it is written
+            where = [part.root, part.table]
+        found.add(hashlib.sha256("\n".join((part.source, *where)).encode()).hexdigest()[:16])
     return found
+
+
+def _places(part: DataSettings) -> tuple[Path, Path | None]:
+    """The folder of one data set, and the table that lists its images if there is one."""
+    root = Path(expand(part.root, "data.root"))
+    if part.source != "table":
+        return root, None
+    return root, root / expand(part.table, "data.table")
 
 
 def _value(config: DataConfig, name: str) -> Any:

@@ -4,15 +4,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from data.config import Settings, either
+from data.config import PathText, Settings, either
 
 Side = Annotated[int, Field(ge=8, le=2048)]
 ImageSize = Annotated[Side | tuple[Side, Side], either("Input should be 8 to 2048, or [height, width] of these")]
 Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 MaxRejected = Annotated[Count | Share | None, either("Input should be a count of files, a share below 1, or null")]
-Store = Annotated[Literal[False] | Annotated[str, Field(min_length=1)], either("Input should be a folder, or false")]
-File = Annotated[str, Field(min_length=1)]
+File = Annotated[PathText, Field(min_length=1)]
+Store = Annotated[Literal[False] | File, either("Input should be a folder, or false")]
 Patients = Annotated[File | tuple[File, ...] | None, either("Input should be a CSV file, a list of such, or null")]
 Layout = Literal[
     "mimic-cxr-jpg", "mimic-cxr-dicom", "chexpert", "nih-cxr14", "folder", "images", "table", "medmnist", "phantom"
@@ -41,10 +41,10 @@ class SourceSettings(Settings):
     """One data set of `data.sources`; null takes what the data section says."""
 
     source: Layout = Field(description="layout of this data set's files")
-    root: str = Field(description="this data set's folder (medmnist: its .npz)")
+    root: PathText = Field(description="this data set's folder (medmnist: its .npz)")
     name: str | None = Field(None, min_length=1, description="what its image and patient ids begin with; null: source")
-    table: str | None = Field(None, description="source table: the CSV, below root")
-    labels_root: str | None = Field(None, description="folder of MIMIC-CXR-JPG's CSVs where it is not root")
+    table: PathText | None = Field(None, description="source table: the CSV, below root")
+    labels_root: PathText | None = Field(None, description="folder of MIMIC-CXR-JPG's CSVs where it is not root")
     patients: Patients = Field(None, description="a CSV of this data set's patients, or several; joined by their ids")
     labeler: Literal["chexpert", "negbio", "agreement"] | None = Field(None, description="MIMIC report labeler")
     uncertain: Literal["unknown", "positive", "negative"] | None = Field(None, description="what -1 counts as")
@@ -59,7 +59,7 @@ class DataSettings(Settings):
         description="layout of the files: mimic-cxr-jpg, mimic-cxr-dicom, chexpert, nih-cxr14, folder, images, table, "
         "medmnist or phantom; mix (which may be left out) where `sources` lists several",
     )
-    root: str = Field(
+    root: PathText = Field(
         "phantom",
         description="the data set's folder (medmnist: its .npz; phantom: drawn there); ${NAME} and ${NAME:-default} "
         "are read from the environment",
@@ -67,8 +67,8 @@ class DataSettings(Settings):
     sources: tuple[SourceSettings, ...] = Field(
         (), description="several data sets as one: a list of {source, root, …}; what one leaves out is set here"
     )
-    table: str = Field("manifest.csv", description="source table: the CSV, below root")
-    labels_root: str | None = Field(
+    table: PathText = Field("manifest.csv", description="source table: the CSV, below root")
+    labels_root: PathText | None = Field(
         None, description="folder of MIMIC-CXR-JPG's CSVs where it is not root, as for mimic-cxr-dicom"
     )
     patients: Patients = Field(

@@ -70,8 +70,7 @@ def pretrain(config: MAEConfig, data: Data | None = None) -> Path:
         stage = pretrain_stage(config, data, device, start)
         with holding(folder):
             check_run(folder, config, RESUMABLE, facts)  # somebody may have begun another one just now
-            start_run(folder, config, facts)
-            fit(stage, folder)
+            fit(stage, folder, begin=lambda: start_run(folder, config, facts))
     return folder
 
 

@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from data.config import Settings, either
+from data.config import PathText, Settings, either
 from data.settings import AugmentSettings, DataConfig
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
@@ -30,7 +30,7 @@ class ModelSettings(Settings):
         "vit_large_patch16",
         "vit_huge_patch14",
     ] = Field("vit_base_patch16", description="encoder and decoder sizes, by the paper's names")
-    init: str | None = Field(
+    init: PathText | None = Field(
         None,
         description="weights to begin from, and their sizes: a checkpoint of ours, a Hugging Face folder, a "
         "facebookresearch/mae .pth or a timm state dict; ${NAME} is read from the environment; null: random",
@@ -184,7 +184,7 @@ class MAEConfig(DataConfig):
         "pretrain.ema": "pretrain.optimizer.ema",
     }
 
-    run: str = Field("runs/default", description="folder this run writes to")
+    run: PathText = Field("runs/default", description="folder this run writes to")
     seed: int = Field(0, ge=0, lt=2**63, description="seed of weights, order, masks, augmentation (not of splits)")
     device: str = Field("auto", description="auto (CUDA where there is one), cpu, cuda or cuda:N")
 

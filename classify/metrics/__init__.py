@@ -22,6 +22,7 @@ from classify.metrics.bootstrap import (
     bootstrap_intervals,
 )
 from classify.metrics.calibration import ReliabilityCurve, expected_calibration_error, reliability_curve
+from classify.metrics.curves import Curve, CurveOfBins, precision_recall_band, reliability_band, roc_band
 from classify.metrics.decision_curve import DecisionCurve, decision_curve
 from classify.metrics.differences import auc_difference, metric_differences
 from classify.metrics.estimates import Difference, Interval
@@ -33,13 +34,16 @@ from classify.metrics.intervals import (
 )
 from classify.metrics.multiplicity import holm
 from classify.metrics.operating_points import (
+    RATES,
     OperatingPoint,
     PredictiveValues,
+    operating_point,
     predictive_values,
     sensitivity_at_specificity,
     specificity_at_sensitivity,
     threshold_at_sensitivity,
     threshold_at_specificity,
+    thresholds_by_rate,
 )
 from classify.metrics.paired import (
     DeLongTest,
@@ -52,9 +56,12 @@ from classify.metrics.paired import (
 
 __all__ = [
     "HEADLINE",
+    "RATES",
     "BinaryMetrics",
     "BootstrapDifference",
     "CalibrationLine",
+    "Curve",
+    "CurveOfBins",
     "DeLongTest",
     "DecisionCurve",
     "Difference",
@@ -82,11 +89,16 @@ __all__ = [
     "mcnemar_test",
     "metric_differences",
     "metric_intervals",
+    "operating_point",
+    "precision_recall_band",
     "predictive_values",
+    "reliability_band",
     "reliability_curve",
+    "roc_band",
     "sensitivity_at_specificity",
     "specificity_at_sensitivity",
     "threshold_at_sensitivity",
     "threshold_at_specificity",
+    "thresholds_by_rate",
     "wilson_interval",
 ]

@@ -5,6 +5,7 @@ is: it meets the target only about, so both rates are reported as they came out.
 of these cases' own ROC curve is given, says so, and its interval includes the choice.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,6 +21,7 @@ from classify.metrics.intervals import AS_ONE_CASE, ONE_PATIENT, metric_interval
 from classify.metrics.patients import Spread, join, patients_of, seed_spread
 
 Rate = Literal["sensitivity", "specificity"]
+RATES = tuple(percent / 100 for percent in range(1, 100))
 RESAMPLES = 1000
 CHOSEN = "met by choice of the threshold on these cases"
 
@@ -60,15 +62,46 @@ def _threshold(labels: ArrayLike, scores: ArrayLike, target: float, fixed: Rate)
     """Midway between two scores, as `choose_threshold` does."""
     labels, scores = check(labels, scores)
     _check_target(target, fixed)
+    return _thresholds(labels, scores, [target], fixed)[0]
+
+
+def _thresholds(labels: np.ndarray, scores: np.ndarray, targets: Sequence[float], fixed: Rate) -> list[float]:
     of_class = np.sort(scores[labels] if fixed == "sensitivity" else scores[~labels])
     if not len(of_class):
         raise ValueError(f"a threshold for {fixed} needs cases of both classes, found one class only")
 
     candidates = candidate_thresholds(scores)
-    below = np.searchsorted(of_class, candidates) / len(of_class)
-    if fixed == "specificity":
-        return float(candidates[below >= target - 1e-12][0])
-    return float(candidates[1 - below >= target - 1e-12][-1])
+    below = np.searchsorted(of_class, candidates) / len(of_class)  # rising
+    found = []
+    for target in targets:
+        if fixed == "specificity":
+            place = np.searchsorted(below, target - 1e-12, side="left")
+        else:
+            place = np.searchsorted(below, 1 - target + 1e-12, side="right") - 1
+        found.append(float(candidates[place]))
+    return found
+
+
+def thresholds_by_rate(labels: ArrayLike, scores: ArrayLike) -> dict[Rate, list[float]]:
+    """The thresholds of `RATES`, of each kind: what validation leaves behind for whatever rate is asked for later."""
+    labels, scores = check(labels, scores)
+    kinds: tuple[Rate, Rate] = ("sensitivity", "specificity")
+    return {fixed: _thresholds(labels, scores, RATES, fixed) for fixed in kinds}
+
+
+def operating_point(
+    labels: ArrayLike,
+    scores: ArrayLike,
+    thresholds: ArrayLike,
+    groups: ArrayLike | None = None,
+    level: float = 0.95,
+) -> OperatingPoint:
+    """Both rates of scores (n,) or (s, n) at thresholds, one or one for each seed, that validation gave."""
+    labels, scores, thresholds = check_seeds(labels, scores, thresholds)
+    rates = metric_intervals(labels, scores, ("recall", "specificity"), thresholds, groups, level)
+    return OperatingPoint(
+        rates["recall"], rates["specificity"], tuple(float(each) for each in thresholds), chosen_on="validation"
+    )
 
 
 def _check_target(target: float, fixed: Rate) -> None:

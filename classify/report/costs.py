@@ -5,9 +5,20 @@ from statistics import fmean
 from typing import Any
 
 from classify.comparison import Comparison, Line
+from classify.report.numbers import show, show_number
+from classify.row_differences import Arm, differences_between_arms
 from mae.dry_run import duration
 
 NOT_KNOWN = "–"
+COSTS = (
+    "Time and arithmetic of a training, mean over its seeds; with its pretraining, which is counted whole for every row "
+    "that begins from it; and of all settings that were tried. Validation and evaluation are not in it. A dash: not known."
+)
+TUNING = (
+    "Every row tried as many settings at its first seed of each label budget and took the best on validation for all "
+    "seeds; scores in order of the settings."
+)
+DIFFERENCES = "What was decided for the rows and is not equal in all of them, defaults filled in."
 
 
 def cost_rows(comparison: Comparison, labelled: int | None) -> Iterator[dict[str, str]]:
@@ -22,7 +33,7 @@ def cost_rows(comparison: Comparison, labelled: int | None) -> Iterator[dict[str
         tuning = _sum(line, "tune_seconds"), _sum(line, "tune_flops")
         yield {
             "Model": line.name,
-            "AUC": f"{line.intervals['auc'].estimate:.3f}".replace("0.", ".", 1),
+            "AUC": show(line.intervals["auc"]),
             "Training": _shown(*training),
             "With its pretraining": _shown(_total(training[0], pretraining[0]), _total(training[1], pretraining[1])),
             "Tuning, in all": _shown(*tuning),
@@ -62,3 +73,44 @@ def operations(flops: float) -> str:
         if flops >= size:
             return f"{flops / size:.3g} {unit}"
     return f"{flops / 1e6:.3g} MFLOP"
+
+
+# ---------------------------------------------------------------- equal tuning, and what is not equal
+
+
+def tuning_rows(comparison: Comparison) -> Iterator[dict[str, str]]:
+    """What each row tried, and what it took."""
+    for choice in comparison.tuning:
+        tried = []
+        for setting, score in zip(choice["settings"], choice["scores"], strict=True):
+            tried.append(f"{_setting(setting)}: {'diverged' if score is None else show_number(score)}")
+        yield {
+            "Model": str(choice["row"]),
+            "Labelled images": "all" if choice["labelled"] is None else f"{choice['labelled']:,}",
+            f"Tried, with validation {'AUC' if choice['metric'] == 'auc' else 'loss'}": "; ".join(tried),
+            "Taken": _setting(choice["settings"][choice["chosen"]]),
+        }
+
+
+def _setting(setting: dict[str, Any]) -> str:
+    return ", ".join(f"{key.removeprefix('finetune.')}={value}" for key, value in setting.items())
+
+
+def difference_rows(comparison: Comparison) -> list[dict[str, str]]:
+    """Settings that differ between the rows that were trained here."""
+    arms = []
+    for line in comparison.lines:
+        for evaluation in line.evaluations:
+            if {"file", "ensemble"} & evaluation.summary.keys():
+                continue
+            begun_from = evaluation.summary["meta"]["pretrained_from"]
+            arms.append(Arm(line.name, evaluation.config, _pretraining(comparison, begun_from)))
+    return differences_between_arms(arms)
+
+
+def _pretraining(comparison: Comparison, begun_from: str | None) -> str | None:
+    """The pretraining's name without its seed, where it is one of this comparison's."""
+    for folder in comparison.pretrainings:
+        if begun_from is not None and f"/{folder}/" in begun_from.replace("\\", "/"):
+            return folder.removeprefix("pretrain-").rsplit("-seed", 1)[0]
+    return None

@@ -1,5 +1,6 @@
 """report.html: a comparison in one self-contained file, without network, scripts or identifiers of patients."""
 
+import re
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -7,15 +8,16 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from classify.comparison import Comparison
 from classify.report.budgets import budgets_of
 from classify.report.facts import facts, notices
-from classify.report.reconstructions import missing, panels, withheld
-from classify.report.runs import run_rows
-from classify.report.tables import METRICS, task, units_of
-from classify.report.training import pretrainings, trainings
+from classify.report.pictures import figures_of
+from classify.report.reconstructions import panels
+from classify.report.sections import sections
+from classify.report.tables import task
 from classify.report.verdict import answer
 from classify.report.warnings import warnings
-from data.config import print_config
-from data.labels import words
-from mae.reconstruct import CAPTION
+from classify.style import COLOURS
+
+FIRST_SCREEN = 620  # letters of warnings that a small screen has room for, beside the answer
+IN_HEADER = ("answer", "warnings")  # sections that stand above all others
 
 
 def report_html(comparison: Comparison) -> str:
@@ -27,30 +29,38 @@ def report_html(comparison: Comparison) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    budgets = budgets_of(comparison)
-    target = comparison.config.data.target
-
     shown = panels(comparison)
+    against = warnings(comparison)
+    first = first_warnings(against)
 
     # in the order of the page
     return environment.get_template("report.html").render(
         config=comparison.config,
-        task=task(target),
-        words=words(target),
+        task=task(comparison.config.data.target),
+        evaluated=dict(facts(comparison))["Evaluated"],
+        colours=COLOURS,
+        warnings=against[:first],
         answer=answer(comparison),
-        warnings=warnings(comparison),
-        notices=list(notices(comparison, shown or ())),
-        facts=dict(facts(comparison)),
-        units=units_of(next(comparison.evaluations).summary),
-        budgets=budgets,
-        metrics=list(METRICS),
-        pretrainings=list(pretrainings(comparison)),
-        trainings=list(trainings(budgets)),
+        further=[*against[first:], *notices(comparison, shown or ())],
+        unsaid=len(against) - first,
+        sections=[section for section in sections(comparison) if section.anchor not in IN_HEADER],
+        figures=figures_of(comparison),
+        symbols={row.name: row for budget in budgets_of(comparison) for row in budget.rows},
+        is_interval=is_interval,
         panels=shown,
-        withheld=list(withheld(comparison)),
-        missing=list(missing(comparison)),
-        panel_caption=CAPTION,
-        runs=list(run_rows(comparison)),
-        notes=[*comparison.facts.notes, comparison.facts.summary],
-        resolved=print_config(comparison.config),
     )
+
+
+def first_warnings(lines: tuple[str, ...]) -> int:
+    """How many warnings the first screen has room for: one at least."""
+    letters = 0
+    for number, line in enumerate(lines):
+        letters += len(line)
+        if number and letters > FIRST_SCREEN:
+            return number
+    return len(lines)
+
+
+def is_interval(cell: str) -> bool:
+    """Whether a cell is an estimate and its interval, which stand below each other."""
+    return re.fullmatch(r"\S+ \[\S+ \S+\]", cell) is not None

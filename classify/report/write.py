@@ -12,7 +12,8 @@ import pandas as pd
 from classify.comparison import Comparison, Contrast, Line
 from classify.evaluate import Evaluation
 from classify.report.html import report_html
-from classify.report.sections import comparison_text
+from classify.report.model_card import write_model_cards
+from classify.report.sections import checklist_text, comparison_text
 from classify.report.subgroup_tables import subgroups_as_json
 from classify.report.verdict import answer, outcome
 from classify.report.warnings import warnings
@@ -20,7 +21,7 @@ from classify.settings import ClassifyConfig
 from data.writing import as_cell, write_json, write_text
 from mae.engine.run import flat
 
-FORMAT = 1  # of comparison.json; raise it when an older reader would misread it
+FORMAT = 2  # of comparison.json; raise it when an older reader would misread it
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> None:
@@ -29,6 +30,8 @@ def write_comparison(comparison: Comparison, folder: Path) -> None:
     write_text(folder / "contrasts.csv", contrast_table(comparison).map(as_cell).to_csv(index=False))
     write_text(folder / "comparison.md", comparison_text(comparison) + "\n")
     write_text(folder / "report.html", report_html(comparison))
+    write_text(folder / "checklist.md", checklist_text(comparison) + "\n")
+    write_model_cards(comparison, folder / "model_cards")
 
     # it vouches for the others, so it comes last
     written = as_json(comparison)
@@ -131,7 +134,13 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
             "summary": comparison.facts.summary,
             "classes": {split: list(counts) for split, counts in comparison.facts.classes.items()},
             "patients_known": comparison.facts.patients_known,
+            "splits": list(comparison.facts.splits),
+            "label_policy": list(comparison.facts.label_policy),
+            "left_out": list(comparison.facts.left_out),
+            "people": list(comparison.facts.people),
+            "unreadable": comparison.facts.unreadable,
         },
+        "software": dict(comparison.facts.software),
         "audits": {run: list(lines) for run, lines in comparison.facts.audits.items()},
         "openings": [dict(opening) for opening in comparison.facts.openings],
         "pretrainings": {name: _pretraining_as_json(comparison, name) for name in comparison.pretrainings},

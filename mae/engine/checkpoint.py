@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,12 +14,15 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from data.config import make_config, with_new_names
 from data.errors import Diverged, UserError, printable
 from data.plain_values import plain
-from data.privacy import credentialed_sources
+from data.privacy import credentialed_by_name, data_sets
 from data.writing import flush_to_disk, replacing
+from mae.engine.digests import content_digest
 from mae.engine.torch_files import Oversized, load_torch_file
 from mae.settings import MAEConfig
 
 FORMAT = "mae-cxr 1"
+SAID = ("kind", "settings", "meta", "progress")  # what a checkpoint says; digested apart, as some read this alone
+NUMBERS = ("weights", "optimizer", "state")
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,17 @@ class Checkpoint:
     @property
     def credentialed(self) -> tuple[str, ...]:
         """The credentialed data sets that the weights have seen, in this run and in those it began from."""
-        return tuple(sorted({*credentialed_sources(self.config.data), *self.meta.get("credentialed", ())}))
+        return tuple(sorted({*credentialed_by_name(self.config.data), *self.meta.get("credentialed", ())}))
+
+    @property
+    def made_on(self) -> Collection[str]:
+        """The data sets that its settings were for when it was made, as `data_sets` in data/privacy.py names them."""
+        if self.meta.get("data_sets") is not None:
+            return tuple(self.meta["data_sets"])
+
+        # of earlier versions: what its settings write out
+        written = self.config.data.model_dump_json(include={"root", "table", "sources"})
+        return () if "$" in written else tuple(data_sets(self.config.data))
 
 
 class NotSaved(Exception):
@@ -75,7 +88,9 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path, previous: Path | None = 
     try:
         with replacing(path) as temporary:
             with temporary.open("wb") as file:
-                torch.save({"format": FORMAT, **_shallow(checkpoint)}, file)
+                content = _shallow(checkpoint)
+                digests = {"said": _digest_of(content, SAID), "numbers": _digest_of(content, NUMBERS)}
+                torch.save({"format": FORMAT, "digests": digests, **content}, file)
                 flush_to_disk(file)
 
             # between these two renames there is only `previous`, and `latest_checkpoint` finds it
@@ -146,15 +161,41 @@ def load_checkpoint(path: str | Path, kind: str | None = None, numbers: bool = T
     if not isinstance(raw, dict) or raw.pop("format", None) != FORMAT:
         raise UserError(f"{path}: found a torch file of another program, expected a checkpoint ({FORMAT})")
 
+    digests = raw.pop("digests", None)
     checkpoint = _whole(raw, path)
     if kind and checkpoint.kind != kind:
         raise UserError(f"{path}: found a checkpoint of kind {checkpoint.kind}, expected {kind}")
+
+    # checkpoints of earlier versions have no digests
+    if digests is not None:
+        _expect_unchanged(raw, digests, path, numbers)
 
     # whatever it is for: to go on from, to begin from, to be evaluated, exported or shown
     if numbers:
         expect_finite(checkpoint.weights, path)
         expect_finite({"state": checkpoint.state, "optimizer": checkpoint.optimizer}, path)
     return checkpoint
+
+
+def _digest_of(content: Mapping[str, Any], names: Sequence[str]) -> str:
+    return content_digest({name: content[name] for name in names})
+
+
+def _expect_unchanged(raw: dict[str, Any], digests: Any, path: Path, numbers: bool) -> None:
+    """UserError where what was read is not what `save_checkpoint` wrote: an edited threshold, a damaged weight."""
+    wanted: dict[str, tuple[str, Sequence[str]]] = {"said": ("settings or facts", SAID)}
+    if numbers:
+        wanted["numbers"] = ("weights", NUMBERS)
+    for name, (found, parts) in wanted.items():
+        try:
+            same = isinstance(digests, dict) and digests.get(name) == _digest_of(raw, parts)
+        except ValueError:  # what no checkpoint of ours holds
+            same = False
+        if not same:
+            raise UserError(
+                f"{path}: found {found} that were changed since they were written, expected what the run wrote; "
+                "put back the file as it was, or train again"
+            )
 
 
 def _whole(raw: dict[str, Any], path: Path) -> Checkpoint:
@@ -194,6 +235,8 @@ class _Meta(BaseModel):
 
     # of a pretraining, and of a classifier that began from one
     seen_elsewhere: bool = False
+    credentialed: list[str] = []
+    data_sets: list[str] | None = None  # what its config's consent was for
     license: str | dict[str, str] | None = None
     init: str | None = None
     # of a classifier

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from data.errors import Diverged, NotFinite, UserError, printable
+from data.privacy import data_sets
 from data.signals import Stopped, noting_signals
 from mae.engine import distributed
 from mae.engine.checkpoint import (
@@ -56,8 +57,10 @@ class Position:
         self.loss_count = 0
 
 
-def fit(stage: AnyStage, folder: Path) -> None:
+def fit(stage: AnyStage, folder: Path, begin: Callable[[], None] = lambda: None) -> None:
     """Train until `stage.epochs`, continuing from the folder's last.pt where there is one.
+
+    begin: called once that is read and fits, before anything is written.
 
     Random draws are functions of (seed, epoch, image), so weights, optimizer and `Position` are the whole
     state: a resumed run equals an uninterrupted one. SIGTERM, SIGUSR1 and Ctrl-C end it after a saved step, with
@@ -65,7 +68,7 @@ def fit(stage: AnyStage, folder: Path) -> None:
     """
     _check_batch(stage)
     keep_freed_memory()
-    run = _Run(stage, folder)
+    run = _Run(stage, folder, begin)
     try:
         with noting_signals() as signals:
             while run.position.epoch < stage.epochs:
@@ -99,17 +102,19 @@ def _check_batch(stage: AnyStage) -> None:
 class _Run:
     """A stage on its way through a run folder."""
 
-    def __init__(self, stage: AnyStage, folder: Path):
+    def __init__(self, stage: AnyStage, folder: Path, begin: Callable[[], None]):
         self.stage = stage
         self.folder = folder
         self.settings = stage.config.engine
         self.update = Update(stage)
         self.position = self._resume()
+        begin()
         self.pending: list[tuple[Tensor, Batch]] = []  # updates nobody has looked at yet, with their batches
         self.validated: dict[str, Any] = {}  # what last.pt is to know of the validation at this step
         self.saved = replace(self.position)  # where last.pt stands
         self.owed: Checkpoint | None = None  # the best weights, where the disk did not take them
         self.watch = _Watch()
+        self.data_sets = sorted(data_sets(stage.config.data))  # what they are now: links and variables may change
 
         # one rank writes for all
         writes = distributed.is_main()
@@ -330,7 +335,7 @@ class _Run:
             kind=stage.kind,
             settings=stage.config.model_dump(mode="json"),
             weights=self.update.kept.state_dict(),
-            meta={**stage.meta, **self.validated},
+            meta={**stage.meta, "data_sets": self.data_sets, **self.validated},
             progress=asdict(self.position),
         )
 

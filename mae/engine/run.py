@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ValidationError
 
-from data.config import print_config, with_new_names
+from data.config import make_config, print_config, with_new_names
 from data.errors import UserError
 from data.locks import locked
 from data.plain_values import read_json_values, read_yaml
@@ -77,6 +77,7 @@ def check_run(
     wanted = config.model_dump(mode="json")
     now = flat({name: wanted.get(name) for name in resumable.sections})
     if made is not None:
+        made = _with_newer_settings(made)
         then = flat({name: made.get(name) for name in resumable.sections})
         _expect_same(folder, then, now, resumable, same_epochs)
     if saved is not None:
@@ -124,6 +125,13 @@ def _made_with(path: Path) -> dict[str, Any] | None:
     if not isinstance(made, dict):
         raise UserError(f"{path}: found no settings, expected those of the run; remove the folder")
     return with_new_names(made, str(path))
+
+
+def _with_newer_settings(made: dict[str, Any]) -> dict[str, Any]:
+    """What an earlier version could not set has its default, which is what it did then."""
+    with suppress(UserError):  # somebody's own words are compared as they stand
+        return make_config(made, "config.yaml").model_dump(mode="json")
+    return made
 
 
 def is_finished(folder: Path, epochs: int) -> bool:

@@ -18,12 +18,15 @@ import torch
 
 ZIP = b"PK\x03\x04"  # how the files of torch.save begin, by which torch tells them from older ones
 LONGEST = 2**26  # bytes of a pickle, which has names and sizes; the numbers of tensors stand outside
-OFTEN = 4  # times that all numbers of a file may stand in its tensors, which may share them
-SMALL = 2**20  # bytes of which nobody minds how they came about
+OFTEN = 32  # times that all numbers of a file may stand in its tensors: layers may share theirs, and masks repeat one
+SMALL = 2**26  # bytes of which nobody minds how they came about
 OLDER_HEADS = 3  # pickles before the content: a mark, a version, the machine
 ITEM_SIZES = {"Double": 8, "Long": 8, "ComplexFloat": 8, "ComplexDouble": 16, "Float": 4, "Int": 4, "QInt32": 4}
 ITEM_SIZES |= {"Half": 2, "BFloat16": 2, "Short": 2}  # bytes; of all others, 1
 CALLED = ("REDUCE", "NEWOBJ")
+TENSORS = ("torch._utils._rebuild_tensor", "torch._utils._rebuild_qtensor")  # and their versions: _v2, _v3
+# called with sizes that take no memory
+COSTLESS = ("torch.device", "torch._utils._rebuild_meta_tensor_no_storage", "torch._utils._rebuild_wrapper_subclass")
 
 
 class Oversized(ValueError):
@@ -190,15 +193,19 @@ class _Declared:
             return self._called(arguments[0], arguments[2])
         if name.startswith("torch._utils._rebuild_parameter"):
             return arguments[0]
-        if name.startswith("torch._utils._rebuild_tensor"):  # of storage, offset, size, stride
+        if name.startswith(TENSORS):  # of storage, offset, size, stride
             self.tensors += prod(arguments[2]) * arguments[0].item
+            return _Made()
+        if name == "torch.Size":
+            return tuple(*arguments)
+        if name in COSTLESS:
             return _Made()
 
         # of any other class all that counts is how much it could be asked for
         numbers = [each for part in arguments for each in (part if isinstance(part, tuple) else [part])]
         for each in numbers:
             _expect_name(each)
-        self.largest = max(self.largest, prod(abs(each) for each in numbers if isinstance(each, int)))
+        self.largest = max(self.largest, prod(abs(each) for each in numbers if isinstance(each, int) and each))
         return _Made()
 
 

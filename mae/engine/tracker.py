@@ -141,6 +141,8 @@ def _row(line: bytes) -> dict[str, Any] | None:
     measured = {name: value for name, value in row.items() if "/" in name or name == "epoch"}
     if any(type(value) not in (int, float) for value in measured.values()):
         return None
+    if any(type(value) is int and abs(value) >= 2**63 for value in (row["step"], *measured.values())):
+        return None
     return {name: value for name, value in row.items() if name not in measured or math.isfinite(value)}
 
 

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 from data.errors import UserError, printable
 from data.plain_values import read_json_values
+from mae.engine.digests import bits_of
 from mae.engine.torch_files import Oversized, load_torch_file
 
 
@@ -151,7 +151,7 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     """16 hexadecimal digits of names, shapes and bits."""
     hashed = hashlib.sha256()
     for name in sorted(tensors):
-        tensor = tensors[name].contiguous()
+        tensor = tensors[name]
         hashed.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        hashed.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        hashed.update(bits_of(tensor))
     return hashed.hexdigest()[:16]

@@ -18,10 +18,11 @@ from classify.contrasts import candidates, declared
 from classify.evaluate import Evaluation
 from classify.grid import expand_grid
 from classify.provenance import facts_of
-from classify.report.budgets import budgets_of, confusion
+from classify.report.budgets import budgets_of
 from classify.report.facts import notices
 from classify.report.figures import COLOURS
 from classify.report.html import report_html
+from classify.report.operating import confusion_rows
 from classify.report.reconstructions import draw_reconstructions, panels
 from classify.report.runs import own_settings
 from classify.report.sections import comparison_text, first_sections
@@ -187,8 +188,10 @@ def test_report_is_one_file_without_scripts_or_network(usual):
 def test_report_is_well_formed_and_its_ids_are_unique(usual):
     page = Balance(usual[1])
     assert len(page.ids) == len(set(page.ids))
-    assert {"results", "roc", "confusion", "training", "calibration", "reconstructions", "runs"} <= set(page.ids)
-    assert page.tags.count("svg") == 6  # forest, ROC, calibration, one pretraining, two rows
+    anchors = {"results", "roc", "calibration", "operating", "training", "reconstructions", "mistakes", "data", "costs"}
+    assert anchors | {"runs", "again"} <= set(page.ids)
+    # two forests, ROC, precision and recall, raw scores, decisions, one pretraining, two rows
+    assert page.tags.count("svg") == 9
 
 
 def test_report_says_what_was_measured_and_how(usual):
@@ -212,10 +215,10 @@ def test_every_text_has_the_words_of_the_target(target, task, words, tmp_path):
     comparison = comparison_of(config_of(tmp_path, target=target))
     page, table = html.unescape(render(comparison, tmp_path)), comparison_text(comparison)
     negative, positive = words
-    for part in (f"<title>{task}: {tmp_path}</title>", f"<h1>{task} chest radiographs</h1>",
-                 f"50.0 % {positive} (30)", f"truly {negative} and of the truly {positive}.",
-                 f"predicted {negative}<", f"predicted {positive}<", f">{negative}</th>", f">{positive}</th>",
-                 f"score is {positive}:", f">Share {positive}<"):  # fmt: skip
+    for part in (f"<title>{task}: {tmp_path}</title>", f">{task} chest radiographs.",
+                 f"50.0 % {positive} (30)", f"called {positive} is {positive} (PPV)",
+                 f">{negative}, called {positive}<", f">{positive}, called {negative}<", f">Probability of {positive}<",
+                 f"Probabilities of {positive} that mean", f">Share {positive}<"):  # fmt: skip
         assert part in page, part
     assert table.lower().startswith(f"# {tmp_path}: {task}\n".lower()) and f"; 50 % {positive}. " in table
     said = re.sub(r"<style.*?</style>|<summary>Resolved config.*", "", page, flags=re.DOTALL) + table
@@ -273,9 +276,11 @@ def test_several_seeds_and_budgets(tmp_path):
     text = render(comparison, tmp_path)
     page = Balance(text)
     assert len(page.ids) == len(set(page.ids))
-    assert page.tags.count("svg") == 2 * 3 + 3 + 4  # per budget, per stage-one run, per row
+    # per budget two forests, ROC, precision and recall, raw scores; per stage-one run; per row; labels, decisions
+    assert page.tags.count("svg") == 2 * 5 + 3 + 4 + 2
     assert "20 labelled training images" in text and "100 labelled training images" in text
     assert "summed over the 3 seeds" in text
+    assert ">20 images<" in text and ">100 images<" in text
     assert text.count('class="pixelated"') == 3
 
 
@@ -315,13 +320,14 @@ def test_validation_results_are_called_flattering(tmp_path):
 
 
 def sections(text: str) -> dict[str, list[str]]:
-    """The names of the models in the first table of each section of comparison.md, by its heading."""
+    """The names of the models in the first table of each label budget's section of comparison.md, by its heading."""
     found = {}
     for section in text.split("\n## ")[1:]:
         heading, _, rest = section.partition("\n")
         table = rest.strip().split("\n\n")[0]
-        if not table.startswith("| Model"):
+        if "labelled training images" not in heading:
             continue
+        assert table.startswith("| Model")
         found[heading] = [line.split("|")[1].strip() for line in table.splitlines()[2:]]
     return found
 
@@ -335,7 +341,7 @@ def test_a_row_with_a_budget_of_its_own_stands_under_it(tmp_path):
 
     write_comparison(comparison, tmp_path / "grid")
     page = (tmp_path / "grid/report.html").read_text()
-    assert re.findall(r"<h2>Results with (\d+) labelled", page) == ["10", "100", "20"]
+    assert re.findall(r"<h2>(\d+) labelled", page) == ["10", "100", "20"]
     table = pd.read_csv(tmp_path / "grid/comparison.csv")
     assert table["Model"].tolist() == ["A", "B", "C", "A"]
     assert table["labelled images"].tolist() == [10, 10, 100, 20]
@@ -393,8 +399,8 @@ def test_contamination_stands_wherever_cases_are_counted(tmp_path):
     counted = "n = 60 images of 60 patients, 7 images of them served pretraining"
     assert counted in (tmp_path / "comparison.md").read_text()
     page = (tmp_path / "report.html").read_text()
-    assert f"<dt>Evaluated</dt><dd>{counted}</dd>" in page
-    assert f"compared on the same\n{counted}." in page
+    assert re.search(rf">Evaluated</th>\s*<td[^>]*>{counted}</td>", page)
+    assert f"compared on the same {counted}." in page
     assert pd.read_csv(tmp_path / "comparison.csv")["served pretraining"].tolist() == [0, 7]
     written = json.loads((tmp_path / "comparison.json").read_text())["rows"]
     assert [row["pretrained_on"] for row in written] == [0, 7]
@@ -409,11 +415,19 @@ def test_a_row_of_several_pretrainings_has_a_name_for_each(tmp_path):
 
 def test_confusion_counts_every_case_of_every_seed_once():
     predictions = [pd.DataFrame({"label": [0, 0, 0, 1, 1], "score": s}) for s in ([0, 0, 1, 1, 1], [0, 1, 1, 0, 1])]
-    evaluations = tuple(SimpleNamespace(predictions=p, threshold=0.5) for p in predictions)
-    normal, abnormal = confusion(Line({}, None, evaluations), ("normal", "abnormal"))
-    assert (normal.counts, abnormal.counts) == ((3, 3), (1, 3))
-    assert (normal.name, abnormal.name) == ("normal", "abnormal")
-    assert abnormal.shares == (0.25, 0.75)
+    evaluations = tuple(
+        SimpleNamespace(predictions=p, threshold=0.5, summary={"meta": {"train_images": 7}}) for p in predictions
+    )
+    line = Line({"Model": "M"}, None, evaluations)
+    config = SimpleNamespace(data=SimpleNamespace(target=None))
+    [row] = confusion_rows(SimpleNamespace(config=config, budgets=[None], lines_of=lambda _: [line]))
+    assert row == {
+        "Model": "M",
+        "normal, called normal": "3 (50 %)",
+        "normal, called abnormal": "3 (50 %)",
+        "abnormal, called normal": "1 (25 %)",
+        "abnormal, called abnormal": "3 (75 %)",
+    }
 
 
 def test_kept_epoch_is_the_first_of_the_best():

@@ -76,11 +76,6 @@ def test_a_resnet_takes_no_checkpoint(world, tmp_path):
     assert line == "error: finetune.model: found resnet18, expected vit with a --checkpoint"
 
 
-def test_a_resnet_is_not_probed_from_random_weights(world, tmp_path):
-    words = ["--config", world.config, "finetune.model=resnet18", "finetune.mode=linear", f"run={tmp_path}/run"]
-    assert mistake(finetune, *words, keep=world.root).startswith("error: finetune.mode: found linear, expected full")
-
-
 # ---------------------------------------------------------------- runs
 
 

@@ -153,6 +153,33 @@ def test_a_checkpoint_hands_no_consent_to_other_data(worlds, shown_openly, tmp_p
     assert load_checkpoint(run / "best.pt").config.report.images is (True if shown else None)
 
 
+def test_a_variable_or_link_that_leads_elsewhere_by_now_hands_on_no_consent(worlds, tmp_path, monkeypatch):
+    write_table(tmp_path / "others")
+    for name in ("others", "images"):
+        (tmp_path / f"to-{name}").symlink_to(tmp_path / "others" if name == "others" else worlds.root / "images")
+    monkeypatch.setenv("PLACE", f"{tmp_path}/to-images")
+    there = ["data.root=${PLACE}", f"data.store={tmp_path}/stores"]
+    succeed(pretrain, "--config", worlds.open, "report.images=true", f"run={tmp_path}/mae", *there)
+    words = ["--checkpoint", tmp_path / "mae/last.pt", "data.credentialed=true"]
+
+    succeed(finetune, *words, f"finetune.run={tmp_path}/same")
+    assert pictures(tmp_path / "same")
+    monkeypatch.setenv("PLACE", f"{tmp_path}/to-others")
+    succeed(finetune, *words, f"finetune.run={tmp_path}/other")
+    assert not pictures(tmp_path / "other")
+
+
+def test_a_checkpoint_of_a_stranger_hands_on_no_consent(worlds, shown_openly, tmp_path):
+    """Whatever it says of the data that it was made for."""
+    copy = tmp_path / "sent/last.pt"
+    copy.parent.mkdir()
+    copy.write_bytes(shown_openly.read_bytes())
+    words = [f"data.root={worlds.root}/images", f"data.store={tmp_path}/stores", "data.credentialed=true"]
+    succeed(finetune, "--checkpoint", copy, *words, f"finetune.run={tmp_path}/run")
+    assert load_checkpoint(tmp_path / "run/best.pt").config.report.images is None
+    assert not pictures(tmp_path / "run")
+
+
 def test_a_config_given_beside_a_checkpoint_says_it_for_its_own_data(worlds, shown_openly, tmp_path):
     words = ["--config", worlds.mimic, "--checkpoint", shown_openly, f"finetune.run={tmp_path}/run"]
     succeed(finetune, *words)

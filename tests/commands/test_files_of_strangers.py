@@ -5,18 +5,23 @@ import shutil
 import struct
 import tracemalloc
 import zipfile
+from collections.abc import Iterator
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 from tiny_world import World, mistake, succeed
 
 from classify.cli import evaluate, export, finetune
-from data.config import load_config
+from classify.settings import ClassifyConfig
+from data.config import is_path, load_config, make_config, paths_in
 from data.errors import UserError
 from mae import load_checkpoint
 from mae.cli import pretrain, reconstruct
@@ -89,12 +94,49 @@ def test_a_copied_run_is_evaluated_where_it_is_told(world, tmp_path, monkeypatch
     succeed(evaluate, world.classifier)  # at home nothing more is asked
 
 
-def test_every_setting_that_is_a_path_is_known_where_paths_are_asked_for():
-    """What the code reads as a path of the data section, by the name that `expand` is given."""
+# texts that name no place
+NO_PLACES = {"device", "data.target", "data.views", "data.sources.name", "data.sources.views"}
+NO_PLACES |= {
+    "compare.rows.name",
+    "compare.rows.pretraining",
+    "compare.baseline",
+    "compare.labelled",
+    "report.subgroups",
+}
+NO_PLACES |= {"compare.contrasts.a", "compare.contrasts.b"}
+# settings of whatever kind, of which no command but mae-compare reads any
+ANY = {"compare.pretrainings", "compare.rows.set", "compare.tune", "compare.rows.tune"}
+
+
+def texts_of(kind: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Every setting that may hold a text."""
+    for name, field in kind.model_fields.items():
+        for part in (field.annotation, *parts_of(field.annotation)):
+            if isinstance(part, type) and issubclass(part, BaseModel):
+                yield from texts_of(part, f"{prefix}{name}.")
+            elif part in (str, Any):
+                yield f"{prefix}{name}", field
+
+
+def parts_of(annotation: Any) -> Iterator[Any]:
+    for part in get_args(annotation):
+        yield part
+        yield from parts_of(part)
+
+
+def test_every_setting_that_holds_a_text_is_known_to_name_a_place_or_none():
+    """A new one is either a `PathText`, which a stranger's checkpoint cannot choose, or stands above."""
+    found = dict(texts_of(ClassifyConfig))
+    places = {name for name, field in found.items() if is_path(field)}
+    assert found.keys() - places == NO_PLACES | ANY
+    config = make_config({"data": {"sources": [{"source": "table", "root": "a"}]}}, "test")
+    assert {key for key, _ in paths_in(config)} == {name for name in places if not name.startswith("compare.rows.")}
+
+    # what the code reads as a path, by the name that `expand` is given
     root = Path(import_module("data").__file__).parents[1]
     text = "".join(path.read_text() for room in ("data", "mae", "classify") for path in (root / room).rglob("*.py"))
     named = {part.split('"')[1] for part in text.split("expand(")[1:] if '"' in part.split(")")[0]}
-    assert named == {"run", "finetune.run", "model.init", "data.root", "data.labels_root", "data.table", "data.store"}
+    assert named == {name for name in places if not name.startswith(("data.sources.", "compare.rows."))}
 
 
 # ---------------------------------------------------------------- links

@@ -1,17 +1,20 @@
 """All commands over a credentialed hospital full of marks: what is written and printed is searched for them."""
 
+import contextlib
 import os
+import shutil
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 import pytest
-from marked_hospital import DATE, ID, MARK, everything_written, write_hospital
-from tiny_world import ONE_EPOCH, SETTINGS, call, other_split, write_config
+from marked_hospital import DATE, ID, MARK, SIDE, everything_written, write_hospital
+from tiny_world import ONE_EPOCH, SETTINGS, Outcome, call, other_split, write_config
 
 from classify.cli import compare, evaluate, export, finetune, report
-from mae.cli import pretrain
+from mae.cli import pretrain, reconstruct
 
 prepare = import_module("data.cli").prepare
 
@@ -39,6 +42,7 @@ def told(tmp_path_factory) -> Told:
     config = write_config(root / "config.yaml", settings)
     run = root / "made/runs/mae"
 
+    shutil.copy(hospital / f"{ID}-0000.dcm", root / "shown.dcm")
     words = []
     before = os.umask(0)
     try:
@@ -52,6 +56,13 @@ def told(tmp_path_factory) -> Told:
             (pretrain, "--config", config, "data.store=false", f"run={root}/made/runs/files"),
             (compare, "--config", config, GRID, f"run={root}/made/runs/grid"),
             (report, f"{root}/made/runs/grid"),
+            *((main, "--config", config, "--print-config") for main in (prepare, pretrain, finetune, compare)),
+            (finetune, "--checkpoint", run / "last.pt", "--print-config"),
+            (pretrain, "--config", config, "--dry-run"),
+            (finetune, "--config", config, "--dry-run"),
+            (prepare, "--config", config, "--verify"),
+            # an image that has a file name of its own, as who shows one names it
+            (reconstruct, root / "shown.dcm", "--checkpoint", run / "last.pt", "--out", root / "made/pictures"),
             (export, "--checkpoint", run / "last.pt", "--out", root / "made/exported"),
             (export, "--checkpoint", f"{run}-full/best.pt", "--out", root / "made/exported-classifier"),
         ):
@@ -103,3 +114,51 @@ def test_what_is_made_of_it_says_so(told):
     assert said in (told.root / "made/runs/grid/report.html").read_text()
     assert said in (told.root / "made/runs/grid/comparison.md").read_text()
     assert said in (told.root / "made/exported/README.md").read_text()
+
+
+# ---------------------------------------------------------------- what goes wrong
+
+
+def damaged_store(told: Told, folder: Path) -> Path:
+    """A copy of the store with other pixels than were written."""
+    stores = Path(shutil.copytree(told.root / "made/stores", folder / "stores"))
+    for path in stores.glob("*/images.npy"):
+        data = bytearray(path.read_bytes())
+        data[-SIDE:] = bytes(SIDE)
+        path.write_bytes(data)
+    return stores
+
+
+def changed_table(told: Told, **changed: object) -> str:
+    """A table beside the hospital's with a mistake in it; the word that reads it."""
+    table = pd.read_csv(told.root / "hospital/manifest.csv", dtype=object)
+    for column, value in changed.items():
+        table.loc[7, column] = value
+    table.to_csv(told.root / "hospital/mistake.csv", index=False)
+    return "data.table=mistake.csv"
+
+
+MISTAKES: dict[str, Callable[[Told, Path], list[object]]] = {
+    "a label": lambda told, folder: [changed_table(told, label=f"{MARK}?")],
+    "a split": lambda told, folder: [changed_table(told, split=f"{MARK}?")],
+    "an id twice": lambda told, folder: [changed_table(told, image_id=f"{ID}-image-0000")],
+    "a patient in two splits": lambda told, folder: [changed_table(told, patient_id=f"{ID}-patient-4")],
+    "no such file": lambda told, folder: [changed_table(told, path=f"{ID}-none.dcm"), "data.max_rejected=0"],
+    "too many unreadable": lambda told, folder: ["data.max_rejected=1", f"data.store={folder}"],
+    "the same without a store": lambda told, folder: ["data.max_rejected=1", "data.store=false"],
+    "a damaged store": lambda told, folder: [f"data.store={damaged_store(told, folder)}"],
+    "a path that is a folder": lambda told, folder: [changed_table(told, path=f"../{MARK}"), f"data.store={folder}"],
+    "a path with a NUL": lambda told, folder: [changed_table(told, path=f"{MARK}\udc80"), f"data.store={folder}"],
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+@pytest.mark.parametrize("command", ["prepare", "pretrain", "finetune"])
+def test_no_mark_is_in_what_is_said_of_a_mistake(command, mistake, told, tmp_path):
+    with contextlib.suppress(UnicodeEncodeError):
+        words = ["--config", told.root / "config.yaml", *MISTAKES[mistake](told, tmp_path)]
+        words += [f"run={tmp_path}/run", f"finetune.run={tmp_path}/run"]
+        main = {"prepare": prepare, "pretrain": pretrain, "finetune": finetune}[command]
+        outcome: Outcome = call(main, *words)
+        assert MARK not in outcome.out + outcome.err
+        assert "Traceback" not in outcome.err

@@ -13,7 +13,10 @@ GRID = (
     "compare={split: test, seeds: [0, 1], pretrainings: {mae: {}}, "
     "rows: [{name: MAE, pretraining: [mae]}, {name: ViT}, {name: ResNet, set: {finetune.model: resnet18}}]}"
 )
-MADE = ("comparison.csv", "contrasts.csv", "comparison.md", "comparison.json", "report.html")
+MADE = (
+    *("comparison.csv", "contrasts.csv", "comparison.md", "comparison.json", "report.html"),
+    *("checklist.md", "model_cards/mae.md", "model_cards/resnet.md"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -98,10 +101,10 @@ def test_an_edited_comparison_is_one_line(moved):
 @pytest.mark.parametrize(
     ("written", "message"),
     [
-        ("{}", "found format None, expected 1"),
-        ("[]", "found format None, expected 1"),
-        ('{"format": 2}', "found format 2, expected 1"),
-        ('{"format": 1}', "changed since it was written"),
+        ("{}", "found format None, expected 2"),
+        ("[]", "found format None, expected 2"),
+        ('{"format": 3}', "found format 3, expected 2"),
+        ('{"format": 2}', "changed since it was written"),
         ("nonsense", "found no valid JSON"),
     ],
 )

@@ -22,6 +22,7 @@ from data.cli import prepare as main
 from data.config import load_config
 from data.errors import UserError
 from data.loader import Loader, open_data
+from data.store import Postponed
 from mae.dry_run import dry_run
 from mae.engine.checkpoint import load_checkpoint
 from mae.pretrain import pretrain
@@ -225,3 +226,22 @@ def test_the_store_is_a_folder_or_false():
         load_config("demo", ["data.store=true"])
     with pytest.raises(UserError, match=r"data\.store: .*a folder, or false"):
         load_config("demo", ["data.store=''"])
+
+
+def test_passing_trouble_with_a_credentialed_file_does_not_name_it(tmp_path, monkeypatch):
+    files = open_data(tiny_config(tmp_path, data__store=False, data__credentialed=True).data).store
+    reason = Postponed(f"{files.paths[1]}: found input/output error, expected a readable image file")
+
+    class Asked:
+        rows = np.array([0, 1])
+
+        def collect(self):
+            return np.zeros((2, 12, 12), np.uint8), [None, reason]
+
+    monkeypatch.setattr(files, "_collect_again", lambda rows: (np.zeros((1, 12, 12), np.uint8), [reason]))
+    with pytest.raises(UserError) as caught:
+        files._collect(Asked())
+    said = str(caught.value)
+    assert said.startswith("image 1 in the order of ids: found input/output error")
+    assert "which may pass: run again" in said
+    assert "000" not in said and str(tmp_path) not in said

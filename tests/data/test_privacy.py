@@ -15,7 +15,15 @@ from data.errors import UserError, quoted, withholding
 from data.loader import open_data
 from data.manifest import hashed, open_manifest
 from data.preparation import prepare
-from data.privacy import credentialed_sources, is_credentialed, may_show, secret_key, with_settings
+from data.privacy import (
+    credentialed_sources,
+    data_sets,
+    is_credentialed,
+    may_hand_on,
+    may_show,
+    secret_key,
+    with_settings,
+)
 from data.settings import DataSettings
 from data.writing import as_cell, keep_private, of_cell, read_csv, restoring_umask, write_csv, write_text
 
@@ -67,6 +75,15 @@ def test_credentialed_data_is_shown_only_where_it_is_wished_for(credentialed, wi
     assert may_show(credentialed, wished) is shown
 
 
+def test_columns_of_credentialed_tables_go_on_by_their_name_alone():
+    for column in ("surname", "accession", "ward", "raceway"):
+        assert may_hand_on(column, credentialed=False, wished=())
+        assert not may_hand_on(column, credentialed=True, wished=("site",))
+        assert may_hand_on(column, credentialed=True, wished=("site", column))
+    for column in ("race", "Ethnicity", "Marital Status", "PRIMARY_RACE"):
+        assert may_hand_on(column, credentialed=True, wished=())
+
+
 # ---------------------------------------------------------------- consent
 
 
@@ -102,6 +119,46 @@ def test_what_is_allowed_anew_holds():
 def test_the_same_data_keeps_what_is_allowed():
     changed = with_settings(allowing(), {"data.store": "/fast", "data.sample": 5, "finetune.epochs": 3})
     assert (changed.report.images, changed.data.credentialed, changed.data.share) == (True, False, "group")
+
+
+def consents(root: str, changed_root: str) -> bool | None:
+    """What becomes of `report.images` when a table's root is written otherwise."""
+    made = make_config({"data": {"source": "table", "root": root}, "report": {"images": True}}, "test")
+    return with_settings(made, {"data.root": changed_root}).report.images
+
+
+def test_a_place_is_the_same_however_it_is_written(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "link").symlink_to("a")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PLACE", str(tmp_path / "a"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    ways = ["a", "./a/", "b/../a", f"{tmp_path}/a", f"{tmp_path}//b/../a/", "link", "${PLACE}", "${NONE:-a}", "~/a"]
+    for one in ways:
+        for other in ways:
+            assert consents(one, other) is True, (one, other)
+        for other in ("b", "a/b", f"{tmp_path}/A", "${PLACE}b", "${NOT_SET}", "link/../b"):
+            assert consents(one, other) is None, (one, other)
+            assert consents(other, one) is None, (one, other)
+
+
+def test_a_link_out_of_a_place_is_another_place(tmp_path):
+    (tmp_path / "a/b").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("a/b")
+    assert consents(f"{tmp_path}/a", f"{tmp_path}/link/..") is True
+    assert consents(f"{tmp_path}/x", f"{tmp_path}/link/../x") is None
+
+
+def test_consent_is_for_what_the_place_was_when_it_was_given(tmp_path, monkeypatch):
+    made = make_config({"data": {"source": "table", "root": "${PLACE}"}, "report": {"images": True}}, "test")
+    monkeypatch.setenv("PLACE", f"{tmp_path}/open")
+    then = data_sets(made.data)
+    assert with_settings(made, {"data.sample": 5}, made_on=then).report.images is True
+    monkeypatch.setenv("PLACE", f"{tmp_path}/mimic")
+    assert with_settings(made, {"data.sample": 5}, made_on=then).report.images is None
+    assert with_settings(made, {"report.images": True}, made_on=then).report.images is True
+    assert with_settings(made, {"data.sample": 5}).report.images is True  # in one command nothing moves
 
 
 def test_a_mix_allows_it_for_each_of_its_parts():

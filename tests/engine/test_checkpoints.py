@@ -45,6 +45,59 @@ def test_a_checkpoint_reads_back_as_written(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
 
 
+EDITS = {
+    "kind": lambda raw: raw.update(kind="other"),
+    "setting": lambda raw: raw["settings"].update(seed=1),
+    "fact": lambda raw: raw["meta"].update(n=7.0),
+    "fact less": lambda raw: raw["meta"].clear(),
+    "progress": lambda raw: raw["progress"].update(epoch=2),
+    "weight": lambda raw: raw["weights"]["weight"][1, 2].add_(2**-20),
+    "shape": lambda raw: raw["weights"].update(weight=raw["weights"]["weight"].reshape(3, 2)),
+    "optimizer": lambda raw: raw.update(optimizer={"a": 1}),
+    "state": lambda raw: raw["state"].update(a=1),
+    "digests": lambda raw: raw.update(digests="none"),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_what_was_edited_since_is_refused(edit, tmp_path):
+    path = tmp_path / "last.pt"
+    save_checkpoint(checkpoint_of(5.0), path)
+    raw = torch.load(path, weights_only=True)
+    torch.save(raw, path)
+    load_checkpoint(path)  # written anew, and nothing edited
+    EDITS[edit](raw)
+    torch.save(raw, path)
+    assert "that were changed since they were written" in refusal(path)
+    del raw["digests"]
+    torch.save(raw, path)
+    load_checkpoint(path)  # as earlier versions wrote it
+
+
+def test_a_bit_that_flipped_in_a_weight_is_refused(tmp_path):
+    """torch, which maps the file, looks at no checksum."""
+    path = tmp_path / "last.pt"
+    save_checkpoint(checkpoint_of(5.0), path)
+    data = bytearray(path.read_bytes())
+    data[data.index(torch.full((2, 3), 5.0).numpy().tobytes())] ^= 1
+    path.write_bytes(data)
+    assert "found weights that were changed" in refusal(path)
+    assert load_checkpoint(path, numbers=False).meta == {"n": 5}  # who reads no weight does not compare them
+
+
+@pytest.mark.parametrize("part", ["settings", "optimizer", "state"])
+def test_what_stands_for_endless_values_is_refused_at_once(part, tmp_path):
+    path = tmp_path / "last.pt"
+    save_checkpoint(checkpoint_of(5.0), path)
+    raw = torch.load(path, weights_only=True)
+    bomb: object = 1
+    for _ in range(50):
+        bomb = [bomb, bomb]
+    raw[part] = {"a": bomb}
+    torch.save(raw, path)
+    refusal(path)
+
+
 @pytest.mark.parametrize("moment", ["write", "fsync", "replace"])
 def test_a_crash_while_writing_leaves_the_old_checkpoint(moment, tmp_path, monkeypatch):
     path = tmp_path / "last.pt"

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from tiny_world import tiny_config
+from tiny_world import files, tiny_config
 
 from classify.settings import ClassifyConfig
 from data.errors import UserError
+from mae import load_checkpoint
 from mae.engine.run import check_run, device_of, start_run
 from mae.pretrain import RESUMABLE, pretrain
 
@@ -132,6 +133,19 @@ def test_a_missing_config_is_written_anew_when_the_run_goes_on(made, place, open
     assert yaml.safe_load((run / "config.yaml").read_text())["pretrain"]["epochs"] == 2
 
 
+def test_a_run_of_a_version_without_a_setting_goes_on_where_the_setting_is_its_default(made, place, opened, tmp_path):
+    run = Path(shutil.copytree(made, tmp_path / "run"))
+    path = run / "config.yaml"
+    settings = yaml.safe_load(path.read_text())
+    assert settings["pretrain"].pop("validate_every") == 1
+    path.write_text(yaml.safe_dump(settings))
+
+    with pytest.raises(UserError, match=r"found a run made with pretrain.validate_every = 1, expected 2;"):
+        pretrain(tiny_config(place, run=str(run), pretrain__epochs=2, pretrain__validate_every=2), opened)
+    pretrain(tiny_config(place, run=str(run), pretrain__epochs=2), opened)
+    assert load_checkpoint(run / "last.pt").progress["epoch"] == 2
+
+
 @pytest.mark.parametrize("content", [None, "{}", '{"starts": []}'])
 def test_a_run_that_no_longer_says_what_it_trains_on_is_not_gone_on_with(content, made, place, opened, tmp_path):
     run = Path(shutil.copytree(made, tmp_path / "run"))
@@ -152,3 +166,15 @@ def test_without_a_config_the_epochs_of_a_grid_must_be_the_checkpoints(made, pla
     check_run(run, tiny_config(place, pretrain__epochs=1, **decided), RESUMABLE, same_epochs=True)
     with pytest.raises(UserError, match=r"found a run made with pretrain.epochs = 1, expected 2"):
         check_run(run, tiny_config(place, pretrain__epochs=2, **decided), RESUMABLE, same_epochs=True)
+
+
+def test_nothing_is_written_before_an_odd_checkpoint_is_refused(place, opened, tmp_path):
+    run = pretrain(tiny_config(place, run=str(tmp_path / "run"), pretrain__epochs=1), opened)
+    raw = torch.load(run / "last.pt", weights_only=True)
+    del raw["digests"]
+    raw["optimizer"]["state"] = []
+    torch.save(raw, run / "last.pt")
+    before = files(run)
+    with pytest.raises(UserError, match=r"last\.pt"):
+        pretrain(tiny_config(place, run=str(run), pretrain__epochs=2), opened)
+    assert files(run) == before

@@ -66,6 +66,7 @@ STRANGE = [
     b'{"step": 4, "train/lo\xc3\n',
     b"[" * 100_000 + b"\n",
     b'{"step": ' + b"1" * 5000 + b"}\n",
+    b'{"step": 4, "epoch": ' + b"9" * 400 + b"}\n",
     b"step,loss\n1,2\n",
     b'{"step": 4, "train/l',
 ]

@@ -1,0 +1,71 @@
+"""Do scores mean what they say? Raw ones, and those calibrated on validation."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from scipy.special import expit
+
+from classify.comparison import Comparison, Line
+from classify.metrics import Interval, metric_intervals
+from classify.metrics.recalibration import Calibration
+from classify.report.numbers import show
+from data.labels import words
+
+METRICS = {"brier": "Brier score", "ece": "ECE", "calibration_slope": "Slope", "calibration_intercept": "Intercept"}
+
+
+def are_probabilities(line: Line) -> bool:
+    """Whether a row's scores claim to be probabilities: readings in a file do not."""
+    return all(e.summary.get("file", {}).get("kind") != "rating" for e in line.evaluations)
+
+
+def is_calibrated(line: Line) -> bool:
+    """Whether every seed has a calibration."""
+    return all(evaluation.summary.get("calibration") for evaluation in line.evaluations)
+
+
+def calibrated_logits(line: Line) -> np.ndarray:
+    """(s n): by each seed's own calibration, which is none where there is none."""
+    found = []
+    for evaluation, logits in zip(line.evaluations, line.logits, strict=True):
+        calibration = Calibration(**(evaluation.summary.get("calibration") or {}))
+        found.append(calibration.logits(logits))
+    return np.stack(found)
+
+
+def calibrated_scores(line: Line) -> np.ndarray | None:
+    """(s n): calibrated probabilities where there are any, else the scores; None where these are no probabilities."""
+    if not are_probabilities(line):
+        return None
+    return np.asarray(expit(calibrated_logits(line))) if is_calibrated(line) else line.scores
+
+
+def calibration_rows(comparison: Comparison, labelled: int | None) -> Iterator[dict[str, str]]:
+    """A row for the raw scores of each row of a label budget, and one for the calibrated."""
+    for line in comparison.lines_of(labelled):
+        if not are_probabilities(line):
+            continue
+        yield _row(line, "raw", _intervals(line, line.scores, line.logits))
+        if is_calibrated(line):
+            logits = calibrated_logits(line)
+            yield _row(line, "calibrated", _intervals(line, np.asarray(expit(logits)), logits))
+
+
+def _intervals(line: Line, scores: np.ndarray, logits: np.ndarray) -> dict[str, Interval]:
+    level = line.evaluations[0].config.evaluate.level
+    return metric_intervals(line.labels, scores, tuple(METRICS), groups=line.patients, level=level, logits=logits)
+
+
+def _row(line: Line, scores: str, intervals: dict[str, Interval]) -> dict[str, str]:
+    return {"Model": line.name, "Scores": scores} | {name: show(intervals[key]) for key, name in METRICS.items()}
+
+
+def calibration_caption(comparison: Comparison) -> str:
+    """What the numbers mean."""
+    positive = words(comparison.config.data.target)[1]
+    return (
+        "Raw scores, and those calibrated by a temperature and an intercept that were fitted on validation. "
+        f"Probabilities of {positive} that mean what they say have slope 1 and intercept 0: a slope below 1 says that they are too "
+        "extreme, an intercept above 0 that they are too low. ECE is the expected calibration error over 15 bins; it "
+        "grows as cases get fewer. A dash: not defined, as where scores separate the classes."
+    )

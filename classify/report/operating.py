@@ -1,0 +1,172 @@
+"""Operating points of the rows at the largest label budget: rates, predictive values, and what acting by them is worth."""
+
+from collections.abc import Iterator
+from functools import lru_cache
+
+import numpy as np
+
+from classify.comparison import Comparison, Line
+from classify.metrics import (
+    RATES,
+    DecisionCurve,
+    OperatingPoint,
+    decision_curve,
+    operating_point,
+    predictive_values,
+    sensitivity_at_specificity,
+    specificity_at_sensitivity,
+)
+from classify.report.calibrations import calibrated_scores
+from classify.report.numbers import show, show_number
+from classify.report.verdict import largest_budget
+from data.labels import words
+
+OWN = "own threshold"
+PROBABILITIES = np.linspace(0.01, 0.99, 50)  # of a decision curve
+TOLD = (0.1, 0.2, 0.5)  # of them, those of the table
+
+
+@lru_cache(maxsize=4)
+def points(comparison: Comparison) -> tuple[tuple[Line, str, OperatingPoint], ...]:
+    """Each row's own threshold, then the rates that the settings ask for."""
+    settings = comparison.config.report
+    found = []
+    for line in comparison.lines_of(largest_budget(comparison)):
+        if len(np.unique(line.labels)) < 2:
+            continue
+        level = comparison.config.evaluate.level
+        own = operating_point(line.labels, line.scores, line.thresholds, line.patients, level)
+        found.append((line, OWN, own))
+        for rate in settings.specificities:
+            found.append((line, f"specificity {rate:.0%}", _at(line, "specificity", rate, level)))
+        for rate in settings.sensitivities:
+            found.append((line, f"sensitivity {rate:.0%}", _at(line, "sensitivity", rate, level)))
+    return tuple(found)
+
+
+def _at(line: Line, fixed: str, rate: float, level: float) -> OperatingPoint:
+    """By the thresholds that validation left behind; where it left none, by these cases."""
+    thresholds = [_of_validation(evaluation.summary, fixed, rate) for evaluation in line.evaluations]
+    if None not in thresholds:
+        return operating_point(line.labels, line.scores, thresholds, line.patients, level)  # type: ignore[arg-type]
+    if fixed == "specificity":
+        return sensitivity_at_specificity(line.labels, line.scores, rate, None, line.patients, level)
+    return specificity_at_sensitivity(line.labels, line.scores, rate, None, line.patients, level)
+
+
+def _of_validation(summary: dict, fixed: str, rate: float) -> float | None:  # type: ignore[type-arg]
+    by_unit = summary["meta"].get("operating") or {}
+    kept = by_unit.get(summary["unit"], {}).get(fixed)
+    if not kept:
+        return None
+    return float(kept[round(100 * rate) - round(100 * RATES[0])])
+
+
+def operating_rows(comparison: Comparison) -> Iterator[dict[str, str]]:
+    for line, name, point in points(comparison):
+        chosen = "validation" if point.chosen_on == "validation" else "these cases"
+        if name == OWN and "file" in line.evaluations[0].summary:
+            chosen = str(line.evaluations[0].summary["file"]["threshold"])
+        yield {
+            "Model": line.name,
+            "At": name,
+            "Sensitivity": show(point.sensitivity),
+            "Specificity": show(point.specificity),
+            "Threshold": _thresholds(point),
+            "Chosen on": chosen,
+        }
+
+
+def _thresholds(point: OperatingPoint) -> str:
+    low, high = min(point.thresholds), max(point.thresholds)
+    if show_number(low) == show_number(high):
+        return show_number(low)
+    return f"{show_number(low)} to {show_number(high)}"
+
+
+def operating_caption(comparison: Comparison) -> str:
+    """What the table of operating points shows."""
+    seeds = ", the seeds' mean, each at its own threshold" if len(comparison.config.compare.seeds) > 1 else ""
+    return (
+        f"Rates as they came out on split {comparison.config.compare.split}{seeds}. A threshold that has a rate on "
+        "validation has it here only about. One chosen on these very cases flatters the other rate; it stands where "
+        "validation left none."
+    )
+
+
+def predictive_rows(comparison: Comparison) -> Iterator[dict[str, str]]:
+    """PPV and NPV at the stated prevalences."""
+    for line, name, point in points(comparison):
+        row = {"Model": line.name, "At": name}
+        for prevalence in comparison.config.report.prevalences:
+            values = predictive_values(point.sensitivity, point.specificity, prevalence)
+            row[f"PPV at {100 * prevalence:g} %"] = show(values.ppv)
+            row[f"NPV at {100 * prevalence:g} %"] = show(values.npv)
+        yield row
+
+
+PREDICTIVE = (
+    "How likely a case called {positive} is {positive} (PPV), and one called {negative} is {negative} (NPV), if the "
+    "percentage given of patients were {positive}; by Bayes' rule from sensitivity and specificity."
+)
+
+
+def predictive_caption(comparison: Comparison) -> str:
+    negative, positive = words(comparison.config.data.target)
+    return PREDICTIVE.format(negative=negative, positive=positive)
+
+
+# ---------------------------------------------------------------- confusion
+
+
+def confusion_rows(comparison: Comparison) -> Iterator[dict[str, str]]:
+    """How many of each class were predicted as which, over all seeds."""
+    names = words(comparison.config.data.target)
+    for line in comparison.lines_of(largest_budget(comparison)):
+        predicted = line.scores >= line.thresholds[:, None]  # s n
+        row = {"Model": line.name}
+        for label, name in enumerate(names):
+            of_class = predicted[:, line.labels == label]
+            positive = int(of_class.sum())
+            for called, count in ((names[0], of_class.size - positive), (names[1], positive)):
+                share = f" ({100 * count / of_class.size:.0f} %)" if of_class.size else ""
+                row[f"{name}, called {called}"] = f"{count:,}{share}"
+        yield row
+
+
+def confusion_caption(comparison: Comparison) -> str:
+    text = "Cases by what they are and what they are called at the row's own thresholds"
+    seeds = len(comparison.config.compare.seeds)
+    return f"{text}, summed over the {seeds} seeds." if seeds > 1 else f"{text}."
+
+
+# ---------------------------------------------------------------- decisions
+
+
+def decision_curves(comparison: Comparison, probabilities: np.ndarray = PROBABILITIES) -> list[tuple[Line, DecisionCurve]]:
+    """Of the rows whose scores are probabilities, by calibrated ones."""
+    found = []
+    for line in comparison.lines_of(largest_budget(comparison)):
+        scores = calibrated_scores(line)
+        if scores is not None:
+            level = comparison.config.evaluate.level
+            found.append((line, decision_curve(line.labels, scores, probabilities, line.patients, level)))
+    return found
+
+
+def decision_rows(comparison: Comparison) -> Iterator[dict[str, str]]:
+    """The advantage over the better of treating all and treating none."""
+    for line, curve in decision_curves(comparison, np.array(TOLD)):
+        row = {"Model": line.name}
+        numbers = zip(curve.advantage, curve.advantage_low, curve.advantage_high, strict=True)
+        for threshold, (gain, low, high) in zip(TOLD, numbers, strict=True):
+            between = f"[{show_number(low, signed=True)}, {show_number(high, signed=True)}]"
+            row[f"Threshold {threshold:.0%}"] = f"{show_number(gain, signed=True)} {between}"
+        yield row
+
+
+DECISIONS = (
+    "Net benefit of acting by the calibrated probability, in cases rightly acted on a case, less that of the better of acting on "
+    "all and on none. The threshold says what a false alarm costs: at 10 % as much as a ninth of a missed case. The "
+    "prevalence is that of these cases."
+)

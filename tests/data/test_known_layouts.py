@@ -1,0 +1,102 @@
+"""MIMIC-CXR and CheXpert are known again whatever source reads them, and other data are not taken for them."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from mimic_tree import build_mimic_tree
+from tiny_world import write_table
+
+from data.manifest import open_manifest
+from data.privacy import credentialed_sources
+from data.settings import DataSettings
+
+
+@pytest.fixture(scope="module")
+def mimic(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("credentialed") / "tree"
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 255, (20, 20), np.uint8) for _ in range(6)]
+    build_mimic_tree(root, images, [True, False] * 3)
+    return root
+
+
+def is_private(source: str, root: Path, **settings: object) -> bool:
+    return bool(credentialed_sources(DataSettings(source=source, root=str(root), **settings)))
+
+
+def some_image(mimic: Path) -> Path:
+    return sorted(mimic.rglob("*.jpg"))[0]
+
+
+def test_its_folder_and_every_part_of_it_are_known(mimic):
+    image = some_image(mimic)
+    for folder in (mimic, mimic / "files", *list(image.parents)[:3]):
+        assert is_private("images", folder), folder
+        assert not is_private("images", folder, credentialed=False)
+
+
+def test_a_part_without_tables_is_known(mimic, tmp_path):
+    image = some_image(mimic)
+    for name in ("files/p10/p10000032/s50414267/a.jpg", f"x/{image.name}", image.name):
+        copy = tmp_path / name.replace("/", "-") / name
+        copy.parent.mkdir(parents=True)
+        copy.write_bytes(image.read_bytes())
+        assert is_private("images", tmp_path / name.replace("/", "-"))
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_links_to_it_are_known(whole, mimic, tmp_path):
+    folder = tmp_path / "mine/NORMAL"
+    folder.mkdir(parents=True)
+    (folder / "a").symlink_to(mimic / "files" if whole else some_image(mimic))
+    assert is_private("folder", tmp_path / "mine")
+
+
+@pytest.mark.parametrize("column", ["path", "image_id"])
+def test_a_table_that_lists_it_is_known(column, mimic, tmp_path):
+    table = pd.DataFrame({"path": ["a.png"], "image_id": ["1"], "label": [0]})
+    table[column] = str(some_image(mimic)) if column == "path" else some_image(mimic).stem
+    for name in ("list.csv", "list.csv.gz"):
+        table.to_csv(tmp_path / name, index=False)
+        assert is_private("table", tmp_path, table=name)
+
+
+def test_a_part_of_a_mix_is_known(mimic, tmp_path):
+    write_table(tmp_path / "open", count=3)
+    parts = ({"source": "images", "root": str(mimic), "name": "one"}, {"source": "images", "root": f"{tmp_path}/open"})
+    assert credentialed_sources(DataSettings(sources=parts)) == ("one",)
+
+
+def test_chexpert_is_known(tmp_path):
+    image = tmp_path / "archive/train/patient00001/study1/view1_frontal.jpg"
+    image.parent.mkdir(parents=True)
+    image.write_bytes(b"")
+    (tmp_path / "CheXpert-v1.0-small/valid").mkdir(parents=True)
+    assert is_private("images", tmp_path / "archive/train")
+    assert is_private("folder", tmp_path / "CheXpert-v1.0-small/valid")
+
+
+def test_other_data_are_not_taken_for_them(mimic, tmp_path):
+    """Even where they lie beside each other."""
+    (tmp_path / "CheXpert-v1.0").mkdir()
+    (tmp_path / "mimic").symlink_to(mimic)
+    write_table(tmp_path / "open", count=3)
+    (tmp_path / "open/p1/p12").mkdir(parents=True)
+    (tmp_path / "open/123e4567-e89b-12d3-a456-426614174000.png").write_bytes(b"")
+    for source in ("images", "table", "folder"):
+        assert not is_private(source, tmp_path / "open")
+    assert not is_private("images", tmp_path / "there is none")
+
+
+def test_the_phantom_that_is_laid_out_like_it_is_open(tmp_path):
+    open_manifest(DataSettings(source="phantom", root=f"{tmp_path}/phantom", phantom={"images": 40}))
+    assert not is_private("images", tmp_path / "phantom")
+    assert not is_private("images", tmp_path / "phantom/files")
+
+
+def test_it_is_said(mimic):
+    manifest = open_manifest(DataSettings(source="images", root=str(mimic)))
+    assert manifest.credentialed
+    assert "images: found MIMIC-CXR's files, so it is treated as credentialed (see data.credentialed)" in manifest.notes
