@@ -161,6 +161,10 @@ def test_who_is_pretrained_is_known_in_either_order(place):
         ([{"a": "Random ViT", "b": "ResNet-18", "margins": 0.1}], "compare.contrasts.0.margins is unknown"),
         ([{"a": "Random ViT"}], "compare.contrasts.0.b"),
         ("Random ViT", "compare.contrasts"),
+        (
+            ["Random ViT", "ResNet-18"],
+            'compare.contrasts.0: found "Random ViT", expected two rows: contrasts are pairs',
+        ),
     ],
 )
 def test_a_mistake_is_one_line(place, contrasts, message):
