@@ -39,7 +39,7 @@ from data.locks import locked
 from data.manifest import digest
 from data.plain_values import read_json_values
 from data.privacy import credentialed_sources, is_credentialed, may_hand_on, with_settings
-from data.sources import kinds_of_columns
+from data.sources import TAKEN, kinds_of_columns
 from data.store import ImageStore
 from data.writing import (
     as_cell,
@@ -257,8 +257,9 @@ def _without_private_columns(table: pd.DataFrame, config: ClassifyConfig) -> pd.
     """The table without the columns that predictions may not have."""
     credentialed = is_credentialed(config.data)
     wished = config.report.subgroups or ()
-    further = kinds_of_columns(table).further
-    return table.drop(columns=[name for name in further if not may_hand_on(name, credentialed, wished)])
+    known = {*TAKEN, *kinds_of_columns(table).findings}
+    others = [name for name in map(str, table) if name not in known]
+    return table.drop(columns=[name for name in others if not may_hand_on(name, credentialed, wished)])
 
 
 def _record(

@@ -97,9 +97,9 @@ def _without_few(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def shown(counts: Mapping[str, int] | None) -> str:
-    """`1,234 images, 99 patients`, or what stands there instead."""
+    """`1,234 (99)`: images and patients, or what stands there instead."""
     if counts is None:
         return "withheld"
     if not counts["images"]:
         return "–"
-    return f"{counts['images']:,} of {counts['patients']:,}"
+    return f"{counts['images']:,} ({counts['patients']:,})"

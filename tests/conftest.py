@@ -1,9 +1,14 @@
 """Tests compute with one thread each: sizes are tiny, and waiting for a second thread is all it would cost."""
 
 import atexit
+import gc
 import os
 import shutil
+import sys
 import tempfile
+from collections.abc import Iterator
+
+import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; child processes inherit it
 
@@ -11,3 +16,33 @@ os.environ["XDG_DATA_HOME"] = tempfile.mkdtemp(prefix="mae-tests-")  # secrets o
 atexit.register(shutil.rmtree, os.environ["XDG_DATA_HOME"], ignore_errors=True)
 
 pytest_plugins = ["tiny_world", "stage_runs"]  # fixtures that tests of several folders share
+
+
+def pytest_collection_finish() -> None:
+    """What stands in memory by now stays: the collections that tests ask for need not look through all of torch."""
+    gc.collect()
+    gc.freeze()
+
+
+REAL_PICTURES = ("test_report", "test_dashboard", "test_readme")  # how the names of the modules begin that need them
+
+
+@pytest.fixture(scope="module", autouse=True)
+def blank_pictures(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Trainings and reports show blank pictures: matplotlib would take four times as long as all else they do.
+
+    Real processes draw them, and tests of what they look like do.
+    """
+    if request.path.name.startswith(REAL_PICTURES) or "torch" not in sys.modules:  # without torch nothing is trained
+        yield
+        return
+
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    import classify.dashboard
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(classify.dashboard, "raster", lambda *_: np.zeros((2, 3, 3), np.uint8))
+        patch.setattr(Figure, "savefig", lambda _, buffer, **how: buffer.write('<svg width="5pt" height="7pt"></svg>'))
+        yield

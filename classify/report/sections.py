@@ -304,7 +304,7 @@ def data_section(comparison: Comparison) -> Section:
     made = comparison.facts
     negative, positive = words(comparison.config.data.target)
     known = checklist_facts(comparison)
-    texts = [f"{known['preprocessing']}.", f"Splits: {known['partitions']}.", f"Disjoint: {known['disjoint']}."]
+    texts = [f"{known['preprocessing']}.", f"Splits: {known['partitions']}. {known['disjoint']}."]
 
     # spectrum: whom the numbers are about, and whom they are not
     total = sum(row["images"] for row in made.splits)
@@ -346,9 +346,9 @@ def _people_row(row: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _of_people(comparison: Comparison) -> str:
-    text = (
-        "Images, of so many patients." if comparison.facts.patients_known else "Images, of as many patients or fewer."
-    )
+    text = "Images, and in brackets patients."
+    if not comparison.facts.patients_known:
+        text += " Where no patient is named, an image or a study counts as one."
     withheld = any(counts is None for row in comparison.facts.people for counts in row["splits"].values())
     if withheld:
         text += (

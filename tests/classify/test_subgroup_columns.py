@@ -115,6 +115,17 @@ def test_what_is_written_is_read_back(world, tmp_path, monkeypatch):
     assert (run / "predictions/test.csv").stat().st_mtime_ns == before
 
 
+def test_of_a_credentialed_table_unknown_columns_go_on_where_they_are_named(world, tmp_path, monkeypatch):
+    grow(monkeypatch)
+    run = shutil.copytree(world.classifier, tmp_path / "run")
+    shutil.rmtree(run / "predictions", ignore_errors=True)
+    overrides = parse_overrides(world.data) | {"data.credentialed": True}
+    for wished, kept in ((None, []), (["site"], ["site"]), ([], [])):
+        found = classify.evaluate.evaluate(run, overrides | {"report.subgroups": wished})
+        assert list(found.predictions)[8:] == ["view", "age", *kept]
+        assert ("=name" in (run / "predictions/test.csv").read_text()) is False
+
+
 def test_columns_of_today_join_predictions_of_yesterday(world, tmp_path, monkeypatch):
     run = shutil.copytree(world.classifier, tmp_path / "run")
     shutil.rmtree(run / "predictions", ignore_errors=True)

@@ -18,7 +18,7 @@ ROWS = "compare.rows=[{name: M, pretraining: [mae]}, {name: V}]"
 PRETRAINED = "compare.pretrainings={mae: {}}"
 RATES = "compare.tune={finetune.optimizer.base_lr: [1.0e-3, 0.5]}"
 PAIR = "compare.rows=[{name: V}, {name: W, set: {finetune.drop_path: 0.0}}]"
-LONG = "finetune.epochs=20"  # a training that a signal can meet
+LONG = "finetune.epochs=8"  # a training that a signal can meet
 
 
 def words(world, folder: Path, *more: str) -> list[str]:

@@ -9,6 +9,7 @@ import pytest
 from tiny_world import edit_table, make_world, mistake, succeed
 
 from classify.cli import compare
+from classify.report.checklist import PLACES
 
 GRID = "compare={pretrainings: {mae: {}}, rows: [{name: 'MAE | a', pretraining: [mae]}, {name: ViT}]}"
 
@@ -20,7 +21,7 @@ def compared(tmp_path_factory) -> Path:
 
     def change(table: pd.DataFrame) -> pd.DataFrame:
         label = table["label"].where(table.index >= 3)
-        return table.assign(label=label, sex=np.where(table.index % 4 < 2, "F", "M"))
+        return table.assign(label=label, sex=np.where(table.index % 3 < 1, "F", "M"))
 
     with_sex = edit_table(world, "with_sex", change)
     answered = "report.checklist={CLAIM 5: 'retrospective | <b>', TRIPOD+AI 17: waived}"
@@ -71,6 +72,13 @@ def test_the_same_stands_in_the_comparison(compared):
     assert [row["unknown"] for row in data["splits"]] == [3, 0, 0]
     assert sum(row["images"] for row in data["label_policy"]) == 60
     assert {row["value"] for row in data["people"]} == {"F", "M"}
+
+
+def test_every_place_that_answers_name_is_on_the_page(compared):
+    page = (compared / "report.html").read_text()
+    for anchor in PLACES:
+        assert anchor == "answer" or f'id="{anchor}"' in page  # the answer stands at the top
+    assert "Reporting checklist" in page and "retrospective | &lt;b&gt;" in page
 
 
 def test_a_card_for_each_trained_row(compared):

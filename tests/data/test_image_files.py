@@ -29,7 +29,8 @@ from mae.pretrain import pretrain
 
 
 def from_files(root, **changed):
-    return tiny_config(root, **{"data__store": False, "data__workers": 2} | changed)
+    """A config that reads the files, by one process: starting one takes longer than reading all of them."""
+    return tiny_config(root, **{"data__store": False, "data__workers": 1} | changed)
 
 
 def batches_of(opened, seed=None, size=7, epoch=3, start=0):
@@ -51,7 +52,7 @@ def stored(opened):
 
 @pytest.fixture(scope="module")
 def read(place):
-    return open_data(from_files(place).data)
+    return open_data(from_files(place, data__workers=2).data)
 
 
 @pytest.mark.parametrize("seed", [None, 5])
@@ -71,7 +72,7 @@ def test_who_stops_early_may_begin_again(stored, read):
 
 
 def test_a_killed_process_costs_nothing(stored, place):
-    opened = open_data(from_files(place).data)
+    opened = open_data(from_files(place, data__workers=2).data)
     loader = Loader(opened, opened.split("train"), 2, 5)
     batches = loader.epoch(3)
     begun = list(islice(batches, 3))
@@ -105,7 +106,9 @@ def test_interrupts_are_for_the_parent_to_follow(stored, place):
 
 def test_training_from_files_equals_training_from_a_store(place, stored, read, tmp_path):
     runs, scores = [], []
-    for name, opened, config in (("stored", stored, tiny_config(place)), ("files", read, from_files(place))):
+    few = {"pretrain__epochs": 2, "finetune__epochs": 2}
+    configs = (tiny_config(place, **few), from_files(place, **few, data__workers=2))
+    for name, opened, config in zip(("stored", "files"), (stored, read), configs, strict=True):
         config = config.model_copy(update={"run": str(tmp_path / name)})
         folder = pretrain(config, opened)
         best = finetune(config, folder / "last.pt", opened)
@@ -139,7 +142,7 @@ def spoilt(tmp_path):
 
 
 def test_unreadable_files_are_named_once_and_neither_learnt_nor_scored(tmp_path, spoilt, capfd):
-    config = from_files(tmp_path)
+    config = from_files(tmp_path, finetune__epochs=2)
     opened = open_data(config.data)
     folder = finetune(config, None, opened)
     evaluation = evaluate(folder, {"evaluate.split": "validate"}, opened)
@@ -182,10 +185,10 @@ def test_a_folder_without_any_image_is_one_line(tmp_path):
 
 
 def test_who_allows_more_goes_on(tmp_path, spoilt):
-    strict, lax = (from_files(tmp_path, data__max_rejected=most) for most in (0, 2))
+    strict, lax = (from_files(tmp_path, data__max_rejected=most, pretrain__epochs=2) for most in (0, 2))
     with pytest.raises(UserError, match=r"go on without: data.max_rejected=2$"):
         pretrain(strict, open_data(strict.data))
-    assert load_checkpoint(pretrain(lax, open_data(lax.data)) / "last.pt").progress["epoch"] == 4
+    assert load_checkpoint(pretrain(lax, open_data(lax.data)) / "last.pt").progress["epoch"] == 2
 
 
 def test_nothing_is_left_behind(stored, place):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from checkout import WORLDS, in_checkout
+from forked import Forked
 from tiny_world import tiny_config
 from two_ranks import CPU, stage_of
 
@@ -34,23 +35,30 @@ def place(tmp_path_factory) -> Path:
     return folder
 
 
-def torchrun(*command: str, timeout: float = 240) -> subprocess.CompletedProcess:
-    """Two ranks of a python script, by torch's own launcher."""
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
+        return free.getsockname()[1]
+
+
+def torchrun(*command: str, timeout: float = 240) -> subprocess.CompletedProcess:
+    """Two ranks of a python script, by torch's own launcher."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]
     environment = in_checkout(OMP_NUM_THREADS="1")
     return subprocess.run([*launcher, *command], capture_output=True, text=True, timeout=timeout, env=environment)
 
 
-def two_ranks(what: str, folder: Path) -> subprocess.CompletedProcess:
-    return torchrun(str(WORLDS / "two_ranks.py"), what, str(folder))
+def launched(*command: object) -> tuple[int, str]:
+    """Two ranks of it, as a scheduler launches them: exit code and what they say on stderr."""
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    ranks = [Forked(*command, RANK=rank, LOCAL_RANK=rank, **place) for rank in "01"]
+    errors = [rank.communicate(timeout=240)[1] for rank in ranks]
+    return max(abs(rank.wait()) for rank in ranks), "".join(errors)
 
 
 @pytest.fixture(scope="module")
-def done(place) -> subprocess.CompletedProcess:
-    """Two ranks that have done everything but die; before them one has begun a run, and stopped."""
+def done(place) -> str:
+    """What two ranks say that have done everything but die; before them one has begun a run, and stopped."""
     whole = stage_of("mae", place, torch.float64)
     begun = replace(whole, schedule=replace(whole.schedule, epochs=2))
     with pytest.MonkeyPatch.context() as patch:
@@ -58,9 +66,9 @@ def done(place) -> subprocess.CompletedProcess:
         fit(begun, place / "begun-alone")
     assert load_checkpoint(place / "begun-alone/last.pt").progress["epoch"] == 2
 
-    done = two_ranks("together", place)
-    assert done.returncode == 0, done.stderr
-    return done
+    code, errors = launched(WORLDS / "two_ranks.py", "together", place)
+    assert code == 0, errors
+    return errors
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +123,7 @@ def test_a_checkpoint_of_one_rank_goes_on_with_two(runs):
 
 
 def test_a_rank_that_dies_ends_the_others_within_a_minute(place):
-    done = two_ranks("lose_one", place)
+    done = torchrun(str(WORLDS / "two_ranks.py"), "lose_one", str(place))
     assert done.returncode != 0
     assert time.time() - (place / "died").stat().st_mtime < 60
     assert load_checkpoint(place / "lost/last.pt").progress["epoch"] == 2
@@ -123,7 +131,7 @@ def test_a_rank_that_dies_ends_the_others_within_a_minute(place):
 
 
 def test_one_ranks_bad_batch_is_skipped_by_all(place, done):
-    assert done.stderr.count("update skipped") == 4
+    assert done.count("update skipped") == 4
     named = [row["skipped_images"] for row in read_metrics(place / "skipped") if "skipped_images" in row]
     assert [len(names) for names in named] == [10] * 4
 

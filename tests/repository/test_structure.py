@@ -327,11 +327,11 @@ def test_wheel_finds_configs_by_name_from_anywhere(installed, tmp_path):
     assert Path(from_wheel(installed, tmp_path, code)) == installed / "mae/configs/demo.yaml"
 
 
-def test_wheel_finds_the_report_template_from_anywhere(installed, tmp_path):
+def test_wheel_finds_the_report_template_and_the_checklists_items_from_anywhere(installed, tmp_path):
     code = (
-        "import classify.report; from pathlib import Path; from jinja2 import Environment, FileSystemLoader;"
-        "folder = Path(classify.report.__file__).parent;"
-        "print(folder); Environment(loader=FileSystemLoader(folder)).get_template('report.html')"
+        "from classify.report import checklist, html; from pathlib import Path;"
+        "folder = Path(html.__file__).parent; assert checklist.items();"
+        "print(folder); (folder / 'report.html').read_text()"
     )
     assert Path(from_wheel(installed, tmp_path, code)) == installed / "classify/report"
 

@@ -52,8 +52,8 @@ class Forked:
         self.pid = _server().fork(task, [out[1], err[1], end[1]])
         for _, theirs in (out, err, end):
             os.close(theirs)
-        self.stdout: IO[str] = open(out[0], encoding="utf-8")
-        self.stderr: IO[str] = open(err[0], encoding="utf-8")
+        self.stdout: IO[str] = os.fdopen(out[0], encoding="utf-8")
+        self.stderr: IO[str] = os.fdopen(err[0], encoding="utf-8")
         self.returncode: int | None = None
         self._end = end[0]  # the server writes there what has become of it
 
@@ -209,8 +209,8 @@ def _begin(task: dict, out: int, err: int) -> str:
     for handle, place in ((out, 1), (err, 2)):
         os.dup2(handle, place)
         os.close(handle)
-    sys.stdout = sys.__stdout__ = open(1, "w", encoding="utf-8", closefd=False)
-    sys.stderr = sys.__stderr__ = open(2, "w", 1, encoding="utf-8", errors="backslashreplace", closefd=False)
+    sys.stdout = sys.__stdout__ = os.fdopen(1, "w", encoding="utf-8", closefd=False)
+    sys.stderr = sys.__stderr__ = os.fdopen(2, "w", 1, encoding="utf-8", errors="backslashreplace", closefd=False)
     os.chdir(task["cwd"])
     os.environ.clear()
     os.environ.update(task["environment"])
