@@ -34,9 +34,6 @@ DataOf = Callable[[DataSettings], Data]
 def check_extra_rows(config: ClassifyConfig, data: Data) -> None:
     """UserError for what is wrong with the rows that are not trained, before anything is."""
     grid = config.compare
-    if all(row.predictions is not None for row in grid.rows):
-        raise UserError("compare.rows: found predictions in files alone, expected a row that is trained here")
-
     folders: dict[str, str] = {}
     for row in grid.rows:
         if row.predictions is not None:
@@ -76,6 +73,10 @@ def extra_names(config: ClassifyConfig, cells: Sequence[Cell]) -> dict[str, froz
                 budgets.setdefault(row.name, set()).add(cell.labelled)
             elif wants_ensemble(row, config) and _is_called(cell.name, row, config):
                 name = ensemble_name(cell.name, len(config.compare.seeds))
+                if name in [other.name for other in cells]:
+                    raise UserError(
+                        f"compare.rows: found a row named {name!r}, expected another name: it is an ensemble's"
+                    )
                 budgets.setdefault(name, set()).add(cell.labelled)
     return {name: frozenset(of_row) for name, of_row in budgets.items()}
 

@@ -85,6 +85,11 @@ def expand_grid(config: ClassifyConfig, images: int | None = None) -> Iterator[C
         raise UserError(
             "compare.rows: found none, expected rows such as {name: ResNet-18, set: {finetune.model: resnet18}}"
         )
+    if all(row.predictions is not None for row in grid.rows):
+        raise UserError("compare.rows: found predictions in files alone, expected a row that is trained here")
+    for number, seed in enumerate(grid.seeds):
+        if seed in grid.seeds[:number]:
+            raise UserError(f"compare.seeds: found {seed} twice, expected each once: each is a training of its own")
     names = row_names(grid)
     if grid.baseline is not None:
         expect_row(grid.baseline, names, "compare.baseline")
@@ -182,6 +187,8 @@ def _count_of(budget: int | str | None, images: int | None) -> int | None:
     if budget is None or budget == "all":
         return None
     if isinstance(budget, int):
+        if budget < 2:  # a patient of each class
+            raise UserError(f"compare.labelled: found {budget}, expected 2 images or more, or null for all")
         return budget
     share = share_of(budget)
     if share == 1:
@@ -385,7 +392,8 @@ def _check_tuning(config: ClassifyConfig) -> None:
 
         # a value of its own would be one more try, or none
         given = [row.set, *(_settings_of(grid, name) for name in row.pretraining)]
-        fixed = [key for key in tune if any(key in flat(settings) for settings in given)]
+        keys = {key for settings in given for key in flat(settings)}
+        fixed = [key for key in tune if any(_overlap(key, other) for other in keys)]
         if fixed and row.tune is None:
             raise UserError(
                 f"{place}: found {fixed[0]} of its own, which compare.tune chooses, expected one of the two; give the "
@@ -397,6 +405,9 @@ def _check_tuning(config: ClassifyConfig) -> None:
 
 def _checked(tune: Tune, place: str) -> tuple[dict[str, Any], ...]:
     """The settings of a section to tune; UserError where a key may not be tuned, or a value stands there twice."""
+    for one, other in itertools.combinations(tune, 2):
+        if _overlap(one, other):
+            raise UserError(f"{place}: found {one} and {other}, expected one of the two: one is part of the other")
     for key, values in tune.items():
         section, _, name = key.partition(".")
         if section != "finetune" or name.split(".")[0] not in FinetuneSettings.model_fields:
@@ -408,6 +419,11 @@ def _checked(tune: Tune, place: str) -> tuple[dict[str, Any], ...]:
         if any(value in values[:number] for number, value in enumerate(values)):
             raise UserError(f"{place}: {key}: found a value twice, expected each once")
     return settings_of(tune)
+
+
+def _overlap(one: str, other: str) -> bool:
+    """Whether one key is the other, or a section that holds it."""
+    return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
 
 
 # ---------------------------------------------------------------- checks

@@ -8,7 +8,9 @@ from pathlib import Path
 import torch
 
 from classify.cases import labelled_splits, splits_of
+from classify.contrasts import candidates, declared
 from classify.cost import Spent, finetuning_flops, pretraining_flops_of, spent
+from classify.extra_rows import extra_names
 from classify.finetune import finetune_stage
 from classify.grid import Cell, check_settings, expand_grid, labelled_images, shares, trials_of, with_choice
 from classify.report.checklist import check_answers
@@ -69,6 +71,7 @@ def plan(config: ClassifyConfig, jobs: int = 1) -> str:
     datasets = _Datasets()
     images = datasets.labelled(config.data, config.finetune.sample_covers) if shares(config.compare) else None
     cells = list(expand_grid(config, images))
+    declared(config, candidates(cells, extra_names(config, cells)))
     for cell in cells:
         check_settings(config, cell)
 

@@ -81,7 +81,11 @@ def files_of(row: RowSettings) -> list[Path]:
         return []
     names = [named] if isinstance(named, str) else list(named)
     place = f"compare.rows: {row.name}: predictions"
-    return [Path(expand(name, place)) for name in names]
+    files = [Path(expand(name, place)) for name in names]
+    for number, file in enumerate(files):
+        if file in files[:number]:
+            raise UserError(f"{place}: found {file} twice, expected each seed's or reader's once")
+    return files
 
 
 def predictions_of(row: RowSettings, config: ClassifyConfig, data: Data) -> list[FilePredictions]:
@@ -100,6 +104,8 @@ def _read(path: Path, config: ClassifyConfig, data: Data) -> PredictionFile:
     if not path.is_file():
         raise UserError(f"{path}: found no such file, expected a CSV of predictions")
     header = csv_columns(path)
+    if len(header) == 1 and (";" in header[0] or "\t" in header[0]):
+        raise UserError(f"{path}: found one column, {quoted(header[0], 'of several')}, expected commas between columns")
     image = _first(header, IMAGES)
     study = _first(header, STUDIES)
     patient = _first(header, PATIENTS)
@@ -179,6 +185,11 @@ def _predictions(
 
     # the threshold: as given, else by validation cases alone
     if row.threshold is not None:
+        if file.kind == "probability" and not 0 <= row.threshold <= 1:
+            raise UserError(
+                f"compare.rows: {row.name}: threshold: found {row.threshold:g}, expected it in 0..1, as the numbers of "
+                f"{file.place} are"
+            )
         threshold = float(scale.score(np.array(row.threshold)))
         how = f"{row.threshold:g} as given"
     else:

@@ -131,10 +131,20 @@ Budget = Annotated[
 Tune = dict[str, tuple[Any, ...]]
 
 
+def _expect_a_name(name: str) -> str:
+    """ValueError for a name that no table could show."""
+    if not name.strip():
+        raise ValueError("found no letters, expected what the table is to call it")
+    return name
+
+
+RowName = Annotated[str, AfterValidator(_expect_a_name)]
+
+
 class RowSettings(Settings):
     """A row of the comparison, before it is multiplied by pretrainings, label budgets and seeds."""
 
-    name: str = Field(description="what the table calls the model")
+    name: RowName = Field(description="what the table calls the model")
     pretraining: tuple[str, ...] = Field(
         (), description="names from compare.pretrainings, a row each; []: random weights"
     )
@@ -188,6 +198,8 @@ class ContrastSettings(Settings):
     @model_validator(mode="before")
     @classmethod
     def _from_a_pair(cls, given: Any) -> Any:
+        if isinstance(given, str):  # `[a, b]` where `[[a, b]]` was meant
+            raise PydanticCustomError("pair", "Input should be two rows: contrasts are pairs, as in [[a, b]]")
         if not isinstance(given, list | tuple):
             return given
         if len(given) != 2:

@@ -61,7 +61,7 @@ def columns_of(line: Line, wished: Sequence[str] | None) -> list[str]:
     """The columns to look at: those wished for that the predictions have, else the usual ones with two known values."""
     predictions = line.evaluations[0].predictions
     if wished is not None:
-        return [column for column in wished if column in predictions and column not in OF_CASES]
+        return [column for column in dict.fromkeys(wished) if column in predictions and column not in OF_CASES]
     return [column for column in USUAL if column in predictions and predictions[column].nunique() > 1]
 
 

@@ -244,8 +244,9 @@ def _explain(error: ValidationError, place: str, overrides: Mapping[str, Any], o
         if not meaning:
             return f"{place}: {key} is missing"
         return f"{place}: {key} is missing ({meaning})"
-    if first["type"] == "value_error":  # from a section's own check, which names the setting
-        return f"{place}: {key}.{message.removeprefix('Value error, ')}"
+    if first["type"] == "value_error":  # from a setting's own check, or from a section's, which names the setting
+        said = message.removeprefix("Value error, ")
+        return f"{place}: {key}: {said}" if said.startswith("found ") else f"{place}: {key}.{said}"
 
     # pydantic's own words, made like ours
     expected = re.sub(r"^\w+ should be", "expected", message)

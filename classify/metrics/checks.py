@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike
 
 
@@ -83,12 +84,11 @@ def group_codes(groups: ArrayLike | None, n: int) -> np.ndarray:
     """(n,) whole numbers naming each case's group, in order of first appearance."""
     if groups is None:
         return np.arange(n)
-    groups = np.asarray(groups)
+    # as objects: among texts numpy would make the text "nan", one patient, of every NaN
+    groups = np.asarray(groups, dtype=object)
     if groups.shape != (n,):
         raise ValueError(f"groups have shape {groups.shape}, wanted ({n},)")
-    if any(group is None or group != group for group in groups.tolist()):
+    codes, _ = pd.factorize(groups)
+    if (codes < 0).any():
         raise ValueError("groups hold missing values; every case needs its patient")
-
-    # np.unique numbers groups by value: its number of each case, then that group's place by appearance
-    _, first, codes = np.unique(groups, return_index=True, return_inverse=True)
-    return np.argsort(np.argsort(first))[codes]
+    return codes

@@ -13,6 +13,7 @@ from classify.report.numbers import show, show_number, show_p
 from data.labels import words
 
 Outcome = Literal["higher", "lower", "not told apart", "not computed"]
+OF_SOME = "Of trained models and not of the methods that made them, as a side has one training, speaks"
 MODELS = "One training seed: this speaks of these trained models, not of the methods that made them."
 
 
@@ -87,9 +88,15 @@ def _with_margin(comparison: Comparison, contrast: Contrast) -> str:
 def _scope(contrasts: Sequence[Contrast]) -> list[str]:
     """Of what the sentences speak: models, or methods."""
     computed = [contrast for contrast in contrasts if not contrast.why_not]
-    if any(contrast.of_single_models for contrast in computed):
+    single = [contrast for contrast in computed if contrast.of_single_models]
+    if not single:
+        return []
+    if len(single) == len(computed):
         return [MODELS]
-    return []
+
+    # seeds on both sides of the others, which do speak of methods
+    pairs = "; ".join(f'"{contrast.a}" against "{contrast.b}"' for contrast in single)
+    return [f"{OF_SOME}: {pairs}."]
 
 
 # ---------------------------------------------------------------- the first screen

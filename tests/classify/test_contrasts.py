@@ -16,7 +16,7 @@ from classify.extra_rows import ensemble_name, extra_names
 from classify.grid import expand_grid
 from classify.provenance import Facts
 from classify.report.tables import contrast_rows
-from classify.report.verdict import MODELS, answer, outcome, verdict
+from classify.report.verdict import MODELS, OF_SOME, answer, outcome, verdict
 from data.config import change_config
 from data.errors import UserError
 
@@ -161,6 +161,10 @@ def test_who_is_pretrained_is_known_in_either_order(place):
         ([{"a": "Random ViT", "b": "ResNet-18", "margins": 0.1}], "compare.contrasts.0.margins is unknown"),
         ([{"a": "Random ViT"}], "compare.contrasts.0.b"),
         ("Random ViT", "compare.contrasts"),
+        (
+            ["Random ViT", "ResNet-18"],
+            'compare.contrasts.0: found "Random ViT", expected two rows: contrasts are pairs',
+        ),
     ],
 )
 def test_a_mistake_is_one_line(place, contrasts, message):
@@ -214,6 +218,14 @@ def test_one_seed_speaks_of_models_and_several_of_methods(place):
         )
     assert MODELS not in verdict(several, None)
     assert "for the methods as trained here (3 seeds)" in answer(several).sentences[0]
+
+
+def test_contrasts_of_several_seeds_are_not_told_to_speak_of_models(place):
+    """An ensemble, one model of its kind, stands beside rows of three seeds."""
+    lines = [line("A", 2, 3), line("BB", 0, 3), line("A, ensemble of 3", 2, 1)]
+    said = verdict(compared(place, lines, [Declared("A", "BB"), Declared("A, ensemble of 3", "BB")]), None)
+    assert MODELS not in said
+    assert f'{OF_SOME}: "A, ensemble of 3" against "BB".' in said
 
 
 def test_the_answer_is_yes_only_where_the_test_says_so(place):

@@ -140,7 +140,15 @@ def test_rows_that_cannot_be_are_told_before_anything_is_trained(config, opened)
         ([{"name": "A"}, reader, {"name": "reader", "predictions": file}], SEEDS, "found 'Reader' and 'reader'"),
         ([{"name": "A", "ensemble": True}], (0,), "compare.rows: A: found an ensemble of 1 seed, expected 2 or more"),
         ([{"name": "A"}, {"name": "B", "predictions": "none.csv"}], SEEDS, "none.csv: found no such file"),
+        ([{"name": "A"}, {**reader, "predictions": [file, file]}], SEEDS, "Reader: predictions: found .* twice"),
+        ([{"name": "A"}, {**reader, "threshold": 7}], SEEDS, "Reader: threshold: found 7, expected it in 0..1"),
+        (
+            [{"name": "A", "ensemble": True}, {"name": "A, ensemble of 2", "set": {"finetune.epochs": 2}}],
+            SEEDS,
+            "found a row named 'A, ensemble of 2', expected another name: it is an ensemble's",
+        ),
     ]:
         changed = change_config(config, {"compare.rows": rows, "compare.seeds": seeds})
         with pytest.raises(UserError, match=said):
+            extra_names(changed, list(expand_grid(changed)))
             check_extra_rows(changed, opened)

@@ -98,6 +98,27 @@ def test_what_is_no_budget_is_refused(place, budget):
         grid(place, labelled=[budget])
 
 
+@pytest.mark.parametrize("budget", [1, 0, -3])
+def test_a_budget_of_less_than_two_images_is_named_where_it_stands(place, budget):
+    assert refusal(place, labelled=[budget]).startswith(f"compare.labelled: found {budget}, expected 2 images")
+
+
+def test_a_seed_that_stands_twice_is_no_training_more(place):
+    assert refusal(place, seeds=[3, 0, 3]).startswith("compare.seeds: found 3 twice, expected each once")
+
+
+@pytest.mark.parametrize("name", ["", "  ", "\n"])
+def test_a_row_without_a_name_is_refused(place, name):
+    with pytest.raises(UserError, match=r"compare\.rows\.0\.name: found no letters"):
+        grid(place, [{"name": name}])
+
+
+def test_what_a_row_has_of_its_own_is_not_tuned_by_its_section(place):
+    row = {"name": "A", "set": {"finetune.optimizer.base_lr": 0.003}}
+    tune = {"finetune.optimizer": [{"base_lr": 0.001}, {"base_lr": 0.01}]}
+    assert refusal(place, rows=[row], tune=tune).startswith("compare.rows: A: found finetune.optimizer of its own")
+
+
 def test_each_seed_has_a_subset_of_its_own_and_all_rows_the_same(place, opened):
     config = grid(place, [{"name": "A"}, {"name": "B"}], labelled=[11, None], seeds=[3, 5, 7])
     drawn: dict = {}
@@ -221,6 +242,10 @@ def test_unequal_tuning_is_refused(place, row, tune, message):
         ({"finetune.draw": [0, 1]}, "compare.tune: found finetune.draw, expected it as"),
         ({"finetune.drop_path": []}, "compare.tune: finetune.drop_path: found no values"),
         ({"finetune.drop_path": [0.1, 0.1]}, "compare.tune: finetune.drop_path: found a value twice"),
+        (
+            {"finetune.optimizer": [{"base_lr": 1}], "finetune.optimizer.base_lr": [1]},
+            "compare.tune: found finetune.optimizer and finetune.optimizer.base_lr, expected one of the two",
+        ),
     ],
 )
 def test_what_cannot_be_tuned_is_one_line(place, tune, message):
@@ -256,3 +281,8 @@ def test_all_that_differs_between_rows_is_told_with_what_null_comes_to(place):
 
 def test_rows_that_are_alike_differ_in_nothing(place):
     assert differences_between_rows(expand_grid(grid(place, [{"name": "A"}, {"name": "B"}], seeds=[0, 1]))) == []
+
+
+def test_a_settings_own_check_is_told_with_the_setting_apart_from_it(place):
+    with pytest.raises(UserError, match=r"report\.specificities\.0: found 0\.955, expected a whole per cent"):
+        tiny_config(place, report__specificities=[0.955])

@@ -3,6 +3,7 @@
 import time
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.optimize import root
 from scipy.special import expit, logit
@@ -134,6 +135,20 @@ def test_order_of_cases_and_names_of_patients_do_not_matter(seeds):
     for name in NAMES:
         assert again[name].interval == pytest.approx(first[name].interval, rel=1e-8)
         assert first[name].interval[0] < first[name].estimate < first[name].interval[1]
+
+
+@pytest.mark.parametrize("missing", [None, np.nan, pd.NA, pd.NaT])
+@pytest.mark.parametrize("kind", [list, tuple, pd.Series])
+def test_a_missing_patient_is_no_patient_called_nan(kind, missing):
+    labels, scores = [0, 1, 0, 1, 1], [1, 2, 3, 4, 5]
+    with pytest.raises(ValueError, match="groups hold missing values"):
+        auc_interval(labels, scores, kind([missing, "a", missing, "b", "c"]))
+
+
+def test_patients_may_be_named_by_numbers_and_words():
+    labels, scores = [0, 1, 0, 1, 1], [1, 2, 3, 4, 5]
+    mixed = auc_interval(labels, scores, pd.Series([7, "a", 7, "b", 2.5]))
+    assert mixed == auc_interval(labels, scores, [0, 1, 0, 2, 3])
 
 
 @pytest.mark.parametrize("copies", [2, 5])

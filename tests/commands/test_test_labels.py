@@ -14,7 +14,7 @@ from evaluated_runs import weights_equal
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_world import SETTINGS, make_world, places, succeed, write_config
 
-from classify.cli import evaluate, finetune
+from classify.cli import compare, evaluate, finetune
 from mae import load_checkpoint
 from mae.cli import pretrain
 
@@ -141,3 +141,60 @@ def test_test_labels_do_differ(twins):
     as_drawn = pd.Series(range(60)) // 2 % 5 % 2
     drawn = tables[0]["image_id"].str.removesuffix(".png").astype(int).map(as_drawn)
     assert (drawn != tables[0]["label"]).sum() > len(tables[0]) / 2
+
+
+# ---------------------------------------------------------------- a comparison
+
+
+GRID = {
+    "finetune.epochs": 1,
+    "finetune.batch_size": 8,
+    "finetune.optimizer.warmup_epochs": 0,
+    "evaluate.replicates": 100,
+    "compare.split": "test",
+    "compare.seeds": [0, 1],
+    "compare.ensembles": True,
+    "compare.tune": {"finetune.optimizer.base_lr": [0.001, 0.02]},
+}
+
+
+@pytest.fixture(scope="module")
+def grids(tmp_path_factory) -> tuple[Path, Path]:
+    """A tuned grid with an ensemble and a reader, twice: before and after test labels were permuted."""
+    root = tmp_path_factory.mktemp("grids")
+    csv = make_world(root).images / "manifest.csv"
+    table = pd.read_csv(csv).assign(label=lambda table: table.index // 2 % 5 % 2)
+    reader = root / "reader.csv"
+    rng = np.random.default_rng(3)
+    pd.DataFrame({"path": table["path"], "score": rng.uniform(size=len(table)).round(3)}).to_csv(reader, index=False)
+    rows = [{"name": "ViT"}, {"name": "Reader", "predictions": str(reader)}]
+
+    runs = []
+    for name, today in (("first", table), ("other", permuted(table))):
+        today.to_csv(csv, index=False)
+        settings = places(root, name) | SETTINGS | GRID | {"compare.rows": rows}
+        succeed(compare, "--config", write_config(root / f"{name}.yaml", settings))
+        runs.append(root / name)
+    return runs[0], runs[1]
+
+
+def test_a_grid_chooses_without_test_labels(grids):
+    """Settings, weights and thresholds, of single seeds, their ensemble and a reader."""
+    choices = [json.loads((grid / "tune/vit-seed0.json").read_text()) for grid in grids]
+    for choice in choices:
+        choice.pop("seconds")  # time
+    assert choices[0] == choices[1]
+    for seed in (0, 1):
+        assert weights_equal(*(grid / f"vit-seed{seed}/best.pt" for grid in grids))
+
+    rows = ("vit-seed0", "vit-seed1", "vit-ensemble", "reader-file0")
+    labels = []
+    for row in rows:
+        summaries = [json.loads((grid / row / "predictions/test.json").read_text()) for grid in grids]
+        assert summaries[0]["metrics"]["threshold"] == summaries[1]["metrics"]["threshold"]
+        assert summaries[0]["meta"].get("operating") == summaries[1]["meta"].get("operating")
+        predictions = [pd.read_csv(grid / row / "predictions/test.csv") for grid in grids]
+        for column in ("logit", "score", "predicted"):
+            assert predictions[0][column].tolist() == predictions[1][column].tolist()
+        labels.append([each["label"].tolist() for each in predictions])
+    assert all(first != other for first, other in labels)
