@@ -36,7 +36,6 @@ def report_html(comparison: Comparison) -> str:
     budgets = budgets_of(comparison)
     symbols = {row.name: row for budget in budgets for row in budget.rows}
     failed = [row.name for row in comparison.failed_rows]
-    environment.filters["said"] = with_names_apart([*symbols, *failed])
     shown = panels(comparison)
     against = warnings(comparison)
     first = first_warnings(against)
@@ -55,6 +54,7 @@ def report_html(comparison: Comparison) -> str:
         figures=figures_of(comparison),
         symbols=symbols,
         is_interval=is_interval,
+        said=with_names_apart([*symbols, *failed]),
         panels=shown,
         strips=strips(comparison),
     )

@@ -10,9 +10,9 @@ def lines_by_name(comparison: Comparison) -> dict[str, list[tuple[int, Line]]]:
     """Each trained row's lines with the number of labelled images they were trained on, fewest first."""
     found: dict[str, list[tuple[int, Line]]] = {}
     for line in comparison.lines:
-        trained_on = line.evaluations[0].summary["meta"]["train_images"]
-        if trained_on is not None:
-            found.setdefault(line.name, []).append((trained_on, line))
+        count = line.evaluations[0].summary["meta"]["train_images"]
+        if count is not None:
+            found.setdefault(line.name, []).append((count, line))
     return {name: sorted(lines, key=lambda each: each[0]) for name, lines in found.items()}
 
 

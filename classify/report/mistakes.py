@@ -141,7 +141,8 @@ def _strip(images: np.ndarray) -> bytes:
     """Images (k h w) uint8 side by side, as a PNG."""
     pictures = []
     for image in images:
-        picture = Image.fromarray(image)
+        times = max(1, SIDE // (2 * max(image.shape)))  # small ones are shown larger, pixel by pixel
+        picture = Image.fromarray(np.kron(image, np.ones((times, times), np.uint8)))
         picture.thumbnail((SIDE, SIDE))
         pictures.append(picture)
     width, height = pictures[0].size

@@ -86,8 +86,10 @@ def grid(worlds: Worlds, folder: Path, **pretraining: object) -> list[str]:
     return [f"compare={yaml.safe_dump(compared, default_flow_style=True, width=10**6).strip()}", f"run={folder}"]
 
 
-def embedded(page: str) -> int:
-    """How many pictures of radiographs the page holds."""
+def embedded(page: str, of_mistakes: bool = False) -> int:
+    """How many pictures of radiographs the page holds: of reconstructions, or of mistakes."""
+    before, _, after = page.partition('<section id="mistakes"')
+    page = after if of_mistakes else before
     found = re.findall(r"data:image/\w+;base64,([A-Za-z0-9+/=]+)", page)
     assert all(base64.b64decode(picture) for picture in found)
     return len(found)
@@ -97,14 +99,15 @@ def embedded(page: str) -> int:
 
 
 @pytest.mark.parametrize(
-    ("wished", "shown"),
-    [([], 1), (["report.images=true"], 1), (["report.images=false"], 0)],
+    ("wished", "shown", "mistakes"),
+    [([], 1, False), (["report.images=true"], 1, True), (["report.images=false"], 0, False)],
     ids=["nothing said", "for the comparison's own data", "forbidden"],
 )
-def test_a_report_asks_the_data_of_each_pretraining(worlds, tmp_path, wished, shown):
+def test_a_report_asks_the_data_of_each_pretraining(worlds, tmp_path, wished, shown, mistakes):
     printed = succeed(compare, "--config", worlds.open, *wished, *grid(worlds, tmp_path / "grid"))
     page = (tmp_path / "grid/report.html").read_text()
     assert embedded(page) == shown
+    assert bool(embedded(page, of_mistakes=True)) is mistakes  # of the comparison's own images
     assert "pretrain-other-seed0" in page.partition("Images are withheld")[2].partition("</p>")[0]
     for text in (printed, page, (tmp_path / "grid/comparison.md").read_text()):
         assert "Made from credentialed data (mimic-cxr-jpg): check the data use agreement" in text

@@ -56,7 +56,9 @@ COMMANDS = {
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's
 def test_a_full_disk_is_one_line_and_room_mends_it(command, left, world, disk):
-    shutil.copytree(world.classifier, disk / "run", ignore=shutil.ignore_patterns("predictions", "events*"))
+    shutil.copytree(
+        world.classifier, disk / "run", ignore=shutil.ignore_patterns("predictions", "events*", "*openings*")
+    )
     before = files(disk / "run")
     fill(disk, left)
     outcome = call(*COMMANDS[command](world, disk))

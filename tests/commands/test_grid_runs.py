@@ -204,7 +204,7 @@ def _open_files(number: int) -> list[Path]:
 def test_a_killed_cell_is_shown_as_failed_and_tried_again(world, alone, tmp_path):
     folder = tmp_path / "grid"
     process = start_forked("compare", *words(world, folder, PRETRAINED, ROWS, LONG), "--jobs", "2")
-    when(process, lambda: (folder / "v-seed0/last.pt").exists() and working(process, "v-seed0"))
+    when(process, lambda: (folder / "v-seed0/last.pt").exists() and working(process, "v-seed0"), every=0.02)
     os.kill(working(process, "v-seed0"), signal.SIGKILL)
     code, errors = ended(process)
     assert code == 2, errors
@@ -222,7 +222,7 @@ def test_a_killed_cell_is_shown_as_failed_and_tried_again(world, alone, tmp_path
 def test_a_grid_that_is_ended_leaves_nothing_behind_and_goes_on(number, world, alone, tmp_path):
     folder = tmp_path / "grid"
     process = start_forked("compare", *words(world, folder, PAIR, LONG), "--jobs", "2")
-    when(process, lambda: (folder / "v-seed0/last.pt").exists() and working(process, "v-seed0"))
+    when(process, lambda: (folder / "v-seed0/last.pt").exists() and working(process, "v-seed0"), every=0.02)
     process.send_signal(number)
     code, errors = ended(process)  # and all that it has started
     assert code == (TRY_AGAIN if number == signal.SIGTERM else -number), errors

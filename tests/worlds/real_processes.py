@@ -38,13 +38,13 @@ def _code_and_words(command: str, words: tuple, settings: dict) -> list[str]:
     return [code, *map(str, words), *(f"{key.replace('__', '.')}={value}" for key, value in settings.items())]
 
 
-def when(process: Process, happens: Callable[[], object], seconds: float = 100) -> None:
-    """Wait until something happens, in a process that has not ended."""
+def when(process: Process, happens: Callable[[], object], seconds: float = 100, every: float = 0.002) -> None:
+    """Wait until something happens, in a process that has not ended; looks every so many seconds."""
     end = time.monotonic() + seconds
     while not happens():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < end
-        time.sleep(0.002)
+        time.sleep(every)
 
 
 def listens(process: Process) -> bool:
