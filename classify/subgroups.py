@@ -21,6 +21,7 @@ from data.errors import UserError
 USUAL = ("view", "sex", "age")  # columns that are looked at unless others are asked for
 LEAST = 10  # cases of a class in a group that is computed, and cases of a value that is a group of its own
 AGES = (18, 40, 60, 80)  # years at which a group of ages begins
+VALUES = 30  # groups that words can make, the most frequent ones: all of their pairs are tested
 MOST = 10  # values up to which numbers are groups themselves
 UNKNOWN = "unknown"
 METRICS = ("auc", "recall", "specificity")
@@ -157,9 +158,12 @@ def values_of(column: pd.Series) -> pd.Series:
         return _ranges(column, tuple(float(edge) for edge in quarters))
 
     values = pd.Series([_as_text(value) for value in column], index=column.index, dtype=object)
-    counts = values.value_counts()
-    rare = counts.index[(counts < LEAST) & (counts.index != UNKNOWN)]
-    return values.where(~values.isin(rare), f"values of fewer than {LEAST} cases")
+    counts = values[values != UNKNOWN].value_counts()
+    least = LEAST
+    if len(counts) > VALUES:
+        least = max(LEAST, int(counts.iloc[VALUES]) + 1)
+    rare = counts.index[counts < least]
+    return values.where(~values.isin(rare), f"values of fewer than {least} cases")
 
 
 def _is_rest(value: str) -> bool:

@@ -14,7 +14,7 @@ from classify.evaluate import Evaluation
 from classify.models.build import build_model, stem_of
 from classify.models.classifier import Classifier
 from classify.report.numbers import show, show_number
-from classify.report.tables import case_count, images_of, summary_of_all, task, units_of
+from classify.report.tables import case_count, given_thresholds, images_of, summary_of_all, task, units_of
 from classify.report.verdict import answer, largest_budget
 from classify.settings import ClassifyConfig
 from classify.subgroups import columns_of
@@ -353,7 +353,9 @@ def _thresholds(comparison: Comparison) -> str:
     rows = []
     for line in comparison.lines_of(largest_budget(comparison)):
         rows.append(f"{line.name} {', '.join(f'{threshold:.3f}' for threshold in line.thresholds)}")
-    return f"threshold chosen on validation by {listed(sorted(rules))} ({'; '.join(rows)})"
+    given = given_thresholds(comparison.lines_of(largest_budget(comparison)))
+    but = f", but for {'; '.join(given)}" if given else ""
+    return f"threshold chosen on validation by {listed(sorted(rules))}{but} ({'; '.join(rows)})"
 
 
 def _calibration(comparison: Comparison) -> str | None:

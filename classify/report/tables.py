@@ -162,8 +162,27 @@ def caption(comparison: Comparison, labelled: int | None) -> str:
         f"Split {config.compare.split}: {case_count(summary)}; {100 * lines[0].labels.mean():.0f} % {positive}. "
         f"In brackets {100 * config.evaluate.level:g} % intervals clustered by {whom}: of the AUC by DeLong's "
         f"method on the logit scale, of the others by score intervals; {training}. "
-        f"Best epoch and threshold were chosen on validation.{_own_images(comparison, labelled)}{_notes(lines)}"
+        f"Best epoch and threshold were chosen on validation{_but_for(lines)}."
+        f"{_own_images(comparison, labelled)}{_notes(lines)}"
     )
+
+
+def _but_for(lines: list[Line]) -> str:
+    given = given_thresholds(lines)
+    return f", but for the threshold of {'; '.join(given)}" if given else ""
+
+
+def given_thresholds(lines: list[Line]) -> list[str]:
+    """Rows whose threshold was not chosen on validation, each with how it came about."""
+    given = []
+    for line in lines:
+        first = line.evaluations[0]
+        file = first.summary.get("file")
+        if file and not file["threshold"].startswith("chosen on"):
+            given.append(f"{line.name} ({file['threshold']})")
+        if not file and first.config.finetune.threshold == "half":
+            given.append(f"{line.name} (0.5 by finetune.threshold)")
+    return given
 
 
 def _notes(lines: list[Line]) -> str:

@@ -15,6 +15,7 @@ from classify.finetune import finetune
 from classify.grid import expand_grid
 from classify.ledger import openings
 from classify.metrics import choose_threshold
+from classify.report.tables import given_thresholds
 from data.config import change_config
 from data.errors import UserError
 
@@ -117,6 +118,13 @@ def test_a_files_row_is_written_and_needs_its_file_no_more(all_lines, config):
     written = pd.read_csv(reader.path, dtype={"image_id": str})
     assert sorted(written["score"]) == sorted(reader.predictions["score"])
     assert str(config.run) in str(reader.path)
+
+
+def test_a_threshold_that_validation_has_not_chosen_is_named(all_lines):
+    assert given_thresholds(list(all_lines[:4])) == ["Reader (0.3 as given)"]
+    [single, _] = all_lines[0].evaluations
+    half = replace(single, config=change_config(single.config, {"finetune.threshold": "half"}))
+    assert given_thresholds([replace(all_lines[0], evaluations=(half,))]) == ["ViT (0.5 by finetune.threshold)"]
 
 
 def test_looks_at_test_labels_are_recorded_for_them_too(all_lines, config):

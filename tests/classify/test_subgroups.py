@@ -8,7 +8,7 @@ import pytest
 
 from classify.comparison import Line
 from classify.metrics import auc_interval, group_difference, metric_intervals
-from classify.subgroups import LEAST, breakdown, check_columns, columns_of, values_of
+from classify.subgroups import LEAST, VALUES, breakdown, check_columns, columns_of, values_of
 from data.errors import UserError
 
 
@@ -200,3 +200,20 @@ def test_what_is_unknown_takes_part_in_no_gap():
     found = breakdown(line({"sex": sex}), ["sex"])
     assert found.gaps == ()
     assert found.groups[-1].value == "unknown"
+
+
+@pytest.mark.parametrize("sizes", [[11] * 20 + [12] * 20 + [13] * 5, [12] * 1000, [10] * 29 + [400]])
+def test_of_many_values_the_most_frequent_are_groups(sizes):
+    """A thousand hospitals would be half a million pairs to test, for each row."""
+    sites = np.repeat([f"site {number}" for number in range(len(sizes))], sizes)
+    groups = values_of(pd.Series(sites, name="site")).value_counts()
+    [*rest] = [value for value in groups.index if value.startswith("values of fewer than")]
+    kept = groups.drop(rest)
+    assert len(kept) <= VALUES
+    assert groups.sum() == sum(sizes)
+    if rest:
+        least = int(rest[0].split()[4])
+        assert all(size >= least for size in kept)
+        assert len(kept) == sum(size >= least for size in sizes)
+    else:
+        assert len(kept) == len(sizes)
