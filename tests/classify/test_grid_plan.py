@@ -6,6 +6,7 @@ from tiny_world import tiny_config
 
 from classify.cases import label_budget, labelled_splits
 from classify.grid import expand_grid, labelled_images, row_names, trials_of
+from classify.plan import plan
 from classify.row_differences import differences_between_rows
 from data.config import load_config
 from data.errors import UserError
@@ -286,3 +287,9 @@ def test_rows_that_are_alike_differ_in_nothing(place):
 def test_a_settings_own_check_is_told_with_the_setting_apart_from_it(place):
     with pytest.raises(UserError, match=r"report\.specificities\.0: found 0\.955, expected a whole per cent"):
         tiny_config(place, report__specificities=[0.955])
+
+
+def test_a_dry_run_refuses_a_contrast_of_no_row(place):
+    config = grid(place, [{"name": "A"}, {"name": "BB", "set": {"finetune.epochs": 2}}], contrasts=[["A", "BC"]])
+    with pytest.raises(UserError, match=r"compare\.contrasts\.0\.b: found 'BC', expected a row's name: A; BB"):
+        plan(config)

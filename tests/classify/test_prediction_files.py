@@ -262,3 +262,12 @@ def test_a_file_of_another_split_is_told(place, opened, tmp_path):
 def test_a_row_is_trained_or_read(settings, said):
     with pytest.raises(ValueError, match=said):
         RowSettings(name="A", **settings)
+
+
+@pytest.mark.parametrize("between", [";", "\t"])
+def test_other_separators_than_commas_are_named(place, opened, tmp_path, between):
+    path = tmp_path / "reader.csv"
+    test = rows(opened)
+    pd.DataFrame({"path": test["path"], "score": probabilities(test)}).to_csv(path, sep=between, decimal=",")
+    with pytest.raises(UserError, match=r"found one column, .*, expected commas between columns"):
+        predictions_of(RowSettings(name="Reader", predictions=str(path)), config(place), opened)
