@@ -25,6 +25,8 @@ import yaml
 from tiny_world import World, files
 
 from classify.cli import evaluate, export, finetune
+from data.config import load_config
+from data.loader import open_data
 from mae.cli import pretrain, reconstruct
 from mae.engine.checkpoint import FORMAT
 
@@ -301,8 +303,8 @@ def a_table(world: World, folder: Path, rng: random.Random) -> Words:
 
 
 def a_store(world: World, folder: Path, rng: random.Random) -> Words:
-    shutil.copytree(world.root / "stores", folder / "stores")
-    [description] = list((folder / "stores").glob("*/store.json"))
+    store = open_data(load_config(world.config).data).store.folder  # other tests may have made more stores there
+    description = shutil.copytree(store, folder / "stores" / store.name) / "store.json"
     name = rng.choice(["index.csv", "rejected.csv", "store.json", "store.json", "audit.json"])
     path = description.parent / name
     odd_member(path, rng) if path.suffix == ".json" else odd_cells(path, rng)
