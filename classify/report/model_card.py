@@ -76,7 +76,9 @@ def write_model_cards(comparison: Comparison, folder: Path) -> None:
     cards = {f"{folder_name(line.name)}.md": card_of(comparison, line, groups) for line in _trained(comparison)}
     folder.mkdir(exist_ok=True)
     for path in folder.glob("*.md"):
-        if path.name not in cards and not path.is_symlink() and WRITTEN_BY in path.read_text(errors="replace"):
+        if path.name in cards or path.is_symlink():
+            continue
+        if WRITTEN_BY in path.read_text(encoding="utf-8", errors="replace"):
             path.unlink()
     for name, card in cards.items():
         write_text(folder / name, model_card(card))

@@ -166,14 +166,14 @@ def load_checkpoint(path: str | Path, kind: str | None = None, numbers: bool = T
     if kind and checkpoint.kind != kind:
         raise UserError(f"{path}: found a checkpoint of kind {checkpoint.kind}, expected {kind}")
 
-    # checkpoints of earlier versions have no digests
-    if digests is not None:
-        _expect_unchanged(raw, digests, path, numbers)
-
     # whatever it is for: to go on from, to begin from, to be evaluated, exported or shown
     if numbers:
         expect_finite(checkpoint.weights, path)
         expect_finite({"state": checkpoint.state, "optimizer": checkpoint.optimizer}, path)
+
+    # checkpoints of earlier versions have no digests
+    if digests is not None:
+        _expect_unchanged(raw, digests, path, numbers)
     return checkpoint
 
 

@@ -169,7 +169,7 @@ P = "{pretrainings: {p: {}}, rows: [{name: A, pretraining: [p], "
         ("{pretrainings: {p: {sed: 1}}, rows: [{name: A, pretraining: [p]}]}", "compare.pretrainings: sed is unknown;"),
         ("{rows: [{name: A}], baseline: a}", "compare.baseline: found 'a', expected a row's name: A"),
         ("{rows: [{name: A}], labelled: [9999]}", "finetune.sample: found"),
-        ("{rows: [{name: A}], labelled: [0]}", "compare.rows: A: finetune.sample: found 0, expected"),
+        ("{rows: [{name: A}], labelled: [0]}", "compare.labelled: found 0, expected 2 images or more"),
         (P + "set: {pretrain.mask_ratio: .5}}]}", "compare.rows: A: found pretrain changed, expected"),
         (P + "set: {model.width: 48}}]}", "compare.rows: A: found model changed, expected"),
         (P + "set: {finetune.model: resnet18}}]}", "compare.rows: A: found resnet18, expected vit with a pretraining"),

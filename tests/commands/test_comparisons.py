@@ -1,6 +1,7 @@
 """What mae-compare and mae-evaluate say of the split, and what a row of a grid may have of its own."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -100,7 +101,7 @@ def everywhere(folder: Path, said: str) -> list[str]:
     return [
         said.partition("| Model")[0],
         markdown.partition("| Model")[0],
-        page.partition("<table")[0],
+        re.sub("<[^>]*>", "", page.partition("<table")[0]),
         " ".join(written["warnings"]),
     ]
 

@@ -102,6 +102,7 @@ NO_PLACES |= {
     "compare.baseline",
     "compare.labelled",
     "report.subgroups",
+    "report.checklist",
 }
 NO_PLACES |= {"compare.contrasts.a", "compare.contrasts.b"}
 # settings of whatever kind, of which no command but mae-compare reads any

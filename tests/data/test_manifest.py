@@ -173,7 +173,9 @@ def test_only_data_under_terms_is_credentialed(tmp_path):
     assert manifest.credentialed
     assert [len(manifest.of_split(split)) for split in ("train", "validate", "test")] == [14, 2, 4]
     assert open_manifest(DataSettings(source="chexpert", root=str(build_chexpert_tree(tmp_path)))).credentialed
-    assert not opened(tmp_path, hospital()).credentialed
+    own = tmp_path / "own"
+    own.mkdir()
+    assert not opened(own, hospital()).credentialed
 
 
 def test_any_source_can_be_declared_credentialed(tmp_path):

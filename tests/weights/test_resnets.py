@@ -399,7 +399,7 @@ def test_a_probe_does_not_depend_on_the_features_scale(tmp_path):
     images = torch.randn(5, 1, 12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     seen = []
     model.norm.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
-    scale_features(model, 50)  # far beyond the eps of the norm
+    scale_features(model, 5000)  # far beyond the eps of the norm
     logits = model(images)
     scale_features(model, 7)
     torch.testing.assert_close(model(images), logits, rtol=0, atol=1e-5)
