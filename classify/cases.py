@@ -13,7 +13,7 @@ from data.labels import words
 from data.loader import Data
 from data.manifest import Manifest, digest, sample_patients
 
-FEW = 50  # cases of a class
+FEW = 50  # cases of a class, below which an AUC is hardly more than a guess
 
 
 @dataclass(frozen=True)

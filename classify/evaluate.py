@@ -83,6 +83,11 @@ class Evaluation:
         """The run's folder."""
         return self.path.parents[1]
 
+    @property
+    def calibration(self) -> Calibration:
+        """Of its scores, chosen on validation; one that changes nothing where it has none."""
+        return Calibration(**(self.summary.get("calibration") or {}))
+
 
 @restoring_umask()
 def evaluate(run: str | Path, overrides: dict[str, Any] | None = None, data: Data | None = None) -> Evaluation:

@@ -14,10 +14,11 @@ from scipy.special import expit
 from classify.cases import LabelledSplits, labelled_rows, splits_of
 from classify.comparison import Line
 from classify.evaluate import Evaluation, best_of, score_images, write_evaluation
+from classify.finetune import decision_threshold
 from classify.grid import Cell, folder_name
-from classify.metrics import choose_threshold, thresholds_by_rate
+from classify.metrics import thresholds_by_rate
 from classify.prediction_files import FilePredictions, predictions_of
-from classify.scores import UNIT_IDS, in_units, side_by_side
+from classify.scores import UNIT_IDS, in_units, logits_of_means, side_by_side
 from classify.settings import ClassifyConfig, RowSettings
 from classify.start import file_digest
 from data.config import change_config, expand
@@ -184,7 +185,7 @@ def _evaluated(members: tuple[Evaluation, ...], data_of: DataOf) -> Evaluation:
     splits = [splits_of(data, member.config) for member in members]
     trained_on = {image for each in splits for image in each.train["image_id"]}
     validated = _validated(members, splits, data)
-    threshold = _threshold(validated, config)
+    threshold = decision_threshold(validated, config.finetune.threshold)  # of its own, whatever its members have
 
     folder = first.run.with_name(re.sub(r"seed\d+$", "ensemble", first.run.name))
     summaries = [member.summary for member in members]
@@ -205,28 +206,14 @@ def _evaluated(members: tuple[Evaluation, ...], data_of: DataOf) -> Evaluation:
 
 def calibrated_logits(evaluation: Evaluation, units: pd.DataFrame) -> np.ndarray:
     """The logits (n) of a run's calibrated probabilities, where it has a calibration; else its own."""
-    logits = units["logit"].to_numpy(np.float64)
-    calibration = evaluation.summary.get("calibration")
-    if not calibration:
-        return logits
-    return logits / calibration["temperature"] + calibration["intercept"]
+    return evaluation.calibration.logits(units["logit"])
 
 
 def _mean(units: pd.DataFrame, logits: list[np.ndarray]) -> pd.DataFrame:
     """Units with the mean of the members' probabilities, by their logits (n each): a mean near 1 still has one."""
-    each = np.stack(logits)  # s n
-    abnormal = np.logaddexp.reduce(-np.logaddexp(0, -each), axis=0)  # n
-    normal = np.logaddexp.reduce(-np.logaddexp(0, each), axis=0)
-    mean = abnormal - normal
+    cases = np.tile(np.arange(len(units)), len(logits))
+    mean = logits_of_means(np.concatenate(logits), cases)
     return units[[*UNIT_IDS, "label"]].assign(logit=mean, score=expit(mean))
-
-
-def _threshold(validated: pd.DataFrame, config: ClassifyConfig) -> float:
-    """Chosen on the ensemble's own validation predictions."""
-    rule = config.finetune.threshold
-    if rule == "half":
-        return 0.5
-    return choose_threshold(validated["label"], validated["score"], rule)
 
 
 def _validated(members: tuple[Evaluation, ...], splits: list[LabelledSplits], data: Data) -> pd.DataFrame:

@@ -276,7 +276,7 @@ def validate(
     calibrations = {}
     operating = {}
     for unit, cases in units.items():
-        thresholds[unit] = _threshold(cases, settings.threshold)
+        thresholds[unit] = decision_threshold(cases, settings.threshold)
         operating[unit] = thresholds_by_rate(cases["label"], cases["score"])
         calibrations[unit] = fit_calibration(cases["label"], cases["logit"]).as_dict()
 
@@ -298,7 +298,8 @@ def validate(
     )
 
 
-def _threshold(units: pd.DataFrame, rule: ThresholdRule) -> float:
+def decision_threshold(units: pd.DataFrame, rule: ThresholdRule) -> float:
+    """The threshold that a rule chooses on validation units."""
     if rule == "half":
         return 0.5
     return choose_threshold(units["label"], units["score"], rule)

@@ -87,7 +87,7 @@ def in_units(scored: pd.DataFrame, unit: Unit, patients_known: bool = True) -> p
 
     # by rising logit, so that equal images give equal means in whatever order they come
     rising = np.argsort(scored["logit"].to_numpy(), kind="stable")
-    units["logit"] = _logits_of_means(scored["logit"].to_numpy()[rising], numbers[rising])
+    units["logit"] = logits_of_means(scored["logit"].to_numpy()[rising], numbers[rising])
     units["score"] = expit(units["logit"])
     return units[columns].reset_index(drop=True)
 
@@ -149,7 +149,7 @@ def side_by_side(units: pd.DataFrame) -> pd.DataFrame:
     return units.sort_values(UNIT_IDS, ignore_index=True)
 
 
-def _logits_of_means(logits: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+def logits_of_means(logits: np.ndarray, numbers: np.ndarray) -> np.ndarray:
     """(k): the logit of each group's mean score, of logits (n) and the numbers (n) of their groups.
 
     That is log(sum of p) - log(sum of 1 - p), which sums of logarithms tell even where p rounds to 1.

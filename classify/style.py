@@ -11,7 +11,6 @@ MARKERS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼"}  # matplo
 INK = "#1c2126"
 GREY = "#59626b"
 PALE = "#e6e9ec"
-BAND = "#f1f3f5"
 STYLE: "dict[RcKeyType, Any]" = {
     "svg.fonttype": "none",  # text stays text: it can be searched, and takes the page's font
     "text.parse_math": False,  # a $ in a name is a $

@@ -5,6 +5,7 @@ from numpy.typing import ArrayLike
 from scipy.stats import t
 
 from classify.metrics.checks import check_level, check_seeds, group_codes
+from classify.metrics.differences import difference_by_t, square_and_add, within_range
 from classify.metrics.estimates import Difference
 from classify.metrics.influence import influence
 from classify.metrics.intervals import AS_ONE_CASE, ONE_PATIENT, as_model, interval_of
@@ -53,29 +54,21 @@ def group_difference(
 
     of_patients = patient_spread(parts, either, codes)
     if of_patients.variance > 0:
-        spread = join([of_patients, seed_spread(estimates)])
-        error = float(np.sqrt(spread.variance))
-        freedom = spread.cautious
-        reach = float(t.ppf((1 + level) / 2, freedom)) * error
-        down = up = reach
-        note = ""
-    else:
-        # neither varies, as two AUCs of 1: made of both groups' own intervals (square and add: Newcombe 1998)
-        a, b = (
-            interval_of(name, own, group_codes(codes[inside], int(inside.sum())), level)
-            for own, inside in zip(found, members, strict=True)
-        )
-        down = float(np.hypot(a.estimate - a.interval[0], b.interval[1] - b.estimate))
-        up = float(np.hypot(a.interval[1] - a.estimate, b.estimate - b.interval[0]))
-        freedom = max(1.0, float(patients_of(either, codes).min() - 1))
-        error = max(down, up) / float(t.ppf((1 + level) / 2, freedom))
-        note = AS_ONE_CASE
+        return difference_by_t(name, estimate, join([of_patients, seed_spread(estimates)]), level, seeds)
 
+    # neither varies, as two AUCs of 1: made of both groups' own intervals
+    a, b = (
+        interval_of(name, own, group_codes(codes[inside], int(inside.sum())), level)
+        for own, inside in zip(found, members, strict=True)
+    )
+    down, up = square_and_add(a, b)
+    freedom = max(1.0, float(patients_of(either, codes).min() - 1))
+    error = max(down, up) / float(t.ppf((1 + level) / 2, freedom))
     return Difference(
         estimate,
-        (max(-1.0, estimate - down), min(1.0, estimate + up)),
+        within_range(name, estimate - down, estimate + up),
         level,
-        note=note,
+        note=AS_ONE_CASE,
         p_value=float(2 * t.sf(abs(estimate) / error, freedom)),
         standard_error=error,
         freedom=freedom,

@@ -9,7 +9,7 @@ from scipy.stats import t
 
 from classify.metrics.binary import HEADLINE
 from classify.metrics.checks import check_level, check_seeds, group_codes
-from classify.metrics.estimates import Difference
+from classify.metrics.estimates import Difference, Interval
 from classify.metrics.influence import Influence, Model, influence
 from classify.metrics.intervals import ANY_SIZE, AS_ONE_CASE, NOTHING_CALLED, as_model, interval_of
 from classify.metrics.patients import Spread, join, patient_spread, patients_of, seed_spread
@@ -87,7 +87,7 @@ def _difference(
     alike = estimate == 0 and (twins or (not parts.any() and of_a.parts.any()))
     if of_patients.variance > 0 or alike:
         spread = join([of_patients, *of_seeds])
-        found = _by_t(name, estimate, spread, level, seeds)
+        found = difference_by_t(name, estimate, spread, level, seeds)
         if of_a.strata.any() and of_b.strata.any():
             return found
         return replace(found, note=NOTHING_CALLED)
@@ -102,7 +102,8 @@ def _difference_of_parts(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return parts
 
 
-def _by_t(name: str, estimate: float, spread: Spread, level: float, seeds: tuple[int, int]) -> Difference:
+def difference_by_t(name: str, estimate: float, spread: Spread, level: float, seeds: tuple[int, int]) -> Difference:
+    """A difference with the interval and the test that its variance gives, by Student's t."""
     error = float(np.sqrt(spread.variance))
     if error == 0:
         return Difference(
@@ -111,7 +112,7 @@ def _by_t(name: str, estimate: float, spread: Spread, level: float, seeds: tuple
     reach = float(t.ppf((1 + level) / 2, spread.cautious)) * error
     return Difference(
         estimate,
-        _inside(name, estimate - reach, estimate + reach),
+        within_range(name, estimate - reach, estimate + reach),
         level,
         p_value=float(2 * t.sf(abs(estimate) / error, spread.cautious)),
         standard_error=error,
@@ -129,11 +130,10 @@ def _from_both(
     level: float,
     seeds: tuple[int, int],
 ) -> Difference:
-    """Square and add: the difference is smallest where a is low and b is high."""
+    """The interval of a - b from those of a and b, where patients show no variance in the difference."""
     a = interval_of(name, of_a, codes, level)
     b = interval_of(name, of_b, codes, level)
-    down = float(np.hypot(a.estimate - a.interval[0], b.interval[1] - b.estimate))
-    up = float(np.hypot(a.interval[1] - a.estimate, b.estimate - b.interval[0]))
+    down, up = square_and_add(a, b)
 
     # the error that has this reach towards 0; of no difference, the larger one
     reach = max(down, up)
@@ -143,7 +143,7 @@ def _from_both(
     error = reach / float(t.ppf((1 + level) / 2, freedom))
     return Difference(
         estimate,
-        _inside(name, estimate - down, estimate + up),
+        within_range(name, estimate - down, estimate + up),
         level,
         note=AS_ONE_CASE,
         p_value=float(2 * t.sf(abs(estimate) / error, freedom)),
@@ -153,7 +153,14 @@ def _from_both(
     )
 
 
-def _inside(name: str, low: float, high: float) -> tuple[float, float]:
+def square_and_add(a: Interval, b: Interval) -> tuple[float, float]:
+    """How far a - b reaches down and up: it is smallest where a is low and b is high (Newcombe 1998)."""
+    down = float(np.hypot(a.estimate - a.interval[0], b.interval[1] - b.estimate))
+    up = float(np.hypot(a.interval[1] - a.estimate, b.estimate - b.interval[0]))
+    return down, up
+
+
+def within_range(name: str, low: float, high: float) -> tuple[float, float]:
     """Differences of metrics between 0 and 1 lie between -1 and 1."""
     if name in ANY_SIZE:
         return low, high

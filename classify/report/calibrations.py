@@ -7,7 +7,6 @@ from scipy.special import expit
 
 from classify.comparison import Comparison, Line
 from classify.metrics import Interval, metric_intervals
-from classify.metrics.recalibration import Calibration
 from classify.report.numbers import show
 from data.labels import words
 
@@ -28,8 +27,7 @@ def calibrated_logits(line: Line) -> np.ndarray:
     """(s n): by each seed's own calibration, which is none where there is none."""
     found = []
     for evaluation, logits in zip(line.evaluations, line.logits, strict=True):
-        calibration = Calibration(**(evaluation.summary.get("calibration") or {}))
-        found.append(calibration.logits(logits))
+        found.append(evaluation.calibration.logits(logits))
     return np.stack(found)
 
 

@@ -3,10 +3,10 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
+from classify.cases import FEW
 from classify.comparison import Comparison
 from data.labels import words
 
-LEAST = 50  # cases of a class, below which an AUC is hardly more than a guess
 WARNING = "warning: "  # how the audit begins its own
 
 
@@ -104,10 +104,10 @@ def _few_cases(comparison: Comparison) -> Iterator[str]:
     for split, found in counts.items():
         if found is None:
             continue
-        few = [f"{count:,} {name}" for count, name in zip(found, names, strict=True) if count < LEAST]
+        few = [f"{count:,} {name}" for count, name in zip(found, names, strict=True) if count < FEW]
         if few:
             why = "epochs and thresholds were chosen on them" if split == "validate" else "the numbers rest on them"
-            yield f"Few cases: {' and '.join(few)} in split {split} (fewer than {LEAST}); {why}."
+            yield f"Few cases: {' and '.join(few)} in split {split} (fewer than {FEW}); {why}."
 
 
 def _unknown(comparison: Comparison) -> Iterator[str]:

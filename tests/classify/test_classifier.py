@@ -7,7 +7,7 @@ from scipy.special import logit
 from torch import Tensor, nn
 
 from classify import build_classifier, build_resnet
-from classify.finetune import _threshold, classification_loss
+from classify.finetune import classification_loss, decision_threshold
 from classify.models.classifier import Classifier, layer_scale
 from classify.scores import in_units
 from data.errors import UserError
@@ -284,5 +284,5 @@ def test_studies_have_a_threshold_of_their_own():
     means = in_units(table, "study")
     assert means["study_id"].tolist() == ["a", "b", "c", "d"]
     assert means["score"].tolist() == pytest.approx([0.5, 0.3, 0.6, 0.2])
-    assert _threshold(means, "youden") == pytest.approx(0.4)
-    assert _threshold(in_units(table, "image"), "youden") == pytest.approx(0.55)
+    assert decision_threshold(means, "youden") == pytest.approx(0.4)
+    assert decision_threshold(in_units(table, "image"), "youden") == pytest.approx(0.55)

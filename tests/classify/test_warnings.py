@@ -8,17 +8,18 @@ import numpy as np
 import pandas as pd
 from tiny_world import tiny_config
 
+from classify.cases import FEW
 from classify.comparison import Comparison, FailedRow, Line
 from classify.provenance import Facts
 from classify.report.sections import opening_rows
-from classify.report.warnings import LEAST, warnings
+from classify.report.warnings import warnings
 
 COPIES = "warning: 6 of 12 test images stand in train too (same file 6)"
 ELSEWHERE = "warning: 2 of 9 validate images stand in train too (same pixels 2)"
 SERVED = "warning: 5 of the 12 images predicted served pretraining, and 1 more are copies of such"
 
 
-def line(name: str, n: int = 2 * LEAST, checkpoint: str = "c0", failed=(), **summary) -> Line:
+def line(name: str, n: int = 2 * FEW, checkpoint: str = "c0", failed=(), **summary) -> Line:
     table = pd.DataFrame({"label": np.arange(n) % 2, "patient_id": np.arange(n)})
     facts = {"pretrained_on": 0, "origin": {"checkpoint": checkpoint}} | summary
     run = Path(name.lower())
@@ -26,7 +27,7 @@ def line(name: str, n: int = 2 * LEAST, checkpoint: str = "c0", failed=(), **sum
 
 
 def compared(place, *lines: Line, failed_rows=(), split="test", **facts) -> Comparison:
-    known = Facts("m", "s", classes={"validate": (LEAST, LEAST)})
+    known = Facts("m", "s", classes={"validate": (FEW, FEW)})
     config = tiny_config(place, compare__split=split)
     return Comparison(config, place, replace(known, **facts), lines, tuple(failed_rows))
 
@@ -85,10 +86,10 @@ def test_test_opened_by_others_or_again_is_said(place):
 
 
 def test_few_cases_of_a_class_are_said_of_each_split(place):
-    facts = {"classes": {"validate": (LEAST - 1, LEAST)}}
-    said = warnings(compared(place, line("A", n=2 * LEAST - 1), **facts))
-    assert said[0].startswith(f"Few cases: {LEAST - 1} normal in split validate (fewer than {LEAST})")
-    assert said[1].startswith(f"Few cases: {LEAST - 1} abnormal in split test")
+    facts = {"classes": {"validate": (FEW - 1, FEW)}}
+    said = warnings(compared(place, line("A", n=2 * FEW - 1), **facts))
+    assert said[0].startswith(f"Few cases: {FEW - 1} normal in split validate (fewer than {FEW})")
+    assert said[1].startswith(f"Few cases: {FEW - 1} abnormal in split test")
 
 
 def test_failed_trainings_are_named(place):
