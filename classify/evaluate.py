@@ -52,6 +52,7 @@ from data.writing import (
     write_text,
 )
 from mae.engine.checkpoint import HASHES, Checkpoint, load_checkpoint
+from mae.engine.checkpoint_file import checkpoint_file
 from mae.engine.loop import evaluating
 from mae.engine.run import commit, configure_torch, device_of
 
@@ -305,13 +306,12 @@ def _seen(data: Data, table: pd.DataFrame, checkpoint: Checkpoint) -> np.ndarray
 
 def best_of(run: str | Path) -> Path:
     """The best.pt of a run folder; UserError if there is none."""
-    best = Path(run)
-    if best.name != "best.pt":
-        best = best / "best.pt"
-    if not best.is_file():
-        found = "no best.pt" if best.parent.is_dir() else "no such folder"
-        raise UserError(f"{run}: found {found}, expected the folder of a mae-finetune run that has ended an epoch")
-    return best
+    path = Path(run)
+    if not path.exists():
+        raise UserError(f"{run}: found no such folder, expected the folder of a mae-finetune run")
+    if path.is_file() and path.name != "best.pt":
+        raise UserError(f"{run}: found a file, expected the folder of a mae-finetune run, whose best.pt is evaluated")
+    return checkpoint_file(path)
 
 
 def _config_for(checkpoint: Checkpoint, overrides: dict[str, Any]) -> ClassifyConfig:

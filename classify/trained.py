@@ -109,16 +109,8 @@ class Trained:
 
 
 def load_trained(path: str | Path, device: str = "auto") -> Trained:
-    """The classifier in a run folder's best.pt, or in a checkpoint file.
-
-    Raises UserError where it is none, and names the command that makes one of a pretraining.
-    """
-    checkpoint = load_checkpoint(_best_of(path))
-    if checkpoint.kind != "classifier":
-        raise UserError(
-            f"{checkpoint.place}: found a pretraining, which tells nothing apart yet, expected a classifier; next: "
-            f"mae-finetune --checkpoint {checkpoint.place}"
-        )
+    """The classifier in a run folder's best.pt, or in a checkpoint file; UserError where there is none."""
+    checkpoint = load_checkpoint(path, "classifier")
     where = device_of(device)
     return Trained(
         checkpoint=checkpoint,
@@ -136,13 +128,3 @@ def model_of(checkpoint: Checkpoint, device: torch.device) -> Model:
     model = build_model(config)
     load_weights(model, checkpoint)
     return model.to(device).eval()
-
-
-def _best_of(path: str | Path) -> Path:
-    """The best.pt of a run folder, else the path as it is."""
-    path = Path(path)
-    if not path.is_dir():
-        return path
-    if not (path / "best.pt").is_file():
-        raise UserError(f"{path}: found no best.pt, expected the folder of a mae-finetune run that has ended an epoch")
-    return path / "best.pt"

