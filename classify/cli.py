@@ -315,9 +315,7 @@ def _predict_parser() -> Parser:
     parser.add_argument("--out", required=True, type=Path, metavar="CSV", help="the table to write")
 
     # what is called abnormal
-    parser.add_argument(
-        "--threshold", type=float, help="call abnormal from this score on, 0 to 1 (default: the stored)"
-    )
+    parser.add_argument("--threshold", type=float, help="call abnormal from this score on (default: the stored one)")
     parser.add_argument("--sensitivity", type=float, help="or the threshold of this sensitivity on validation, as 0.95")
     parser.add_argument("--specificity", type=float, help="or the threshold of this specificity on validation")
 
@@ -328,9 +326,7 @@ def _predict_parser() -> Parser:
         help="a row for each image, or for each study with its mean (default: as the run is evaluated, where all "
         "inputs have a study)",
     )
-    parser.add_argument(
-        "--workers", type=int, default=0, help="processes that read images (default: one for each core)"
-    )
+    parser.add_argument("--workers", type=int, default=0, help="processes that read images (default: one a core)")
     parser.add_argument("--device", default="auto", help="auto (CUDA where there is one), cpu, cuda or cuda:N")
     return parser
 

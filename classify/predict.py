@@ -87,7 +87,7 @@ class Operating:
                 raise ValueError
         except (TypeError, LookupError, ValueError):
             raise UserError(
-                f"{member.place}: found no thresholds for a {name}, expected those that this version keeps; it knows one "
+                f"{member.place}: found no thresholds for a {name}, expected those that this version keeps; it has one "
                 f"threshold, {member.threshold_for(unit):.4g}: leave --{name} out, or fine-tune again"
             ) from None
         return float(threshold)

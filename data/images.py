@@ -425,7 +425,10 @@ def _grey_of_array(pixels: Any) -> np.ndarray:
 def _grey_of_picture(picture: Any) -> tuple[np.ndarray, float]:
     """Grey levels as a file of such a picture would give them, and the height of a pixel divided by its width."""
     about = picture.info
-    aspect = _aspect(picture, about.get("aspect") or about.get("jfif_density"))
+    density = about.get("aspect") or about.get("jfif_density")
+    if picture.format == "PNG":
+        density = density or about.get("dpi")
+    aspect = _aspect(picture, density)
     upright = ImageOps.exif_transpose(picture)
     if upright.mode == "F":
         refuse("a picture of fractional numbers", "8 or 16 bits: others do not say what is white")
