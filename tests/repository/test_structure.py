@@ -48,6 +48,7 @@ ORDER_OF_CLASSIFY = (
         "cost",
         "grid",
         "evaluate",
+        "trained",
         "ledger",
         "prediction_files",
         "finetune",
