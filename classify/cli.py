@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from data.cli import Arguments, Parser, command_parser, configure, print_and_stop, run_command
 from data.errors import UserError
-from mae.cli import parse_training, training_parser
+from mae.cli import expect_named, parse_training, training_parser
 
 if TYPE_CHECKING:
     from classify.settings import ClassifyConfig
@@ -67,7 +67,9 @@ def _finetune(argv: Arguments) -> None:
     arguments = parse_training(parser, argv, OVERFIT)
     config, checkpoint, pretrained = _beginning(arguments)
 
-    # torch comes only now: --help and a wrong setting are answered at once
+    # torch comes only now: --help, a wrong setting and a wrong path are answered at once
+    if pretrained is None:
+        expect_named(config, data=not arguments.dry_run)
     from classify.finetune import finetune
     from classify.start import check_fit, resolved, run_folder
     from data.config import beside, change_config
@@ -138,6 +140,12 @@ def _beginning(arguments: argparse.Namespace) -> "tuple[ClassifyConfig, str | No
     if not path:
         return configure(arguments, ClassifyConfig), None, None
 
+    # a path that is nowhere is answered before torch is imported to look into it
+    from mae.engine.checkpoint_file import checkpoint_file
+
+    if not Path(path).exists():
+        checkpoint_file(path)
+
     # a checkpoint brings its config, unless another is given
     config = None
     if arguments.config:
@@ -147,7 +155,6 @@ def _beginning(arguments: argparse.Namespace) -> "tuple[ClassifyConfig, str | No
     from classify.start import config_for, with_paths_given
     from data.config import change_config, parse_overrides
     from mae.engine.checkpoint import load_checkpoint
-    from mae.engine.checkpoint_file import checkpoint_file
     from mae.weights import is_foreign
 
     resnet = is_resnet(path)
@@ -197,6 +204,10 @@ def _evaluate(argv: Arguments) -> None:
         overrides["evaluate.split"] = arguments.split
     if not runs:
         raise UserError("command line: found no RUN, expected the folder of a mae-finetune run")
+    from mae.engine.checkpoint_file import best_of
+
+    for run in runs:
+        best_of(run)
 
     from classify.evaluate import evaluate
     from classify.report.tables import evaluation_text
@@ -226,6 +237,7 @@ def _compare(argv: Arguments) -> None:
         print(plan(config, arguments.jobs))
         return
 
+    expect_named(config)
     from classify.compare import compare, failures_of
     from classify.report.sections import printed
     from data.config import expand
@@ -250,6 +262,9 @@ def _report(argv: Arguments) -> None:
     parser = Parser("mae-report", description=about)
     parser.add_argument("folder", metavar="FOLDER", help="folder of a mae-compare that has ended, or a copy of it")
     folder = parser.parse(argv).folder
+    from classify.report.folder import comparison_file
+
+    comparison_file(folder)
     from classify.report.read import report
     from classify.report.sections import printed
 
@@ -338,6 +353,9 @@ def _export(argv: Arguments) -> None:
     parser.add_argument("--checkpoint", metavar="RUN", required=True, help="of mae-pretrain or mae-finetune")
     parser.add_argument("--out", metavar="FOLDER", required=True, help="folder to write")
     arguments = parser.parse(argv)
+    from mae.engine.checkpoint_file import checkpoint_file
+
+    checkpoint = checkpoint_file(arguments.checkpoint)  # before torch comes
     from classify.export import export
 
-    export(arguments.checkpoint, arguments.out)
+    export(checkpoint, arguments.out)

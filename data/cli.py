@@ -33,6 +33,9 @@ def _prepare(argv: Arguments) -> None:
     parser.add_argument("--verify", action="store_true", help="compare all of a finished store with what was written")
     arguments = parser.parse(argv)
     config = configure(arguments, DataConfig)
+    from data.places import expect_places
+
+    expect_places(config.data)
 
     from data.audit import audit_lines, audited
     from data.manifest import open_manifest

@@ -9,12 +9,13 @@ from typing import Any
 from classify.comparison import Comparison, Declared, FailedRow, Line, Reconstructions
 from classify.evaluate import Evaluation, read_evaluation
 from classify.provenance import Facts
+from classify.report.folder import comparison_file
 from classify.report.mistakes import FOLDER, are_shown, strips
 from classify.report.reconstructions import missing
 from classify.report.training import OF_PRETRAINING, OF_TRAINING, epochs_of
 from classify.report.write import FORMAT, digest_of, write_comparison
 from classify.settings import ClassifyConfig
-from data.config import change_config, expand, make_config
+from data.config import change_config, make_config
 from data.errors import UserError
 from data.locks import locked
 from data.plain_values import read_json_values
@@ -31,11 +32,7 @@ def report(folder: str | Path, say: Callable[[str], None] = print) -> Comparison
 
     Raises UserError where one of these is missing or was changed since.
     """
-    folder = Path(expand(str(folder), "command line"))
-    path = folder / "comparison.json"
-    if not path.is_file():
-        found = "no comparison.json" if folder.is_dir() else "no such folder"
-        raise UserError(f"{folder}: found {found}, expected the folder of a mae-compare that has ended")
+    folder = comparison_file(folder).parent
     expect_no_links_out(folder)
 
     comparison = read_comparison(folder)

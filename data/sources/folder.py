@@ -9,8 +9,9 @@ from pathlib import Path
 import pandas as pd
 
 from data.errors import UserError, quoted
+from data.places import require_folder
 from data.settings import DataSettings
-from data.sources import BLANKS, SPLIT_WORDS, manifest_table, require_folder
+from data.sources import BLANKS, SPLIT_WORDS, manifest_table
 from data.sources.found_images import find_images
 
 NORMAL_NAMES = {"normal", "no finding", "healthy", "0", "negative"}

@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from data.config import expand
-from data.errors import UserError
 from data.labels import ALL_FINDINGS, LABEL_WORDS, judge
+from data.places import require_folder, require_table
 from data.settings import DataSettings
 from data.sex_and_age import people_columns, read_people
 from data.sources import (
@@ -18,7 +17,6 @@ from data.sources import (
     read_findings,
     read_words,
     require_filled,
-    require_folder,
     require_one_spelling,
 )
 from data.sources.further import further_columns, without_free_text
@@ -33,9 +31,7 @@ def read(settings: DataSettings, root: Path) -> tuple[pd.DataFrame, list[str]]:
     and value (the header is row 1).
     """
     require_folder(root)
-    place = root / expand(settings.table, "data.table")
-    if not place.is_file():
-        raise UserError(f"{place}: no such file, expected the CSV that data.table names below data.root")
+    place = require_table(root, settings.table)
     table, findings, further, notes = _read_table(place, settings.target)
     require_filled(table, ["path"], place)
     for column in ("image_id", "patient_id", "study_id"):
