@@ -25,6 +25,7 @@ MAINS = {
     "mae-evaluate": classify.cli.evaluate,
     "mae-compare": classify.cli.compare,
     "mae-report": classify.cli.report,
+    "mae-predict": classify.cli.predict,
     "mae-export": classify.cli.export,
 }
 SMALL = [
@@ -64,9 +65,11 @@ def test_readme_commands_run_in_order(tmp_path, monkeypatch, capsys):
             variable = words[0].partition("=")[0]
             monkeypatch.setenv(variable, str(tmp_path / PLACES[variable]))
         if name in MAINS:
-            small = {"mae-evaluate": SMALL[-1:], "mae-export": [], "mae-reconstruct": [], "mae-report": []}.get(
-                name, SMALL
-            )
+            small = SMALL
+            if name in ("mae-predict", "mae-export", "mae-reconstruct", "mae-report"):  # they take no settings
+                small = []
+            if name == "mae-evaluate":
+                small = SMALL[-1:]
             grid = ["compare.labelled=[24]", "compare.seeds=[0]"] if "compare_mimic" in words else []
             with pytest.raises(SystemExit) as end:
                 MAINS[name]([*words, *small, *grid])
