@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from data.errors import UserError
+from data.errors import UserError, did_you_mean
 
 NO_FINDING = "No Finding"
 SUPPORT_DEVICES = "Support Devices"
@@ -83,7 +83,9 @@ def judge(findings: pd.DataFrame, uncertain: Uncertain, target: str | None = Non
     one: is that column's finding there? `uncertain` says what -1 counts as. Raises NoSuchFinding.
     """
     if target not in {None, *findings}:
-        raise NoSuchFinding(f"data.target: found {target!r}, expected one of {', '.join(map(str, findings))}")
+        known = [str(name) for name in findings]
+        hint = did_you_mean(str(target), known)
+        raise NoSuchFinding(f"data.target: found {target!r}, expected one of {', '.join(known)}{hint}")
     if target is None:
         cases = _abnormal_cases(findings, uncertain)
     else:
