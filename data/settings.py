@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from data.config import PathText, Settings, either
 
@@ -14,12 +14,26 @@ MaxRejected = Annotated[Count | Share | None, either("Input should be a count of
 File = Annotated[PathText, Field(min_length=1)]
 Store = Annotated[Literal[False] | File, either("Input should be a folder, or false")]
 Patients = Annotated[File | tuple[File, ...] | None, either("Input should be a CSV file, a list of such, or null")]
+Name = Annotated[str, Field(min_length=1)]
+Names = Annotated[
+    tuple[Name, ...] | None,
+    either("Input should be a name, or a list of such, or null"),
+    BeforeValidator(lambda given: _as_names(given)),
+]
 Layout = Literal[
     "mimic-cxr-jpg", "mimic-cxr-dicom", "chexpert", "nih-cxr14", "folder", "images", "table", "medmnist", "phantom"
 ]
 Resize = Literal["pad", "squash", "crop"]
 Tone = Literal["window", "mimic_jpg"]  # as a viewer shows it, or as MIMIC-CXR-JPG was made
 Size = int | tuple[int, int]  # of an image: the side of a square, or height and width
+
+
+def _as_names(given: object) -> object:
+    """A list of names; one name may stand alone, and YAML makes numbers of those that are digits."""
+    several = given if isinstance(given, list | tuple) else [given]
+    if given is None or any(type(name) not in (str, int) for name in several):
+        return given
+    return [str(name) for name in several]
 
 
 def height_and_width(size: Size) -> tuple[int, int]:
@@ -48,6 +62,7 @@ class SourceSettings(Settings):
     patients: Patients = Field(None, description="a CSV of this data set's patients, or several; joined by their ids")
     labeler: Literal["chexpert", "negbio", "agreement"] | None = Field(None, description="MIMIC report labeler")
     uncertain: Literal["unknown", "positive", "negative"] | None = Field(None, description="what -1 counts as")
+    normal: Names = Field(None, description="class folders or labels that mean normal; null: by their names")
     views: tuple[str, ...] | None = Field(None, description="ViewPosition to keep; [] keeps all")
 
 
@@ -84,6 +99,11 @@ class DataSettings(Settings):
     )
     target: str | None = Field(
         None, description="finding column to tell present from absent, such as Pneumonia; null: normal or abnormal"
+    )
+    normal: Names = Field(
+        None,
+        description="class folders, or labels of a table, that mean normal, such as [Controls], all others abnormal; "
+        "null: those whose names say it, such as normal, healthy, control",
     )
     views: tuple[str, ...] = Field(
         ("AP", "PA"), description="ViewPosition to keep; [] keeps all, also images without one"

@@ -38,6 +38,8 @@ SPLIT_WORDS = {
     "validate": "validate",
     "validation": "validate",
     "test": "test",
+    "training": "train",
+    "testing": "test",
 }
 
 
