@@ -42,7 +42,9 @@ UNKNOWN = frozenset(
     "unlabelled unlabeled unlabel nolabel nolabels withoutlabel withoutlabels unknown unsorted unclassified".split()
 )
 # without this finding, which may be normal or not
-WITHOUT = frozenset("no non not without free ohne kein sin sans sem senza benign benigno benin other others rest".split())
+WITHOUT = frozenset(
+    "no non not without free ohne kein sin sans sem senza benign benigno benin other others rest".split()
+)
 # words beside a class's name that tell nothing
 FILLERS = frozenset(
     "class label cxr chest thorax xray xrays x ray rays radiograph radiographs images image img imgs lung lungs "
@@ -148,6 +150,8 @@ def _given(names: Collection[str], given: Collection[str], place: str, what: str
         if not meant:
             shown = quoted(", ".join(names), f"{len(names)} of them")
             hint = quoted(did_you_mean(name, names), instead="")
-            raise UserError(f"data.normal: found {name!r}, expected {what} of {place.removeprefix('data.root: ')}: {shown}{hint}")
+            raise UserError(
+                f"data.normal: found {name!r}, expected {what} of {place.removeprefix('data.root: ')}: {shown}{hint}"
+            )
         normal += meant
     return list(dict.fromkeys(normal))

@@ -46,7 +46,10 @@ NIH_FINDINGS = (  # of ChestX-ray14, spelt as its CSV does
     "Pneumothorax",
 )
 ALL_FINDINGS = tuple(sorted({*FINDINGS, *NIH_FINDINGS}))
-LABEL_WORDS = {"normal": 0.0, "abnormal": 1.0, "0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0}
+LABEL_WORDS = {
+    **{"normal": 0.0, "abnormal": 1.0, "0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0},
+    **{"negative": 0.0, "positive": 1.0, "no": 0.0, "yes": 1.0, "false": 0.0, "true": 1.0},
+}
 RULES = {  # in the order in which they apply
     "finding": "a finding is 1 → abnormal",
     "uncertain": "a finding is -1 → {uncertain}",

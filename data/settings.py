@@ -51,6 +51,18 @@ class PhantomSettings(Settings):
     seed: int = Field(0, ge=0, description="seed of the drawing")
 
 
+class ColumnSettings(Settings):
+    """What a table of one's own calls the columns that are read; null: by their own names (source: table)."""
+
+    path: Name | None = Field(None, description="column of the files, below root")
+    label: Name | None = Field(None, description="column that says normal or abnormal")
+    image_id: Name | None = Field(None, description="column that names images; null: image_id, else the path")
+    patient_id: Name | None = Field(None, description="column that names patients")
+    study_id: Name | None = Field(None, description="column that names studies")
+    split: Name | None = Field(None, description="column that says train, validate or test")
+    view: Name | None = Field(None, description="column of the ViewPosition")
+
+
 class SourceSettings(Settings):
     """One data set of `data.sources`; null takes what the data section says."""
 
@@ -58,6 +70,7 @@ class SourceSettings(Settings):
     root: PathText = Field(description="this data set's folder (medmnist: its .npz)")
     name: str | None = Field(None, min_length=1, description="what its image and patient ids begin with; null: source")
     table: PathText | None = Field(None, description="source table: the CSV, below root")
+    columns: ColumnSettings | None = Field(None, description="source table: what its columns are called")
     labels_root: PathText | None = Field(None, description="folder of MIMIC-CXR-JPG's CSVs where it is not root")
     patients: Patients = Field(None, description="a CSV of this data set's patients, or several; joined by their ids")
     labeler: Literal["chexpert", "negbio", "agreement"] | None = Field(None, description="MIMIC report labeler")
@@ -83,6 +96,7 @@ class DataSettings(Settings):
         (), description="several data sets as one: a list of {source, root, …}; what one leaves out is set here"
     )
     table: PathText = Field("manifest.csv", description="source table: the CSV, below root")
+    columns: ColumnSettings = Field(default_factory=ColumnSettings)
     labels_root: PathText | None = Field(
         None, description="folder of MIMIC-CXR-JPG's CSVs where it is not root, as for mimic-cxr-dicom"
     )
@@ -158,7 +172,7 @@ class DataSettings(Settings):
             return {self.source: self}
         settings = {}
         for part in self.sources:
-            given = part.model_dump(exclude={"name"}, exclude_none=True)
+            given = {name: value for name, value in part if name != "name" and value is not None}
             settings[part.name or part.source] = self.model_copy(update={"sources": (), **given})
         return settings
 

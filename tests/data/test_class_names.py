@@ -41,7 +41,9 @@ def test_names_that_say_normal(name):
     assert says(name) == "normal"
 
 
-@pytest.mark.parametrize("name", ["Controls", "control", "0", "Negative", "Kontrollen", "Témoins", "controlli", "对照组"])
+@pytest.mark.parametrize(
+    "name", ["Controls", "control", "0", "Negative", "Kontrollen", "Témoins", "controlli", "对照组"]
+)
 def test_names_that_say_normal_where_nothing_else_does(name):
     assert says(name) == "by contrast"
 
@@ -64,7 +66,9 @@ def test_what_is_no_name_is_a_line(given):
         make_config({"data": {"source": "folder", "normal": given}}, "my.yaml")
 
 
-@pytest.mark.parametrize("name", ["abnormal", "not_normal", "TB", "1", "Pneumonia", "nodule", "subnormal", "N", "images"])
+@pytest.mark.parametrize(
+    "name", ["abnormal", "not_normal", "TB", "1", "Pneumonia", "nodule", "subnormal", "N", "images"]
+)
 def test_names_that_do_not(name):
     assert says(name) in ("other", "perhaps")
 
@@ -80,7 +84,9 @@ def test_controls_are_normal_and_it_is_said_before_anything_is_decoded(tmp_path)
 
 def test_where_no_name_says_normal_it_is_asked_for(tmp_path):
     line = refusal(fill(tmp_path, Good=2, TB=3), "folder")
-    assert line.startswith(f"data.root: {tmp_path}: found class folders Good, TB, none whose name says that it is normal")
+    assert line.startswith(
+        f"data.root: {tmp_path}: found class folders Good, TB, none whose name says that it is normal"
+    )
     assert "data.normal=[NAME]" in line and "data.source=images" in line
     assert labels(tmp_path, normal=["Good"]) == {"Good": 0, "TB": 1}
     assert labels(tmp_path, normal=["good "]) == {"Good": 0, "TB": 1}
@@ -105,7 +111,10 @@ def test_where_several_names_may_say_normal_it_is_asked_for(folders, doubtful, t
 
 def test_a_normal_folder_that_is_not_there_is_named(tmp_path):
     line = refusal(fill(tmp_path, Controls=2, TB=3), "folder", normal=["Contrls"])
-    assert line == f"data.normal: found 'Contrls', expected class folders of {tmp_path}: Controls, TB; did you mean Controls?"
+    assert (
+        line
+        == f"data.normal: found 'Contrls', expected class folders of {tmp_path}: Controls, TB; did you mean Controls?"
+    )
 
 
 def test_one_class_in_two_spellings_is_one(tmp_path):
