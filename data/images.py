@@ -162,7 +162,7 @@ def _read(path: str | Path, tone: Tone, at_least: Size | None, of_sides: OfSides
     if tone not in TONES:
         raise ValueError(f"tone: found {tone!r}, expected one of {', '.join(TONES)}")
     try:
-        with _quiet():
+        with quiet():
             return _read_content(path, tone, at_least, of_sides, note or _no_note)
 
     except LacksPlugin as reason:
@@ -217,7 +217,7 @@ def _read_content(path: str | Path, tone: Tone, at_least: Size | None, of_sides:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No warnings, and no log of pydicom's: it quotes odd values, and a damaged one may hold the name."""
     logger = logging.getLogger("pydicom")
     before = logger.disabled

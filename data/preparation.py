@@ -50,8 +50,8 @@ def prepare(config: DataConfig | DataSettings, manifest: Manifest | None = None,
     if try_again:
         store = _with_files_of_new_plugins(settings, manifest, store)
 
-    for look in manifest.looks:
-        look.remember(stores_folder(settings))
+    for seen in (*manifest.looks, *manifest.headers):
+        seen.remember(stores_folder(settings))
     return store
 
 

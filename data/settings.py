@@ -25,6 +25,8 @@ Layout = Literal[
 ]
 Resize = Literal["pad", "squash", "crop"]
 Tone = Literal["window", "mimic_jpg"]  # as a viewer shows it, or as MIMIC-CXR-JPG was made
+# by which the same images may be found otherwise: a run knows its images by their store, their splits and their labels
+FOUND_BY = ("data.root", "data.labels_root", "data.normal", "data.dicom_ids")
 Size = int | tuple[int, int]  # of an image: the side of a square, or height and width
 
 
@@ -104,6 +106,11 @@ class DataSettings(Settings):
         None,
         description="a CSV of patients (.gz too), or a list of such, whose sex, age and other columns are joined by "
         "patient_id or subject_id for subgroups, such as MIMIC-IV's patients.csv.gz; null: none",
+    )
+    dicom_ids: bool = Field(
+        True,
+        description="where no column names patients, take them and their studies from PatientID and StudyInstanceUID of "
+        "DICOM files, as salted hashes",
     )
     labeler: Literal["chexpert", "negbio", "agreement"] = Field(
         "chexpert", description="MIMIC report labeler; agreement keeps labels on which both agree"
