@@ -38,7 +38,7 @@ THREADS = 16  # a network file system answers many questions at once
 CHUNK = 64  # files a thread reads at a time
 # what stands where an id was taken away, in letters and digits alone
 NOBODY = re.compile(
-    r"[x0-]*|n/?a|none|null|nil|unknown|unkn?|anon\w*|deidentified|removed|redacted|deleted|blank|empty|noname|noid"
+    r"[x0]*|na|none|null|nil|unknown|unkn?|anon\w*|deidentified|removed|redacted|deleted|blank|empty|noname|noid"
     r"|patient|patientid|id|test|dummy|default|phantom"
 )
 
@@ -186,7 +186,7 @@ def _text(dataset: object, tag: int) -> str:
 
 
 def _hashed(text: str, kind: str, salt: bytes) -> str:
-    plain = re.sub(r"[^\w/-]|_", "", text.casefold())
+    plain = re.sub(r"[\W_]", "", text.casefold())
     if len(text) > LONGEST or NOBODY.fullmatch(plain):
         return ""
     digest = hashlib.blake2b(f"{kind}\n{text}".encode("utf-8", "surrogateescape"), key=salt, digest_size=8)

@@ -4,7 +4,7 @@ import hashlib
 import re
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ class Manifest:
     rules: pd.Series | None = None  # the words of the rule that decided each row's label
     looks: tuple[Look, ...] = ()  # what is known of the files on disk
     headers: tuple[Headers, ...] = ()  # whose DICOM files are
+    unreadable: frozenset[str] = frozenset()  # image_id of those whose file was rejected: they count nowhere
 
     def of_split(self, split: str) -> pd.DataFrame:
         """The rows of one split, in order; UserError if there are none."""
@@ -54,12 +55,21 @@ class Manifest:
         return part.reset_index(drop=True)
 
     def summary(self) -> str:
-        """Images, patients, and normal, abnormal and unknown images per split, as text."""
+        """Images, patients, and normal, abnormal and unknown images per split, as text; those that can be read."""
+        table = self.table[~self.table["image_id"].isin(self.unreadable)]
         rows = {}
         for split in SPLITS:
-            rows[split] = _count(self.table[self.table["split"] == split], self.target)
-        rows["all"] = _count(self.table, self.target)
+            rows[split] = _count(table[table["split"] == split], self.target)
+        rows["all"] = _count(table, self.target)
         return _as_text(rows)
+
+    def without(self, unreadable: Iterable[str]) -> "Manifest":
+        """The same, once it is known which images' files are rejected: the summary leaves them out, a note says so."""
+        ids = frozenset(unreadable) & frozenset(self.table["image_id"])
+        if not ids:
+            return self
+        note = LeftOut(len(ids), "unreadable (rejected.csv of the store says why)")
+        return replace(self, notes=(*self.notes, note), unreadable=ids)
 
     def breakdown(self) -> str:
         """The summary by view as well, then what every label rule took, then what was left out and why."""
