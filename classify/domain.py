@@ -7,12 +7,11 @@ and covariances. Limits are chosen on validation images, of which at most 5 % li
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sklearn.covariance import ledoit_wolf
@@ -27,7 +26,6 @@ from data.errors import UserError
 from data.loader import Data, Loader
 from mae.engine import distributed
 from mae.engine.checkpoint import Checkpoint, NotSaved, load_checkpoint, load_weights, save_checkpoint
-from mae.engine.loop import evaluating
 from mae.engine.run import holding
 from mae.masking import take
 from mae.model import MaskedAutoencoder, normalize_patches
@@ -128,7 +126,6 @@ class Spread:
         return np.sqrt(squares)
 
 
-
 # ---------------------------------------------------------------- how far is too far
 
 
@@ -143,6 +140,15 @@ def limit(scores: np.ndarray, share: float = SHARE) -> float:
     return float(np.sort(scores)[place - 1])
 
 
+class _Pretraining(BaseModel):
+    """A checkpoint file, known by its content."""
+
+    model_config = ConfigDict(strict=True)
+
+    file: str
+    digest: str
+
+
 class _Kept(BaseModel):
     """What a checkpoint's `meta` holds of its domain; the spreads stand in its `state`."""
 
@@ -152,7 +158,7 @@ class _Kept(BaseModel):
     together: list[Positive]  # of the largest ratio of the first, the first two, all three
     train_images: int
     validate_images: int
-    pretraining: dict[str, str] | None = None  # its file and the digest of that
+    pretraining: _Pretraining | None = None
     mask_ratio: float = 0.75
 
 
@@ -182,10 +188,10 @@ class Domain:
             model = _at_hand(checkpoint, kept.pretraining, torch.device(device))
             if model is None:
                 note = (
-                    f"{kept.pretraining['file']}: not there, or another one by now, so images are judged without its "
+                    f"{kept.pretraining.file}: not there, or another one by now, so images are judged without its "
                     "reconstruction error"
                 )
-        return cls(checkpoint.place, *spreads, kept, model, note)
+        return cls(checkpoint.place, spreads[0], spreads[1], kept, model, note)
 
     def scores(self, features: np.ndarray, images: np.ndarray | Tensor | None = None) -> np.ndarray:
         """(n): distances as shares of what is allowed; above 1 an image is of another kind than those it knows.
@@ -226,8 +232,10 @@ def _read(checkpoint: Checkpoint, meta: Mapping[str, Any]) -> tuple[_Kept, list[
         kept = _Kept.model_validate(meta)
         spreads = [Spread(**checkpoint.state["domain"][name]) for name in SPREADS]
         measured = len(SPREADS) + (kept.pretraining is not None)
-        sound = len(kept.limits) == len(kept.together) == measured and all(_is_sound(spread) for spread in spreads)
-    except (ValidationError, KeyError, TypeError, AttributeError):
+        head = "head.weight" if "head.weight" in checkpoint.weights else "fc.weight"
+        widths = (checkpoint.weights[head].shape[1], 2 * SIDE * SIDE)
+        sound = len(kept.limits) == len(kept.together) == measured and all(map(_is_sound, spreads, widths))
+    except (ValidationError, KeyError, TypeError, AttributeError, ValueError):
         sound = False
     if not sound:
         raise UserError(
@@ -237,18 +245,19 @@ def _read(checkpoint: Checkpoint, meta: Mapping[str, Any]) -> tuple[_Kept, list[
     return kept, spreads
 
 
-def _is_sound(spread: Spread) -> bool:
+def _is_sound(spread: Spread, width: int) -> bool:
+    """Whether it is one of rows of this width."""
     k, d = spread.axes.shape
     shapes = (tuple(spread.mean.shape), tuple(spread.variances.shape), tuple(spread.rest.shape))
-    return shapes == ((d,), (k,), ()) and bool((spread.variances > 0).all() and spread.rest > 0)
+    return d == width and shapes == ((d,), (k,), ()) and bool((spread.variances > 0).all() and spread.rest > 0)
 
 
-def _at_hand(checkpoint: Checkpoint, kept: Mapping[str, str], device: torch.device) -> MaskedAutoencoder | None:
+def _at_hand(checkpoint: Checkpoint, kept: _Pretraining, device: torch.device) -> MaskedAutoencoder | None:
     """The pretraining that a classifier began from; None unless the very same file is there."""
-    where = Path(kept["file"])
+    where = Path(kept.file)
     beside = Path(checkpoint.place).resolve().parent.parent / where.parent.name / where.name  # moved together
     for path in (where, beside):
-        if path.is_file() and file_digest(path) == kept["digest"]:
+        if path.is_file() and file_digest(path) == kept.digest:
             return autoencoder_of(load_checkpoint(path, "mae")).to(device)
     return None
 
@@ -293,31 +302,34 @@ def learn_domain(
     Where that cannot be, `meta` holds the reason.
     """
     config = config_of(checkpoint)
-    train = _drawn(data, "train", config.seed)
-    held_out = _drawn(data, "validate", config.seed)
-    if len(held_out) < FEWEST or len(train) < 2:
-        reason = (
-            f"found {len(train):,} training and {len(held_out):,} validation images, expected at least 2 and {FEWEST} to "
-            "tell which images are known"
-        )
-        return {"reason": reason}, {}
-
-    # where training images lie
     model = build_model(config)
     load_weights(model, checkpoint)
-    seen = _looked_at(model.to(device), data, train, device)
-    spreads = [Spread.of(directions(seen.features)), Spread.of(grey_levels(seen.images))]
-
-    # how far from there validation images do
-    asked = _looked_at(model, data, held_out, device)
-    measured = [
-        spreads[0].distances(directions(asked.features)),
-        spreads[1].distances(grey_levels(asked.images)),
-    ]
-    ratio = config.pretrain.mask_ratio
+    model.to(device).eval()
+    autoencoder = None
+    began_from = None
     if pretraining is not None:
-        autoencoder = autoencoder_of(load_checkpoint(pretraining, "mae")).to(device)
-        measured.append(reconstruction_errors(autoencoder, asked.images, ratio))
+        start = load_checkpoint(pretraining, "mae")
+        autoencoder = autoencoder_of(start).to(device)
+        began_from = _Pretraining(file=start.place, digest=file_digest(start.place) or "")
+    ratio = config.pretrain.mask_ratio
+
+    # what is measured of images that trained it, and of others
+    seen = _look(model, _drawn(data, "train", config.seed), device)
+    asked = _look(model, _drawn(data, "validate", config.seed), device, autoencoder, ratio)
+    if len(seen.features) < 2 or len(asked.features) < FEWEST:
+        reason = (
+            f"found {len(seen.features):,} training and {len(asked.features):,} validation images, expected at least 2 "
+            f"and {FEWEST} to tell which images it knows"
+        )
+        return {"reason": reason}, {}
+    if not (np.isfinite(seen.features).all() and np.isfinite(asked.features).all()):
+        return {"reason": "found features that are not finite, expected numbers"}, {}
+
+    # where training images lie, and how far from there validation images do
+    spreads = [Spread.of(seen.features), Spread.of(seen.grey_levels)]
+    measured = [spreads[0].distances(asked.features), spreads[1].distances(asked.grey_levels)]
+    if asked.errors is not None:
+        measured.append(asked.errors)
 
     # too far is what few of them are, in one distance and in several at once
     limits = [max(limit(scores), TINY) for scores in measured]
@@ -329,8 +341,52 @@ def learn_domain(
         together=together,
         train_images=len(seen.features),
         validate_images=len(asked.features),
-        pretraining={"file": str(pretraining), "digest": file_digest(pretraining) or ""} if pretraining else None,
+        pretraining=began_from,
         mask_ratio=ratio,
     )
-    state = {name: _tensors(spread) for name, spread in zip(SPREADS, spreads, strict=True)}
+    state = {name: vars(spread) for name, spread in zip(SPREADS, spreads, strict=True)}
     return kept.model_dump(mode="json"), state
+
+
+class _Looks(NamedTuple):
+    """What was measured of images."""
+
+    features: np.ndarray  # n d, of length 1
+    grey_levels: np.ndarray  # n s
+    errors: np.ndarray | None  # n
+
+
+def _drawn(data: Data, split: str, seed: int) -> Loader:
+    """The split's images, labelled or not; of many a part, the same each time."""
+    table = data.split(split)
+    if len(table) > MOST:
+        places = np.random.default_rng(seed).choice(len(table), MOST, replace=False)
+        table = table.iloc[np.sort(places)]
+    return Loader(data, table, AT_ONCE)
+
+
+def _look(
+    model: Model,
+    loader: Loader,
+    device: torch.device,
+    autoencoder: MaskedAutoencoder | None = None,
+    mask_ratio: float = 0.75,
+) -> _Looks:
+    """Of the loader's images that can be read, batch by batch: they may be large."""
+    features, levels, errors = [], [], []
+    for batch in loader.epoch():
+        readable = ~np.isin(batch.numbers.numpy(), list(loader.store.unreadable))
+        images = batch.images[torch.from_numpy(readable)]  # b 1 h w
+        if not len(images):
+            continue
+        with torch.no_grad(), full_precision(device):
+            found = model.features(model.standardize(images.to(device)))  # b d
+        features.append(directions(found.float().cpu().numpy()))
+        levels.append(grey_levels(images))
+        if autoencoder is not None:
+            errors.append(reconstruction_errors(autoencoder, images, mask_ratio))
+    return _Looks(_joined(features), _joined(levels), _joined(errors) if autoencoder is not None else None)
+
+
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate(parts) if parts else np.empty(0)
