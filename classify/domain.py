@@ -14,7 +14,7 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from sklearn.covariance import ledoit_wolf
+from sklearn.covariance import ledoit_wolf_shrinkage
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -105,8 +105,16 @@ class Spread:
     @classmethod
     def of(cls, rows: np.ndarray) -> "Spread":
         """The spread of training images (n d), two of them at least."""
+        n, d = rows.shape
         mean = rows.mean(axis=0)
-        covariance, _ = ledoit_wolf(rows - mean, assume_centered=True)
+        away = rows - mean
+        covariance = away.T @ away / n
+
+        # their estimate is 0 for two images, which lie on a line: few images are drawn towards equal variances anyway
+        shrinkage = max(ledoit_wolf_shrinkage(away, assume_centered=True), 1 / n)
+        covariance = (1 - shrinkage) * covariance + shrinkage * np.trace(covariance) / d * np.eye(d)
+
+        # the widest directions one by one, the others together
         variances, axes = np.linalg.eigh(covariance)  # rising
         variances = variances[::-1].clip(min=TINY)
         kept = variances[:DIRECTIONS]
