@@ -250,7 +250,9 @@ def test_another_pretraining_in_its_place_is_not_used(runs, place, tmp_path):
 # ---------------------------------------------------------------- what is kept, and what is not
 
 
-def test_a_run_stopped_before_it_remembers_is_finished_by_the_same_command(runs, place, opened, pretrained, monkeypatch):
+def test_a_run_stopped_before_it_remembers_is_finished_by_the_same_command(
+    runs, place, opened, pretrained, monkeypatch
+):
     config = tiny_config(place, finetune__run=f"{place}/stopped", **RUNS["full"])
     with monkeypatch.context() as stopping:
         stopping.setattr(classify.domain, "learn_domain", lambda *given: (_ for _ in ()).throw(Stop))
@@ -338,6 +340,6 @@ def test_what_cannot_be_a_memory_is_refused_in_a_line(runs, odd):
     if not {"meta", "state"} & set(odd):
         state = {**state, "features": {**state["features"], **odd}}
     checkpoint = replace(checkpoint, meta={**checkpoint.meta, "domain": meta}, state={"domain": state})
-    with pytest.raises(UserError, match="meta.domain: found") as refused:
+    with pytest.raises(UserError, match=r"meta\.domain: found") as refused:
         Domain.of(checkpoint)
     assert "\n" not in str(refused.value)
