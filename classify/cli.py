@@ -48,6 +48,11 @@ def predict(argv: Arguments = None) -> None:
     run_command(_predict, argv)
 
 
+def embed(argv: Arguments = None) -> None:
+    """The command mae-embed."""
+    run_command(_embed, argv)
+
+
 def export(argv: Arguments = None) -> None:
     """The command mae-export."""
     run_command(_export, argv)
@@ -344,6 +349,49 @@ def _predict_parser() -> Parser:
     parser.add_argument("--workers", type=int, default=0, help="processes that read images (default: one a core)")
     parser.add_argument("--device", default="auto", help="auto (CUDA where there is one), cpu, cuda or cuda:N")
     return parser
+
+
+def _embed(argv: Arguments) -> None:
+    about = "Features of images by any encoder: of a pretraining, of a fine-tuned ViT, or a ResNet; a row an image."
+    parser = Parser("mae-embed", description=about, allow_abbrev=False)
+    parser.add_argument(
+        "images", nargs="+", metavar="FILE", help="JPEG, PNG or DICOM files, folders of these, CSVs with a column path"
+    )
+    parser.add_argument(
+        "--checkpoint", required=True, metavar="RUN", help="run folder or checkpoint of mae-pretrain or mae-finetune"
+    )
+    parser.add_argument(
+        "--out",
+        required=True,
+        type=Path,
+        metavar="NPY",
+        help="file to write; a CSV beside it says whose row is which",
+    )
+    parser.add_argument(
+        "--pool",
+        choices=("mean", "cls"),
+        help="of a ViT: mean of the patch tokens, or class token (default: mean, or what the classifier reads)",
+    )
+    parser.add_argument("--workers", type=int, default=0, help="processes that read images (default: one a core)")
+    parser.add_argument("--device", default="auto", help="auto (CUDA where there is one), cpu, cuda or cuda:N")
+    arguments = parser.parse(argv)
+    if arguments.workers < 0:
+        raise UserError(f"command line: --workers: found {arguments.workers}, expected 0 (one for each core) or more")
+
+    from mae.engine.checkpoint_file import checkpoint_file
+
+    checkpoint_file(arguments.checkpoint)  # a bad path is answered at once
+    from classify.embed import check_out, embed
+
+    check_out(arguments.out, arguments.images)
+    embed(
+        arguments.checkpoint,
+        arguments.images,
+        arguments.out,
+        pool=arguments.pool,
+        device=arguments.device,
+        workers=arguments.workers,
+    )
 
 
 def _export(argv: Arguments) -> None:

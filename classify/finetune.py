@@ -13,6 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from classify.cases import LabelledSplits, check_unit, splits_of, undecided_studies
 from classify.dashboard import show_scores
+from classify.domain import remember_domain
 from classify.metrics import binary_metrics, choose_threshold, thresholds_by_rate
 from classify.metrics.recalibration import fit_calibration
 from classify.models.build import Model, build_model
@@ -86,6 +87,9 @@ def finetune(config: ClassifyConfig, checkpoint: str | Path | None = None, data:
         with holding(folder):
             check_run(folder, config, RESUMABLE, facts)  # somebody may have begun another one just now
             fit(stage, folder, begin=lambda: start_run(folder, config, facts))
+
+    # what it knows belongs to the best weights, so it waits for the end
+    remember_domain(folder, data, device, checkpoint)
     return folder
 
 
@@ -157,6 +161,7 @@ def _meta(data: Data, splits: LabelledSplits, pretrained: Checkpoint | None) -> 
         "train_images": len(splits.train),
         "validate_cases": {name: int((splits.validate["label"] == label).sum()) for label, name in enumerate(names)},
         "images": digest(data.manifest.table, "image_id"),
+        "domain": None,  # of best.pt, when the training has ended
     }
 
 
