@@ -51,7 +51,10 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
         """`noise` (b 2·depth): draws for stochastic depth, see `Encoder`."""
-        tokens = self.encoder(images, noise=noise)  # b 1+n d
+        return self.classify(self.encoder(images, noise=noise))
+
+    def classify(self, tokens: Tensor) -> Tensor:
+        """The encoder's tokens (b 1+n d), of all patches or of some → logits (b)."""
         pooled = tokens[:, 0] if self.pool == "cls" else tokens[:, 1:].mean(dim=1)  # b d
 
         # not in 16 bits, in which scores would tie

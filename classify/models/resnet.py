@@ -149,9 +149,16 @@ class ResNet(nn.Module):
 
     def forward(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
         """`noise` is for models with stochastic depth; a ResNet has none."""
-        x = self.maxpool(F.relu(self.bn1(self.conv1(images))))
+        x = self.stem(images)
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))  # b d h w
+        return self.classify(x)
 
+    def stem(self, images: Tensor) -> Tensor:
+        """Standardised images (b c h w) → what the four layers read (b 64 h w)."""
+        return self.maxpool(F.relu(self.bn1(self.conv1(images))))
+
+    def classify(self, x: Tensor) -> Tensor:
+        """The last layer's maps (b d h w) → logits."""
         # not in 16 bits, in which scores would tie
         with torch.autocast(x.device.type, enabled=False):
             return self.fc(self.norm(x.mean(dim=(2, 3)).to(self.fc.weight.dtype))).squeeze(1)

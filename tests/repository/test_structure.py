@@ -48,9 +48,10 @@ ORDER_OF_CLASSIFY = (
         "ledger",
         "prediction_files",
         "finetune",
+        "explain",
         "scores",
     ),
-    *("cases", "start", "explain", "dashboard", "models", "metrics", "style", "settings"),
+    *("cases", "start", "dashboard", "models", "metrics", "style", "settings"),
 )
 PUBLIC = {
     "data": ["load_config", "read_image", "open_manifest", "ImageStore", "prepare"],
