@@ -7,8 +7,8 @@ that the whole image was called falls (deletion; a cell becomes the image's mean
 first, into the blurred image, and it rises (insertion). A map's score is the area under its insertion curve minus that
 under its deletion curve. Cells without any order among them come in a random one.
 
-The rule, declared before any number was seen: of each kind of model (ViT, ResNet) the default is the method with the
-highest mean score, data sets weighing the same. It beats a fixed Gaussian, or a random order, only where the paired 95 %
+The rule, declared before the numbers: of each kind of model (ViT, ResNet) the default is the method with the highest
+mean score, data sets weighing the same. It beats a fixed Gaussian, or a random order, only where the paired 95 %
 interval of the difference, whole patients resampled, lies above 0 on every data set.
 
 Two checks beside it. `other images`: the order is that of the winner's mean map of all other images, which knows
@@ -58,7 +58,7 @@ BATCH = 64
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", type=Path, help="folders of mae-finetune runs")
-    parser.add_argument("--images", type=int, help="as many validation images, spread over their ids; all where left out")
+    parser.add_argument("--images", type=int, help="so many validation images, spread over their ids; else all")
     parser.add_argument("--replicates", type=int, default=2000, help="bootstrap replicates, patients resampled")
     parser.add_argument("--jobs", type=int, default=1, help="runs measured at a time, each with one thread")
     parser.add_argument("--json", type=Path, metavar="FILE")

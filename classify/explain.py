@@ -47,13 +47,15 @@ OPACITY = 0.55  # of the hottest pixel; the radiograph stays to be read beneath
 Raw = Callable[[Model, Tensor, Tensor], Tensor]  # (model, standardised images b c h w, sign b) → heat b gh gw
 
 
-def heatmaps(model: Model, images: Tensor, method: str | Raw | None = None, abnormal: Tensor | None = None) -> np.ndarray:
+def heatmaps(
+    model: Model, images: Tensor, method: str | Raw | None = None, abnormal: Tensor | None = None
+) -> np.ndarray:
     """8-bit images (b 1 h w) → heat (b h w), float32 from 0 to 1; the hottest pixel of an image has 1.
 
     method: a name from above, or such a function; None: the default of this kind of model. abnormal: (b) bool, which
-    class the heat speaks for; None: the more probable one. Black bars around an image get no heat, and an image in which
-    nothing speaks for the class gets none at all. The model is left as found. UserError for a method that this kind of
-    model does not have.
+    class the heat speaks for; None: the more probable one. Black bars around an image get no heat, and an image in
+    which nothing speaks for the class gets none at all. The model is left as found. UserError for a method that this
+    kind of model does not have.
     """
     raw = _method(model, method)
     device = next(model.parameters()).device
