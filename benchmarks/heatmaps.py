@@ -18,6 +18,7 @@ model.
 """
 
 import argparse
+import json
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -31,7 +32,6 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from classify.cases import labelled_rows
-from classify.evaluate import best_of
 from classify.explain import blurred, default_of, enlarged, grad_cam, heatmaps, methods_of
 from classify.metrics.binary import auc
 from classify.metrics.bootstrap import resamples
@@ -39,9 +39,8 @@ from classify.metrics.checks import group_codes
 from classify.models.build import Model, build_model
 from classify.scores import full_precision
 from classify.settings import ClassifyConfig
-from classify.start import config_of
+from classify.trained import load_trained
 from data.loader import Loader, open_data
-from mae.engine.checkpoint import load_checkpoint, load_weights
 from mae.engine.optim import seeded
 from mae.engine.run import commit
 
@@ -57,19 +56,21 @@ BATCH = 64
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("runs", nargs="+", type=Path, help="folders of mae-finetune runs")
+    parser.add_argument("runs", nargs="*", type=Path, help="folders of mae-finetune runs")
+    parser.add_argument("--measured", nargs="*", type=Path, default=[], help="earlier JSONs, whose runs come first")
     parser.add_argument("--images", type=int, help="so many validation images, spread over their ids; else all")
     parser.add_argument("--replicates", type=int, default=2000, help="bootstrap replicates, patients resampled")
     parser.add_argument("--jobs", type=int, default=1, help="runs measured at a time, each with one thread")
     parser.add_argument("--json", type=Path, metavar="FILE")
     arguments = parser.parse_args()
 
+    rows = [row for path in arguments.measured for row in json.loads(path.read_text(encoding="utf-8"))["runs"]]
     work = partial(measure, images=arguments.images, replicates=arguments.replicates)
     if arguments.jobs > 1:
         with ProcessPoolExecutor(arguments.jobs, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            rows = list(pool.map(work, arguments.runs))
+            rows += pool.map(work, arguments.runs)
     else:
-        rows = [work(run) for run in arguments.runs]
+        rows += [work(run) for run in arguments.runs]
 
     for row in rows:
         print(f"{row['run']}: {row['model']}, AUC {row['auc']:.3f}, {row['n']} images of {row['patients']} patients")
@@ -106,11 +107,8 @@ def decide(kind: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def measure(run: Path, images: int | None, replicates: int) -> dict[str, Any]:
     """Every method's curves on the run's validation images."""
-    checkpoint = load_checkpoint(best_of(run), kind="classifier")
-    config = config_of(checkpoint)
-    model = build_model(config)
-    load_weights(model, checkpoint)
-    model.eval()
+    trained = load_trained(run, device="cpu")
+    config, model = trained.config, trained.model
 
     # the images, by id
     data = open_data(config.data)
@@ -151,7 +149,7 @@ def measure(run: Path, images: int | None, replicates: int) -> dict[str, Any]:
         "auc": float(auc(table["label"].to_numpy(), judge.logits.double().numpy())),
         "data": data.manifest.fingerprint(),
         "config": described(config),
-        "weights_of_commit": checkpoint.meta.get("commit"),
+        "weights": trained.digest,
         "methods": methods,
     }
 

@@ -12,13 +12,14 @@
 How they were judged is told in docs/prediction.md.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import ceil
 
 import numpy as np
 import torch
 from einops import rearrange, reduce, repeat
 from matplotlib import colormaps
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -27,6 +28,7 @@ from classify.models.classifier import Classifier
 from classify.models.resnet import ResNet
 from classify.scores import full_precision
 from data.errors import UserError
+from mae import contact_sheet
 from mae.engine.loop import evaluating
 from mae.transformer import Block
 
@@ -43,6 +45,13 @@ BYTES = 2**28
 
 COLOURS = "inferno"
 OPACITY = 0.55  # of the hottest pixel; the radiograph stays to be read beneath
+
+# by the rule of benchmarks/heatmaps.py, on validation images of two data sets
+DEFAULTS = {"vit": "patch_subsets", "resnet": "patch_subsets"}
+JUDGED = {
+    "vit": "Heat of a ViT is by patch_subsets, which beat a random order and a fixed Gaussian on two data sets",
+    "resnet": "Heat of a ResNet is by patch_subsets, which beat a random order and a fixed Gaussian on two data sets",
+}
 
 Raw = Callable[[Model, Tensor, Tensor], Tensor]  # (model, standardised images b c h w, sign b) → heat b gh gw
 
@@ -81,7 +90,12 @@ def methods_of(model: Model) -> tuple[str, ...]:
 
 def default_of(model: Model) -> str:
     """The method that did best on validation images: docs/prediction.md."""
-    return "gradient_attention" if isinstance(model, Classifier) else "grad_cam"
+    return DEFAULTS["vit" if isinstance(model, Classifier) else "resnet"]
+
+
+def judged(kind: str) -> str:
+    """A sentence on the default method of a kind of model, vit or resnet, to stand beside its heatmaps."""
+    return f"{JUDGED[kind]} (docs/prediction.md)."
 
 
 def _method(model: Model, name: str | Raw | None) -> Raw:
@@ -347,3 +361,12 @@ def overlay(image: np.ndarray, heatmap: np.ndarray) -> np.ndarray:
     opacity = OPACITY * heatmap[..., None]
     mixed = (1 - opacity) * grey + opacity * colours
     return (255 * mixed).round().astype(np.uint8)
+
+
+def sheet(radiographs: np.ndarray, overlays: Mapping[str, np.ndarray], notes: Sequence[str]) -> Image.Image:
+    """Radiographs (k h w), and each model's overlays (k h w 3) by its name → one picture, a line a radiograph."""
+    size = (radiographs.shape[2], radiographs.shape[1])
+    columns = [repeat(radiographs, "k h w -> k h w 3")]
+    for pictures in overlays.values():
+        columns.append(np.stack([np.asarray(Image.fromarray(picture).resize(size)) for picture in pictures]))
+    return contact_sheet.sheet(np.stack(columns, axis=1), ["Radiograph", *overlays], notes)
