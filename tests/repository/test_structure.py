@@ -53,10 +53,11 @@ ORDER_OF_CLASSIFY = (
         "ledger",
         "prediction_files",
         "finetune",
+        "explain",
         "domain",
         "scores",
     ),
-    *("cases", "start", "explain", "dashboard", "models", "metrics", "style", "settings"),
+    *("cases", "start", "dashboard", "models", "metrics", "style", "settings"),
 )
 PUBLIC = {
     "data": ["load_config", "read_image", "open_manifest", "ImageStore", "prepare"],
