@@ -42,7 +42,7 @@ class Decision:
 
     @property
     def probability_threshold(self) -> float | None:
-        """The calibrated probability from which an image is called the second class: there its score is the threshold."""
+        """The calibrated probability from which an image is called the second class, as by its score's threshold."""
         if "image" not in self.thresholds:
             return None
         return self.probability_of(self.thresholds["image"])

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -245,7 +246,7 @@ def heads_of(model: Model, calibration: Calibration) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def linear_head(model: Model) -> tuple[Tensor, Tensor]:
-    """Weight (d) and bias () of the logit as a linear function of pooled features, of 64 bits: a probe's norm is in it."""
+    """Weight (d) and bias () of the logit as a linear function of pooled features, 64 bits: a probe's norm is in it."""
     head = model.fc if isinstance(model, ResNet) else model.head
     weight = head.weight[0].double()
     bias = head.bias[0].double()
@@ -263,7 +264,7 @@ def linear_head(model: Model) -> tuple[Tensor, Tensor]:
 
 
 def _export_onnx(exported: Exported, path: Path, say: Callable[[str], None]) -> None:
-    from classify.onnx_file import expect_onnx, write_onnx
+    from classify.onnx_file import data_file, expect_onnx, write_onnx
 
     expect_onnx()
     card = path.with_suffix(".md")
@@ -278,6 +279,9 @@ def _export_onnx(exported: Exported, path: Path, say: Callable[[str], None]) -> 
         path=path,
         metadata=metadata_of(exported),
     )
+    if data_file(path).exists():
+        exported = replace(exported, beside=data_file(path).name)
+        say(f"{path}: its weights are in {exported.beside} beside it: move both")
     write_text(card, classifier_card(exported, architecture=None))
     licence = spoken(exported.checkpoint.meta.get("license"))
     say(f"{path}: written; probabilities within {difference:.1g} of ours on random images; licence {licence}")

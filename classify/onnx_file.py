@@ -70,7 +70,7 @@ def write_onnx(
         _save(_program_of(wrapped, size), made, metadata)
         _check(made)
         difference = _difference(wrapped, size, made)
-        _take_place(made, path)
+        take_place(made, path)
     return difference
 
 
@@ -153,6 +153,11 @@ def _difference(wrapped: Probabilities, size: tuple[int, int], path: Path) -> fl
     return probability
 
 
+def data_file(path: Path) -> Path:
+    """Where the weights lie that are too large for the file itself; who moves one moves both."""
+    return path.with_name(f"{path.name}.data")
+
+
 def run_onnx(path: Path, images: np.ndarray) -> list[np.ndarray]:
     """Probability (b) and score (b) of uint8 images (b 1 h w) by onnxruntime, on the CPU."""
     import onnxruntime
@@ -166,20 +171,16 @@ def run_onnx(path: Path, images: np.ndarray) -> list[np.ndarray]:
 # ---------------------------------------------------------------- put in place
 
 
-def _take_place(made: Path, path: Path) -> None:
+def take_place(made: Path, path: Path) -> None:
     """Each file whole or not at all, and never a file beside another one's weights."""
-    data = _data_of(path)
-    if _data_of(made).exists() or data.exists():
+    data = data_file(path)
+    if data_file(made).exists() or data.exists():
         path.unlink(missing_ok=True)
-    if _data_of(made).exists():
-        _move(_data_of(made), data)
+    if data_file(made).exists():
+        _move(data_file(made), data)
     else:
         data.unlink(missing_ok=True)
     _move(made, path)
-
-
-def _data_of(path: Path) -> Path:
-    return path.with_name(f"{path.name}.data")
 
 
 def _move(made: Path, path: Path) -> None:

@@ -88,6 +88,7 @@ class Exported:
     checkpoint: Checkpoint
     reading: Reading
     digest: str  # of the checkpoint's file
+    beside: str = ""  # the name of a file that an ONNX file needs beside it
 
     @property
     def owed(self) -> str:
@@ -174,6 +175,8 @@ def _use(exported: Exported, architecture: str | None) -> Iterator[str]:
             fitting=fitting(exported.reading),
             decision=_in_code("score[0]", threshold, decision.classes),
         )
+        if exported.beside:
+            yield f"Its weights lie in `{exported.beside}` beside it, as they are too large for one file: move both."
         return
     yield (
         f"`{architecture}` of transformers, 4 or 5. The softmax of its two logits is the probability; calibration is "
