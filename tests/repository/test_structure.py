@@ -35,6 +35,7 @@ ORDER_OF_CLASSIFY = (
         "predict",
         "dry_run",
         "export",
+        "onnx_file",
         "report",
         "contrasts",
         "subgroups",
@@ -49,6 +50,7 @@ ORDER_OF_CLASSIFY = (
         "prediction_files",
         "finetune",
         "scores",
+        "decision",
     ),
     *("cases", "start", "explain", "dashboard", "models", "metrics", "style", "settings"),
 )
