@@ -395,14 +395,19 @@ def _embed(argv: Arguments) -> None:
 
 
 def _export(argv: Arguments) -> None:
-    about = "Write a checkpoint as a folder for Hugging Face's transformers: ViTMAE, or a classifier as ViT."
+    about = "Write a checkpoint as a folder for Hugging Face's transformers, or a classifier as an ONNX file."
     parser = Parser("mae-export", description=about)
-    parser.add_argument("--checkpoint", metavar="RUN", required=True, help="of mae-pretrain or mae-finetune")
-    parser.add_argument("--out", metavar="FOLDER", required=True, help="folder to write")
+    parser.add_argument(
+        "--checkpoint", metavar="RUN", required=True, help="run folder or file of mae-pretrain or mae-finetune"
+    )
+    parser.add_argument("--out", metavar="FOLDER | FILE.onnx", required=True, help="what to write")
+    parser.add_argument(
+        "--format", choices=("huggingface", "onnx"), help="default: onnx for a name with .onnx, else huggingface"
+    )
     arguments = parser.parse(argv)
     from mae.engine.checkpoint_file import checkpoint_file
 
     checkpoint = checkpoint_file(arguments.checkpoint)  # before torch comes
     from classify.export import export
 
-    export(checkpoint, arguments.out)
+    export(checkpoint, arguments.out, arguments.format)

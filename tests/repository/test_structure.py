@@ -39,6 +39,7 @@ ORDER_OF_CLASSIFY = (
         "embed",
         "dry_run",
         "export",
+        "onnx_file",
         "report",
         "contrasts",
         "subgroups",
@@ -56,6 +57,7 @@ ORDER_OF_CLASSIFY = (
         "explain",
         "domain",
         "scores",
+        "decision",
     ),
     *("cases", "start", "dashboard", "models", "metrics", "style", "settings"),
 )
