@@ -12,6 +12,7 @@ from checkout import ROOT
 
 ROOMS = ("data", "mae", "classify")
 COMMANDS_OF_MAE = {"mae/pretrain.py", "mae/probe.py", "mae/dry_run.py", "mae/reconstruct.py", "mae/cli.py"}
+COMMANDS_OF_MAE |= {"mae/rehearsal.py", "mae/own_data.py", "mae/cost_of_reading.py"}
 USED_BY_ALL = {
     "data.errors",
     "data.signals",
@@ -42,12 +43,14 @@ ORDER_OF_CLASSIFY = (
         "provenance",
         "tuning",
         "row_differences",
+        "batch_sizes",
         "cost",
         "grid",
         "evaluate",
         "ledger",
         "prediction_files",
         "finetune",
+        "finetune_cost",
         "scores",
     ),
     *("cases", "start", "explain", "dashboard", "models", "metrics", "style", "settings"),
