@@ -85,7 +85,7 @@ def dry_run(config: ClassifyConfig, checkpoint: str | Path | None = None) -> str
             f"memory       {gb(rehearsed.memory)} at most, {measured_where(device)}, in steps of {batch_size} images "
             f"({config.precision})",
             f"speed        {speed} on {device} with {torch.get_num_threads()} threads; {source}",
-            *preparing(config.data),
+            *(preparing(config.data) if images else []),
             f"whole run    {whole}",
         ]
     )

@@ -76,7 +76,8 @@ def dry_run(config: MAEConfig) -> str:
     lines = counted_lines(config, cost)
     lines.append(f"memory       {gb(rehearsed.memory)} at most, {measured_where(device)}")
     lines.append(_speed(stage.batches.batch_size, cost, rehearsed, device, source))
-    lines += preparing(config.data)
+    if images:
+        lines += preparing(config.data)
     return "\n".join([*lines, _whole_run(config, rehearsed, images)])
 
 

@@ -1,7 +1,7 @@
 """What `--data` and `batch_size: auto` choose, in one place: how large, how long and in what steps.
 
 Where the numbers come from: on two CPU cores Kermany's 4,005 images at 64 pixels and PneumoniaMNIST's 4,128 at 28,
-each 30 epochs of pretraining and 8 of fine-tuning (docs/results.md, commit aea19f153ce7); learning rates are theirs. For
+each 30 epochs of pretraining and 8 of fine-tuning (docs/results.md, commit aea19f153ce7); so are the rates. For
 GPUs nothing of ours is measured yet: sizes, epochs and rates are those of the MAE paper and of medical_mae, which
 pretrains 800 epochs on 0.3 million radiographs. Better measurements replace rows here, and nothing else.
 """
@@ -50,6 +50,20 @@ RECIPES: dict[Device, tuple[Recipe, ...]] = {
 BASE_LR = {"tiny": 4e-3, "small": 1.5e-3, "base": 1.5e-4}
 FINETUNE_LR = {"tiny": 2e-3, "small": 1e-3, "base": 5e-4}
 PROBE_LR = 2e-2
+DEPTH = {"tiny": 8}  # blocks, where a model computes on a CPU; null of others: the preset's
+
+# of each width and patch the preset that is nearest; a patch that it does not have is set beside it
+PRESETS = {
+    ("tiny", 4): "vit_tiny_patch4",
+    ("tiny", 8): "vit_tiny_patch8",
+    ("tiny", 16): "vit_tiny_patch16",
+    ("small", 4): "vit_small_patch4",
+    ("small", 8): "vit_small_patch8",
+    ("small", 16): "vit_small_patch16",
+    ("base", 4): "vit_base_patch16",
+    ("base", 8): "vit_base_patch16",
+    ("base", 16): "vit_base_patch16",
+}
 SMALL_GPU = 8e9  # bytes; on a GPU with less a base model leaves no room for a batch
 
 # (training images up to, images of a step): beyond these, larger steps learn no better, and fewer of them learn less
@@ -72,6 +86,14 @@ def size_for(side: int, most: int) -> Size:
         if size.side <= min(side, most):
             return size
     return Size(max(side // 4 * 4, SMALLEST), 4)
+
+
+def patch_for(side: int) -> int:
+    """The patch that goes with a side that somebody else has chosen."""
+    for size in SIZES:
+        if size.side <= side and side % size.patch == 0:
+            return size.patch
+    return 4
 
 
 def good_batch(stage: str, images: int) -> int:

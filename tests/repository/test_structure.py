@@ -12,7 +12,7 @@ from checkout import ROOT
 
 ROOMS = ("data", "mae", "classify")
 COMMANDS_OF_MAE = {"mae/pretrain.py", "mae/probe.py", "mae/dry_run.py", "mae/reconstruct.py", "mae/cli.py"}
-COMMANDS_OF_MAE |= {"mae/rehearsal.py", "mae/own_data.py", "mae/cost_of_reading.py"}
+COMMANDS_OF_MAE |= {"mae/own_data.py"}
 USED_BY_ALL = {
     "data.errors",
     "data.signals",
@@ -31,6 +31,7 @@ ORDER_OF_CLASSIFY = (
         "cli",
         "compare",
         "plan",
+        "own_data",
         "jobs",
         "extra_rows",
         "predict",
