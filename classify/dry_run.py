@@ -12,8 +12,8 @@ from classify.finetune_cost import finetuning_memory
 from classify.settings import ClassifyConfig
 from classify.start import beginning, check_fit, run_folder
 from mae.batch_size import with_batch_size
-from mae.dry_run import UNKNOWN, duration, gb, measured_where, prepared_data, preparing, random_data
-from mae.engine.machine import free_memory
+from mae.dry_run import UNKNOWN, Forecast, duration, gb, measured_where, prepared_data, preparing, random_data
+from mae.engine.machine import free_memory, memory_in_use
 from mae.engine.run import training_device
 from mae.rehearsal import rehearse
 
@@ -22,6 +22,11 @@ VALIDATED = 256  # images, at least
 
 def dry_run(config: ClassifyConfig, checkpoint: str | Path | None = None) -> str:
     """The report of a fine-tuning: real updates at learning rate 0, on the config's images where they are prepared."""
+    return forecast(config, checkpoint).text
+
+
+def forecast(config: ClassifyConfig, checkpoint: str | Path | None = None) -> Forecast:
+    """What a fine-tuning takes here, by doing every part of it once."""
     folder = run_folder(config, checkpoint)
     config, pretrained = beginning(config, checkpoint)
     check_fit(config, pretrained)
@@ -41,9 +46,11 @@ def dry_run(config: ClassifyConfig, checkpoint: str | Path | None = None) -> str
 
     config = with_batch_size(config, "finetune", labelled, folder, device, needs)
     part = min(max(config.finetune.batch // config.finetune.optimizer.accumulate, 1), labelled)
+    counted = memory_in_use() + needs(part)
     if needs(part) > free_memory(device):
         needed = f"{gb(needs(part))} at least, of which {gb(free_memory(device))} are free on {device}"
-        return f"memory       {needed}\nspeed        not measured: a step needs more memory than is free"
+        lines = [f"memory       {needed}", "speed        not measured: a step needs more memory than is free"]
+        return Forecast(lines, counted)
 
     # images of noise stand in for those that are not prepared
     held_out = 1.0
@@ -72,23 +79,23 @@ def dry_run(config: ClassifyConfig, checkpoint: str | Path | None = None) -> str
     steps = stage.epochs * steps_per_epoch
 
     whole = "not known: the images are not there; see data.root"
-    if images:
+    seconds = rehearsed.whole_run(steps, stage.epochs) if images else None
+    if seconds is not None:
         whole = (
-            f"{duration(rehearsed.whole_run(steps, stage.epochs))}: {stage.epochs:,} epochs, {steps:,} steps, with "
+            f"{duration(seconds)}: {stage.epochs:,} epochs, {steps:,} steps, with "
             f"validations ({rehearsed.validate:.2g} s each), and what is written and drawn after each"
         )
     kind = f"{config.finetune.model}, {config.finetune.mode}"
     speed = f"{batch_size / rehearsed.step:,.1f} images/s, {rehearsed.step:.3g} s a step"
-    return "\n".join(
-        [
-            f"parameters   {total:,}, of which {trained:,} are trained ({kind})",
-            f"memory       {gb(rehearsed.memory)} at most, {measured_where(device)}, in steps of {batch_size} images "
-            f"({config.precision})",
-            f"speed        {speed} on {device} with {torch.get_num_threads()} threads; {source}",
-            *(preparing(config.data) if images else []),
-            f"whole run    {whole}",
-        ]
-    )
+    lines = [
+        f"parameters   {total:,}, of which {trained:,} are trained ({kind})",
+        f"memory       {gb(rehearsed.memory)} at most, {measured_where(device)}, in steps of {batch_size} images "
+        f"({config.precision})",
+        f"speed        {speed} on {device} with {torch.get_num_threads()} threads; {source}",
+        *(preparing(config.data) if images else []),
+        f"whole run    {whole}",
+    ]
+    return Forecast(lines, counted, rehearsed.memory, seconds)
 
 
 def few_of(table: pd.DataFrame, most: int) -> pd.DataFrame:

@@ -16,35 +16,39 @@ from mae.transformer import configure_blocks
 CPU = torch.device("cpu")
 
 
-def step_of(config: ClassifyConfig, images: int) -> Callable[[], Tensor]:
-    """The loss of a training step on images without values; augmentation multiplies no matrices."""
+def step_of(config: ClassifyConfig, images: int, drops: bool = False) -> Callable[[], Tensor]:
+    """The loss of a training step on images without values; augmentation multiplies no matrices.
+
+    drops: with stochastic depth, which multiplies none either but keeps what it has multiplied.
+    """
     model = build_model(config)
     configure_blocks(model, compiled=False, recompute=config.activation_checkpointing)
     model.train()
     pixels = torch.empty(images, config.model.in_channels, *height_and_width(config.data.image_size))
+    noise = torch.empty(images, model.depth_draws) if drops and model.depth_draws else None
 
     def loss() -> Tensor:
-        return model(pixels).sum()
+        return model(pixels, noise).sum()
 
     return loss
 
 
-def finetuning_memory(config: ClassifyConfig, part: int, device: torch.device, held_out: int | None = None) -> int:
+def finetuning_memory(config: ClassifyConfig, part: int, device: torch.device) -> int:
     """Bytes that a fine-tuning takes on the device in steps of `part` images at once, with all that stands around it.
 
-    Counted are a training step, and validation in its own batches: whichever is more. held_out: images to validate.
+    Counted are a training step, and validation in its own batches: whichever is more.
     """
-    shown = config.evaluate.batch_size if held_out is None else min(config.evaluate.batch_size, max(held_out, 1))
-    counted = max(step_memory(lambda: _autocast(config, part)), forward_memory(lambda: _autocast(config, shown)))
+    training = step_memory(lambda: _in_precision(config, part, drops=True))
+    looking = forward_memory(lambda: _in_precision(config, config.evaluate.batch_size, drops=False))
 
     with torch.device("meta"):
         model = build_model(config)
     trained = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
-    return process_memory(counted, trained * copies(config.finetune.optimizer), device)
+    return process_memory(max(training, looking), trained * copies(config.finetune.optimizer), device)
 
 
-def _autocast(config: ClassifyConfig, images: int) -> Callable[[], Tensor]:
-    loss = step_of(config, images)
+def _in_precision(config: ClassifyConfig, images: int, drops: bool) -> Callable[[], Tensor]:
+    loss = step_of(config, images, drops)
 
     def in_precision() -> Tensor:
         with autocast(CPU, config.precision):

@@ -6,6 +6,7 @@ from collections.abc import Generator, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -23,7 +24,7 @@ from data.settings import DataSettings, Size, height_and_width
 from data.store import ImageStore
 from data.workers import usable_cores
 from mae.batch_size import with_batch_size
-from mae.engine.machine import free_memory
+from mae.engine.machine import free_memory, memory_in_use
 from mae.engine.run import training_device
 from mae.pretrain import pretrain_stage
 from mae.pretrain_cost import Cost, pretraining_cost, pretraining_memory
@@ -37,8 +38,26 @@ READ = 24  # images to see how long that takes,
 READING = 5  # but no further one after so many seconds
 
 
+class Forecast(NamedTuple):
+    """What a training is expected to take."""
+
+    lines: list[str]  # that say so
+    counted: int  # bytes by what its tensors are, for deciding whether they fit
+    memory: int | None = None  # bytes, by doing it in small; None where that was not tried
+    seconds: float | None = None  # from its start to its end; None where nobody knows how many images there are
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.lines)
+
+
 def dry_run(config: MAEConfig) -> str:
     """The report of a resolved config. Nothing is prepared, no run begun, nothing kept."""
+    return forecast(config).text
+
+
+def forecast(config: MAEConfig) -> Forecast:
+    """What a pretraining of a resolved config takes here, by doing every part of it once."""
     device = training_device(config)
     data, images = prepared_data(config.data)
     folder = Path(expand(config.run, "run"))
@@ -51,11 +70,13 @@ def dry_run(config: MAEConfig) -> str:
     # a step that does not fit would end in swapping, or in a killed process
     part = max(config.pretrain.batch // config.pretrain.optimizer.accumulate, 1)
     needed = needs(min(part, images or part))
+    counted = memory_in_use() + needed
     if needed > free_memory(device):
         cost = pretraining_cost(config)
         lines = counted_lines(config, cost)
         lines.append(f"memory       {gb(needed)} at least, of which {gb(free_memory(device))} are free on {device}")
-        return "\n".join([*lines, "speed        not measured: a step needs more memory than is free"])
+        lines.append("speed        not measured: a step needs more memory than is free")
+        return Forecast(lines, counted)
 
     # done first: what is counted afterwards takes memory too
     source = "the config's images"
@@ -78,7 +99,8 @@ def dry_run(config: MAEConfig) -> str:
     lines.append(_speed(stage.batches.batch_size, cost, rehearsed, device, source))
     if images:
         lines += preparing(config.data)
-    return "\n".join([*lines, _whole_run(config, rehearsed, images)])
+    seconds = _seconds(config, rehearsed, images) if images else None
+    return Forecast([*lines, _whole_run(config, rehearsed, images)], counted, rehearsed.memory, seconds)
 
 
 def measured_where(device: torch.device) -> str:
@@ -93,18 +115,25 @@ def _speed(size: int, cost: Cost, rehearsed: Rehearsal, device: torch.device, so
     )
 
 
+def _steps(config: MAEConfig, images: int) -> int:
+    return config.pretrain.epochs * max(images // min(config.pretrain.batch, images), 1)
+
+
+def _seconds(config: MAEConfig, rehearsed: Rehearsal, images: int) -> float:
+    settings = config.pretrain
+    validations = math.ceil(settings.epochs / settings.validate_every)
+    probes = math.ceil(settings.epochs / settings.probe_every) if settings.probe_every else 0
+    return rehearsed.whole_run(_steps(config, images), validations, probes)
+
+
 def _whole_run(config: MAEConfig, rehearsed: Rehearsal, images: int | None) -> str:
     if images is None:
         return "whole run    not known: the images are not there; see data.root"
     settings = config.pretrain
-    size = min(settings.batch, images)
-    steps = settings.epochs * max(images // size, 1)
-    validations = math.ceil(settings.epochs / settings.validate_every)
-    probes = math.ceil(settings.epochs / settings.probe_every) if settings.probe_every else 0
-    seconds = rehearsed.whole_run(steps, validations, probes)
     return (
-        f"whole run    {duration(seconds)}: {settings.epochs:,} epochs of {images:,} images, {steps:,} steps, "
-        f"{validations:,} validations ({rehearsed.validate:.2g} s each), and what is written and drawn after each"
+        f"whole run    {duration(_seconds(config, rehearsed, images))}: {settings.epochs:,} epochs of {images:,} "
+        f"images, {_steps(config, images):,} steps, validations of {rehearsed.validate:.2g} s, and what is written and "
+        "drawn after each"
     )
 
 
