@@ -154,6 +154,11 @@ def with_new_names(raw: Mapping[str, Any], place: str = "settings") -> dict[str,
     return settings
 
 
+def single_settings(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Overrides by the dotted keys of single settings, also where a mapping gives a section's."""
+    return dict(_single(overrides.items()))
+
+
 def keys_given(overrides: Mapping[str, Any]) -> set[str]:
     """The dotted keys that overrides set, also where a mapping gives a section's."""
     return {key for key, _ in _single(overrides.items())}

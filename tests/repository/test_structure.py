@@ -15,6 +15,7 @@ from mae.commands import COMMANDS
 
 ROOMS = ("data", "mae", "classify")
 COMMANDS_OF_MAE = {"mae/pretrain.py", "mae/probe.py", "mae/dry_run.py", "mae/reconstruct.py", "mae/cli.py"}
+COMMANDS_OF_MAE |= {"mae/own_data.py"}
 USED_BY_ALL = {
     "data.errors",
     "data.signals",
@@ -33,6 +34,7 @@ ORDER_OF_CLASSIFY = (
         "cli",
         "compare",
         "plan",
+        "own_data",
         "jobs",
         "extra_rows",
         "predict",
@@ -47,6 +49,7 @@ ORDER_OF_CLASSIFY = (
         "provenance",
         "tuning",
         "row_differences",
+        "batch_sizes",
         "cost",
         "grid",
         "evaluate",
@@ -56,6 +59,7 @@ ORDER_OF_CLASSIFY = (
         "finetune",
         "explain",
         "domain",
+        "finetune_cost",
         "scores",
         "decision",
     ),
