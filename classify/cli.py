@@ -55,8 +55,9 @@ def _finetune(argv: Arguments) -> None:
     )
     parser.add_argument(
         "--checkpoint",
-        metavar="PATH",
-        help="last.pt or best.pt of mae-pretrain, with data and sizes; or other programs' weights, as model.init",
+        metavar="RUN",
+        help="run folder of mae-pretrain, or a .pt in it, with data and sizes; or other programs' weights, as "
+        "model.init",
     )
     arguments = parse_training(parser, argv, OVERFIT)
     config, checkpoint, pretrained = _beginning(arguments)
@@ -141,6 +142,7 @@ def _beginning(arguments: argparse.Namespace) -> "tuple[ClassifyConfig, str | No
     from classify.start import config_for, with_paths_given
     from data.config import change_config, parse_overrides
     from mae.engine.checkpoint import load_checkpoint
+    from mae.engine.checkpoint_file import checkpoint_file
     from mae.weights import is_foreign
 
     resnet = is_resnet(path)
@@ -151,6 +153,7 @@ def _beginning(arguments: argparse.Namespace) -> "tuple[ClassifyConfig, str | No
             return change_config(config, {"finetune.init": path}), None, None
         return change_config(config, {"model.init": path}), None, None
 
+    path = str(checkpoint_file(path))
     pretrained = load_checkpoint(path, "mae")
     overrides = parse_overrides(arguments.overrides)
     whose = config
@@ -253,7 +256,7 @@ def _report(argv: Arguments) -> None:
 def _export(argv: Arguments) -> None:
     about = "Write a checkpoint as a folder for Hugging Face's transformers: ViTMAE, or a classifier as ViT."
     parser = Parser("mae-export", description=about)
-    parser.add_argument("--checkpoint", metavar="FILE", required=True, help="of mae-pretrain or mae-finetune")
+    parser.add_argument("--checkpoint", metavar="RUN", required=True, help="of mae-pretrain or mae-finetune")
     parser.add_argument("--out", metavar="FOLDER", required=True, help="folder to write")
     arguments = parser.parse(argv)
     from classify.export import export

@@ -29,6 +29,7 @@ from data.manifest import digest
 from data.writing import keep_private, restoring_umask
 from mae.engine import distributed
 from mae.engine.checkpoint import Checkpoint
+from mae.engine.checkpoint_file import checkpoint_file
 from mae.engine.loop import fit
 from mae.engine.optim import adamw, parameter_groups, seeded
 from mae.engine.run import Resumable, check_run, configure_torch, holding, is_finished, start_run, training_device
@@ -53,6 +54,8 @@ def finetune(config: ClassifyConfig, checkpoint: str | Path | None = None, data:
     the run folder was made by another config.
     """
     # what cannot work is said before anything is decoded
+    if checkpoint:
+        checkpoint = checkpoint_file(checkpoint)
     configure_torch(config)
     config, pretrained = beginning(config, checkpoint)
     check_fit(config, pretrained)

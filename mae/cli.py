@@ -145,7 +145,7 @@ def _reconstruct_parser() -> Parser:
 
     # from where, to where
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="JPEG, PNG or DICOM files, or folders of these")
-    parser.add_argument("--checkpoint", required=True, metavar="FILE", help="last.pt or best.pt of mae-pretrain")
+    parser.add_argument("--checkpoint", required=True, metavar="RUN", help="run folder of mae-pretrain, or a .pt in it")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the sheets, NAME-sheet.png")
 
     # what is hidden

@@ -1,6 +1,7 @@
 """Checkpoints: weights together with their config, written so that a kill never leaves half of one."""
 
 import math
+import shlex
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -16,6 +17,7 @@ from data.errors import Diverged, UserError, printable
 from data.plain_values import plain
 from data.privacy import credentialed_by_name, data_sets
 from data.writing import flush_to_disk, replacing
+from mae.engine.checkpoint_file import checkpoint_file
 from mae.engine.digests import content_digest
 from mae.engine.torch_files import Oversized, load_torch_file
 from mae.settings import MAEConfig
@@ -137,19 +139,14 @@ def _shallow(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def load_checkpoint(path: str | Path, kind: str | None = None, numbers: bool = True) -> Checkpoint:
-    """Read a checkpoint to CPU, tensors and plain values only (`weights_only`).
+    """Read a checkpoint to CPU, tensors and plain values only (`weights_only`). A run's folder means its best.pt.
 
     numbers: false for who wants its settings alone; weights stay on the disk until they are used.
 
     Raises UserError if the file is missing, is no checkpoint of this project or is of another kind, and if a weight
     in it is not finite. Who wants to look into such a file for its fault reads it with `torch.load`.
     """
-    path = Path(path)
-    if path.is_dir():
-        raise UserError(f"{path}: found a folder, expected a checkpoint (.pt)")
-    if not path.is_file():
-        raise UserError(f"{path}: found no such file, expected a checkpoint (.pt)")
-
+    path = checkpoint_file(path)
     try:
         raw = load_torch_file(path)
     except Oversized as odd:
@@ -164,7 +161,7 @@ def load_checkpoint(path: str | Path, kind: str | None = None, numbers: bool = T
     digests = raw.pop("digests", None)
     checkpoint = _whole(raw, path)
     if kind and checkpoint.kind != kind:
-        raise UserError(f"{path}: found a checkpoint of kind {checkpoint.kind}, expected {kind}")
+        raise UserError(f"{path}: found a checkpoint of kind {checkpoint.kind}, expected {kind}{_advice(checkpoint)}")
 
     # whatever it is for: to go on from, to begin from, to be evaluated, exported or shown
     if numbers:
@@ -175,6 +172,19 @@ def load_checkpoint(path: str | Path, kind: str | None = None, numbers: bool = T
     if digests is not None:
         _expect_unchanged(raw, digests, path, numbers)
     return checkpoint
+
+
+def _advice(checkpoint: Checkpoint) -> str:
+    """What to do with a checkpoint where one of the other kind was wanted; empty for a kind of a later version."""
+    place = shlex.quote(checkpoint.place)
+    if checkpoint.kind == "mae":
+        return f"; mae-finetune --checkpoint {place} trains a classifier from it"
+    if checkpoint.kind != "classifier":
+        return ""
+    folder = shlex.quote(str(Path(checkpoint.place).parent))
+    began_from = checkpoint.meta.get("pretrained_from")
+    pretraining = f" that it began from ({printable(began_from)})" if began_from else ""
+    return f"; give the checkpoint of the pretraining{pretraining}; a classifier is for mae-evaluate {folder}"
 
 
 def _digest_of(content: Mapping[str, Any], names: Sequence[str]) -> str:

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 from data.config import change_config, expand
 from data.errors import UserError
 from mae.engine.checkpoint import FORMAT, Checkpoint, load_checkpoint
+from mae.engine.checkpoint_file import checkpoint_file, is_run, runs_in
 from mae.engine.distributed import is_main
 from mae.engine.optim import seeded
 from mae.model import NORM_PIXEL_LOSS, PRESETS
@@ -92,6 +93,8 @@ def _given(model: ModelSettings, name: str) -> Any:
 def open_source(path: str | Path, target: Target) -> Source:
     """Weights of any known kind, told by content: ours, Hugging Face's, facebookresearch's, timm's."""
     path = existing(path)
+    if path.is_dir() and not (path / "config.json").is_file() and (is_run(path) or runs_in(path)):
+        path = checkpoint_file(path)
     if path.is_dir():
         if (path / "config.json").is_file() and "pretrained_cfg" in read_json(path / "config.json"):
             return timm_source(path, target)

@@ -25,7 +25,7 @@ def test_a_checkpoint_that_is_none(world, tmp_path):
     shutil.make_archive(str(tmp_path / "archive"), "zip", world.images)
     for name, found in {
         "missing.pt": "found no such file, expected a checkpoint",
-        ".": "found a folder, expected a checkpoint",
+        ".": "found a folder without best.pt, expected a checkpoint",
         "text.pt": "found an unreadable or foreign file, expected a checkpoint",
         "empty.pt": "found an unreadable or foreign file, expected a checkpoint",
         "torn.pt": "found an unreadable or foreign file, expected a checkpoint",
@@ -108,7 +108,7 @@ def test_a_run_folder_of_the_other_stage(world):
 
 def test_evaluating_what_is_no_classifier(world, tmp_path):
     line = mistake(evaluate, tmp_path, keep=world.root)
-    assert line.startswith(f"error: {tmp_path}: found no best.pt, expected the folder of a mae-finetune run")
+    assert line.startswith(f"error: {tmp_path}: found a folder without best.pt, expected")
     line = mistake(evaluate, tmp_path / "nowhere", keep=world.root)
     assert line.startswith(
         f"error: {tmp_path}/nowhere: found no such folder, expected the folder of a mae-finetune run"

@@ -45,6 +45,7 @@ ORDER_OF_CLASSIFY = (
         "cost",
         "grid",
         "evaluate",
+        "trained",
         "ledger",
         "prediction_files",
         "finetune",
