@@ -103,11 +103,12 @@ def shipped_configs() -> list[Path]:
 def shipped_data(text: str, place: str) -> Path:
     """`shipped:NAME` → the file or folder of that name that comes with the package; UserError where there is none."""
     folder = Path(__file__).parent / "shipped"
+    found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.suffix != ".md"}
     name = text.removeprefix(SHIPPED)
-    names = sorted(path.name for path in folder.glob("*") if path.suffix != ".md")
-    if name not in names:
-        raise UserError(f"{place}: found {text!r}, expected data that comes with this version: {', '.join(names)}")
-    return folder / name
+    if name not in found:
+        names = ", ".join(sorted(name for name in found if "/" not in name))
+        raise UserError(f"{place}: found {text!r}, expected data that comes with this version: {names}")
+    return found[name]
 
 
 def shipped_credit(text: str) -> str:

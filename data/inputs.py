@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data.config import SHIPPED, shipped_data
 from data.errors import UserError
 from data.image_files import read_some
 from data.settings import DataSettings, height_and_width
@@ -74,12 +75,12 @@ def find_inputs(paths: Iterable[str | Path], say: Callable[[str], object] = prin
 
 
 def _inputs_of(word: str, say: Callable[[str], object]) -> list[Input]:
-    place = Path(word)
+    place = shipped_data(word, "inputs") if word.startswith(SHIPPED) else Path(word)
     if place.is_dir():
         found = find_images(place)
         for note in found.notes():
             say(f"{word}: {note}")
-        return [Input(place / name, str(place / name)) for name in found.images]
+        return [Input(place / name, str(Path(word) / name)) for name in found.images]
     if not place.exists():
         raise UserError(f"{word}: found no such file or folder, expected images, a folder of them or a CSV of paths")
     if place.name.lower().endswith(TABLES):

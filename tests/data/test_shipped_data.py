@@ -12,8 +12,10 @@ from tiny_world import call, mistake
 from data.config import expand, load_config, shipped_credit, shipped_data
 from data.errors import UserError
 from data.images import read_image
+from data.inputs import find_inputs
 from data.manifest import open_manifest
 from mae.cli import pretrain
+from mae.reconstruct import image_files
 
 ARCHIVE = "shipped:pneumoniamnist_demo.npz"
 
@@ -85,6 +87,19 @@ def test_only_what_is_read_lies_in_the_package():
     """A folder that is written to may be called so, and lies where the command runs."""
     assert expand(ARCHIVE, "data.root") == str(ROOT / "data/shipped/pneumoniamnist_demo.npz")
     assert expand(ARCHIVE, "run") == ARCHIVE
+
+
+def test_shipped_pictures_may_be_named_wherever_images_are():
+    folder = ROOT / "data/shipped/radiographs"
+    found = find_inputs(["shipped:radiographs", "shipped:radiographs/test2_normal.png"])
+    assert [one.shown for one in found] == [
+        "shipped:radiographs/test0_abnormal.png",
+        "shipped:radiographs/test1_abnormal.png",
+        "shipped:radiographs/test2_normal.png",
+        "shipped:radiographs/test2_normal.png",
+    ]
+    assert [one.path.parent for one in found] == [folder] * 4
+    assert [Path(name) for name in image_files(["shipped:radiographs"])] == sorted(folder.iterdir())
 
 
 def test_the_config_names_it_alike_on_every_machine():
