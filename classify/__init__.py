@@ -6,6 +6,7 @@ from typing import Any
 _PUBLIC = {
     "build_classifier": "classify.models.classifier",
     "build_resnet": "classify.models.resnet",
+    "Predictor": "classify.predict",
 }
 __all__ = [*_PUBLIC, "metrics"]
 

@@ -43,6 +43,11 @@ def report(argv: Arguments = None) -> None:
     run_command(_report, argv)
 
 
+def predict(argv: Arguments = None) -> None:
+    """The command mae-predict."""
+    run_command(_predict, argv)
+
+
 def export(argv: Arguments = None) -> None:
     """The command mae-export."""
     run_command(_export, argv)
@@ -251,6 +256,79 @@ def _report(argv: Arguments) -> None:
     comparison = report(folder)
     print("", printed(comparison), "", sep="\n")
     print(f"report: {comparison.folder}/report.html")
+
+
+def _predict(argv: Arguments) -> None:
+    arguments = _predict_parser().parse(argv)
+    from mae.engine.checkpoint_file import is_run
+
+    # of the words, runs and checkpoints go with --checkpoint: `--checkpoint A B C FILES` is what one types
+    runs = list(arguments.checkpoint)
+    paths = []
+    for word in arguments.inputs:
+        place = Path(word)
+        if (place.is_file() and place.suffix == ".pt") or (place.is_dir() and is_run(place)):
+            runs.append(word)
+        else:
+            paths.append(word)
+    if not paths:
+        raise UserError("command line: found no FILE, expected images, folders of them or CSVs of their paths")
+    if arguments.workers < 0:
+        raise UserError(f"command line: --workers: found {arguments.workers}, expected 0 (one for each core) or more")
+
+    from classify.predict import Operating, check_out, predict
+
+    operating = Operating(arguments.threshold, arguments.sensitivity, arguments.specificity)
+    check_out(arguments.out, paths)
+    predict(
+        runs,
+        paths,
+        arguments.out,
+        operating=operating,
+        unit=arguments.unit,
+        device=arguments.device,
+        workers=arguments.workers,
+    )
+
+
+def _predict_parser() -> Parser:
+    parser = Parser(
+        "mae-predict",
+        description="What a trained classifier says of images: calibrated probabilities and decisions, as a CSV.",
+        allow_abbrev=False,
+    )
+
+    # from where, to where
+    parser.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="FILE",
+        help="JPEG, PNG or DICOM files, folders of these at any depth, or CSVs with a column path",
+    )
+    parser.add_argument(
+        "--checkpoint",
+        required=True,
+        action="append",
+        metavar="RUN",
+        help="run folder or checkpoint of mae-finetune; several make an ensemble: their mean",
+    )
+    parser.add_argument("--out", required=True, type=Path, metavar="CSV", help="the table to write")
+
+    # what is called abnormal
+    parser.add_argument("--threshold", type=float, help="call abnormal from this score on (default: the stored one)")
+    parser.add_argument("--sensitivity", type=float, help="or the threshold of this sensitivity on validation, as 0.95")
+    parser.add_argument("--specificity", type=float, help="or the threshold of this specificity on validation")
+
+    # how
+    parser.add_argument(
+        "--unit",
+        choices=("image", "study"),
+        help="a row for each image, or for each study with its mean (default: as the run is evaluated, where all "
+        "inputs have a study)",
+    )
+    parser.add_argument("--workers", type=int, default=0, help="processes that read images (default: one a core)")
+    parser.add_argument("--device", default="auto", help="auto (CUDA where there is one), cpu, cuda or cuda:N")
+    return parser
 
 
 def _export(argv: Arguments) -> None:

@@ -9,7 +9,7 @@ import hashlib
 import os
 import secrets
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -77,6 +77,17 @@ def recognised(settings: DataSettings) -> dict[str, str]:
             if known is not None:
                 found[name] = known
     return found
+
+
+def credentialed_places(paths: Iterable[str | Path]) -> tuple[str, ...]:
+    """The credentialed data sets that files, folders and tables somewhere belong to, told as `recognised` tells."""
+    places: dict[tuple[Path, Path | None], None] = {}
+    for word in paths:
+        path = Path(word)
+        is_table = path.suffix in (".csv", ".gz") and path.is_file()
+        places[path if path.is_dir() else path.parent, path if is_table else None] = None
+    found = {known_data_set(root, table) for root, table in places}
+    return tuple(sorted(name for name in found if name is not None))
 
 
 def terms(sources: Collection[str]) -> str:

@@ -29,6 +29,7 @@ MAINS = {
     "mae-compare": classify.cli.compare,
     "mae-report": classify.cli.report,
     "mae-export": classify.cli.export,
+    "mae-predict": classify.cli.predict,
 }
 SMALL = [
     *("precision=fp32", "data.image_size=32", "data.phantom.images=60", "model.preset=vit_tiny_patch16"),
