@@ -26,6 +26,7 @@ COMMANDS = {
     "compare": "classify.cli",
     "report": "classify.cli",
     "predict": "classify.cli",
+    "embed": "classify.cli",
     "export": "classify.cli",
 }
 
