@@ -10,6 +10,7 @@ from data.errors import UserError
 from mae.cli import expect_named, parse_training, training_parser
 
 if TYPE_CHECKING:
+    from classify.comparison import Comparison
     from classify.settings import ClassifyConfig
     from data.loader import Data
     from mae.engine.checkpoint import Checkpoint
@@ -97,15 +98,16 @@ def _finetune(argv: Arguments) -> None:
         data = data.overfit(arguments.overfit, labelled=True)
     few = _few_cases(data, config)
     if distributed.is_main():
-        print(*data.manifest.notes, data.manifest.summary(), sep="\n")
+        print(*data.manifest.notes, data.summary(), sep="\n")
         if few:
             print(few)
 
     with distributed.process_group(device):
-        folder = finetune(config, checkpoint, data)
+        folder = finetune(config, checkpoint, data, say=lambda text: print(text, flush=True))
     if distributed.is_main():
-        print(f"trained: {folder / 'best.pt'}; watch: tensorboard --logdir {folder}")
+        print(f"watch: tensorboard --logdir {folder}")
         print(f"next: mae-evaluate {folder}")
+        print(f"for images of your own: mae-predict --checkpoint {folder} FILES --out predictions.csv")
         print(f"at the very end: mae-evaluate {folder} --split test, which opens the test split and records that")
 
 
@@ -242,6 +244,9 @@ def _compare(argv: Arguments) -> None:
     folder = expand(config.run, "run")
     print(f"report: {folder}/report.html")
     print(f"curves: tensorboard --logdir {folder}")
+    print(f"next: mae-report {folder}, which makes the report again without training")
+    for run in _trained_runs(comparison)[:1]:
+        print(f"for images of your own: mae-predict --checkpoint {run} FILES --out predictions.csv")
 
     # everything else is written; exit code 2 says that it is not whole
     failures = failures_of(comparison)
@@ -250,6 +255,12 @@ def _compare(argv: Arguments) -> None:
             f"{folder}: found {len(failures)} trainings failed, expected none; the same command tries them again; the "
             f"first: {failures[0]}"
         )
+
+
+def _trained_runs(comparison: "Comparison") -> list[Path]:
+    """The folders of the comparison's classifiers; a file of predictions has none."""
+    runs = [evaluation.run for evaluation in comparison.evaluations]
+    return [run for run in runs if (run / "best.pt").is_file()]
 
 
 def _report(argv: Arguments) -> None:

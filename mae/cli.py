@@ -9,6 +9,7 @@ from data.cli import Arguments, Parser, command_parser, configure, run_command
 from data.errors import UserError
 
 if TYPE_CHECKING:
+    from data.loader import Data
     from mae.settings import MAEConfig
 
 FLAGS = {"verbose": "engine.verbose=true", "deterministic": "engine.deterministic=true"}  # stand for settings
@@ -114,13 +115,24 @@ def _pretrain(argv: Arguments) -> None:
     if arguments.overfit:
         data = data.overfit(arguments.overfit)
     if distributed.is_main():
-        print(*data.manifest.notes, data.manifest.summary(), sep="\n")
+        print(*data.manifest.notes, data.summary(), sep="\n")
 
     with distributed.process_group(device):
-        folder = pretrain(config, data)
+        folder = pretrain(config, data, say=lambda text: print(text, flush=True))
     if distributed.is_main():
-        print(f"pretrained: {folder / 'last.pt'}; watch: tensorboard --logdir {folder}")
-        print(f"next: mae-finetune --checkpoint {folder / 'last.pt'}")
+        print(f"watch: tensorboard --logdir {folder}")
+        print(_next_step(folder, data))
+
+
+def _next_step(folder: Path, data: "Data") -> str:
+    """What to do with a pretraining: a classifier takes images of both classes to train on and to validate on."""
+    labels = data.everything().groupby("split")["label"].nunique()
+    if min(labels.get("train", 0), labels.get("validate", 0)) > 1:
+        return f"next: mae-finetune --checkpoint {folder}"
+    return (
+        "no labels of two classes are here, so there is nothing to fine-tune on; "
+        f"next: mae-reconstruct IMAGE --checkpoint {folder} --out FOLDER"
+    )
 
 
 def reconstruct(argv: Arguments = None) -> None:

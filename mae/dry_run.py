@@ -22,6 +22,7 @@ from data.preparation import describe_store, finished_store
 from data.settings import DataSettings, Size, height_and_width
 from data.store import ImageStore
 from mae.cost import step_flops, step_memory
+from mae.engine.console import duration
 from mae.engine.memory import keep_freed_memory
 from mae.engine.optim import autocast
 from mae.engine.run import training_device
@@ -268,17 +269,3 @@ def _physical_memory() -> int:
 
 def _gb(size: int) -> str:
     return f"{size / 1e9:.2f} GB"
-
-
-def duration(seconds: float) -> str:
-    """Two units: 3 days 4 h, 2 h 5 min, 40 s."""
-    minutes = round(seconds / 60)
-    if minutes < 2:
-        return f"{seconds:.0f} s"
-    hours, minutes = divmod(minutes, 60)
-    days, rest = divmod(hours, 24)
-    if days:
-        return f"{days} days {rest} h"
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min"

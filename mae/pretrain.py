@@ -22,7 +22,8 @@ from data.privacy import credentialed_sources
 from data.settings import Size
 from data.writing import keep_private, restoring_umask
 from mae.engine import distributed
-from mae.engine.checkpoint import Checkpoint, load_weights
+from mae.engine.checkpoint import Checkpoint, load_checkpoint, load_weights
+from mae.engine.console import as_rows, batch_text, best_epoch, ended_text, start_facts
 from mae.engine.loop import fit
 from mae.engine.optim import adamw, autocast, parameter_groups, seeded
 from mae.engine.run import Resumable, check_run, configure_torch, holding, is_finished, start_run, training_device
@@ -44,11 +45,16 @@ RESUMABLE = Resumable(
 )
 
 
+def _quiet(text: str) -> None:
+    pass
+
+
 @restoring_umask()
-def pretrain(config: MAEConfig, data: Data | None = None) -> Path:
+def pretrain(config: MAEConfig, data: Data | None = None, say: Callable[[str], None] = _quiet) -> Path:
     """Pretrain into `config.run`, continuing what stands there; returns the run folder.
 
-    Raises UserError if the folder was made by another config, a split is empty or `model.init` does not fit.
+    say: is told, in one process, what the run begins from and what came of it. Raises UserError if the folder was made
+    by another config, a split is empty or `model.init` does not fit.
     """
     configure_torch(config)
     device = training_device(config)
@@ -66,12 +72,44 @@ def pretrain(config: MAEConfig, data: Data | None = None) -> Path:
     }
     check_run(folder, config, RESUMABLE, facts)
 
-    if not is_finished(folder, config.pretrain.epochs):
+    finished = is_finished(folder, config.pretrain.epochs)
+    if not finished:
         stage = pretrain_stage(config, data, device, start)
+        if distributed.is_main():
+            say(as_rows(_start(folder, config, data, stage, start)))
         with holding(folder):
             check_run(folder, config, RESUMABLE, facts)  # somebody may have begun another one just now
             fit(stage, folder, begin=lambda: start_run(folder, config, facts))
+    if distributed.is_main():
+        say(ended_text(folder, finished))
+        say(as_rows(_end(folder, config, data)))
     return folder
+
+
+def _start(
+    folder: Path, config: MAEConfig, data: Data, stage: Stage[MaskedAutoencoder], start: Checkpoint | None
+) -> dict[str, str]:
+    """What the run begins from, with and on, before it trains."""
+    train = len(data.split("train"))
+    validate = len(data.split("validate"))
+    return start_facts(
+        folder,
+        begins=f"weights of {start.place}" if start else f"random weights of {config.model.preset}, seed {config.seed}",
+        device=stage.device,
+        config=config,
+        images=f"{train:,} to train on and {validate:,} to validate on, labelled or not",
+        batch=batch_text(config.pretrain.batch_size, stage.batches.batch_size, len(stage.batches)),
+    )
+
+
+def _end(folder: Path, config: MAEConfig, data: Data) -> dict[str, str]:
+    """What came of the run."""
+    best = load_checkpoint(folder / "best.pt", numbers=False)
+    found = [f"reconstruction loss {best.fact('validate_loss'):.4f}"]
+    for name, score in best.meta.get("probe", {}).items():
+        found.append(f"{name.replace('/', ' ').replace('_', ' ')} {score:.3f}")
+    on = f"{len(data.split('validate')):,} validation images"
+    return {"best": f"{', '.join(found)} on {on}, {best_epoch(best, config.pretrain.epochs)}"}
 
 
 def credentialed_by(config: MAEConfig, start: Checkpoint | None) -> list[str]:

@@ -26,6 +26,7 @@ from mae.engine.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
+from mae.engine.console import duration
 from mae.engine.hparams import describe_run, end_session, write_hyperparameters
 from mae.engine.memory import keep_freed_memory
 from mae.engine.optim import load_optimizer
@@ -114,11 +115,12 @@ class _Run:
         self.saved = replace(self.position)  # where last.pt stands
         self.owed: Checkpoint | None = None  # the best weights, where the disk did not take them
         self.watch = _Watch()
+        self.pace = _Pace(self.position.step)
         self.data_sets = sorted(data_sets(stage.config.data))  # what they are now: links and variables may change
 
         # one rank writes for all
         writes = distributed.is_main()
-        self.tracker = Tracker(folder, self.position.step, enabled=writes)
+        self.tracker = Tracker(folder, self.position.step, enabled=writes, kind=stage.kind)
         self.tracker.draw(lambda board: write_hyperparameters(folder, stage.hyperparameters))
         self.tracker.draw(lambda board: describe_run(board, stage.config, self.position.step))
 
@@ -229,7 +231,8 @@ class _Run:
         metrics = {"train/loss": train_loss, **validation.metrics}
         self.tracker.begin_again(position.step)  # where it was lost to a full disk
         self.tracker.scalars(position.step, {"epoch": epoch, "epoch/train_loss": train_loss, **validation.metrics})
-        self.progress.line(f"{self.folder.name}: epoch {epoch}/{stage.epochs} {_numbers(metrics)}")
+        pace = self.pace.text(position.step, stage.epochs * len(stage.batches), stage.batches.batch_size)
+        self.progress.line(f"{self.folder.name}: epoch {epoch}/{stage.epochs} {_numbers(metrics)}; {pace}")
 
         # best.pt first: last.pt tells a resumed run what the best is
         if validation.score > position.best:
@@ -414,6 +417,21 @@ class _Watch:
 
     def since_saved(self) -> float:
         return time.monotonic() - self.last_saved
+
+
+class _Pace:
+    """How fast a run goes since it began or was continued, all that comes after epochs included."""
+
+    def __init__(self, step: int):
+        self.first = step
+        self.began = time.monotonic()
+
+    def text(self, step: int, steps: int, batch_size: int) -> str:
+        """Images a second, and how long the rest takes."""
+        done = max(step - self.first, 1)
+        seconds = max(time.monotonic() - self.began, 1e-9)
+        rate = f"{done * batch_size / seconds:,.0f} images/s"
+        return f"{rate}, {duration((steps - step) * seconds / done)} left"
 
 
 def peak_memory(device: torch.device) -> int:
