@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from data.cli import Arguments, Parser, command_parser, configure, print_and_stop, run_command
 from data.errors import UserError
-from mae.cli import expect_named, parse_training, training_parser
+from mae.cli import end_overfit, expect_named, parse_training, training_parser
 
 if TYPE_CHECKING:
     from classify.comparison import Comparison
@@ -60,7 +60,7 @@ def _finetune(argv: Arguments) -> None:
         help="run folder of mae-pretrain, or a .pt in it, with data and sizes; or other programs' weights, as "
         "model.init",
     )
-    arguments = parse_training(parser, argv, OVERFIT)
+    arguments = parse_training(parser, argv, "finetune", OVERFIT)
     config, checkpoint, pretrained = _beginning(arguments)
 
     # torch comes only now: --help, a wrong setting and a wrong path are answered at once
@@ -103,7 +103,15 @@ def _finetune(argv: Arguments) -> None:
             print(few)
 
     with distributed.process_group(device):
-        folder = finetune(config, checkpoint, data, say=lambda text: print(text, flush=True))
+        folder = finetune(
+            config,
+            checkpoint,
+            data,
+            say=lambda text: print(text, flush=True),
+            by_heart=arguments.overfit is not None,
+        )
+    if arguments.overfit:
+        end_overfit(folder, arguments.overfit)
     if distributed.is_main():
         print(f"watch: tensorboard --logdir {folder}")
         print(f"next: mae-evaluate {folder}")

@@ -42,6 +42,7 @@ from mae.pretrain import credentialed_by
 from mae.pretrain import hyperparameters as mae_hyperparameters
 from mae.transformer import configure_blocks
 
+BY_HEART = 0.05  # above the floor; whoever does not look is at ln 2 = 0.69
 RESUMABLE = Resumable(
     sections=("seed", "precision", "data", "model", "finetune"),
     free=frozenset({"data.store", "data.workers", "data.max_rejected", "data.share", "data.patients", "finetune.run"}),
@@ -59,11 +60,15 @@ def finetune(
     checkpoint: str | Path | None = None,
     data: Data | None = None,
     say: Callable[[str], None] = _quiet,
+    by_heart: bool = False,
 ) -> Path:
     """Train a classifier, from a pretraining's checkpoint, weights of others or random ones; returns the run folder.
 
-    say: is told, in one process, what the run begins from and what came of it. Raises UserError if checkpoint and
-    config do not fit, a split is empty or holds one class only, or the run folder was made by another config.
+    say: is told, in one process, what the run begins from and what came of it.
+    by_heart: ends where the loss says that these images are learnt so (--overfit).
+
+    Raises UserError if checkpoint and config do not fit, a split is empty or holds one class only, or the run folder
+    was made by another config.
     """
     # what cannot work is said before anything is decoded
     if checkpoint:
@@ -90,6 +95,8 @@ def finetune(
     finished = is_finished(folder, config.finetune.epochs)
     if not finished:
         stage = finetune_stage(config, data, splits, device, pretrained)
+        if by_heart:
+            stage = replace(stage, goal=learnt_loss(config.finetune.label_smoothing))
         if distributed.is_main():
             say(as_rows(_start(folder, config, data, splits, stage, pretrained)))
         with holding(folder):
@@ -317,6 +324,12 @@ def finetune_step(model: Model, batch: Batch, epoch: int, settings: FinetuneSett
         noise = uniform(seed, "drop path", epoch, batch.numbers, model.depth_draws)
 
     return classification_loss(model(images, noise), batch.labels, settings.label_smoothing)
+
+
+def learnt_loss(smoothing: float) -> float:
+    """The loss at which a training has learnt its few images by heart: near its floor, which is 0 without smoothing."""
+    floor = sum(-part * math.log(part) for part in (smoothing / 2, 1 - smoothing / 2) if part > 0)
+    return floor + BY_HEART
 
 
 def classification_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:

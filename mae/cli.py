@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from data.cli import Arguments, Parser, command_parser, configure, run_command
 from data.errors import UserError
@@ -16,6 +16,20 @@ FLAGS = {"verbose": "engine.verbose=true", "deterministic": "engine.deterministi
 
 # an image's loss goes to the floor when nothing about it is drawn anew; a probe of N images says nothing
 OVERFIT = ("pretrain.augment.enabled=false", "pretrain.probe_every=null", "pretrain.select=reconstruction")
+OVERFIT_EPOCHS = 2000  # at most: each goes through all images, in one update where these fit into a batch
+OVERFIT_RATE = 1e-3  # learning rate: a config's own would be scaled down to a batch of these few images
+
+
+def overfit_settings(section: str, images: int) -> list[str]:
+    """What --overfit changes in a stage's section: time enough, and a rate that moves the weights."""
+    optimizer = f"{section}.optimizer"
+    return [
+        f"{section}.epochs={OVERFIT_EPOCHS}",
+        f"{optimizer}.base_lr={OVERFIT_RATE * 256 / images}",
+        f"{optimizer}.warmup_epochs=null",
+        f"{optimizer}.weight_decay=0.0",
+        f"{optimizer}.ema=null",
+    ]
 
 
 def training_parser(prog: str, about: str) -> Parser:
@@ -38,13 +52,13 @@ def training_parser(prog: str, about: str) -> Parser:
         "--overfit",
         type=int,
         metavar="N",
-        help="train and validate on the same N training images without augmentation, to see the loss go to the floor; "
-        "the run folder's name gets -overfitN",
+        help="train and validate on the same N training images without augmentation, until the loss says PASS, or FAIL "
+        "with exit code 1; the run folder's name gets -overfitN",
     )
     return parser
 
 
-def parse_training(parser: Parser, argv: Arguments, overfit: Iterable[str]) -> argparse.Namespace:
+def parse_training(parser: Parser, argv: Arguments, section: str, overfit: Iterable[str]) -> argparse.Namespace:
     """Parse; what flags stand for and --overfit changes goes before the overrides, which may say otherwise."""
     arguments = parser.parse(argv)
     count = arguments.overfit
@@ -54,7 +68,7 @@ def parse_training(parser: Parser, argv: Arguments, overfit: Iterable[str]) -> a
     # an override stands later in the list, and the later one counts
     implied = [setting for flag, setting in FLAGS.items() if getattr(arguments, flag)]
     if count:
-        implied += overfit
+        implied += [*overfit, *overfit_settings(section, count)]
     arguments.overrides = [*implied, *arguments.overrides]
     return arguments
 
@@ -83,7 +97,7 @@ def _pretrain(argv: Arguments) -> None:
     parser = training_parser(
         "mae-pretrain", "Stage one: pretrain a masked autoencoder. An interrupted run continues where it stood."
     )
-    arguments = parse_training(parser, argv, OVERFIT)
+    arguments = parse_training(parser, argv, "pretrain", OVERFIT)
     config = configure(arguments, MAEConfig)
     if arguments.overfit:
         folder_of_its_own = beside(Path(expand(config.run, "run")), f"-overfit{arguments.overfit}", "run")
@@ -118,10 +132,25 @@ def _pretrain(argv: Arguments) -> None:
         print(*data.manifest.notes, data.summary(), sep="\n")
 
     with distributed.process_group(device):
-        folder = pretrain(config, data, say=lambda text: print(text, flush=True))
+        folder = pretrain(
+            config, data, say=lambda text: print(text, flush=True), by_heart=arguments.overfit is not None
+        )
+    if arguments.overfit:
+        end_overfit(folder, arguments.overfit)
     if distributed.is_main():
         print(f"watch: tensorboard --logdir {folder}")
         print(_next_step(folder, data))
+
+
+def end_overfit(folder: Path, count: int) -> NoReturn:
+    """Say PASS or FAIL; a failed check is no mistake of the command line, so its exit code is 1."""
+    from mae.engine import distributed
+    from mae.engine.overfit import verdict
+
+    passed, line = verdict(folder, count)
+    if distributed.is_main():
+        print(line)
+    raise SystemExit(0 if passed else 1)
 
 
 def _next_step(folder: Path, data: "Data") -> str:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,15 @@ from mae.engine.optim import adamw, autocast, parameter_groups, seeded
 from mae.engine.run import Resumable, check_run, configure_torch, holding, is_finished, start_run, training_device
 from mae.engine.schedule import schedule_of
 from mae.engine.stage import Stage, Validation
-from mae.model import MaskedAutoencoder, check_sizes, mae_from
+from mae.model import MaskedAutoencoder, check_sizes, mae_from, normalize_patches
+from mae.patches import patchify
 from mae.probe import probe
 from mae.reconstruct import reconstruct
 from mae.settings import MAEConfig, ModelSettings, Precision, PretrainSettings
 from mae.transformer import configure_blocks
 from mae.weights import starting_point, without_weights
 
+BY_HEART_AT_ONCE = 64  # images
 RESUMABLE = Resumable(
     sections=("seed", "precision", "data", "model", "pretrain"),
     free=frozenset(
@@ -50,11 +53,15 @@ def _quiet(text: str) -> None:
 
 
 @restoring_umask()
-def pretrain(config: MAEConfig, data: Data | None = None, say: Callable[[str], None] = _quiet) -> Path:
+def pretrain(
+    config: MAEConfig, data: Data | None = None, say: Callable[[str], None] = _quiet, by_heart: bool = False
+) -> Path:
     """Pretrain into `config.run`, continuing what stands there; returns the run folder.
 
-    say: is told, in one process, what the run begins from and what came of it. Raises UserError if the folder was made
-    by another config, a split is empty or `model.init` does not fit.
+    say: is told, in one process, what the run begins from and what came of it.
+    by_heart: ends where the loss says that these images are learnt so (--overfit).
+
+    Raises UserError if the folder was made by another config, a split is empty or `model.init` does not fit.
     """
     configure_torch(config)
     device = training_device(config)
@@ -75,6 +82,8 @@ def pretrain(config: MAEConfig, data: Data | None = None, say: Callable[[str], N
     finished = is_finished(folder, config.pretrain.epochs)
     if not finished:
         stage = pretrain_stage(config, data, device, start)
+        if by_heart:
+            stage = replace(stage, goal=learnt_loss(stage.model, data))
         if distributed.is_main():
             say(as_rows(_start(folder, config, data, stage, start)))
         with holding(folder):
@@ -224,6 +233,25 @@ def hyperparameters(config: MAEConfig) -> dict[str, float | str]:
         "image_size": str(config.data.image_size),
         "seed": config.seed,
     }
+
+
+def learnt_loss(model: MaskedAutoencoder, data: Data) -> float:
+    """The loss at which a training has learnt its few images by heart: half of what one reaches without looking.
+
+    Whoever sees no patch does best by each patch's mean over the images, which leaves their variance around it. Below
+    that a model must tell by the visible patches which of the images it is.
+    """
+    device = next(model.parameters()).device
+    patches = []
+    for batch in Loader(data, data.split("train"), BY_HEART_AT_ONCE).epoch():
+        images = model.encoder.standardize(batch.images.to(device))
+        patches.append(patchify(images, model.encoder.patch_size).cpu())
+    target = torch.cat(patches)  # b n p·p·c
+    if model.norm_pixel_loss:
+        target = normalize_patches(target)
+    blind = target.var(0, correction=0).mean().item()
+    alike = 0.02 * target.square().mean().item()  # images of which one is as the other leave no variance
+    return max(blind / 2, alike)
 
 
 def pretrain_step(model: MaskedAutoencoder, batch: Batch, epoch: int, settings: PretrainSettings, seed: int) -> Tensor:

@@ -30,6 +30,7 @@ from mae.engine.console import duration
 from mae.engine.hparams import describe_run, end_session, write_hyperparameters
 from mae.engine.memory import keep_freed_memory
 from mae.engine.optim import load_optimizer
+from mae.engine.overfit import is_reached
 from mae.engine.schedule import set_learning_rate
 from mae.engine.stage import AnyStage, Batch, Validation
 from mae.engine.tracker import Progress, Tracker
@@ -59,7 +60,7 @@ class Position:
 
 
 def fit(stage: AnyStage, folder: Path, begin: Callable[[], None] = lambda: None) -> None:
-    """Train until `stage.epochs`, continuing from the folder's last.pt where there is one.
+    """Train until `stage.epochs` or the stage's goal, continuing from the folder's last.pt where there is one.
 
     begin: called once that is read and fits, before anything is written.
 
@@ -72,7 +73,7 @@ def fit(stage: AnyStage, folder: Path, begin: Callable[[], None] = lambda: None)
     run = _Run(stage, folder, begin)
     try:
         with noting_signals() as signals:
-            while run.position.epoch < stage.epochs:
+            while run.position.epoch < stage.epochs and not run.reached:
                 run.train_epoch(signals)
                 run.end_epoch()
                 run.stop_if(signals)
@@ -108,6 +109,7 @@ class _Run:
         self.folder = folder
         self.settings = stage.config.engine
         self.update = Update(stage)
+        self.reached = False  # the goal of a stage that has one
         self.position = self._resume()
         begin()
         self.pending: list[tuple[Tensor, Batch]] = []  # updates nobody has looked at yet, with their batches
@@ -220,14 +222,17 @@ class _Run:
         train_loss = math.nan
         if position.loss_count:
             train_loss = position.loss_sum / position.loss_count
-        if epoch % stage.validate_every and epoch < stage.epochs:
+        if not stage.validates_after(epoch):
             position.begin_epoch(epoch)
-            self._save_last()
+            if stage.goal is None or self.watch.since_saved() > 60 * self.settings.save_minutes:
+                self._save_last()
             return
 
         validation = self._validate(epoch)
         position.begin_epoch(epoch)
         self.validated = validation.meta
+        if stage.goal is not None:
+            self.validated = self.validated | self._goal(stage.goal, train_loss, validation)
         metrics = {"train/loss": train_loss, **validation.metrics}
         self.tracker.begin_again(position.step)  # where it was lost to a full disk
         self.tracker.scalars(position.step, {"epoch": epoch, "epoch/train_loss": train_loss, **validation.metrics})
@@ -247,6 +252,14 @@ class _Run:
             self.tracker.draw(
                 lambda board: evaluating(model, lambda model: stage.show(model, validation, board, position.step))
             )
+
+    def _goal(self, goal: float, train_loss: float, validation: Validation) -> dict[str, Any]:
+        """How far from its goal the stage is, for its checkpoint."""
+        self.reached = is_reached(goal, train_loss, validation.metrics)
+        loss = validation.metrics.get("validate/loss", math.nan)
+        numbers = {"goal": goal, "train_loss": train_loss, "loss": loss}
+        finite = {name: number if math.isfinite(number) else sys.float_info.max for name, number in numbers.items()}
+        return {"overfit": {"reached": self.reached, **finite}}
 
     def _validate(self, epoch: int) -> Validation:
         """The validation of what is handed on; what was learned is saved where it fails."""
@@ -365,6 +378,7 @@ class _Run:
                 f"{checkpoint.place}: found no state of this run (an average, a scaler), expected what it had saved"
             ) from None
         load_optimizer(self.stage.optimizer, checkpoint.optimizer, checkpoint.place)
+        self.reached = self.stage.goal is not None and bool(checkpoint.meta.get("overfit", {}).get("reached"))
         return _position(checkpoint)
 
 

@@ -284,7 +284,7 @@ def test_nothing_stands_twice_after_a_resume(stop_at, place, opened, tmp_path, m
     finetune(config, None, opened)
     read, folder = events(tmp_path / "run"), tmp_path / "run"
     assert everything(folder).count(START.encode()) == everything(folder).count(END.encode()) == 1
-    assert [event.step for event in read.Scalars("train/loss")] == list(range(1, 11))
+    assert [event.step for event in read.Scalars("train/classification_loss")] == list(range(1, 11))
     assert [event.step for event in read.Tensors("validate/precision_recall")] == [5, 10]
     assert [event.step for event in read.Images("validate/scores")] == [5, 10]
     assert [at for at, _ in text(folder, "config")] == ([1] if stop_at == 2 else [1, 6])
