@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from data.cli import Arguments, Parser, command_parser, configure, print_and_stop, run_command
 from data.errors import UserError
-from mae.cli import end_overfit, expect_named, parse_training, training_parser
+from mae.cli import add_data, data_layout, end_overfit, expect_named, parse_training, said, training_parser
 
 if TYPE_CHECKING:
     from classify.comparison import Comparison
@@ -42,6 +42,16 @@ def compare(argv: Arguments = None) -> None:
 def report(argv: Arguments = None) -> None:
     """The command mae-report."""
     run_command(_report, argv)
+
+
+def predict(argv: Arguments = None) -> None:
+    """The command mae-predict."""
+    run_command(_predict, argv)
+
+
+def embed(argv: Arguments = None) -> None:
+    """The command mae-embed."""
+    run_command(_embed, argv)
 
 
 def export(argv: Arguments = None) -> None:
@@ -232,8 +242,12 @@ def _compare(argv: Arguments) -> None:
     parser.add_argument(
         "--jobs", metavar="N", type=int, default=1, help="trainings at a time, on a GPU each (default 1)"
     )
+    add_data(parser)
     arguments = parser.parse(argv)
-    config = configure(arguments, ClassifyConfig)
+    if arguments.data:
+        config = _comparison_for_data(arguments)
+    else:
+        config = configure(arguments, ClassifyConfig)
     if arguments.jobs < 1:
         raise UserError(f"command line: --jobs: found {arguments.jobs}, expected 1 or more")
     if arguments.dry_run:
@@ -271,6 +285,17 @@ def _trained_runs(comparison: "Comparison") -> list[Path]:
     return [run for run in runs if (run / "best.pt").is_file()]
 
 
+def _comparison_for_data(arguments: argparse.Namespace) -> "ClassifyConfig":
+    layout = data_layout(arguments, labels=True)
+    from classify.own_data import comparison_for_data
+
+    write = not (arguments.print_config or arguments.dry_run)
+    config = comparison_for_data(layout, arguments.overrides, write, said(arguments))
+    if arguments.print_config:
+        print_and_stop(config)
+    return config
+
+
 def _report(argv: Arguments) -> None:
     about = "Make a comparison's tables and page again, from its comparison.json and its runs' predictions alone."
     parser = Parser("mae-report", description=about)
@@ -287,15 +312,136 @@ def _report(argv: Arguments) -> None:
     print(f"report: {comparison.folder}/report.html")
 
 
+def _predict(argv: Arguments) -> None:
+    arguments = _predict_parser().parse(argv)
+    from mae.engine.checkpoint_file import is_run
+
+    # of the words, runs and checkpoints go with --checkpoint: `--checkpoint A B C FILES` is what one types
+    runs = list(arguments.checkpoint)
+    paths = []
+    for word in arguments.inputs:
+        place = Path(word)
+        if (place.is_file() and place.suffix == ".pt") or (place.is_dir() and is_run(place)):
+            runs.append(word)
+        else:
+            paths.append(word)
+    if not paths:
+        raise UserError("command line: found no FILE, expected images, folders of them or CSVs of their paths")
+    if arguments.workers < 0:
+        raise UserError(f"command line: --workers: found {arguments.workers}, expected 0 (one for each core) or more")
+
+    from classify.predict import Operating, check_out, predict
+
+    operating = Operating(arguments.threshold, arguments.sensitivity, arguments.specificity)
+    check_out(arguments.out, paths)
+    predict(
+        runs,
+        paths,
+        arguments.out,
+        operating=operating,
+        unit=arguments.unit,
+        device=arguments.device,
+        workers=arguments.workers,
+    )
+
+
+def _predict_parser() -> Parser:
+    parser = Parser(
+        "mae-predict",
+        description="What a trained classifier says of images: calibrated probabilities and decisions, as a CSV.",
+        allow_abbrev=False,
+    )
+
+    # from where, to where
+    parser.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="FILE",
+        help="JPEG, PNG or DICOM files, folders of these at any depth, or CSVs with a column path",
+    )
+    parser.add_argument(
+        "--checkpoint",
+        required=True,
+        action="append",
+        metavar="RUN",
+        help="run folder or checkpoint of mae-finetune; several make an ensemble: their mean",
+    )
+    parser.add_argument("--out", required=True, type=Path, metavar="CSV", help="the table to write")
+
+    # what is called abnormal
+    parser.add_argument("--threshold", type=float, help="call abnormal from this score on (default: the stored one)")
+    parser.add_argument("--sensitivity", type=float, help="or the threshold of this sensitivity on validation, as 0.95")
+    parser.add_argument("--specificity", type=float, help="or the threshold of this specificity on validation")
+
+    # how
+    parser.add_argument(
+        "--unit",
+        choices=("image", "study"),
+        help="a row for each image, or for each study with its mean (default: as the run is evaluated, where all "
+        "inputs have a study)",
+    )
+    parser.add_argument("--workers", type=int, default=0, help="processes that read images (default: one a core)")
+    parser.add_argument("--device", default="auto", help="auto (CUDA where there is one), cpu, cuda or cuda:N")
+    return parser
+
+
+def _embed(argv: Arguments) -> None:
+    about = "Features of images by any encoder: of a pretraining, of a fine-tuned ViT, or a ResNet; a row an image."
+    parser = Parser("mae-embed", description=about, allow_abbrev=False)
+    parser.add_argument(
+        "images", nargs="+", metavar="FILE", help="JPEG, PNG or DICOM files, folders of these, CSVs with a column path"
+    )
+    parser.add_argument(
+        "--checkpoint", required=True, metavar="RUN", help="run folder or checkpoint of mae-pretrain or mae-finetune"
+    )
+    parser.add_argument(
+        "--out",
+        required=True,
+        type=Path,
+        metavar="NPY",
+        help="file to write; a CSV beside it says whose row is which",
+    )
+    parser.add_argument(
+        "--pool",
+        choices=("mean", "cls"),
+        help="of a ViT: mean of the patch tokens, or class token (default: mean, or what the classifier reads)",
+    )
+    parser.add_argument("--workers", type=int, default=0, help="processes that read images (default: one a core)")
+    parser.add_argument("--device", default="auto", help="auto (CUDA where there is one), cpu, cuda or cuda:N")
+    arguments = parser.parse(argv)
+    if arguments.workers < 0:
+        raise UserError(f"command line: --workers: found {arguments.workers}, expected 0 (one for each core) or more")
+
+    from mae.engine.checkpoint_file import checkpoint_file
+
+    checkpoint_file(arguments.checkpoint)  # a bad path is answered at once
+    from classify.embed import check_out, embed
+
+    check_out(arguments.out, arguments.images)
+    embed(
+        arguments.checkpoint,
+        arguments.images,
+        arguments.out,
+        pool=arguments.pool,
+        device=arguments.device,
+        workers=arguments.workers,
+    )
+
+
 def _export(argv: Arguments) -> None:
-    about = "Write a checkpoint as a folder for Hugging Face's transformers: ViTMAE, or a classifier as ViT."
+    about = "Write a checkpoint as a folder for Hugging Face's transformers, or a classifier as an ONNX file."
     parser = Parser("mae-export", description=about)
-    parser.add_argument("--checkpoint", metavar="RUN", required=True, help="of mae-pretrain or mae-finetune")
-    parser.add_argument("--out", metavar="FOLDER", required=True, help="folder to write")
+    parser.add_argument(
+        "--checkpoint", metavar="RUN", required=True, help="run folder or file of mae-pretrain or mae-finetune"
+    )
+    parser.add_argument("--out", metavar="FOLDER | FILE.onnx", required=True, help="what to write")
+    parser.add_argument(
+        "--format", choices=("huggingface", "onnx"), help="default: onnx for a name with .onnx, else huggingface"
+    )
     arguments = parser.parse(argv)
     from mae.engine.checkpoint_file import checkpoint_file
 
     checkpoint = checkpoint_file(arguments.checkpoint)  # before torch comes
     from classify.export import export
 
-    export(checkpoint, arguments.out)
+    export(checkpoint, arguments.out, arguments.format)

@@ -3,10 +3,11 @@
 from pathlib import Path
 
 from data.config import expand
-from data.errors import UserError
+from data.errors import UserError, quoted
 from data.settings import DataSettings
 
 GIVE = "give data.root=FOLDER"
+TABLES = (".csv", ".csv.gz", ".tsv", ".txt", ".xlsx", ".xls", ".ods")
 
 
 def expect_places(settings: DataSettings) -> None:
@@ -43,6 +44,10 @@ def require_file(root: Path) -> None:
 def require_table(root: Path, table: str) -> Path:
     """The CSV of a source that is a table; UserError where it is not there."""
     place = root / expand(table, "data.table")
-    if not place.is_file():
-        raise UserError(f"{place}: no such file, expected the CSV that data.table names below data.root")
-    return place
+    if place.is_file():
+        return place
+    others = sorted(path.name for path in root.iterdir() if path.name.lower().endswith(TABLES))
+    hint = ""
+    if others:
+        hint = quoted(f"; did you mean data.table={others[0]}?", instead="")
+    raise UserError(f"{place}: no such file, expected the CSV that data.table names below data.root{hint}")

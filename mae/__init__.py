@@ -3,9 +3,9 @@
 from importlib import import_module
 from typing import Any
 
-from mae.commands import expect_own_packages
+from mae.commands import check_packages
 
-expect_own_packages()  # a user's file named data.py is told by name, before anything fails for it
+check_packages()  # a user's file named data.py is told by name, before anything fails for it
 
 _PUBLIC = {
     "build_mae": "mae.model",

@@ -25,6 +25,8 @@ COMMANDS = {
     "evaluate": "classify.cli",
     "compare": "classify.cli",
     "report": "classify.cli",
+    "predict": "classify.cli",
+    "embed": "classify.cli",
     "export": "classify.cli",
 }
 
@@ -36,13 +38,21 @@ def __getattr__(name: str) -> Callable[..., None]:  # PEP 562: console scripts a
 
 
 def _run(name: str, argv: list[str] | None = None) -> None:
-    """Run a command, unless a file is in the way: then one line and exit code 2."""
+    getattr(import_module(COMMANDS[name]), name)(argv)
+
+
+def check_packages() -> None:
+    """Asked when `mae` is imported: ImportError where another's file hides one of our packages.
+
+    A command, which imports `mae` before all else, ends with that line and exit code 2.
+    """
     try:
         expect_own_packages()
     except ImportError as error:
+        if not Path(sys.argv[0]).name.startswith("mae-"):
+            raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    getattr(import_module(COMMANDS[name]), name)(argv)
 
 
 def expect_own_packages() -> None:

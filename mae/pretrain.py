@@ -20,8 +20,9 @@ from data.errors import NotFinite, UserError
 from data.loader import Batch, Data, Loader, image_names, open_data
 from data.manifest import digest
 from data.privacy import credentialed_sources
-from data.settings import Size
+from data.settings import FOUND_BY, Size
 from data.writing import keep_private, restoring_umask
+from mae.batch_size import with_batch_size
 from mae.engine import distributed
 from mae.engine.checkpoint import Checkpoint, load_checkpoint, load_weights
 from mae.engine.console import as_rows, batch_text, best_epoch, ended_text, start_facts
@@ -32,6 +33,7 @@ from mae.engine.schedule import schedule_of
 from mae.engine.stage import Stage, Validation
 from mae.model import MaskedAutoencoder, check_sizes, mae_from, normalize_patches
 from mae.patches import patchify
+from mae.pretrain_cost import pretraining_memory
 from mae.probe import probe
 from mae.reconstruct import reconstruct
 from mae.settings import MAEConfig, ModelSettings, Precision, PretrainSettings
@@ -42,7 +44,10 @@ BY_HEART_AT_ONCE = 64  # images
 RESUMABLE = Resumable(
     sections=("seed", "precision", "data", "model", "pretrain"),
     free=frozenset(
-        {"data.store", "data.workers", "data.max_rejected", "data.share", "data.patients", "pretrain.panel_images"}
+        {
+            *("data.store", "data.workers", "data.max_rejected", "data.share", "data.patients", *FOUND_BY),
+            "pretrain.panel_images",
+        }
     ),
     epochs="pretrain.epochs",
 )
@@ -70,8 +75,14 @@ def pretrain(
     keep_private(credentialed_by(config, start), config.data.share)
     data = data or open_data(config.data)
 
-    # a folder is continued only by the config, the images and the initial weights that began it
+    # what the run is made with
     folder = Path(expand(config.run, "run"))
+    images = len(data.split("train"))
+    config = with_batch_size(
+        config, "pretrain", images, folder, device, lambda part: pretraining_memory(config, part, device)
+    )
+
+    # a folder is continued only by the config, the images and the initial weights that began it
     facts = {
         "store": data.store.fingerprint,
         "images": digest(_seen(data), "image_id", "split"),
@@ -107,7 +118,7 @@ def _start(
         device=stage.device,
         config=config,
         images=f"{train:,} to train on and {validate:,} to validate on, labelled or not",
-        batch=batch_text(config.pretrain.batch_size, stage.batches.batch_size, len(stage.batches)),
+        batch=batch_text(config.pretrain.batch, stage.batches.batch_size, len(stage.batches)),
     )
 
 
@@ -158,8 +169,8 @@ def pretrain_stage(
 
     # each rank reads its share of the images
     train = data.split("train")
-    batches = Loader(data, train, settings.batch_size, config.seed, distributed.shard())
-    held_out = Loader(data, data.split("validate"), settings.batch_size, share=distributed.shard())
+    batches = Loader(data, train, settings.batch, config.seed, distributed.shard())
+    held_out = Loader(data, data.split("validate"), settings.batch, share=distributed.shard())
 
     # what the loop asks for
     def step(model: MaskedAutoencoder, batch: Batch, epoch: int) -> Tensor:
@@ -167,7 +178,7 @@ def pretrain_stage(
 
     def validate_and_probe(model: MaskedAutoencoder, epoch: int) -> Validation:
         def probe_scores() -> dict[str, float]:
-            return run_probe(model, data, settings.batch_size, device, config.precision)
+            return run_probe(model, data, settings.batch, device, config.precision)
 
         validation = validate(model, held_out, settings.mask_ratio, device, config.precision)
         return with_probe(settings, validation, epoch, probe_scores)
@@ -226,7 +237,7 @@ def hyperparameters(config: MAEConfig) -> dict[str, float | str]:
         "target": "normalised" if model.norm_pixel_loss else "grey levels",
         "base_lr": settings.optimizer.base_lr,
         "weight_decay": settings.optimizer.weight_decay,
-        "batch_size": settings.batch_size,
+        "batch_size": settings.batch,
         "epochs": settings.epochs,
         "augment": "on" if settings.augment.enabled else "off",
         "data": config.data.source,

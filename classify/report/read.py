@@ -9,6 +9,7 @@ from typing import Any
 from classify.comparison import Comparison, Declared, FailedRow, Line, Reconstructions
 from classify.evaluate import Evaluation, read_evaluation
 from classify.provenance import Facts
+from classify.report import heatmaps
 from classify.report.folder import comparison_file
 from classify.report.mistakes import FOLDER, are_shown, strips
 from classify.report.reconstructions import missing
@@ -93,6 +94,7 @@ def _comparison(folder: Path, written: Mapping[str, Any]) -> Comparison:
         pretrain_configs=configs,
         reconstructions=pictures,
         mistakes={name: _mistakes(path, *drawn) for name, drawn in written["mistakes"].items()},
+        heatmaps=_heatmaps(path, written.get("heatmaps")),
         tuning=tuple(written["tuning"]),
     )
 
@@ -129,6 +131,16 @@ def _reconstructions(path: Path, drawn: Mapping[str, Any]) -> Reconstructions:
 def _mistakes(path: Path, file: str, digest: str) -> tuple[str, str]:
     if not PICTURE_OF_MISTAKES.fullmatch(file):
         raise UserError(f"{path}: found a picture {file}, expected one below {FOLDER}/")
+    return file, digest
+
+
+def _heatmaps(path: Path, drawn: list[str] | None) -> tuple[str, str] | None:
+    """Of a comparison that an earlier version made, there are none."""
+    if drawn is None:
+        return None
+    file, digest = drawn
+    if file != heatmaps.PICTURE:
+        raise UserError(f"{path}: found a picture {file}, expected {heatmaps.PICTURE}")
     return file, digest
 
 
@@ -182,3 +194,5 @@ def left_out(comparison: Comparison) -> Iterator[str]:
         for name, (file, _) in comparison.mistakes.items():
             if name not in there:
                 yield f"pictures of the mistakes of {name}: {file} is not there as it was drawn"
+        if comparison.heatmaps is not None and heatmaps.picture(comparison) is None:
+            yield f"what the models look at: {heatmaps.PICTURE} is not there as it was drawn"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from checkout import ROOT
 
-PACKED = ("data/", "mae/", "mae_cxr.py", "classify/", "configs/", "setup.cfg", "pyproject.toml", "README", "LICENSE")
+PACKED = ("data/", "mae/", "classify/", "configs/", "setup.cfg", "pyproject.toml", "README", "LICENSE")
 
 
 @pytest.fixture(scope="session")
