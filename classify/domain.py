@@ -217,7 +217,7 @@ class Domain:
         return self._shares(measured)
 
     def _shares(self, measured: Sequence[np.ndarray]) -> np.ndarray:
-        """Of the first distances, as many as could be measured, the largest as a share of what these may be together."""
+        """Of the distances that could be measured the largest, as a share of what these may be together."""
         return _largest(measured, self.kept.limits) / self.kept.together[len(measured) - 1]
 
 
