@@ -27,6 +27,7 @@ from data.draws import uniform
 from data.labels import words
 from data.loader import Batch, Data, Loader, image_names, open_data
 from data.manifest import digest
+from data.settings import FOUND_BY
 from data.writing import keep_private, restoring_umask
 from mae.engine import distributed
 from mae.engine.checkpoint import Checkpoint
@@ -42,7 +43,12 @@ from mae.transformer import configure_blocks
 
 RESUMABLE = Resumable(
     sections=("seed", "precision", "data", "model", "finetune"),
-    free=frozenset({"data.store", "data.workers", "data.max_rejected", "data.share", "data.patients", "finetune.run"}),
+    free=frozenset(
+        {
+            *("data.store", "data.workers", "data.max_rejected", "data.share", "data.patients", *FOUND_BY),
+            "finetune.run",
+        }
+    ),
     epochs="finetune.epochs",
 )
 

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, WrapValidator
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
-from data.errors import UserError
+from data.errors import UserError, did_you_mean
 from data.plain_values import WRITTEN_FLOAT, parse_yaml, plain, read_yaml
 
 WHOLE = "classify.settings:ClassifyConfig"  # the config of all rooms; by name, so that no room imports a later one
@@ -90,6 +90,7 @@ def find_config(name_or_path: str | Path) -> Path:
         return shipped[str(name_or_path)]
     raise UserError(
         f"{name_or_path}: no such config file, nor a shipped config; shipped are {', '.join(sorted(shipped))}"
+        f"{did_you_mean(str(name_or_path), shipped)}"
     )
 
 
