@@ -274,7 +274,9 @@ def test_a_run_stopped_before_it_remembers_is_finished_by_the_same_command(
 def test_a_full_disk_is_one_line_and_the_same_command_ends_the_run(place, opened, pretrained, monkeypatch):
     config = tiny_config(place, finetune__run=f"{place}/full-disk", finetune__epochs=1)
     with monkeypatch.context() as full:
-        full.setattr(classify.domain, "save_checkpoint", lambda *given: (_ for _ in ()).throw(NotSaved("best.pt: full")))
+        full.setattr(
+            classify.domain, "save_checkpoint", lambda *given: (_ for _ in ()).throw(NotSaved("best.pt: full"))
+        )
         with pytest.raises(UserError, match="the same command again") as refused:
             finetune(config, pretrained, opened)
     assert "\n" not in str(refused.value)
