@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from data.cli import Arguments, Parser, command_parser, configure, print_and_stop, run_command
 from data.errors import UserError
-from mae.cli import expect_named, parse_training, training_parser
+from mae.cli import add_data, data_layout, expect_named, parse_training, said, training_parser
 
 if TYPE_CHECKING:
     from classify.settings import ClassifyConfig
@@ -232,8 +232,12 @@ def _compare(argv: Arguments) -> None:
     parser.add_argument(
         "--jobs", metavar="N", type=int, default=1, help="trainings at a time, on a GPU each (default 1)"
     )
+    add_data(parser)
     arguments = parser.parse(argv)
-    config = configure(arguments, ClassifyConfig)
+    if arguments.data:
+        config = _comparison_for_data(arguments)
+    else:
+        config = configure(arguments, ClassifyConfig)
     if arguments.jobs < 1:
         raise UserError(f"command line: --jobs: found {arguments.jobs}, expected 1 or more")
     if arguments.dry_run:
@@ -260,6 +264,17 @@ def _compare(argv: Arguments) -> None:
             f"{folder}: found {len(failures)} trainings failed, expected none; the same command tries them again; the "
             f"first: {failures[0]}"
         )
+
+
+def _comparison_for_data(arguments: argparse.Namespace) -> "ClassifyConfig":
+    layout = data_layout(arguments, labels=True)
+    from classify.own_data import comparison_for_data
+
+    write = not (arguments.print_config or arguments.dry_run)
+    config = comparison_for_data(layout, arguments.overrides, write, said(arguments))
+    if arguments.print_config:
+        print_and_stop(config)
+    return config
 
 
 def _report(argv: Arguments) -> None:
@@ -395,14 +410,19 @@ def _embed(argv: Arguments) -> None:
 
 
 def _export(argv: Arguments) -> None:
-    about = "Write a checkpoint as a folder for Hugging Face's transformers: ViTMAE, or a classifier as ViT."
+    about = "Write a checkpoint as a folder for Hugging Face's transformers, or a classifier as an ONNX file."
     parser = Parser("mae-export", description=about)
-    parser.add_argument("--checkpoint", metavar="RUN", required=True, help="of mae-pretrain or mae-finetune")
-    parser.add_argument("--out", metavar="FOLDER", required=True, help="folder to write")
+    parser.add_argument(
+        "--checkpoint", metavar="RUN", required=True, help="run folder or file of mae-pretrain or mae-finetune"
+    )
+    parser.add_argument("--out", metavar="FOLDER | FILE.onnx", required=True, help="what to write")
+    parser.add_argument(
+        "--format", choices=("huggingface", "onnx"), help="default: onnx for a name with .onnx, else huggingface"
+    )
     arguments = parser.parse(argv)
     from mae.engine.checkpoint_file import checkpoint_file
 
     checkpoint = checkpoint_file(arguments.checkpoint)  # before torch comes
     from classify.export import export
 
-    export(checkpoint, arguments.out)
+    export(checkpoint, arguments.out, arguments.format)

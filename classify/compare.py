@@ -5,6 +5,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from classify.batch_sizes import with_batch_sizes
+from classify.cases import splits_of
 from classify.comparison import Comparison, Declared, FailedRow, Line, describe
 from classify.contrasts import candidates, declared
 from classify.cost import finetuning_cost, pretraining_cost
@@ -65,6 +67,11 @@ def compare(config: ClassifyConfig, say: Say = print, jobs: int = 1) -> Comparis
     check_columns(config.report.subgroups, data_of(config.data).manifest.table.columns)
     check_extra_rows(config, data_of(config.data))
     check_grid(config, cells, data_of)
+    cells = with_batch_sizes(
+        cells,
+        of_pretraining=lambda config: len(data_of(config.data).split("train")),
+        of_finetuning=lambda config: len(splits_of(data_of(config.data), config).train),
+    )
 
     folder = Path(expand(config.run, "run"))
     folder.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 from classify.cases import LabelledSplits, check_unit, splits_of, undecided_studies
 from classify.dashboard import show_scores
 from classify.domain import remember_domain
+from classify.finetune_cost import finetuning_memory
 from classify.metrics import binary_metrics, choose_threshold, thresholds_by_rate
 from classify.metrics.recalibration import fit_calibration
 from classify.models.build import Model, build_model
@@ -29,6 +30,7 @@ from data.loader import Batch, Data, Loader, image_names, open_data
 from data.manifest import digest
 from data.settings import FOUND_BY
 from data.writing import keep_private, restoring_umask
+from mae.batch_size import with_batch_size
 from mae.engine import distributed
 from mae.engine.checkpoint import Checkpoint
 from mae.engine.checkpoint_file import checkpoint_file
@@ -73,8 +75,13 @@ def finetune(config: ClassifyConfig, checkpoint: str | Path | None = None, data:
     splits = splits_of(data, config)
     check_unit(splits.validate, "validate", config, data.manifest)
 
-    # a finished run is left alone, an unfinished one continued, unless it was made with anything else
+    # what the run is made with
     folder = run_folder(config, checkpoint)
+    config = with_batch_size(
+        config, "finetune", len(splits.train), folder, device, lambda part: finetuning_memory(config, part, device)
+    )
+
+    # a finished run is left alone, an unfinished one continued, unless it was made with anything else
     facts = {
         "store": data.store.fingerprint,
         "labels": splits.fingerprint(),
@@ -109,7 +116,7 @@ def finetune_stage(
     choice = optimizer_choice(settings, pretrained is not None)
 
     # each rank reads its own share
-    train = Loader(data, splits.train, settings.batch_size, config.seed, distributed.shard())
+    train = Loader(data, splits.train, settings.batch, config.seed, distributed.shard())
     held_out = Loader(data, splits.validate, config.evaluate.batch_size, share=distributed.shard())
 
     # what the loop calls, with what the loop does not know filled in
@@ -230,7 +237,7 @@ def hyperparameters(
         "layer_decay": optimizer.layer_decay,
         "drop_path": settings.drop_path,
         "label_smoothing": settings.label_smoothing,
-        "batch_size": settings.batch_size,
+        "batch_size": settings.batch,
         "epochs": settings.epochs,
         "augment": "on" if settings.augment.enabled else "off",
         "data": config.data.source,

@@ -104,6 +104,8 @@ def configure(arguments: argparse.Namespace, kind: "type[Config]") -> "Config":
         wanted = "--config"
         if hasattr(arguments, "checkpoint"):
             wanted = "--config or --checkpoint"
+        if hasattr(arguments, "data"):
+            wanted = "--config or --data"
         raise UserError(f"command line: {wanted} is missing; a config is a YAML file or a shipped one such as demo")
 
     if arguments.print_config:

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from data.config import SHIPPED, shipped_data
 from data.dicom_studies import study_hash
 from data.errors import UserError, printable
 from data.image_files import read_some
@@ -131,12 +132,12 @@ def _no_input(found: Any) -> UserError:
 
 
 def _inputs_of(word: str, say: Callable[[str], object]) -> list[Input]:
-    place = Path(word)
+    place = shipped_data(word, "inputs") if word.startswith(SHIPPED) else Path(word)
     if place.is_dir():
         found = find_images(place)
         for note in found.notes():
             say(f"{printable(word)}: {note}")
-        return [Input(place / name, str(place / name)) for name in found.images]
+        return [Input(place / name, str(Path(word) / name)) for name in found.images]
 
     if not place.exists():
         return _expanded(word, say)

@@ -5,10 +5,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data.cli import Arguments, Parser, command_parser, configure, run_command
+from data.cli import Arguments, Parser, command_parser, configure, print_and_stop, run_command
 from data.errors import UserError
 
 if TYPE_CHECKING:
+    from data.sources.detect import Detected
     from mae.settings import MAEConfig
 
 FLAGS = {"verbose": "engine.verbose=true", "deterministic": "engine.deterministic=true"}  # stand for settings
@@ -70,6 +71,47 @@ def expect_named(config: "MAEConfig", data: bool = True) -> None:
         existing(expand(config.model.init, "model.init"))
 
 
+def add_data(parser: Parser) -> None:
+    """The option that stands in the place of a config."""
+    parser.add_argument(
+        "--data",
+        metavar="FOLDER | FILE",
+        help="your images, in place of --config: a folder (also class folders, or a public data set), a CSV or an "
+        ".npz; settings are chosen, shown, and written beside the run folder",
+    )
+
+
+def data_layout(arguments: argparse.Namespace, labels: bool) -> "Detected":
+    """How what --data names is read; a wrong place is answered here, before torch is loaded."""
+    if arguments.config:
+        raise UserError(f"command line: found --data and --config {arguments.config}, expected one of them")
+    from data.config import parse_overrides
+    from data.sources.detect import detect, named
+
+    source = parse_overrides(arguments.overrides).get("data.source")
+    return detect(arguments.data, labels) if source is None else named(arguments.data, str(source))
+
+
+def said(arguments: argparse.Namespace) -> Callable[[str], None]:
+    """Who is told what was chosen; --print-config prints a config and nothing beside it."""
+    return _say_nothing if arguments.print_config else print
+
+
+def _say_nothing(text: str) -> None:
+    pass
+
+
+def _config_for_data(arguments: argparse.Namespace) -> "MAEConfig":
+    layout = data_layout(arguments, labels=False)
+    from mae.own_data import config_for_data
+
+    write = not (arguments.print_config or arguments.dry_run or arguments.overfit)
+    config = config_for_data(layout, arguments.overrides, "mae-pretrain", write, said(arguments))
+    if arguments.print_config:
+        print_and_stop(config)
+    return config
+
+
 def pretrain(argv: Arguments = None) -> None:
     """The command mae-pretrain."""
     run_command(_pretrain, argv)
@@ -82,8 +124,13 @@ def _pretrain(argv: Arguments) -> None:
     parser = training_parser(
         "mae-pretrain", "Stage one: pretrain a masked autoencoder. An interrupted run continues where it stood."
     )
+    add_data(parser)
     arguments = parse_training(parser, argv, OVERFIT)
-    config = configure(arguments, MAEConfig)
+    config: MAEConfig
+    if arguments.data:
+        config = _config_for_data(arguments)
+    else:
+        config = configure(arguments, MAEConfig)
     if arguments.overfit:
         folder_of_its_own = beside(Path(expand(config.run, "run")), f"-overfit{arguments.overfit}", "run")
         config = change_config(config, {"run": str(folder_of_its_own)})

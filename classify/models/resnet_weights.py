@@ -239,6 +239,22 @@ def _of_transformers(name: str) -> str:
     return f"{place}.{'conv' if part == 'convolution' else 'bn'}{int(number) + 1}.{leaf}"
 
 
+def name_in_transformers(name: str) -> str:
+    """A tensor's name in torchvision's ResNet → in transformers' ResNetForImageClassification: the way back."""
+    name = re.sub(r"^fc\.", "classifier.1.", name)
+    name = re.sub(r"^conv1\.", "resnet.embedder.embedder.convolution.", name)
+    name = re.sub(r"^bn1\.", "resnet.embedder.embedder.normalization.", name)
+    block = re.match(r"layer(\d)\.(\d+)\.(downsample\.|conv|bn)(\d)\.", name)
+    if block is None:
+        return name
+    layer, place, part, number = block.groups()
+    leaf = name[block.end() :]
+    stem = f"resnet.encoder.stages.{int(layer) - 1}.layers.{place}"
+    if part == "downsample.":
+        return f"{stem}.shortcut.{'convolution' if number == '0' else 'normalization'}.{leaf}"
+    return f"{stem}.layer.{int(number) - 1}.{'convolution' if part == 'conv' else 'normalization'}.{leaf}"
+
+
 def _network(tensors: Mapping[str, Tensor], place: str) -> str:
     """What the network is called, by its blocks."""
     blocks = {match.groups() for name in tensors if (match := re.match(r"layer(\d)\.(\d+)\.", name))}

@@ -15,6 +15,7 @@ from mae.commands import COMMANDS
 
 ROOMS = ("data", "mae", "classify")
 COMMANDS_OF_MAE = {"mae/pretrain.py", "mae/probe.py", "mae/dry_run.py", "mae/reconstruct.py", "mae/cli.py"}
+COMMANDS_OF_MAE |= {"mae/own_data.py"}
 USED_BY_ALL = {
     "data.errors",
     "data.signals",
@@ -33,12 +34,14 @@ ORDER_OF_CLASSIFY = (
         "cli",
         "compare",
         "plan",
+        "own_data",
         "jobs",
         "extra_rows",
         "predict",
         "embed",
         "dry_run",
         "export",
+        "onnx_file",
         "report",
         "contrasts",
         "subgroups",
@@ -46,6 +49,7 @@ ORDER_OF_CLASSIFY = (
         "provenance",
         "tuning",
         "row_differences",
+        "batch_sizes",
         "cost",
         "grid",
         "evaluate",
@@ -55,7 +59,9 @@ ORDER_OF_CLASSIFY = (
         "finetune",
         "explain",
         "domain",
+        "finetune_cost",
         "scores",
+        "decision",
     ),
     *("cases", "start", "dashboard", "models", "metrics", "style", "settings"),
 )
@@ -298,6 +304,7 @@ def test_wheel_holds_every_module_config_and_template(wheel):
         assert {path.relative_to(ROOT).as_posix() for path in files(room)} <= names
     assert {f"mae/configs/{path.name}" for path in (ROOT / "configs").glob("*.yaml")} <= names
     assert {path.relative_to(ROOT).as_posix() for path in (ROOT / "classify").rglob("*.html")} <= names
+    assert {path.relative_to(ROOT).as_posix() for path in (ROOT / "data/shipped").rglob("*.*")} <= names
     assert not [name for name in names if name.startswith(("tests/", "docs/", "benchmarks/"))]
 
 
@@ -306,6 +313,19 @@ def test_wheel_finds_configs_by_name_from_anywhere(installed, tmp_path):
     assert from_wheel(installed, tmp_path, code).startswith("run: runs/demo")
     code = "import data.config; print(data.config.find_config('demo'))"
     assert Path(from_wheel(installed, tmp_path, code)) == installed / "mae/configs/demo.yaml"
+
+
+def test_wheel_reads_the_demos_images_into_the_working_folder_and_writes_nothing_into_the_package(installed, tmp_path):
+    before = sorted(path for path in installed.rglob("*") if "__pycache__" not in path.parts)
+    code = "from data.cli import prepare; prepare(['--config', 'demo'])"
+    assert "4,128" in from_wheel(installed, tmp_path, code)
+    assert [path.name for path in tmp_path.iterdir()] == ["stores"]
+    assert sorted(path for path in installed.rglob("*") if "__pycache__" not in path.parts) == before
+    code = (
+        "from data.inputs import find_inputs; from data.config import shipped_credit;"
+        "print(find_inputs(['shipped:radiographs'])[0].path, shipped_credit('shipped:pneumoniamnist_demo.npz'))"
+    )
+    assert from_wheel(installed, tmp_path, code).startswith(str(installed / "data/shipped/radiographs/test0_abnormal.png"))
 
 
 def test_wheel_finds_the_report_template_and_the_checklists_items_from_anywhere(installed, tmp_path):
