@@ -28,6 +28,7 @@ MAINS = {
     "mae-evaluate": classify.cli.evaluate,
     "mae-compare": classify.cli.compare,
     "mae-report": classify.cli.report,
+    "mae-embed": classify.cli.embed,
     "mae-export": classify.cli.export,
     "mae-predict": classify.cli.predict,
 }
@@ -39,6 +40,7 @@ SMALL = [
     *("finetune.epochs=1", "finetune.batch_size=16", "evaluate.replicates=100"),
 ]
 
+WITHOUT_SETTINGS = ("mae-embed", "mae-export", "mae-reconstruct", "mae-report")
 PLACES = {"MIMIC_CXR_ROOT": "mimic", "VIT_MAE_BASE": "runs/demo-hf"}  # what stands for what nobody may ship
 
 
@@ -74,9 +76,7 @@ def test_readme_commands_run_in_order(tmp_path, monkeypatch, capsys):
             variable = words[0].partition("=")[0]
             monkeypatch.setenv(variable, str(tmp_path / PLACES[variable]))
         if name in MAINS:
-            small = {"mae-evaluate": SMALL[-1:], "mae-export": [], "mae-reconstruct": [], "mae-report": []}.get(
-                name, SMALL
-            )
+            small = [] if name in WITHOUT_SETTINGS else {"mae-evaluate": SMALL[-1:]}.get(name, SMALL)
             grid = ["compare.labelled=[24]", "compare.seeds=[0]"] if "compare_mimic" in words else []
             with pytest.raises(SystemExit) as end:
                 MAINS[name]([*words, *small, *grid])
