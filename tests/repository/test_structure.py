@@ -46,12 +46,12 @@ ORDER_OF_CLASSIFY = (
         "cost",
         "grid",
         "evaluate",
+        "decisions",
         "trained",
         "ledger",
         "prediction_files",
         "finetune",
         "scores",
-        "decision",
     ),
     *("cases", "start", "explain", "dashboard", "models", "metrics", "style", "settings"),
 )
