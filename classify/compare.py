@@ -16,6 +16,7 @@ from classify.grid import Cell, check_folder, check_grid, expand_grid, labelled_
 from classify.jobs import Failure, Outcome, Task, Work, attempt, run_in_processes, run_tasks
 from classify.provenance import facts_of
 from classify.report.checklist import check_answers
+from classify.report.heatmaps import draw_heatmaps
 from classify.report.mistakes import draw_mistakes
 from classify.report.reconstructions import draw_reconstructions
 from classify.report.write import write_comparison
@@ -249,7 +250,8 @@ class _Grid:
             reconstructions=draw_reconstructions(pretrainings, configs, self.data_of, folder),
             tuning=tuple(asdict(choice) for choice in self.choices.values()),
         )
-        return replace(found, mistakes=draw_mistakes(found, self.data_of(self.config.data)))
+        mistakes = draw_mistakes(found, self.data_of(self.config.data))
+        return replace(found, mistakes=mistakes, heatmaps=draw_heatmaps(found, self.data_of))
 
     def _lines(self) -> tuple[tuple[Line, ...], tuple[FailedRow, ...]]:
         """A line for each table row: the evaluations of its cells, which differ by their seeds alone.

@@ -13,6 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from classify.cases import LabelledSplits, check_unit, splits_of, undecided_studies
 from classify.dashboard import show_scores
+from classify.domain import remember_domain
 from classify.finetune_cost import finetuning_memory
 from classify.metrics import binary_metrics, choose_threshold, thresholds_by_rate
 from classify.metrics.recalibration import fit_calibration
@@ -27,6 +28,7 @@ from data.draws import uniform
 from data.labels import words
 from data.loader import Batch, Data, Loader, image_names, open_data
 from data.manifest import digest
+from data.settings import FOUND_BY
 from data.writing import keep_private, restoring_umask
 from mae.batch_size import with_batch_size
 from mae.engine import distributed
@@ -43,7 +45,12 @@ from mae.transformer import configure_blocks
 
 RESUMABLE = Resumable(
     sections=("seed", "precision", "data", "model", "finetune"),
-    free=frozenset({"data.store", "data.workers", "data.max_rejected", "data.share", "data.patients", "finetune.run"}),
+    free=frozenset(
+        {
+            *("data.store", "data.workers", "data.max_rejected", "data.share", "data.patients", *FOUND_BY),
+            "finetune.run",
+        }
+    ),
     epochs="finetune.epochs",
 )
 
@@ -87,6 +94,9 @@ def finetune(config: ClassifyConfig, checkpoint: str | Path | None = None, data:
         with holding(folder):
             check_run(folder, config, RESUMABLE, facts)  # somebody may have begun another one just now
             fit(stage, folder, begin=lambda: start_run(folder, config, facts))
+
+    # what it knows belongs to the best weights, so it waits for the end
+    remember_domain(folder, data, device, checkpoint)
     return folder
 
 
@@ -158,6 +168,7 @@ def _meta(data: Data, splits: LabelledSplits, pretrained: Checkpoint | None) -> 
         "train_images": len(splits.train),
         "validate_cases": {name: int((splits.validate["label"] == label).sum()) for label, name in enumerate(names)},
         "images": digest(data.manifest.table, "image_id"),
+        "domain": None,  # of best.pt, when the training has ended
     }
 
 

@@ -267,6 +267,9 @@ class ClassifyReportSettings(ReportSettings):
     sensitivities: tuple[Rate, ...] = Field(
         (0.9, 0.95), description="specificity is reported at thresholds that have these sensitivities on validation"
     )
+    heatmaps: int = Field(
+        3, ge=0, le=12, description="images under whose pixels the report shows what each row looks at; 0: none"
+    )
     prevalences: tuple[Prevalence, ...] = Field(
         (0.05, 0.2, 0.5), description="predictive values are reported as if this share of patients were abnormal"
     )

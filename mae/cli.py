@@ -59,6 +59,18 @@ def parse_training(parser: Parser, argv: Arguments, overfit: Iterable[str]) -> a
     return arguments
 
 
+def expect_named(config: "MAEConfig", data: bool = True) -> None:
+    """UserError where the data, or the weights to begin from, are not where they are said to be: before torch comes."""
+    from data.config import expand
+    from data.places import expect_places
+    from mae.engine.checkpoint_file import existing
+
+    if data:
+        expect_places(config.data)
+    if config.model.init is not None:
+        existing(expand(config.model.init, "model.init"))
+
+
 def add_data(parser: Parser) -> None:
     """The option that stands in the place of a config."""
     parser.add_argument(
@@ -123,6 +135,8 @@ def _pretrain(argv: Arguments) -> None:
         folder_of_its_own = beside(Path(expand(config.run, "run")), f"-overfit{arguments.overfit}", "run")
         config = change_config(config, {"run": str(folder_of_its_own)})
 
+    # torch comes only now: --help, a wrong setting and a wrong path are answered at once
+    expect_named(config, data=not arguments.dry_run)
     from data.loader import open_data
     from mae.engine import distributed
     from mae.engine.run import configure_torch, expect_checkpoint, training_device
@@ -163,6 +177,9 @@ def reconstruct(argv: Arguments = None) -> None:
 
 def _reconstruct(argv: Arguments) -> None:
     arguments = _reconstruct_parser().parse(argv)
+    from mae.engine.checkpoint_file import checkpoint_file
+
+    path = checkpoint_file(arguments.checkpoint)  # before torch comes
 
     from data.config import change_config
     from mae.engine.checkpoint import load_checkpoint
@@ -170,7 +187,7 @@ def _reconstruct(argv: Arguments) -> None:
     from mae.reconstruct import View, reconstruct_files
 
     # all but the device is as in the pretraining
-    checkpoint = load_checkpoint(arguments.checkpoint, "mae")
+    checkpoint = load_checkpoint(path, "mae")
     config = change_config(checkpoint.config, {"device": arguments.device})
     configure_torch(config)
     view = View(

@@ -19,7 +19,7 @@ from data.errors import NotFinite, UserError
 from data.loader import Batch, Data, Loader, image_names, open_data
 from data.manifest import digest
 from data.privacy import credentialed_sources
-from data.settings import Size
+from data.settings import FOUND_BY, Size
 from data.writing import keep_private, restoring_umask
 from mae.batch_size import with_batch_size
 from mae.engine import distributed
@@ -40,7 +40,10 @@ from mae.weights import starting_point, without_weights
 RESUMABLE = Resumable(
     sections=("seed", "precision", "data", "model", "pretrain"),
     free=frozenset(
-        {"data.store", "data.workers", "data.max_rejected", "data.share", "data.patients", "pretrain.panel_images"}
+        {
+            *("data.store", "data.workers", "data.max_rejected", "data.share", "data.patients", *FOUND_BY),
+            "pretrain.panel_images",
+        }
     ),
     epochs="pretrain.epochs",
 )

@@ -129,6 +129,9 @@ class EngineSettings(Settings):
         None, ge=1, description="steps between checkpoints inside an epoch; null: minutes only"
     )
     log_every: int = Field(20, ge=1, description="steps between two looks at the device, each a line of metrics.jsonl")
+    pictures_every: int = Field(
+        1, ge=1, description="epochs between two sets of TensorBoard's pictures, which the last epoch has in any case"
+    )
     skip_limit: int = Field(
         10, ge=1, description="updates in a row that may be skipped because loss or gradient is not finite"
     )

@@ -240,7 +240,8 @@ class _Run:
 
         # pictures come last: one that fails costs nothing but itself
         model = self.update.kept
-        if math.isfinite(validation.score):
+        due = epoch % self.settings.pictures_every == 0 or epoch == stage.epochs
+        if due and math.isfinite(validation.score):
             self.tracker.draw(
                 lambda board: evaluating(model, lambda model: stage.show(model, validation, board, position.step))
             )

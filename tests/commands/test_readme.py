@@ -9,8 +9,11 @@ import time
 import urllib.request
 from pathlib import Path
 
+import numpy as np
 import pytest
 from checkout import ROOT
+from PIL import Image
+from tiny_world import radiograph
 
 import classify.cli
 import data.cli
@@ -26,9 +29,11 @@ MAINS = {
     "mae-compare": classify.cli.compare,
     "mae-report": classify.cli.report,
     "mae-export": classify.cli.export,
+    "mae-predict": classify.cli.predict,
 }
 SMALL = [
     *("precision=fp32", "data.image_size=32", "data.phantom.images=60", "model.preset=vit_tiny_patch16"),
+    *("data.sample=200", "threads=1"),
     *("model.patch_size=16", "model.width=24", "model.depth=1", "model.heads=3", "model.decoder_width=16"),
     *("model.decoder_depth=1", "model.decoder_heads=2", "pretrain.epochs=1", "pretrain.batch_size=16"),
     *("finetune.epochs=1", "finetune.batch_size=16", "evaluate.replicates=100"),
@@ -58,6 +63,11 @@ def test_readme_make_targets_exist_and_ci_runs_the_main_ones():
 def test_readme_commands_run_in_order(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write_tree(tmp_path / "mimic", 120)
+    rng = np.random.default_rng(0)
+    for number in range(60):  # a reader's own images
+        folder = tmp_path / "radiographs" / ("normal", "pneumonia")[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(radiograph(bool(number % 2), rng)).save(folder / f"{number}.png")
     ran = []
     for name, *words in commands():
         if name == "export":
@@ -73,7 +83,8 @@ def test_readme_commands_run_in_order(tmp_path, monkeypatch, capsys):
             assert end.value.code == 0, f"{name} {words}: {capsys.readouterr().err}"
             ran.append(name)
     assert set(ran) == set(MAINS)
-    assert (tmp_path / "runs/demo/report.html").exists()
+    for run in ("demo", "own", "phantom"):
+        assert (tmp_path / "runs" / run / "report.html").exists()
     assert (tmp_path / "runs/compare_mimic/comparison.md").exists()
 
 
