@@ -112,9 +112,15 @@ def test_the_config_names_it_alike_on_every_machine():
 def test_every_shipped_data_set_has_authors_and_a_licence():
     for path in (ROOT / "data/shipped").glob("*.npz"):
         credit = shipped_credit(f"shipped:{path.name}")
+        assert credit
         assert "CC BY 4.0" in credit
         assert "Yang et al." in credit
         assert "Kermany" in credit
+
+
+@pytest.mark.parametrize("text", ["shipped:", "shipped:of_another_version.npz", "shipped:README.md", "phantom"])
+def test_of_other_data_nothing_is_said(text):
+    assert shipped_credit(text) is None
 
 
 # ---------------------------------------------------------------- how it was made
