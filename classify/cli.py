@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from data.cli import Arguments, Parser, command_parser, configure, print_and_stop, run_command
 from data.errors import UserError
-from mae.cli import parse_training, training_parser
+from mae.cli import add_data, data_layout, expect_named, parse_training, said, training_parser
 
 if TYPE_CHECKING:
     from classify.settings import ClassifyConfig
@@ -48,6 +48,11 @@ def predict(argv: Arguments = None) -> None:
     run_command(_predict, argv)
 
 
+def embed(argv: Arguments = None) -> None:
+    """The command mae-embed."""
+    run_command(_embed, argv)
+
+
 def export(argv: Arguments = None) -> None:
     """The command mae-export."""
     run_command(_export, argv)
@@ -67,7 +72,9 @@ def _finetune(argv: Arguments) -> None:
     arguments = parse_training(parser, argv, OVERFIT)
     config, checkpoint, pretrained = _beginning(arguments)
 
-    # torch comes only now: --help and a wrong setting are answered at once
+    # torch comes only now: --help, a wrong setting and a wrong path are answered at once
+    if pretrained is None:
+        expect_named(config, data=not arguments.dry_run)
     from classify.finetune import finetune
     from classify.start import check_fit, resolved, run_folder
     from data.config import beside, change_config
@@ -138,6 +145,12 @@ def _beginning(arguments: argparse.Namespace) -> "tuple[ClassifyConfig, str | No
     if not path:
         return configure(arguments, ClassifyConfig), None, None
 
+    # a path that is nowhere is answered before torch is imported to look into it
+    from mae.engine.checkpoint_file import checkpoint_file
+
+    if not Path(path).exists():
+        checkpoint_file(path)
+
     # a checkpoint brings its config, unless another is given
     config = None
     if arguments.config:
@@ -147,7 +160,6 @@ def _beginning(arguments: argparse.Namespace) -> "tuple[ClassifyConfig, str | No
     from classify.start import config_for, with_paths_given
     from data.config import change_config, parse_overrides
     from mae.engine.checkpoint import load_checkpoint
-    from mae.engine.checkpoint_file import checkpoint_file
     from mae.weights import is_foreign
 
     resnet = is_resnet(path)
@@ -197,6 +209,10 @@ def _evaluate(argv: Arguments) -> None:
         overrides["evaluate.split"] = arguments.split
     if not runs:
         raise UserError("command line: found no RUN, expected the folder of a mae-finetune run")
+    from mae.engine.checkpoint_file import best_of
+
+    for run in runs:
+        best_of(run)
 
     from classify.evaluate import evaluate
     from classify.report.tables import evaluation_text
@@ -216,8 +232,12 @@ def _compare(argv: Arguments) -> None:
     parser.add_argument(
         "--jobs", metavar="N", type=int, default=1, help="trainings at a time, on a GPU each (default 1)"
     )
+    add_data(parser)
     arguments = parser.parse(argv)
-    config = configure(arguments, ClassifyConfig)
+    if arguments.data:
+        config = _comparison_for_data(arguments)
+    else:
+        config = configure(arguments, ClassifyConfig)
     if arguments.jobs < 1:
         raise UserError(f"command line: --jobs: found {arguments.jobs}, expected 1 or more")
     if arguments.dry_run:
@@ -226,6 +246,7 @@ def _compare(argv: Arguments) -> None:
         print(plan(config, arguments.jobs))
         return
 
+    expect_named(config)
     from classify.compare import compare, failures_of
     from classify.report.sections import printed
     from data.config import expand
@@ -245,11 +266,25 @@ def _compare(argv: Arguments) -> None:
         )
 
 
+def _comparison_for_data(arguments: argparse.Namespace) -> "ClassifyConfig":
+    layout = data_layout(arguments, labels=True)
+    from classify.own_data import comparison_for_data
+
+    write = not (arguments.print_config or arguments.dry_run)
+    config = comparison_for_data(layout, arguments.overrides, write, said(arguments))
+    if arguments.print_config:
+        print_and_stop(config)
+    return config
+
+
 def _report(argv: Arguments) -> None:
     about = "Make a comparison's tables and page again, from its comparison.json and its runs' predictions alone."
     parser = Parser("mae-report", description=about)
     parser.add_argument("folder", metavar="FOLDER", help="folder of a mae-compare that has ended, or a copy of it")
     folder = parser.parse(argv).folder
+    from classify.report.folder import comparison_file
+
+    comparison_file(folder)
     from classify.report.read import report
     from classify.report.sections import printed
 
@@ -331,12 +366,63 @@ def _predict_parser() -> Parser:
     return parser
 
 
-def _export(argv: Arguments) -> None:
-    about = "Write a checkpoint as a folder for Hugging Face's transformers: ViTMAE, or a classifier as ViT."
-    parser = Parser("mae-export", description=about)
-    parser.add_argument("--checkpoint", metavar="RUN", required=True, help="of mae-pretrain or mae-finetune")
-    parser.add_argument("--out", metavar="FOLDER", required=True, help="folder to write")
+def _embed(argv: Arguments) -> None:
+    about = "Features of images by any encoder: of a pretraining, of a fine-tuned ViT, or a ResNet; a row an image."
+    parser = Parser("mae-embed", description=about, allow_abbrev=False)
+    parser.add_argument(
+        "images", nargs="+", metavar="FILE", help="JPEG, PNG or DICOM files, folders of these, CSVs with a column path"
+    )
+    parser.add_argument(
+        "--checkpoint", required=True, metavar="RUN", help="run folder or checkpoint of mae-pretrain or mae-finetune"
+    )
+    parser.add_argument(
+        "--out",
+        required=True,
+        type=Path,
+        metavar="NPY",
+        help="file to write; a CSV beside it says whose row is which",
+    )
+    parser.add_argument(
+        "--pool",
+        choices=("mean", "cls"),
+        help="of a ViT: mean of the patch tokens, or class token (default: mean, or what the classifier reads)",
+    )
+    parser.add_argument("--workers", type=int, default=0, help="processes that read images (default: one a core)")
+    parser.add_argument("--device", default="auto", help="auto (CUDA where there is one), cpu, cuda or cuda:N")
     arguments = parser.parse(argv)
+    if arguments.workers < 0:
+        raise UserError(f"command line: --workers: found {arguments.workers}, expected 0 (one for each core) or more")
+
+    from mae.engine.checkpoint_file import checkpoint_file
+
+    checkpoint_file(arguments.checkpoint)  # a bad path is answered at once
+    from classify.embed import check_out, embed
+
+    check_out(arguments.out, arguments.images)
+    embed(
+        arguments.checkpoint,
+        arguments.images,
+        arguments.out,
+        pool=arguments.pool,
+        device=arguments.device,
+        workers=arguments.workers,
+    )
+
+
+def _export(argv: Arguments) -> None:
+    about = "Write a checkpoint as a folder for Hugging Face's transformers, or a classifier as an ONNX file."
+    parser = Parser("mae-export", description=about)
+    parser.add_argument(
+        "--checkpoint", metavar="RUN", required=True, help="run folder or file of mae-pretrain or mae-finetune"
+    )
+    parser.add_argument("--out", metavar="FOLDER | FILE.onnx", required=True, help="what to write")
+    parser.add_argument(
+        "--format", choices=("huggingface", "onnx"), help="default: onnx for a name with .onnx, else huggingface"
+    )
+    arguments = parser.parse(argv)
+    from mae.engine.checkpoint_file import checkpoint_file
+
+    checkpoint = checkpoint_file(arguments.checkpoint)  # before torch comes
     from classify.export import export
 
-    export(arguments.checkpoint, arguments.out)
+    export(checkpoint, arguments.out, arguments.format)

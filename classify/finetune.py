@@ -13,6 +13,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from classify.cases import LabelledSplits, check_unit, splits_of, undecided_studies
 from classify.dashboard import show_scores
+from classify.domain import remember_domain
+from classify.finetune_cost import finetuning_memory
 from classify.metrics import binary_metrics, choose_threshold, thresholds_by_rate
 from classify.metrics.recalibration import fit_calibration
 from classify.models.build import Model, build_model
@@ -26,7 +28,9 @@ from data.draws import uniform
 from data.labels import words
 from data.loader import Batch, Data, Loader, image_names, open_data
 from data.manifest import digest
+from data.settings import FOUND_BY
 from data.writing import keep_private, restoring_umask
+from mae.batch_size import with_batch_size
 from mae.engine import distributed
 from mae.engine.checkpoint import Checkpoint
 from mae.engine.checkpoint_file import checkpoint_file
@@ -41,7 +45,12 @@ from mae.transformer import configure_blocks
 
 RESUMABLE = Resumable(
     sections=("seed", "precision", "data", "model", "finetune"),
-    free=frozenset({"data.store", "data.workers", "data.max_rejected", "data.share", "data.patients", "finetune.run"}),
+    free=frozenset(
+        {
+            *("data.store", "data.workers", "data.max_rejected", "data.share", "data.patients", *FOUND_BY),
+            "finetune.run",
+        }
+    ),
     epochs="finetune.epochs",
 )
 
@@ -66,8 +75,13 @@ def finetune(config: ClassifyConfig, checkpoint: str | Path | None = None, data:
     splits = splits_of(data, config)
     check_unit(splits.validate, "validate", config, data.manifest)
 
-    # a finished run is left alone, an unfinished one continued, unless it was made with anything else
+    # what the run is made with
     folder = run_folder(config, checkpoint)
+    config = with_batch_size(
+        config, "finetune", len(splits.train), folder, device, lambda part: finetuning_memory(config, part, device)
+    )
+
+    # a finished run is left alone, an unfinished one continued, unless it was made with anything else
     facts = {
         "store": data.store.fingerprint,
         "labels": splits.fingerprint(),
@@ -80,6 +94,9 @@ def finetune(config: ClassifyConfig, checkpoint: str | Path | None = None, data:
         with holding(folder):
             check_run(folder, config, RESUMABLE, facts)  # somebody may have begun another one just now
             fit(stage, folder, begin=lambda: start_run(folder, config, facts))
+
+    # what it knows belongs to the best weights, so it waits for the end
+    remember_domain(folder, data, device, checkpoint)
     return folder
 
 
@@ -99,7 +116,7 @@ def finetune_stage(
     choice = optimizer_choice(settings, pretrained is not None)
 
     # each rank reads its own share
-    train = Loader(data, splits.train, settings.batch_size, config.seed, distributed.shard())
+    train = Loader(data, splits.train, settings.batch, config.seed, distributed.shard())
     held_out = Loader(data, splits.validate, config.evaluate.batch_size, share=distributed.shard())
 
     # what the loop calls, with what the loop does not know filled in
@@ -151,6 +168,7 @@ def _meta(data: Data, splits: LabelledSplits, pretrained: Checkpoint | None) -> 
         "train_images": len(splits.train),
         "validate_cases": {name: int((splits.validate["label"] == label).sum()) for label, name in enumerate(names)},
         "images": digest(data.manifest.table, "image_id"),
+        "domain": None,  # of best.pt, when the training has ended
     }
 
 
@@ -219,7 +237,7 @@ def hyperparameters(
         "layer_decay": optimizer.layer_decay,
         "drop_path": settings.drop_path,
         "label_smoothing": settings.label_smoothing,
-        "batch_size": settings.batch_size,
+        "batch_size": settings.batch,
         "epochs": settings.epochs,
         "augment": "on" if settings.augment.enabled else "off",
         "data": config.data.source,

@@ -179,7 +179,8 @@ def check_fit(config: ClassifyConfig, pretrained: Checkpoint | None) -> None:
     if pretrained and pretrained.kind == "mae" and not is_vit:
         raise UserError(f"finetune.model: found {settings.model}, expected vit with a --checkpoint")
     smallest = 2 * settings.optimizer.accumulate
-    if settings.batch_size < smallest and (settings.mode == "linear" or not is_vit):
+    few = isinstance(settings.batch_size, int) and settings.batch_size < smallest
+    if few and (settings.mode == "linear" or not is_vit):
         raise UserError(
             f"finetune.batch_size: found {settings.batch_size}, expected at least {smallest} for batch normalisation: "
             f"2 images in each part, accumulate={settings.optimizer.accumulate}"

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, WrapValidator
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
-from data.errors import UserError
+from data.errors import UserError, did_you_mean
 from data.plain_values import WRITTEN_FLOAT, parse_yaml, plain, read_yaml
 
 SHIPPED = "shipped:"  # before the name of data that comes with the package: data.root=shipped:NAME
@@ -91,6 +91,7 @@ def find_config(name_or_path: str | Path) -> Path:
         return shipped[str(name_or_path)]
     raise UserError(
         f"{name_or_path}: no such config file, nor a shipped config; shipped are {', '.join(sorted(shipped))}"
+        f"{did_you_mean(str(name_or_path), shipped)}"
     )
 
 
@@ -178,6 +179,11 @@ def with_new_names(raw: Mapping[str, Any], place: str = "settings") -> dict[str,
         if isinstance(holder, dict) and name in holder:
             _put(settings, now.split("."), holder.pop(name))
     return settings
+
+
+def single_settings(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Overrides by the dotted keys of single settings, also where a mapping gives a section's."""
+    return dict(_single(overrides.items()))
 
 
 def keys_given(overrides: Mapping[str, Any]) -> set[str]:

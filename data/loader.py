@@ -15,6 +15,7 @@ from data.image_files import ImageFiles
 from data.manifest import Manifest, hashed, open_manifest
 from data.preparation import prepare
 from data.privacy import kept_key, secret_key
+from data.rejections import read_rejections
 from data.settings import DataSettings
 from data.store import ImageReader
 
@@ -155,7 +156,9 @@ def open_data(settings: DataSettings) -> Data:
     manifest = open_manifest(settings)
     if settings.store is False:
         return Data(manifest, ImageFiles(settings, manifest))
-    return Data(manifest, prepare(settings, manifest))
+    store = prepare(settings, manifest)
+    rejected = [line["image_id"] for line in read_rejections(store.folder)]
+    return Data(manifest.without(rejected), store)
 
 
 class Loader:

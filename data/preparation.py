@@ -18,12 +18,13 @@ from data.locks import locked
 from data.manifest import Manifest, open_manifest
 from data.privacy import credentialed_sources
 from data.refusal import UnreadableImage
+from data.rejections import read_rejections, rejection_lines, waiting_for_plugins
 from data.settings import DataConfig, DataSettings, Size
 from data.store import Decoded, ImageStore, Postponed, StoreWriter, decode_rows
 from data.store_integrity import described, facts_of, read_description
 from data.store_reuse import forget_plan, take_over
 from data.workers import TRIES, Job, Killed, run_jobs, run_one_by_one, usable_cores
-from data.writing import keep_private, read_csv, read_json, restoring_umask
+from data.writing import keep_private, read_json, restoring_umask
 
 AGAIN = 64  # images that are tried once more where the system would not read them
 SUCCEEDS = "succeeds"  # in a description: the fingerprint of the store whose place this one takes
@@ -45,13 +46,15 @@ def prepare(config: DataConfig | DataSettings, manifest: Manifest | None = None,
         try_again = True
     description = describe_store(settings, manifest.table)
 
-    folder = finished_store(settings, description) or _make(settings, manifest, description)
+    finished = finished_store(settings, description)
+    folder = finished or _make(settings, manifest, description)
     store = _opened(folder, description, manifest.table)
     if try_again:
         store = _with_files_of_new_plugins(settings, manifest, store)
+    _say_what_is_unreadable(store, in_full=try_again or not finished)
 
-    for look in manifest.looks:
-        look.remember(stores_folder(settings))
+    for seen in (*manifest.looks, *manifest.headers):
+        seen.remember(stores_folder(settings))
     return store
 
 
@@ -141,13 +144,12 @@ def _with_files_of_new_plugins(settings: DataSettings, manifest: Manifest, store
 
     Runs may rest on the first one, so it stays as it is.
     """
-    rejections = read_csv(store.folder / "rejected.csv")
-    lines = [line for line in rejections if line.get("plugins")]  # older stores have no such column
+    lines = [line for line in read_rejections(store.folder) if line.get("plugins")]  # older stores have no such column
     if not lines:
         return store
 
     now = plugins_here()
-    paths = [line["path"] for line in lines if line["plugins"] != now]
+    paths = waiting_for_plugins(lines, now)
     with withholding(manifest.credentialed):
         readable = any(_is_readable(settings, path) for path in paths)
     if not readable:
@@ -156,6 +158,20 @@ def _with_files_of_new_plugins(settings: DataSettings, manifest: Manifest, store
     facts = facts_of(store.description) | {SUCCEEDS: store.fingerprint, "plugins": now}
     folder = _make(settings, manifest, described(facts))
     return _opened(folder, described(facts), manifest.table)
+
+
+def _say_what_is_unreadable(store: ImageStore, in_full: bool) -> None:
+    """in_full: how many and why; else only that another try may help, as a run keeps its images until then."""
+    lines = read_rejections(store.folder)
+    if not lines:
+        return
+    now = plugins_here()
+    waiting = waiting_for_plugins(lines, now)
+    if in_full:
+        said = rejection_lines(store.folder, store.description.get("images", len(store) + len(lines)), now)
+        print(*said, sep="\n", file=sys.stderr, flush=True)
+    elif waiting:
+        print(f"note: {len(waiting):,} rejected files lacked a plugin; others are here by now: mae-prepare tries again")
 
 
 def _is_readable(settings: DataSettings, path: str) -> bool:
@@ -261,8 +277,6 @@ def _write(settings: DataSettings, folder: Path, table: pd.DataFrame, descriptio
         )
     writer.finish(description)
     forget_plan(folder)
-    if writer.rejected:
-        print(f"{writer.rejected} unreadable files are listed in {folder / 'rejected.csv'}", file=sys.stderr)
 
 
 def _doubt_plugins(writer: StoreWriter) -> None:

@@ -30,6 +30,7 @@ PERMISSIONS = (
     ("data.share", "group", "private"),
 )
 KEY_BYTES = 32
+SALT = "salt"
 # columns that describe groups of people, in plain form: of credentialed tables no others are handed on unasked
 OF_PEOPLE = (
     *("race", "ethnicity", "ethnicgroup", "raceethnicity", "primaryrace", "insurance", "insurancetype", "language"),
@@ -224,7 +225,30 @@ def _key_place() -> Path:
     return folder / "mae-cxr" / "key"
 
 
-def _make_key(path: Path) -> None:
+def salt_of(folder: Path | None) -> bytes | None:
+    """The salt by which the ids of files are hashed: the one that lies in `folder`, else one of this user's secret.
+
+    It travels with the stores, so that a project that was moved keeps its patients; and where stores are deleted, it
+    comes out the same again. None where there is neither, as it would be another one each time.
+    """
+    if folder is not None:
+        with suppress(OSError):
+            salt = (folder / SALT).read_bytes()
+            if len(salt) == KEY_BYTES:
+                return salt
+    secret_key()
+    key = kept_key()
+    return None if key is None else hashlib.blake2b(b"ids of files", key=key, digest_size=KEY_BYTES).digest()
+
+
+def keep_salt(folder: Path, salt: bytes) -> None:
+    """For this user alone: with it, whoever guesses an id could try it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError):
+        _make_key(folder / SALT, salt)
+
+
+def _make_key(path: Path, key: bytes | None = None) -> None:
     """Whole or not at all: of several processes that begin at once, the first one's stands."""
     if path.exists():
         return
@@ -233,7 +257,7 @@ def _make_key(path: Path) -> None:
     temporary.unlink(missing_ok=True)
     try:
         with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(secrets.token_bytes(KEY_BYTES))
+            file.write(key or secrets.token_bytes(KEY_BYTES))
             flush_to_disk(file)
         path.hardlink_to(temporary)
     finally:

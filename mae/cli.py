@@ -3,9 +3,14 @@
 import argparse
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from data.cli import Arguments, Parser, command_parser, configure, run_command
+from data.cli import Arguments, Parser, command_parser, configure, print_and_stop, run_command
 from data.errors import UserError
+
+if TYPE_CHECKING:
+    from data.sources.detect import Detected
+    from mae.settings import MAEConfig
 
 FLAGS = {"verbose": "engine.verbose=true", "deterministic": "engine.deterministic=true"}  # stand for settings
 
@@ -54,6 +59,59 @@ def parse_training(parser: Parser, argv: Arguments, overfit: Iterable[str]) -> a
     return arguments
 
 
+def expect_named(config: "MAEConfig", data: bool = True) -> None:
+    """UserError where the data, or the weights to begin from, are not where they are said to be: before torch comes."""
+    from data.config import expand
+    from data.places import expect_places
+    from mae.engine.checkpoint_file import existing
+
+    if data:
+        expect_places(config.data)
+    if config.model.init is not None:
+        existing(expand(config.model.init, "model.init"))
+
+
+def add_data(parser: Parser) -> None:
+    """The option that stands in the place of a config."""
+    parser.add_argument(
+        "--data",
+        metavar="FOLDER | FILE",
+        help="your images, in place of --config: a folder (also class folders, or a public data set), a CSV or an "
+        ".npz; settings are chosen, shown, and written beside the run folder",
+    )
+
+
+def data_layout(arguments: argparse.Namespace, labels: bool) -> "Detected":
+    """How what --data names is read; a wrong place is answered here, before torch is loaded."""
+    if arguments.config:
+        raise UserError(f"command line: found --data and --config {arguments.config}, expected one of them")
+    from data.config import parse_overrides
+    from data.sources.detect import detect, named
+
+    source = parse_overrides(arguments.overrides).get("data.source")
+    return detect(arguments.data, labels) if source is None else named(arguments.data, str(source))
+
+
+def said(arguments: argparse.Namespace) -> Callable[[str], None]:
+    """Who is told what was chosen; --print-config prints a config and nothing beside it."""
+    return _say_nothing if arguments.print_config else print
+
+
+def _say_nothing(text: str) -> None:
+    pass
+
+
+def _config_for_data(arguments: argparse.Namespace) -> "MAEConfig":
+    layout = data_layout(arguments, labels=False)
+    from mae.own_data import config_for_data
+
+    write = not (arguments.print_config or arguments.dry_run or arguments.overfit)
+    config = config_for_data(layout, arguments.overrides, "mae-pretrain", write, said(arguments))
+    if arguments.print_config:
+        print_and_stop(config)
+    return config
+
+
 def pretrain(argv: Arguments = None) -> None:
     """The command mae-pretrain."""
     run_command(_pretrain, argv)
@@ -66,12 +124,19 @@ def _pretrain(argv: Arguments) -> None:
     parser = training_parser(
         "mae-pretrain", "Stage one: pretrain a masked autoencoder. An interrupted run continues where it stood."
     )
+    add_data(parser)
     arguments = parse_training(parser, argv, OVERFIT)
-    config = configure(arguments, MAEConfig)
+    config: MAEConfig
+    if arguments.data:
+        config = _config_for_data(arguments)
+    else:
+        config = configure(arguments, MAEConfig)
     if arguments.overfit:
         folder_of_its_own = beside(Path(expand(config.run, "run")), f"-overfit{arguments.overfit}", "run")
         config = change_config(config, {"run": str(folder_of_its_own)})
 
+    # torch comes only now: --help, a wrong setting and a wrong path are answered at once
+    expect_named(config, data=not arguments.dry_run)
     from data.loader import open_data
     from mae.engine import distributed
     from mae.engine.run import configure_torch, expect_checkpoint, training_device
@@ -112,6 +177,9 @@ def reconstruct(argv: Arguments = None) -> None:
 
 def _reconstruct(argv: Arguments) -> None:
     arguments = _reconstruct_parser().parse(argv)
+    from mae.engine.checkpoint_file import checkpoint_file
+
+    path = checkpoint_file(arguments.checkpoint)  # before torch comes
 
     from data.config import change_config
     from mae.engine.checkpoint import load_checkpoint
@@ -119,7 +187,7 @@ def _reconstruct(argv: Arguments) -> None:
     from mae.reconstruct import View, reconstruct_files
 
     # all but the device is as in the pretraining
-    checkpoint = load_checkpoint(arguments.checkpoint, "mae")
+    checkpoint = load_checkpoint(path, "mae")
     config = change_config(checkpoint.config, {"device": arguments.device})
     configure_torch(config)
     view = View(

@@ -19,8 +19,9 @@ from data.errors import NotFinite, UserError
 from data.loader import Batch, Data, Loader, image_names, open_data
 from data.manifest import digest
 from data.privacy import credentialed_sources
-from data.settings import Size
+from data.settings import FOUND_BY, Size
 from data.writing import keep_private, restoring_umask
+from mae.batch_size import with_batch_size
 from mae.engine import distributed
 from mae.engine.checkpoint import Checkpoint, load_weights
 from mae.engine.loop import fit
@@ -29,6 +30,7 @@ from mae.engine.run import Resumable, check_run, configure_torch, holding, is_fi
 from mae.engine.schedule import schedule_of
 from mae.engine.stage import Stage, Validation
 from mae.model import MaskedAutoencoder, check_sizes, mae_from
+from mae.pretrain_cost import pretraining_memory
 from mae.probe import probe
 from mae.reconstruct import reconstruct
 from mae.settings import MAEConfig, ModelSettings, Precision, PretrainSettings
@@ -38,7 +40,10 @@ from mae.weights import starting_point, without_weights
 RESUMABLE = Resumable(
     sections=("seed", "precision", "data", "model", "pretrain"),
     free=frozenset(
-        {"data.store", "data.workers", "data.max_rejected", "data.share", "data.patients", "pretrain.panel_images"}
+        {
+            *("data.store", "data.workers", "data.max_rejected", "data.share", "data.patients", *FOUND_BY),
+            "pretrain.panel_images",
+        }
     ),
     epochs="pretrain.epochs",
 )
@@ -57,8 +62,14 @@ def pretrain(config: MAEConfig, data: Data | None = None) -> Path:
     keep_private(credentialed_by(config, start), config.data.share)
     data = data or open_data(config.data)
 
-    # a folder is continued only by the config, the images and the initial weights that began it
+    # what the run is made with
     folder = Path(expand(config.run, "run"))
+    images = len(data.split("train"))
+    config = with_batch_size(
+        config, "pretrain", images, folder, device, lambda part: pretraining_memory(config, part, device)
+    )
+
+    # a folder is continued only by the config, the images and the initial weights that began it
     facts = {
         "store": data.store.fingerprint,
         "images": digest(_seen(data), "image_id", "split"),
@@ -111,8 +122,8 @@ def pretrain_stage(
 
     # each rank reads its share of the images
     train = data.split("train")
-    batches = Loader(data, train, settings.batch_size, config.seed, distributed.shard())
-    held_out = Loader(data, data.split("validate"), settings.batch_size, share=distributed.shard())
+    batches = Loader(data, train, settings.batch, config.seed, distributed.shard())
+    held_out = Loader(data, data.split("validate"), settings.batch, share=distributed.shard())
 
     # what the loop asks for
     def step(model: MaskedAutoencoder, batch: Batch, epoch: int) -> Tensor:
@@ -120,7 +131,7 @@ def pretrain_stage(
 
     def validate_and_probe(model: MaskedAutoencoder, epoch: int) -> Validation:
         def probe_scores() -> dict[str, float]:
-            return run_probe(model, data, settings.batch_size, device, config.precision)
+            return run_probe(model, data, settings.batch, device, config.precision)
 
         validation = validate(model, held_out, settings.mask_ratio, device, config.precision)
         return with_probe(settings, validation, epoch, probe_scores)
@@ -179,7 +190,7 @@ def hyperparameters(config: MAEConfig) -> dict[str, float | str]:
         "target": "normalised" if model.norm_pixel_loss else "grey levels",
         "base_lr": settings.optimizer.base_lr,
         "weight_decay": settings.optimizer.weight_decay,
-        "batch_size": settings.batch_size,
+        "batch_size": settings.batch,
         "epochs": settings.epochs,
         "augment": "on" if settings.augment.enabled else "off",
         "data": config.data.source,

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from classify.comparison import Comparison
+from classify.report.heatmaps import picture
 from classify.report.mistakes import strips
 from classify.report.reconstructions import Panel, panels
 from classify.report.tables import FLATTERING, UNKNOWN_WEIGHTS, case_count, images_of, summary_of_all, units_of
@@ -28,8 +29,8 @@ def notices(comparison: Comparison, shown: Sequence[Panel] | None = None) -> Ite
         if shown is None:
             shown = panels(comparison) or ()
         of_panels = {name for panel in shown for name in panel.credentialed}
-        of_mistakes = {*credentialed_sources(config.data)} if strips(comparison) else set()
-        private = sorted(of_panels | of_mistakes)
+        of_cases = {*credentialed_sources(config.data)} if strips(comparison) or picture(comparison) else set()
+        private = sorted(of_panels | of_cases)
         if private:
             notice += f" It shows radiographs of {', '.join(private)}."
         yield notice

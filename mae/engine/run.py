@@ -37,6 +37,8 @@ class Resumable:
     def may_change(self, key: str, before: Any, after: Any) -> bool:
         if key in self.free or (key == self.epochs and before < after):
             return True
+        if key.endswith(".batch_size") and after == "auto":  # whatever number the run was begun with
+            return True
 
         # a list of sections, as data.sources: what is free in the section is free in its entries
         section = key.rpartition(".")[0]
@@ -106,6 +108,11 @@ def _expect_same(
                 f"{folder}: found a run made with {key} = {before}, expected {after}; "
                 "choose another folder (run=…, in stage two finetune.run=…), or remove this one"
             )
+
+
+def settings_of_run(folder: Path) -> dict[str, Any] | None:
+    """The settings that a run was begun with; None where the folder holds none."""
+    return _made_with(folder / "config.yaml") or _saved_with(folder)
 
 
 def _saved_with(folder: Path) -> dict[str, Any] | None:

@@ -8,7 +8,8 @@ from tiny_world import TINY, World, call, succeed
 from classify.cli import finetune
 from data.config import load_config
 from mae.cli import pretrain
-from mae.dry_run import duration, pretraining_cost
+from mae.dry_run import duration
+from mae.pretrain_cost import pretraining_cost
 
 
 @pytest.mark.parametrize(
