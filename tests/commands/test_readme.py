@@ -110,7 +110,7 @@ def test_readme_commands_run_in_order(tmp_path, monkeypatch, capsys):
             assert end.value.code == 0, f"{name} {words}: {capsys.readouterr().err}"
             ran.append(name)
     assert set(ran) == set(MAINS)
-    for run in ("demo", "own", "phantom"):
+    for run in ("demo", "radiographs-compare", "phantom"):
         assert (tmp_path / "runs" / run / "report.html").exists()
     assert (tmp_path / "runs/compare_mimic/comparison.md").exists()
 
