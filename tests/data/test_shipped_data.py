@@ -7,6 +7,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 from checkout import ROOT, SHARED
+from source_files import touch
 from tiny_world import call, mistake
 
 from data.config import expand, load_config, shipped_credit, shipped_data
@@ -14,6 +15,7 @@ from data.errors import UserError
 from data.images import read_image
 from data.inputs import find_inputs
 from data.manifest import open_manifest
+from data.privacy import credentialed_places
 from mae.cli import pretrain
 from mae.reconstruct import image_files
 
@@ -104,6 +106,13 @@ def test_shipped_pictures_may_be_named_wherever_images_are():
 
 def test_the_config_names_it_alike_on_every_machine():
     assert call(pretrain, "--config", "demo", "--print-config").out.count(ARCHIVE) == 1
+
+
+def test_shipped_pictures_are_open_wherever_one_stands(tmp_path, monkeypatch):
+    touch(tmp_path, "files/p10/p10000032/s50414267/a.jpg")
+    monkeypatch.chdir(tmp_path)
+    assert credentialed_places(["shipped:radiographs", "shipped:radiographs/test2_normal.png"]) == ()
+    assert credentialed_places(["shipped:radiographs", "files"]) == ("MIMIC-CXR",)
 
 
 # ---------------------------------------------------------------- whose it is
