@@ -30,8 +30,8 @@ MAINS = {
     "mae-compare": classify.cli.compare,
     "mae-report": classify.cli.report,
     "mae-embed": classify.cli.embed,
-    "mae-export": classify.cli.export,
     "mae-predict": classify.cli.predict,
+    "mae-export": classify.cli.export,
 }
 REPLICATES = "evaluate.replicates=100"
 SMALL = [
