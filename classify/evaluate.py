@@ -18,7 +18,6 @@ from classify.cases import FEW, check_unit, few_cases, few_text, labelled_rows, 
 from classify.ledger import Opening, data_ledger, opened_text, openings, record
 from classify.metrics import HEADLINE, Interval, binary_metrics, metric_intervals
 from classify.metrics.recalibration import Calibration, log_loss
-from classify.models.build import build_model
 from classify.scores import (
     NUMBERS,
     UNIT_IDS,
@@ -28,8 +27,9 @@ from classify.scores import (
     with_scores,
     with_subgroups,
 )
-from classify.settings import ClassifyConfig, EvaluateSettings, Unit
+from classify.settings import ClassifyConfig, EvaluateSettings
 from classify.start import check_preprocessing, config_of, consented, file_digest, with_paths_given
+from classify.trained import Decision, model_of
 from data.audit import audit_lines, audited, keep, served_pretraining, served_training, uncompared
 from data.config import change_config, keys_given, make_config, with_new_names
 from data.errors import UserError
@@ -51,8 +51,8 @@ from data.writing import (
     write_json,
     write_text,
 )
-from mae.engine.checkpoint import HASHES, Checkpoint, expect_fit, load_checkpoint, load_weights
-from mae.engine.checkpoint_file import checkpoint_file
+from mae.engine.checkpoint import HASHES, Checkpoint, load_checkpoint
+from mae.engine.checkpoint_file import best_of
 from mae.engine.loop import evaluating
 from mae.engine.run import commit, configure_torch, device_of
 
@@ -139,7 +139,7 @@ def evaluate(run: str | Path, overrides: dict[str, Any] | None = None, data: Dat
     return evaluation
 
 
-def _warnings(evaluation: Evaluation, decision: "Decision") -> Iterator[str]:
+def _warnings(evaluation: Evaluation, decision: Decision) -> Iterator[str]:
     """What must be known beside the numbers, a line each."""
     summary = evaluation.summary
     if decision.calibration is None:
@@ -163,40 +163,6 @@ def openings_of(evaluation: Evaluation) -> list[dict[str, Any]]:
     fingerprint = evaluation.summary["split_fingerprint"]
     beside_data = openings(data_ledger(evaluation.config.data), fingerprint)
     return beside_data or openings(evaluation.run, fingerprint)
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What was chosen on validation for a unit, and is kept with the weights."""
-
-    threshold: float
-    calibration: Calibration | None  # None: of an earlier version, which had none
-
-    @classmethod
-    def of(cls, checkpoint: Checkpoint, unit: Unit) -> "Decision":
-        """UserError where a checkpoint has none for the unit, or one that cannot be."""
-        thresholds = checkpoint.fact("threshold")
-        if unit not in thresholds:
-            raise UserError(
-                f"{checkpoint.place}: found no threshold for studies, as images of one validation study had different "
-                "labels, expected one; give evaluate.unit=image"
-            )
-        calibration = (checkpoint.meta.get("calibration") or {}).get(unit)
-        try:
-            return cls(thresholds[unit], calibration and Calibration(**calibration))
-        except (TypeError, ValueError):
-            raise UserError(
-                f"{checkpoint.place}: meta.calibration: found {calibration}, expected a temperature above 0 and an "
-                "intercept"
-            ) from None
-
-    def applied(self, units: pd.DataFrame) -> pd.DataFrame:
-        """Units with their calibrated probability and with what they are predicted to be."""
-        calibration = self.calibration or Calibration()
-        return units.assign(
-            calibrated=calibration.probabilities(units["logit"]),
-            predicted=(units["score"].to_numpy() >= self.threshold).astype(int),
-        )
 
 
 def _kept_or_made(
@@ -338,16 +304,6 @@ def _seen(data: Data, table: pd.DataFrame, checkpoint: Checkpoint) -> np.ndarray
     return np.asarray(known.any(axis=1))
 
 
-def best_of(run: str | Path) -> Path:
-    """The best.pt of a run folder; UserError if there is none."""
-    path = Path(run)
-    if not path.exists():
-        raise UserError(f"{run}: found no such folder, expected the folder of a mae-finetune run")
-    if path.is_file() and path.name != "best.pt":
-        raise UserError(f"{run}: found a file, expected the folder of a mae-finetune run, whose best.pt is evaluated")
-    return checkpoint_file(path)
-
-
 def _config_for(checkpoint: Checkpoint, overrides: dict[str, Any]) -> ClassifyConfig:
     """The checkpoint's config with overrides of how and on what it is evaluated; the rest is in the weights."""
     for key in overrides:
@@ -367,11 +323,7 @@ def _config_for(checkpoint: Checkpoint, overrides: dict[str, Any]) -> ClassifyCo
 def score_images(checkpoint: Checkpoint, config: ClassifyConfig, data: Data, table: pd.DataFrame) -> pd.DataFrame:
     """The table's images that can be read, in order, with their logit and their score in 0..1."""
     device = device_of(config.device)
-    expect_fit(lambda: build_model(config), checkpoint)
-    model = build_model(config)
-    load_weights(model, checkpoint)
-    model.to(device)
-
+    model = model_of(checkpoint, device)
     loader = Loader(data, table, config.evaluate.batch_size)
     predicted = evaluating(model, lambda _: predict_logits(model, loader, device))
     return with_scores(table, predicted, config.data.target, checkpoint.place)
