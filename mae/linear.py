@@ -9,7 +9,6 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-
 Product = Literal["onednn", "blas"]  # blas: whatever torch.mm calls, MKL on most machines
 
 
