@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from data.config import change_config
+from data.writing import write_text
 from mae.batch_size import told_to_all
 from mae.cost import Build
 from mae.engine.machine import processor
@@ -125,8 +126,7 @@ def _keep_answer(place: Path, answer: Product) -> None:
     """Of several processes that begin at once, the first one's stands; without a place for it, each measures."""
     temporary = place.with_name(f"{place.name}.{os.getpid()}")
     with suppress(OSError):
-        place.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(answer, encoding="ascii")
+        write_text(temporary, answer)
         with suppress(FileExistsError):
             place.hardlink_to(temporary)
         temporary.unlink()
