@@ -28,6 +28,7 @@ from classify.models.classifier import Classifier
 from classify.models.resnet import ResNet
 from classify.scores import full_precision
 from data.errors import UserError
+from data.settings import Resize
 from mae import contact_sheet
 from mae.engine.loop import evaluating
 from mae.transformer import Block
@@ -361,6 +362,38 @@ def overlay(image: np.ndarray, heatmap: np.ndarray) -> np.ndarray:
     opacity = OPACITY * heatmap[..., None]
     mixed = (1 - opacity) * grey + opacity * colours
     return (255 * mixed).round().astype(np.uint8)
+
+
+def on_original(heatmap: np.ndarray, size: tuple[int, int], resize: Resize) -> np.ndarray:
+    """Heat (h w) of an image that `fit_image` has fitted → heat of the original, of `size` (height, width), float32.
+
+    What `crop` has cut away has none. Of an original in square pixels.
+    """
+    (height, width), (h, w) = size, heatmap.shape
+    if resize == "squash":
+        return _resized(heatmap, (height, width))
+    if resize == "pad":
+        scale = min(h / height, w / width)
+        shown_h, shown_w = max(1, round(height * scale)), max(1, round(width * scale))
+        shown = _centre(heatmap, (shown_h, shown_w))
+        return _resized(heatmap[shown], (height, width))
+
+    scale = max(h / height, w / width)
+    kept_h, kept_w = min(height, round(h / scale)), min(width, round(w / scale))
+    original = np.zeros((height, width), np.float32)
+    original[_centre(original, (kept_h, kept_w))] = _resized(heatmap, (kept_h, kept_w))
+    return original
+
+
+def _centre(image: np.ndarray, size: tuple[int, int]) -> tuple[slice, slice]:
+    """Where a part of this size stands in the middle of an image (h w)."""
+    top, left = (image.shape[0] - size[0]) // 2, (image.shape[1] - size[1]) // 2
+    return slice(top, top + size[0]), slice(left, left + size[1])
+
+
+def _resized(heatmap: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    picture = Image.fromarray(heatmap.astype(np.float32))
+    return np.asarray(picture.resize((size[1], size[0]), Image.Resampling.BILINEAR))
 
 
 def sheet(radiographs: np.ndarray, overlays: Mapping[str, np.ndarray], notes: Sequence[str]) -> Image.Image:
