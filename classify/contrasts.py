@@ -3,14 +3,13 @@
 No result is known here, and nothing is tested that is not named here. classify/comparison.py computes the contrasts.
 """
 
-import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from classify.comparison import Declared
 from classify.grid import Cell
 from classify.settings import ClassifyConfig
-from data.errors import UserError
+from data.errors import UserError, did_you_mean
 from mae.engine.run import flat
 
 # what makes two Vision Transformers one network: the decoder is left behind before stage two
@@ -106,9 +105,7 @@ def _row(name: str, rows: Sequence[Candidate], place: str) -> Candidate:
     several = [known for known in names if known.startswith(f"{name}/")]
     if several:
         raise UserError(f"{place}: found {name!r}, which has several pretrainings, expected {' or '.join(several)}")
-    near = difflib.get_close_matches(name, names, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise UserError(f"{place}: found {name!r}, expected a row's name: {'; '.join(names)}{hint}")
+    raise UserError(f"{place}: found {name!r}, expected a row's name: {'; '.join(names)}{did_you_mean(name, names)}")
 
 
 # ---------------------------------------------------------------- where none are declared

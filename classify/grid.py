@@ -1,6 +1,5 @@
 """The grid of a comparison: rows × their pretrainings × label budgets × seeds, and whether it can run."""
 
-import difflib
 import hashlib
 import itertools
 import json
@@ -25,7 +24,7 @@ from classify.settings import (
 )
 from classify.start import PREPROCESSING, check_fit, resolved
 from data.config import change_config, expand
-from data.errors import UserError
+from data.errors import UserError, did_you_mean
 from data.loader import Data
 from data.manifest import digest
 from data.privacy import with_settings
@@ -140,10 +139,8 @@ def expect_row(name: str, names: Mapping[str, str], place: str) -> str:
     """The shown name of the row that is called so; UserError with the name that may be meant where there is none."""
     if name in names:
         return names[name]
-    near = difflib.get_close_matches(name, names, n=1)
-    meant = f"; did you mean {near[0]!r}?" if near else ""
     shown = ", ".join(dict.fromkeys(names.values()))
-    raise UserError(f"{place}: found {name!r}, expected a row's name: {shown}{meant}")
+    raise UserError(f"{place}: found {name!r}, expected a row's name: {shown}{did_you_mean(name, names)}")
 
 
 class Owner(NamedTuple):

@@ -4,7 +4,6 @@ Exploratory: no group was declared as a contrast. Of each column the largest gap
 adjusted for all pairs of groups of all columns of the row (Holm).
 """
 
-import difflib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations, pairwise
@@ -16,7 +15,7 @@ from pandas.api.types import is_numeric_dtype
 
 from classify.comparison import Line
 from classify.metrics import Difference, Interval, group_difference, holm, metric_intervals
-from data.errors import UserError
+from data.errors import UserError, did_you_mean
 
 USUAL = ("view", "sex", "age")  # columns that are looked at unless others are asked for
 LEAST = 10  # cases of a class in a group that is computed, and cases of a value that is a group of its own
@@ -72,8 +71,7 @@ def check_columns(wished: Sequence[str] | None, known: Collection[str]) -> None:
         if column in known and column not in OF_CASES:
             continue
         offered = [name for name in known if name not in (*OF_CASES, "path", "split", "own_id")]
-        near = difflib.get_close_matches(column, offered, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = did_you_mean(column, offered)
         raise UserError(f"report.subgroups: found {column!r}, expected columns of the data: {', '.join(offered)}{hint}")
 
 

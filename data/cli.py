@@ -33,11 +33,15 @@ def _prepare(argv: Arguments) -> None:
     parser.add_argument("--verify", action="store_true", help="compare all of a finished store with what was written")
     arguments = parser.parse(argv)
     config = configure(arguments, DataConfig)
+    from data.places import expect_places
+
+    expect_places(config.data)
 
     from data.audit import audit_lines, audited
     from data.manifest import open_manifest
     from data.preparation import prepare, verify
     from data.privacy import credentialed_sources
+    from data.rejections import read_rejections
 
     if arguments.verify:
         store = verify(config.data)
@@ -52,6 +56,9 @@ def _prepare(argv: Arguments) -> None:
         return
 
     store = prepare(config.data, manifest, try_again=True)
+    readable = manifest.without(line["image_id"] for line in read_rejections(store.folder))
+    if readable.unreadable:
+        print("what can be read:", readable.summary(), sep="\n")
     named = manifest.may_show(config.report.images)
     print(*audit_lines(audited(manifest, store), store.index, named), sep="\n")
     _, height, width = store.images.shape
@@ -97,6 +104,8 @@ def configure(arguments: argparse.Namespace, kind: "type[Config]") -> "Config":
         wanted = "--config"
         if hasattr(arguments, "checkpoint"):
             wanted = "--config or --checkpoint"
+        if hasattr(arguments, "data"):
+            wanted = "--config or --data"
         raise UserError(f"command line: {wanted} is missing; a config is a YAML file or a shipped one such as demo")
 
     if arguments.print_config:

@@ -1,7 +1,8 @@
 """What users can mend themselves. Light: commands import it before anything else."""
 
+import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -38,6 +39,13 @@ def printable(text: object, longest: int = 200) -> str:
     """A stranger's name as it may stand in a line: nothing in it ends the line or moves the cursor, and it is short."""
     shown = "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in str(text))
     return shown if len(shown) <= longest else shown[:longest] + "…"
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """How a line ends that refuses a name: with the known one that is spelt most alike, whatever its case; or ""."""
+    spelt = {each.casefold(): each for each in known}
+    near = difflib.get_close_matches(name.casefold(), spelt, n=1)
+    return f"; did you mean {spelt[near[0]]}?" if near else ""
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from data.errors import UserError
+from data.errors import UserError, did_you_mean
 
 NO_FINDING = "No Finding"
 SUPPORT_DEVICES = "Support Devices"
@@ -46,7 +46,10 @@ NIH_FINDINGS = (  # of ChestX-ray14, spelt as its CSV does
     "Pneumothorax",
 )
 ALL_FINDINGS = tuple(sorted({*FINDINGS, *NIH_FINDINGS}))
-LABEL_WORDS = {"normal": 0.0, "abnormal": 1.0, "0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0}
+LABEL_WORDS = {
+    **{"normal": 0.0, "abnormal": 1.0, "0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0},
+    **{"negative": 0.0, "positive": 1.0, "no": 0.0, "yes": 1.0, "false": 0.0, "true": 1.0},
+}
 RULES = {  # in the order in which they apply
     "finding": "a finding is 1 → abnormal",
     "uncertain": "a finding is -1 → {uncertain}",
@@ -83,7 +86,9 @@ def judge(findings: pd.DataFrame, uncertain: Uncertain, target: str | None = Non
     one: is that column's finding there? `uncertain` says what -1 counts as. Raises NoSuchFinding.
     """
     if target not in {None, *findings}:
-        raise NoSuchFinding(f"data.target: found {target!r}, expected one of {', '.join(map(str, findings))}")
+        known = [str(name) for name in findings]
+        hint = did_you_mean(str(target), known)
+        raise NoSuchFinding(f"data.target: found {target!r}, expected one of {', '.join(known)}{hint}")
     if target is None:
         cases = _abnormal_cases(findings, uncertain)
     else:

@@ -15,6 +15,7 @@ from data.image_files import ImageFiles
 from data.manifest import Manifest, hashed, open_manifest
 from data.preparation import prepare
 from data.privacy import kept_key, secret_key
+from data.rejections import read_rejections
 from data.settings import DataSettings
 from data.store import ImageReader
 
@@ -54,6 +55,13 @@ class Data:
     def everything(self) -> pd.DataFrame:
         """The rows of all splits that could be read, with their store row."""
         return self._readable(self.manifest.table)
+
+    def summary(self) -> str:
+        """Images, patients and labels of each split, as text, of what could be read; how many could not, if any."""
+        readable = self.everything()
+        lost = len(self.manifest.table) - len(readable)
+        text = replace(self.manifest, table=readable).summary()
+        return f"{text}\n{lost:,} more could not be read: they are in no count" if lost else text
 
     def _readable(self, table: pd.DataFrame) -> pd.DataFrame:
         table = table.assign(row=self.store.rows(table["image_id"]))
@@ -155,7 +163,9 @@ def open_data(settings: DataSettings) -> Data:
     manifest = open_manifest(settings)
     if settings.store is False:
         return Data(manifest, ImageFiles(settings, manifest))
-    return Data(manifest, prepare(settings, manifest))
+    store = prepare(settings, manifest)
+    rejected = [line["image_id"] for line in read_rejections(store.folder)]
+    return Data(manifest.without(rejected), store)
 
 
 class Loader:

@@ -4,7 +4,7 @@ import hashlib
 import re
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from data.config import expand
+from data.dicom_ids import Headers, with_dicom_ids
 from data.errors import LONGEST, UserError, printable, quoted, withholding
 from data.files_on_disk import Look, look_for
 from data.labels import NoSuchFinding, words
@@ -41,6 +42,8 @@ class Manifest:
     target: str | None = None
     rules: pd.Series | None = None  # the words of the rule that decided each row's label
     looks: tuple[Look, ...] = ()  # what is known of the files on disk
+    headers: tuple[Headers, ...] = ()  # whose DICOM files are
+    unreadable: frozenset[str] = frozenset()  # image_id of those whose file was rejected: they count nowhere
 
     def of_split(self, split: str) -> pd.DataFrame:
         """The rows of one split, in order; UserError if there are none."""
@@ -52,12 +55,21 @@ class Manifest:
         return part.reset_index(drop=True)
 
     def summary(self) -> str:
-        """Images, patients, and normal, abnormal and unknown images per split, as text."""
+        """Images, patients, and normal, abnormal and unknown images per split, as text; those that can be read."""
+        table = self.table[~self.table["image_id"].isin(self.unreadable)]
         rows = {}
         for split in SPLITS:
-            rows[split] = _count(self.table[self.table["split"] == split], self.target)
-        rows["all"] = _count(self.table, self.target)
+            rows[split] = _count(table[table["split"] == split], self.target)
+        rows["all"] = _count(table, self.target)
         return _as_text(rows)
+
+    def without(self, unreadable: Iterable[str]) -> "Manifest":
+        """The same, once it is known which images' files are rejected: the summary leaves them out, a note says so."""
+        ids = frozenset(unreadable) & frozenset(self.table["image_id"])
+        if not ids:
+            return self
+        note = LeftOut(len(ids), "unreadable (rejected.csv of the store says why)")
+        return replace(self, notes=(*self.notes, note), unreadable=ids)
 
     def breakdown(self) -> str:
         """The summary by view as well, then what every label rule took, then what was left out and why."""
@@ -193,6 +205,7 @@ def _open(settings: DataSettings, look_again: bool) -> Manifest:
         target=settings.target,
         rules=rules,
         looks=tuple(part.look for part in parts.values() if part.look),
+        headers=tuple(part.headers for part in parts.values() if part.headers),
     )
 
 
@@ -207,6 +220,7 @@ class _Part:
     notes: list[str]
     patients_known: bool
     look: Look | None
+    headers: Headers | None
 
 
 def _open_source(settings: DataSettings, mixed: bool, look_again: bool) -> _Part:
@@ -215,8 +229,12 @@ def _open_source(settings: DataSettings, mixed: bool, look_again: bool) -> _Part
         table, notes = _read_mixed(settings, root)
     else:
         table, notes = read_source(settings, root)
-    patients_known = bool(table["patient_id"].notna().all())
     _check(table, root)
+    table, about_headers, headers = with_dicom_ids(table, settings, root, look_again)
+    if headers:
+        _check_patients(table, str(root), "; they are DICOM's PatientID, which data.dicom_ids=false leaves out")
+    notes = [*notes, *about_headers]
+    patients_known = bool(table["patient_id"].notna().all())
 
     # splits are drawn of the views that are kept, whether or not their files are downloaded yet
     for step in (with_patients, _name_patients, _keep_views, _split):
@@ -224,7 +242,7 @@ def _open_source(settings: DataSettings, mixed: bool, look_again: bool) -> _Part
         notes += more
 
     table, more, look = _keep_present(table, settings, root, look_again)
-    return _Part(table, notes + more, patients_known, look)
+    return _Part(table, notes + more, patients_known, look, headers)
 
 
 def _read_mixed(settings: DataSettings, root: Path) -> tuple[pd.DataFrame, list[str]]:
@@ -322,10 +340,10 @@ def _check_names(paths: pd.Series) -> None:
         raise UserError(f"{shown}: found a name not in UTF-8 ({len(odd):,} such), expected UTF-8; rename") from None
 
 
-def _check_patients(table: pd.DataFrame, place: str) -> None:
+def _check_patients(table: pd.DataFrame, place: str, more: str = "") -> None:
     torn = _torn_patients(table)
     if len(torn):
-        raise UserError(f"{place}: found patients in two splits{_example(torn)}, expected each in one")
+        raise UserError(f"{place}: found patients in two splits{_example(torn)}, expected each in one{more}")
 
 
 def _torn_patients(table: pd.DataFrame) -> pd.Series:

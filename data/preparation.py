@@ -1,6 +1,5 @@
 """Manifest → ImageStore, parallel and resumable; bad files are listed, never silently dropped."""
 
-import hashlib
 import sys
 from collections.abc import Generator
 from contextlib import closing, suppress
@@ -16,14 +15,16 @@ from data.errors import UserError, quoted, withholding
 from data.images import READER_VERSION, read_fitted
 from data.locks import locked
 from data.manifest import Manifest, open_manifest
+from data.moved_stores import digest_of, moved_store
 from data.privacy import credentialed_sources
 from data.refusal import UnreadableImage
+from data.rejections import read_rejections, rejection_lines, waiting_for_plugins
 from data.settings import DataConfig, DataSettings, Size
 from data.store import Decoded, ImageStore, Postponed, StoreWriter, decode_rows
 from data.store_integrity import described, facts_of, read_description
 from data.store_reuse import forget_plan, take_over
 from data.workers import TRIES, Job, Killed, run_jobs, run_one_by_one, usable_cores
-from data.writing import keep_private, read_csv, read_json, restoring_umask
+from data.writing import keep_private, read_json, restoring_umask
 
 AGAIN = 64  # images that are tried once more where the system would not read them
 SUCCEEDS = "succeeds"  # in a description: the fingerprint of the store whose place this one takes
@@ -43,15 +44,17 @@ def prepare(config: DataConfig | DataSettings, manifest: Manifest | None = None,
     if manifest is None:
         manifest = open_manifest(settings, look_again=True)
         try_again = True
-    description = describe_store(settings, manifest.table)
+    description = _known_as(settings, manifest.table)
 
-    folder = finished_store(settings, description) or _make(settings, manifest, description)
+    finished = finished_store(settings, description)
+    folder = finished or _make(settings, manifest, description)
     store = _opened(folder, description, manifest.table)
     if try_again:
         store = _with_files_of_new_plugins(settings, manifest, store)
+    _say_what_is_unreadable(store, in_full=try_again or not finished)
 
-    for look in manifest.looks:
-        look.remember(stores_folder(settings))
+    for seen in (*manifest.looks, *manifest.headers):
+        seen.remember(stores_folder(settings))
     return store
 
 
@@ -71,6 +74,22 @@ def _make(settings: DataSettings, manifest: Manifest, description: dict[str, Any
 def _place(settings: DataSettings, description: dict[str, Any]) -> Path:
     name = f"{settings.source}-{_pixels(settings.image_size)}px-{description['fingerprint'][:12]}"
     return stores_folder(settings) / name
+
+
+def _known_as(settings: DataSettings, table: pd.DataFrame) -> dict[str, Any]:
+    """The description of the store of these images: of today's place, or of one at which they lay when it was made."""
+    description = describe_store(settings, table)
+    if (_place(settings, description) / "store.json").exists():
+        return description
+    roots = [expand(source.root, "data.root") for source in settings.each_source().values()]
+    moved = moved_store(stores_folder(settings), settings, table, description, roots)
+    if moved is None:
+        return description
+
+    before = facts_of(read_description(moved))
+    then = before["root"] if isinstance(before["root"], str) else ", ".join(before["root"])
+    print(f"note: {moved}: made when the images lay at {then}; they are the same, so it is used", file=sys.stderr)
+    return described(before)
 
 
 def finished_store(settings: DataSettings, description: dict[str, Any]) -> Path | None:
@@ -126,7 +145,7 @@ def verify(config: DataConfig | DataSettings) -> ImageStore:
     if settings.store is False:
         raise UserError("data.store: found false, expected the folder of the store to verify")
     table = open_manifest(settings).table
-    description = describe_store(settings, table)
+    description = _known_as(settings, table)
     folder = finished_store(settings, description)
     if folder is None:
         place = _place(settings, description)
@@ -141,13 +160,12 @@ def _with_files_of_new_plugins(settings: DataSettings, manifest: Manifest, store
 
     Runs may rest on the first one, so it stays as it is.
     """
-    rejections = read_csv(store.folder / "rejected.csv")
-    lines = [line for line in rejections if line.get("plugins")]  # older stores have no such column
+    lines = [line for line in read_rejections(store.folder) if line.get("plugins")]  # older stores have no such column
     if not lines:
         return store
 
     now = plugins_here()
-    paths = [line["path"] for line in lines if line["plugins"] != now]
+    paths = waiting_for_plugins(lines, now)
     with withholding(manifest.credentialed):
         readable = any(_is_readable(settings, path) for path in paths)
     if not readable:
@@ -156,6 +174,20 @@ def _with_files_of_new_plugins(settings: DataSettings, manifest: Manifest, store
     facts = facts_of(store.description) | {SUCCEEDS: store.fingerprint, "plugins": now}
     folder = _make(settings, manifest, described(facts))
     return _opened(folder, described(facts), manifest.table)
+
+
+def _say_what_is_unreadable(store: ImageStore, in_full: bool) -> None:
+    """in_full: how many and why; else only that another try may help, as a run keeps its images until then."""
+    lines = read_rejections(store.folder)
+    if not lines:
+        return
+    now = plugins_here()
+    waiting = waiting_for_plugins(lines, now)
+    if in_full:
+        said = rejection_lines(store.folder, store.description.get("images", len(store) + len(lines)), now)
+        print(*said, sep="\n", file=sys.stderr, flush=True)
+    elif waiting:
+        print(f"note: {len(waiting):,} rejected files lacked a plugin; others are here by now: mae-prepare tries again")
 
 
 def _is_readable(settings: DataSettings, path: str) -> bool:
@@ -191,8 +223,7 @@ def describe_store(settings: DataSettings, table: pd.DataFrame) -> dict[str, Any
     # the same images under another root are another store only by `root`, not by every path
     mixed = settings.source == "mix"
     prefix = "" if mixed else expand(settings.root, "data.root")
-    pairs = zip(table["image_id"], table["path"], strict=True)
-    images = sorted(f"{image_id}\t{path.removeprefix(prefix)}" for image_id, path in pairs)
+    paths = [path.removeprefix(prefix) for path in table["path"]]
 
     size = settings.image_size
     facts = {
@@ -203,8 +234,8 @@ def describe_store(settings: DataSettings, table: pd.DataFrame) -> dict[str, Any
         "resize": settings.resize,
         "tone": settings.tone,
         "reader_version": READER_VERSION,
-        "images": len(images),
-        "image_ids_and_paths": hashlib.sha256("\n".join(images).encode()).hexdigest(),
+        "images": len(table),
+        "image_ids_and_paths": digest_of(table["image_id"], paths),
     }
     return described(facts)
 
@@ -261,8 +292,6 @@ def _write(settings: DataSettings, folder: Path, table: pd.DataFrame, descriptio
         )
     writer.finish(description)
     forget_plan(folder)
-    if writer.rejected:
-        print(f"{writer.rejected} unreadable files are listed in {folder / 'rejected.csv'}", file=sys.stderr)
 
 
 def _doubt_plugins(writer: StoreWriter) -> None:

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from data.config import change_config, expand
+from data.config import SHIPPED, change_config, expand
 from data.errors import UserError
 from data.known_layouts import known_data_set
 from data.settings import DataConfig, DataSettings
@@ -30,6 +30,7 @@ PERMISSIONS = (
     ("data.share", "group", "private"),
 )
 KEY_BYTES = 32
+SALT = "salt"
 # columns that describe groups of people, in plain form: of credentialed tables no others are handed on unasked
 OF_PEOPLE = (
     *("race", "ethnicity", "ethnicgroup", "raceethnicity", "primaryrace", "insurance", "insurancetype", "language"),
@@ -81,12 +82,13 @@ def recognised(settings: DataSettings) -> dict[str, str]:
 
 def credentialed_places(paths: Iterable[str | Path]) -> tuple[str, ...]:
     """The credentialed data sets that files, folders and tables somewhere belong to, told as `recognised` tells."""
-    places: dict[tuple[Path, Path | None], None] = {}
+    found = set()
     for word in paths:
+        if str(word).startswith(SHIPPED):  # which is open, wherever one stands
+            continue
         path = Path(word)
-        is_table = path.suffix in (".csv", ".gz") and path.is_file()
-        places[path if path.is_dir() else path.parent, path if is_table else None] = None
-    found = {known_data_set(root, table) for root, table in places}
+        table = path if path.name.endswith((".csv", ".csv.gz")) else None
+        found.add(known_data_set(path, table))
     return tuple(sorted(name for name in found if name is not None))
 
 
@@ -224,7 +226,30 @@ def _key_place() -> Path:
     return folder / "mae-cxr" / "key"
 
 
-def _make_key(path: Path) -> None:
+def salt_of(folder: Path | None) -> bytes | None:
+    """The salt by which the ids of files are hashed: the one that lies in `folder`, else one of this user's secret.
+
+    It travels with the stores, so that a project that was moved keeps its patients; and where stores are deleted, it
+    comes out the same again. None where there is neither, as it would be another one each time.
+    """
+    if folder is not None:
+        with suppress(OSError):
+            salt = (folder / SALT).read_bytes()
+            if len(salt) == KEY_BYTES:
+                return salt
+    secret_key()
+    key = kept_key()
+    return None if key is None else hashlib.blake2b(b"ids of files", key=key, digest_size=KEY_BYTES).digest()
+
+
+def keep_salt(folder: Path, salt: bytes) -> None:
+    """For this user alone: with it, whoever guesses an id could try it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError):
+        _make_key(folder / SALT, salt)
+
+
+def _make_key(path: Path, key: bytes | None = None) -> None:
     """Whole or not at all: of several processes that begin at once, the first one's stands."""
     if path.exists():
         return
@@ -233,7 +258,7 @@ def _make_key(path: Path) -> None:
     temporary.unlink(missing_ok=True)
     try:
         with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(secrets.token_bytes(KEY_BYTES))
+            file.write(key or secrets.token_bytes(KEY_BYTES))
             flush_to_disk(file)
         path.hardlink_to(temporary)
     finally:

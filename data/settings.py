@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from data.config import PathText, Settings, either
 
@@ -14,12 +14,28 @@ MaxRejected = Annotated[Count | Share | None, either("Input should be a count of
 File = Annotated[PathText, Field(min_length=1)]
 Store = Annotated[Literal[False] | File, either("Input should be a folder, or false")]
 Patients = Annotated[File | tuple[File, ...] | None, either("Input should be a CSV file, a list of such, or null")]
+Name = Annotated[str, Field(min_length=1)]
+Names = Annotated[
+    tuple[Name, ...] | None,
+    either("Input should be a name, or a list of such, or null"),
+    BeforeValidator(lambda given: _as_names(given)),
+]
 Layout = Literal[
     "mimic-cxr-jpg", "mimic-cxr-dicom", "chexpert", "nih-cxr14", "folder", "images", "table", "medmnist", "phantom"
 ]
 Resize = Literal["pad", "squash", "crop"]
 Tone = Literal["window", "mimic_jpg"]  # as a viewer shows it, or as MIMIC-CXR-JPG was made
+# by which the same images may be found otherwise: a run knows its images by their store, their splits and their labels
+FOUND_BY = ("data.root", "data.labels_root", "data.normal", "data.dicom_ids")
 Size = int | tuple[int, int]  # of an image: the side of a square, or height and width
+
+
+def _as_names(given: object) -> object:
+    """A list of names; one name may stand alone, and YAML makes numbers of those that are digits."""
+    several = given if isinstance(given, list | tuple) else [given]
+    if given is None or any(type(name) not in (str, int) for name in several):
+        return given
+    return [str(name) for name in several]
 
 
 def height_and_width(size: Size) -> tuple[int, int]:
@@ -37,6 +53,18 @@ class PhantomSettings(Settings):
     seed: int = Field(0, ge=0, description="seed of the drawing")
 
 
+class ColumnSettings(Settings):
+    """What a table of one's own calls the columns that are read; null: by their own names (source: table)."""
+
+    path: Name | None = Field(None, description="column of the files, below root")
+    label: Name | None = Field(None, description="column that says normal or abnormal")
+    image_id: Name | None = Field(None, description="column that names images; null: image_id, else the path")
+    patient_id: Name | None = Field(None, description="column that names patients")
+    study_id: Name | None = Field(None, description="column that names studies")
+    split: Name | None = Field(None, description="column that says train, validate or test")
+    view: Name | None = Field(None, description="column of the ViewPosition")
+
+
 class SourceSettings(Settings):
     """One data set of `data.sources`; null takes what the data section says."""
 
@@ -44,10 +72,12 @@ class SourceSettings(Settings):
     root: PathText = Field(description="this data set's folder (medmnist: its .npz)")
     name: str | None = Field(None, min_length=1, description="what its image and patient ids begin with; null: source")
     table: PathText | None = Field(None, description="source table: the CSV, below root")
+    columns: ColumnSettings | None = Field(None, description="source table: what its columns are called")
     labels_root: PathText | None = Field(None, description="folder of MIMIC-CXR-JPG's CSVs where it is not root")
     patients: Patients = Field(None, description="a CSV of this data set's patients, or several; joined by their ids")
     labeler: Literal["chexpert", "negbio", "agreement"] | None = Field(None, description="MIMIC report labeler")
     uncertain: Literal["unknown", "positive", "negative"] | None = Field(None, description="what -1 counts as")
+    normal: Names = Field(None, description="class folders or labels that mean normal; null: by their names")
     views: tuple[str, ...] | None = Field(None, description="ViewPosition to keep; [] keeps all")
 
 
@@ -62,12 +92,13 @@ class DataSettings(Settings):
     root: PathText = Field(
         "phantom",
         description="the data set's folder (medmnist: its .npz; phantom: drawn there); ${NAME} and ${NAME:-default} "
-        "are read from the environment",
+        "are read from the environment; shipped:NAME comes with the package",
     )
     sources: tuple[SourceSettings, ...] = Field(
         (), description="several data sets as one: a list of {source, root, …}; what one leaves out is set here"
     )
     table: PathText = Field("manifest.csv", description="source table: the CSV, below root")
+    columns: ColumnSettings = Field(default_factory=ColumnSettings)
     labels_root: PathText | None = Field(
         None, description="folder of MIMIC-CXR-JPG's CSVs where it is not root, as for mimic-cxr-dicom"
     )
@@ -75,6 +106,11 @@ class DataSettings(Settings):
         None,
         description="a CSV of patients (.gz too), or a list of such, whose sex, age and other columns are joined by "
         "patient_id or subject_id for subgroups, such as MIMIC-IV's patients.csv.gz; null: none",
+    )
+    dicom_ids: bool = Field(
+        True,
+        description="where no column names patients, take them and their studies from PatientID and StudyInstanceUID of "
+        "DICOM files, as salted hashes",
     )
     labeler: Literal["chexpert", "negbio", "agreement"] = Field(
         "chexpert", description="MIMIC report labeler; agreement keeps labels on which both agree"
@@ -84,6 +120,11 @@ class DataSettings(Settings):
     )
     target: str | None = Field(
         None, description="finding column to tell present from absent, such as Pneumonia; null: normal or abnormal"
+    )
+    normal: Names = Field(
+        None,
+        description="class folders, or labels of a table, that mean normal, such as [Controls], all others abnormal; "
+        "null: those whose names say it, such as normal, healthy, control",
     )
     views: tuple[str, ...] = Field(
         ("AP", "PA"), description="ViewPosition to keep; [] keeps all, also images without one"
@@ -138,7 +179,7 @@ class DataSettings(Settings):
             return {self.source: self}
         settings = {}
         for part in self.sources:
-            given = part.model_dump(exclude={"name"}, exclude_none=True)
+            given = {name: value for name, value in part if name != "name" and value is not None}
             settings[part.name or part.source] = self.model_copy(update={"sources": (), **given})
         return settings
 

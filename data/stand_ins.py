@@ -18,6 +18,7 @@ MARKS = {  # how a file begins, blanks and a byte order mark aside → what it i
     rb"PK\x03\x04": "a ZIP archive (or a spreadsheet)",
     rb"\x1f\x8b": GZIP,
     rb"%PDF": "a PDF",
+    rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": "a spreadsheet or document of Office",
 }
 UTF_16 = (b"\xff\xfe<\0", b"\xfe\xff\0<")
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from data.errors import UserError
+from data.errors import UserError, did_you_mean
 from data.settings import Size, height_and_width
 from mae.decoder import CrossDecoder, Decoder
 from mae.encoder import Encoder
@@ -126,7 +126,8 @@ def build_mae(
     """
     # what was asked for: the preset's sizes, or those given in their place
     if preset not in PRESETS:
-        raise UserError(f"model.preset: found {preset!r}, expected one of {', '.join(PRESETS)}")
+        known = f"{', '.join(PRESETS)}{did_you_mean(preset, PRESETS)}"
+        raise UserError(f"model.preset: found {preset!r}, expected one of {known}")
     if decoder not in ("self", "cross"):
         raise UserError(f"model.decoder: found {decoder!r}, expected 'self' or 'cross'")
     size = _overridden(PRESETS[preset], sizes)

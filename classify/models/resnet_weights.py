@@ -19,10 +19,11 @@ from classify.settings import ClassifyConfig, FinetuneSettings
 from data.config import change_config, expand
 from data.errors import UserError, printable
 from mae.engine.checkpoint import Checkpoint, is_dense
+from mae.engine.checkpoint_file import existing
 from mae.engine.distributed import is_main
 from mae.weights.account import Report
 from mae.weights.adapt import as_channels
-from mae.weights.files import digest, existing, read_facebook, read_folder, read_json
+from mae.weights.files import digest, read_facebook, read_folder, read_json
 from mae.weights.huggingface import preprocessing_of
 from mae.weights.layouts import FLOATS
 from mae.weights.licenses import UNKNOWN, License, license_of

@@ -1,6 +1,5 @@
 """The items of two reporting guidelines, answered as far as a comparison can know them; the rest is the author's."""
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -9,7 +8,7 @@ from string import Formatter
 
 import yaml
 
-from data.errors import UserError
+from data.errors import UserError, did_you_mean
 
 # sections of the report by their anchors, in words
 PLACES = {
@@ -63,8 +62,7 @@ def check_answers(given: Mapping[str, str]) -> None:
     known = [item.item for item in items()]
     for name in given:
         if name not in known:
-            near = difflib.get_close_matches(name.upper(), known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            hint = did_you_mean(name, known)
             raise UserError(
                 f"report.checklist: found {name!r}, expected items such as {known[0]} and {known[-1]}{hint}"
             )

@@ -21,9 +21,11 @@ import pandas as pd
 
 from data.errors import LONGEST, UserError, printable, quoted
 from data.settings import DataSettings
+from data.sources.csv_form import with_commas
 from data.stand_ins import ENOUGH, GZIP, stand_in
 
 MAX_BYTES = 2**31  # of a table
+SPREADSHEETS = (".xlsx", ".xlsm", ".xls", ".ods")
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 BLANKS = " \t\r\n\v\f\u00a0\u2007\u202f\u200b\u200c\u200d\u2060\ufeff"  # also those that nobody sees
 NOT_A_NUMBER = ("nan", "NaN", "NA", "N/A", "null")
@@ -38,6 +40,8 @@ SPLIT_WORDS = {
     "validate": "validate",
     "validation": "validate",
     "test": "test",
+    "training": "train",
+    "testing": "test",
 }
 
 
@@ -120,20 +124,14 @@ def kinds_of_columns(table: pd.DataFrame) -> Kinds:
     return Kinds(people, findings, further)
 
 
-def require_folder(root: Path) -> None:
-    """UserError unless `root` is a folder."""
-    if not root.is_dir():
-        found = "is a file, expected a folder" if root.exists() else "no such folder"
-        raise UserError(f"data.root: {root}: {found}")
-
-
 # ---------------------------------------------------------------- CSV
 
 
 def csv_columns(path: Path) -> list[str]:
     """The header of a CSV, gzipped or not, without blanks around its names; UserError if it cannot be read."""
     _require_no_stand_in(path)
-    header = _parse(path, header=None, nrows=1, dtype=str, keep_default_na=False)
+    other = with_commas(path)
+    header = _parse(path, other and other[0], header=None, nrows=1, dtype=str, keep_default_na=False)
     names = [str(name).strip(BLANKS) for name in header.iloc[0]] if len(header) else []
     if any("\0" in name for name in names):
         raise _nul(path, 1)
@@ -152,7 +150,8 @@ def _require_no_stand_in(path: Path) -> None:
     except OSError as error:
         raise UserError(f"{path}: found {(error.strerror or str(error)).lower()}, expected a table") from None
     if found and not (path.suffix == ".gz" and found == GZIP):
-        raise UserError(f"{path}: found {found}, expected a table")
+        remedy = "; save it as CSV in UTF-8" if path.suffix.lower() in SPREADSHEETS else ""
+        raise UserError(f"{path}: found {found}, expected a table{remedy}")
 
 
 def read_findings(path: Path, columns: Iterable[str], findings: Collection[str]) -> pd.DataFrame:
@@ -220,7 +219,10 @@ def read_csv(
 
 
 def _content(path: Path) -> bytes:
-    """All of a table, unpacked."""
+    """All of a table, unpacked, with commas between its columns."""
+    other = with_commas(path)
+    if other:
+        return other[0]
     try:
         if path.suffix == ".gz":
             with gzip.open(path) as packed:

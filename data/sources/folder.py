@@ -1,6 +1,6 @@
 """Class folders, with or without split folders: `train/NORMAL/a.jpeg` or `NORMAL/a.jpeg`.
 
-`normal`, `no_finding`, `healthy`, `0` and `negative` mean normal, any other class abnormal.
+Which are normal is said by `data.normal`, else by their names (`data/class_names.py`); any other class is abnormal.
 """
 
 from collections import Counter
@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pandas as pd
 
+from data.class_names import FILLERS, plain_words, says, told_apart
 from data.errors import UserError, quoted
+from data.places import require_folder
 from data.settings import DataSettings
-from data.sources import BLANKS, SPLIT_WORDS, manifest_table, require_folder
+from data.sources import SPLIT_WORDS, manifest_table
 from data.sources.found_images import find_images
 
-NORMAL_NAMES = {"normal", "no finding", "healthy", "0", "negative"}
-SPLIT_FOLDERS = SPLIT_WORDS | {"training": "train", "testing": "test", "dev": "validate"}
+SPLIT_FOLDERS = SPLIT_WORDS | {"dev": "validate", "development": "validate", "holdout": "test"}
+BESIDE_SPLITS = FILLERS | {"set", "data", "dataset", "split"}  # as in `training_set` and `test_images`
 
 
 def read(settings: DataSettings, root: Path) -> tuple[pd.DataFrame, list[str]]:
@@ -39,42 +41,50 @@ def read(settings: DataSettings, root: Path) -> tuple[pd.DataFrame, list[str]]:
             left_out["in no class folder"] += 1
             continue
 
+        if any(_holds_masks(folder) for folder in above[1:-1]):
+            left_out["in folders of masks"] += 1
+            continue
         _check_class(root, above[:-1], split)
-        row = {"image_id": image, "path": f"{root}/{image}", "split": split}
-        rows.append(row | {"label": label(above[0]), "class": above[0]})
+        rows.append({"image_id": image, "path": f"{root}/{image}", "split": split, "class": above[0]})
     if not rows:
         raise UserError(
             f"data.root: {root}: found no class folders with images, "
             "expected such as NORMAL and PNEUMONIA, or train/NORMAL and train/PNEUMONIA"
         )
 
-    notes = []
-    for name, count in Counter(row["class"] for row in rows).items():
-        meaning = "abnormal" if label(str(name)) else "normal"
-        notes.append(f"class {name} → {meaning}: {count:,} images")
+    # what each class is, which is said before anything is trained
+    table = pd.DataFrame(rows)
+    counts = table["class"].value_counts(sort=False).to_dict()
+    otherwise = ", or data.source=images if these are no classes"
+    classes = told_apart(list(counts), settings.normal, f"data.root: {root}", "class folders", otherwise)
+    table["label"] = table["class"].map(classes.label)
+
+    notes = [classes.note(counts)]
     for reason, count in left_out.items():
         notes.append(reason if reason.startswith("folder") else f"{count:,} images left out: {reason}")
-    return manifest_table(pd.DataFrame(rows), settings.source), notes + found.notes()
+    return manifest_table(table, settings.source), notes + found.notes()
 
 
-def label(name: str) -> float:
-    """A class folder's name → 0.0 normal, 1.0 abnormal."""
-    return float(_plain(name) not in NORMAL_NAMES)
+def _says_normal(name: str) -> bool:
+    return says(name) in ("normal", "by contrast")
 
 
-def _plain(name: str) -> str:
-    return name.strip(BLANKS).lower().replace("_", " ").replace("-", " ")
+def _holds_masks(name: str) -> bool:
+    """Whether a folder inside a class says that it holds outlines of what the radiographs beside it show."""
+    return "".join(plain_words(name)).removesuffix("s").endswith(("mask", "segmentation", "annotation"))
 
 
 def _split_of(name: str) -> str | None:
-    return SPLIT_FOLDERS.get(_plain(name))
+    """The split that a folder's name says: `Training`, `01_train`, `test_images`."""
+    words = [word for word in plain_words(name) if word not in BESIDE_SPLITS]
+    return SPLIT_FOLDERS.get("".join(words))
 
 
 def _check_class(root: Path, folders: list[str], split: str | None) -> None:
     """UserError where a folder that would be a class, or one below it, is called like a split or a normal class."""
     name, *below = folders
     for inner in below:
-        if _split_of(inner) or label(inner) < label(name):  # a split, or normal ones among abnormal ones
+        if _split_of(inner) or (_says_normal(inner) and not _says_normal(name)):  # normal ones among abnormal ones
             found = quoted(f"{inner} inside {name}", "a class or split inside another folder")
             raise UserError(
                 f"data.root: {root}: found {found}, which would be a class; "

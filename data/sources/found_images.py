@@ -9,6 +9,7 @@ from data.errors import UserError
 from data.refusal import may_pass, trouble
 
 ENDINGS = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".dcm", ".dicom"}
+OF_SYSTEMS = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found", "__pycache__"}
 DIRECTORY = "DICOMDIR"  # a table of contents, and by its bytes a DICOM file
 
 
@@ -41,7 +42,8 @@ def find_images(root: Path) -> Found:
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found.passed_over.update(f"folders, {name} of the system" for name in OF_SYSTEMS.intersection(folders))
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in OF_SYSTEMS)
 
         for name in names:
             reason = _why_not(Path(place, name))

@@ -1,12 +1,14 @@
 """Any CSV with the manifest's columns; `path` and `label` are needed, paths are relative to root, others are kept."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
 
-from data.config import expand
-from data.errors import UserError
+from data.class_names import says, told_apart
+from data.errors import UserError, quoted
 from data.labels import ALL_FINDINGS, LABEL_WORDS, judge
+from data.places import require_folder, require_table
 from data.settings import DataSettings
 from data.sex_and_age import people_columns, read_people
 from data.sources import (
@@ -18,61 +20,121 @@ from data.sources import (
     read_findings,
     read_words,
     require_filled,
-    require_folder,
     require_one_spelling,
 )
+from data.sources.columns import named_columns
+from data.sources.csv_form import with_commas
 from data.sources.further import further_columns, without_free_text
 
 
 def read(settings: DataSettings, root: Path) -> tuple[pd.DataFrame, list[str]]:
     """One row per row of the CSV `settings.table`, in its order, with any columns named in `ALL_FINDINGS`.
 
-    Labels are normal / abnormal / 0 / 1 or blank, splits train / validate (val, valid, validation) /
-    test or blank, and a missing `image_id` is the path. `settings.target` takes the place of the label. `sex` and `age`
-    are read in many spellings; other columns are kept as texts. Raises UserError naming file and column, or file, row
-    and value (the header is row 1).
+    Labels are normal / abnormal / 0 / 1 or blank, or names of classes of which `settings.normal` are normal; splits
+    train / validate (val, valid, validation) / test or blank, and a missing `image_id` is the path. `settings.target`
+    takes the place of the label. `sex` and `age` are read in many spellings; other columns are kept as texts. Raises
+    UserError naming file and column, or file, row and value (the header is row 1).
     """
     require_folder(root)
-    place = root / expand(settings.table, "data.table")
-    if not place.is_file():
-        raise UserError(f"{place}: no such file, expected the CSV that data.table names below data.root")
-    table, findings, further, notes = _read_table(place, settings.target)
+    place = require_table(root, settings.table)
+    table, findings, further, notes = _read_table(place, settings)
     require_filled(table, ["path"], place)
+    _require_one_row_a_file(table, place)
     for column in ("image_id", "patient_id", "study_id"):
         if column in table:
             require_one_spelling(table[column], place)
+
     if settings.target is None:
-        table["label"] = read_words(table["label"], LABEL_WORDS, place)
+        table["label"], about_labels = _read_labels(table["label"], settings, place)
+        notes += about_labels
     else:
         table["label"], table["rule"] = judge(table[findings], settings.uncertain, settings.target)
     if "split" in table:
         table["split"] = read_words(table["split"], SPLIT_WORDS, place)
     table["image_id"] = table["image_id"].fillna(table["path"]) if "image_id" in table else table["path"]
-    table["path"] = _join(root, table["path"])
+    table["path"], about_paths = _joined(root, table["path"])
     images = manifest_table(table, settings.source, findings, further)
-    return images, [f"{place.name}: {len(table):,} images", *notes]
+    return images, [f"{place.name}: {len(table):,} images", *notes, *about_paths]
 
 
-def _read_table(place: Path, target: str | None) -> tuple[pd.DataFrame, list[str], list[str], list[str]]:
-    """The columns, which of them are findings, which are further ones, and notes."""
+def _read_table(place: Path, settings: DataSettings) -> tuple[pd.DataFrame, list[str], list[str], list[str]]:
+    """The columns under the manifest's names, which of them are findings, which are further ones, and notes."""
+    target = settings.target
     header = csv_columns(place)
-    findings = [name for name in header if name in {*ALL_FINDINGS, target} and name not in COLUMNS]
-    people = people_columns(name for name in header if name not in findings)
-    further, notes = further_columns(header, read={*COLUMNS, *findings, *people})
+    needed = ["path"] if target else ["path", "label"]
+    named, notes = named_columns(header, settings.columns, needed, place)
+    other = with_commas(place)
+    if other:
+        notes = [f"{place.name}: columns are separated by {other[1]}", *notes]
+
+    # a column that goes by a name of the manifest's, and is not what is read as it, is left out
+    mine = {*named.values(), *COLUMNS}
+    findings = [name for name in header if name in {*ALL_FINDINGS, target} and name not in mine]
+    people = people_columns(name for name in header if name not in {*findings, *mine})
+    further, about_names = further_columns(header, read={*named.values(), *findings, *people})
     words = [*people, *further]
+    notes += about_names
 
     if target:
-        others = [name for name in COLUMNS if name in header and name not in ("path", "label")]
-        table = read_findings(place, ["path"], findings)
+        others = [column for name, column in named.items() if name not in ("path", "label")]
+        table = read_findings(place, [named["path"]], findings)
         table = pd.concat([table, read_csv(place, others, optional=words, words=words)], axis=1)
     else:
-        optional = [*COLUMNS, *findings, *words]
-        table = read_csv(place, ["path", "label"], optional, numbers=findings, words=words)
+        optional = [*named.values(), "source", *findings, *words]
+        needed = [named["path"], named["label"]]
+        table = read_csv(place, needed, optional, numbers=findings, words=words)
 
+    table = _under_our_names(table, named)
     table, about_people = read_people(table.rename(columns=people))
     further, about_texts = without_free_text(table, further)
-    return table, findings, further, [*about_people, *notes, *about_texts]
+    return table, findings, further, [*notes, *about_people, *about_texts]
 
 
-def _join(root: Path, paths: pd.Series) -> pd.Series:
-    return paths.where(paths.str.startswith("/"), f"{root}/" + paths)
+def _under_our_names(table: pd.DataFrame, named: Mapping[str, str]) -> pd.DataFrame:
+    columns = {name: table[column] for name, column in named.items() if column in table}
+    rest = [str(name) for name in table if name not in named.values()]
+    return pd.DataFrame(columns | {name: table[name] for name in rest})
+
+
+def _read_labels(labels: pd.Series, settings: DataSettings, place: Path) -> tuple[pd.Series, list[str]]:
+    """0.0 normal, 1.0 abnormal, NaN unknown; and what became of each class where labels are names of classes."""
+    counts = labels.value_counts(sort=False).to_dict()
+    if settings.normal is None:
+        try:
+            return read_words(labels, LABEL_WORDS, place), []
+        except UserError as error:
+            named = [name for name in counts if says(str(name)) == "normal"]
+            example = quoted(", ".join(map(str, named)) or "NAME", "NAME")
+            raise UserError(
+                f"{error}; where labels name classes, data.normal=[{example}] makes all others abnormal"
+            ) from None
+    classes = told_apart(list(counts), settings.normal, str(place), "labels", "")
+    return labels.map(classes.label, na_action="ignore").astype(float), [classes.note(counts)]
+
+
+def _require_one_row_a_file(table: pd.DataFrame, place: Path) -> None:
+    """UserError for a file in several rows, which would be two images, with two labels perhaps and in two splits."""
+    paths = table["path"]
+    repeated = paths.duplicated(keep=False)
+    if not repeated.any():
+        return
+    differing = ""
+    if "label" in table:
+        labels = table[repeated].groupby("path")["label"].nunique()
+        differing = f", {int((labels > 1).sum()):,} of them with different labels"
+    example = quoted(f", such as {paths[repeated].iloc[0]}", instead="")
+    count = paths[repeated].nunique()
+    raise UserError(f"{place}: found {count:,} files in several rows{example}{differing}, expected a row for each file")
+
+
+def _joined(root: Path, paths: pd.Series) -> tuple[pd.Series, list[str]]:
+    """Paths below root; those written by Windows, with backslashes, where the files are there without."""
+    notes: list[str] = []
+    odd = paths.str.contains("\\", regex=False)
+    if odd.any():
+        forward = paths.str.replace("\\", "/", regex=False)
+        first = odd.to_numpy().argmax()
+        if not (root / paths.iloc[first]).exists() and (root / forward.iloc[first]).exists():
+            paths = forward
+            notes.append(f"{int(odd.sum()):,} paths are written with backslashes, read as /")
+    return paths.where(paths.str.startswith("/"), f"{root}/" + paths), notes

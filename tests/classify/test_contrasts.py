@@ -146,7 +146,7 @@ def test_who_is_pretrained_is_known_in_either_order(place):
     ("contrasts", "message"),
     [
         ([["MAE fine-tuned", "Random ViT"]], "compare.contrasts.0.a: found 'MAE fine-tuned', expected a row's name: "),
-        ([["MAE, fine-tuned", "Random Vit"]], "did you mean 'Random ViT'?"),
+        ([["MAE, fine-tuned", "Random Vit"]], "did you mean Random ViT?"),
         ([["Random ViT", "Random ViT"]], "compare.contrasts.0: found 'Random ViT' against itself, expected two rows"),
         (
             [["Random ViT", "ResNet-18"], ["ResNet-18", "Random ViT"]],

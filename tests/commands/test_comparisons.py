@@ -164,7 +164,7 @@ def test_a_contrast_of_no_row_is_one_line_before_anything_is_trained(world, tmp_
     grid = "compare={rows: [{name: Random ViT}, {name: B}], contrasts: [[Random Vit, B]]}"
     line = mistake(compare, "--config", world.config, f"run={tmp_path}/grid", grid, keep=world.root)
     assert line.startswith("error: compare.contrasts.0.a: found 'Random Vit', expected a row's name: Random ViT; B")
-    assert line.endswith("did you mean 'Random ViT'?")
+    assert line.endswith("did you mean Random ViT?")
     assert not (tmp_path / "grid").exists()
 
 

@@ -36,9 +36,9 @@ def test_class_folders_give_labels_and_split_folders_splits(tmp_path):
     assert dict(zip(table["image_id"], zip(table["split"], table["label"], strict=True), strict=True)) == names
     assert table["path"].tolist() == [str(tmp_path / name) for name in table["image_id"]]
     assert table[["patient_id", "study_id", "view"]].isna().all(axis=None)
-    assert "class Covid-19 → abnormal: 1 images" in notes
+    assert notes[0].startswith("normal: normal (1 image), No_Finding (1 image), NORMAL (1 image); abnormal: ")
     assert "1 images left out: in no class folder" in notes
-    assert "folder __MACOSX left out: not a split" in notes
+    assert "1 files passed over: folders, __MACOSX of the system" in notes
 
 
 def test_class_folders_without_splits_come_sorted(tmp_path):
@@ -47,7 +47,7 @@ def test_class_folders_without_splits_come_sorted(tmp_path):
     assert table["image_id"].tolist() == ["Healthy/y.png", "sick/b.png", "sick/z.png"]
     assert table["label"].tolist() == [0, 1, 1]
     assert table["split"].isna().all()
-    assert notes == ["class Healthy → normal: 1 images", "class sick → abnormal: 2 images"]
+    assert notes == ["normal: Healthy (1 image); abnormal: sick (2 images)"]
 
 
 @pytest.mark.parametrize("name", ["normal", "NO FINDING", "no_finding", "Healthy", "0", "negative"])

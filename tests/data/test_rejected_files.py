@@ -7,8 +7,11 @@ from tiny_world import tiny_config, write_table
 
 from data.errors import UserError
 from data.loader import open_data
+from data.manifest import open_manifest
 from data.preparation import prepare
+from data.rejections import rejection_lines
 from data.store import StoreWriter
+from data.writing import write_csv
 
 
 def test_unreadable_files_are_rejected_and_the_rest_goes_on(tmp_path, capsys):
@@ -27,6 +30,49 @@ def test_unreadable_files_are_rejected_and_the_rest_goes_on(tmp_path, capsys):
     splits = [opened.split(name) for name in ("train", "validate", "test")]
     assert sum(map(len, splits)) == 53
     assert not set(bad) & set(pd.concat(splits)["image_id"])
+
+
+def test_why_files_are_unreadable_is_said_the_most_frequent_reason_first(tmp_path, capsys):
+    config = tiny_config(tmp_path)
+    contents = [b"%PDF-1.7", b"%PDF-1.4", b"<html>", b"", b"PK\x03\x04", b"%PDF-1.3"]
+    for number, content in enumerate(contents):
+        (tmp_path / f"images/{number:04}.png").write_bytes(content)
+    store = prepare(config)
+    first, *reasons = capsys.readouterr().err.splitlines()
+    assert first == f"6 unreadable files are listed in {store.folder / 'rejected.csv'}"
+    assert len(reasons) == 3
+    assert reasons[0] == "3 of 60 unreadable, found a PDF, expected JPEG, PNG or DICOM"
+    assert reasons[1].startswith("1 of 60 unreadable, ") and reasons[2].endswith("; 1 more for other reasons")
+    prepare(config)  # again, of the finished store
+    assert len(capsys.readouterr().err.splitlines()) == 4
+
+
+def test_a_plugin_that_may_help_is_named_with_the_way_to_get_it(tmp_path):
+    reason = "a.dcm: found JPEG-LS pixel data, expected a plugin that decodes it (gdcm - requires python-gdcm)"
+    rows = [("1", "a.dcm", reason, "pydicom 3.0"), ("2", "b.dcm", reason.replace("LS", "XR"), "pydicom 3.0")]
+    write_csv(tmp_path / "rejected.csv", ("image_id", "path", "reason", "plugins"), rows)
+    assert rejection_lines(tmp_path, 19, "pydicom 3.0")[1] == (
+        "2 of 19 unreadable, GDCM may help: pip install 'mae-cxr[dicom]', then mae-prepare again"
+    )
+    assert "a further plugin may help" in rejection_lines(tmp_path, 19, "pydicom 3.0, python-gdcm 3.1")[1]
+
+
+def test_counts_leave_out_rejected_files(tmp_path):
+    config = tiny_config(tmp_path)
+    whole = open_manifest(config)
+    bad = spoil(tmp_path / "images", 7)
+    manifest = open_data(config.data).manifest
+    assert manifest.summary().split()[-5:] == ["53", *counts(whole.table, bad)]
+    assert whole.summary().split()[-5] == "60"
+    assert "7 images left out: unreadable (rejected.csv of the store says why)" in manifest.notes
+
+
+def counts(table: pd.DataFrame, bad: list[str]) -> list[str]:
+    """Of what can be read: patients, and normal, abnormal and unknown images."""
+    read = table[~table["image_id"].isin(bad)]
+    labels = read["label"]
+    counted = [read["patient_id"].nunique(), (labels == 0).sum(), (labels == 1).sum(), labels.isna().sum()]
+    return [str(count) for count in counted]
 
 
 def test_a_rejected_file_is_listed_once_though_prepare_was_interrupted(tmp_path, monkeypatch):

@@ -1,0 +1,69 @@
+"""Tables that are not separated by commas: read where one other separator fits every line, and said."""
+
+import csv
+import gzip
+import io
+import re
+import zlib
+from functools import lru_cache
+from pathlib import Path
+
+OTHERS = {";": "semicolons", "\t": "tabs", "|": "bars"}
+BEGINNING = 2**16  # bytes in which a header ends
+SEP_LINE = re.compile(rb'"?sep=(.)"?\r?\n')  # by which Excel tells itself
+
+
+@lru_cache(maxsize=2)  # a header is asked for more than once, and a table of another form is read whole for it
+def _with_commas(path: Path, size: int, time: int) -> tuple[bytes, str] | None:
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        text = content.decode("utf-8-sig")
+    except (OSError, EOFError, zlib.error, UnicodeError):  # which whoever reads it says
+        return None
+
+    fitting = []
+    for separator, name in OTHERS.items():
+        rows = _rows(text, separator)
+        if rows:
+            fitting.append((rows, name))
+    if len(fitting) != 1:
+        return None
+    [(rows, name)] = fitting
+    written = io.StringIO(newline="")
+    csv.writer(written, lineterminator="\n").writerows(rows)
+    return written.getvalue().encode(), name
+
+
+def with_commas(path: Path) -> tuple[bytes, str] | None:
+    """The content of a table with commas between its columns, and what stood there; None where it has commas.
+
+    Nor is anything changed where no other separator gives every line as many fields as the header: then the table is
+    refused as it stands.
+    """
+    try:
+        status = path.stat()
+        opened = gzip.open if path.suffix == ".gz" else open
+        with opened(path, "rb") as file:
+            start = file.read(BEGINNING)
+    except (OSError, EOFError, zlib.error):
+        return None
+    header = re.split(rb"\r\n|\r|\n", start, maxsplit=1)[0]
+    asked = SEP_LINE.match(start)
+    if not asked and (b"," in header or not any(separator.encode() in header for separator in OTHERS)):
+        return None
+    return _with_commas(path, status.st_size, status.st_mtime_ns)
+
+
+def _rows(text: str, separator: str) -> list[list[str]]:
+    """The rows of a table, if that is its separator: as many fields in each, and more than one; else none."""
+    told = re.match(r'"?sep=(.)"?\r?\n', text)
+    if told:
+        if told[1] != separator:
+            return []
+        text = text[told.end() :]
+    try:
+        rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True))
+    except csv.Error:
+        return []
+    sizes = {len(row) for row in rows if row}
+    return rows if len(sizes) == 1 and sizes != {1} else []
