@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 from data.cli import Arguments, Parser, command_parser, configure, print_and_stop, run_command
 from data.errors import UserError
-from mae.cli import add_data, data_layout, expect_named, parse_training, said, training_parser
+from mae.cli import add_data, data_layout, end_overfit, expect_named, parse_training, said, training_parser
 
 if TYPE_CHECKING:
+    from classify.comparison import Comparison
     from classify.settings import ClassifyConfig
     from data.loader import Data
     from mae.engine.checkpoint import Checkpoint
@@ -69,7 +70,7 @@ def _finetune(argv: Arguments) -> None:
         help="run folder of mae-pretrain, or a .pt in it, with data and sizes; or other programs' weights, as "
         "model.init",
     )
-    arguments = parse_training(parser, argv, OVERFIT)
+    arguments = parse_training(parser, argv, "finetune", OVERFIT)
     config, checkpoint, pretrained = _beginning(arguments)
 
     # torch comes only now: --help, a wrong setting and a wrong path are answered at once
@@ -107,15 +108,24 @@ def _finetune(argv: Arguments) -> None:
         data = data.overfit(arguments.overfit, labelled=True)
     few = _few_cases(data, config)
     if distributed.is_main():
-        print(*data.manifest.notes, data.manifest.summary(), sep="\n")
+        print(*data.manifest.notes, data.summary(), sep="\n")
         if few:
             print(few)
 
     with distributed.process_group(device):
-        folder = finetune(config, checkpoint, data)
+        folder = finetune(
+            config,
+            checkpoint,
+            data,
+            say=lambda text: print(text, flush=True),
+            by_heart=arguments.overfit is not None,
+        )
+    if arguments.overfit:
+        end_overfit(folder, arguments.overfit)
     if distributed.is_main():
-        print(f"trained: {folder / 'best.pt'}; watch: tensorboard --logdir {folder}")
+        print(f"watch: tensorboard --logdir {folder}")
         print(f"next: mae-evaluate {folder}")
+        print(f"for images of your own: mae-predict --checkpoint {folder} FILES --out predictions.csv")
         print(f"at the very end: mae-evaluate {folder} --split test, which opens the test split and records that")
 
 
@@ -256,6 +266,9 @@ def _compare(argv: Arguments) -> None:
     folder = expand(config.run, "run")
     print(f"report: {folder}/report.html")
     print(f"curves: tensorboard --logdir {folder}")
+    print(f"next: mae-report {folder}, which makes the report again without training")
+    for run in _trained_runs(comparison)[:1]:
+        print(f"for images of your own: mae-predict --checkpoint {run} FILES --out predictions.csv")
 
     # everything else is written; exit code 2 says that it is not whole
     failures = failures_of(comparison)
@@ -264,6 +277,12 @@ def _compare(argv: Arguments) -> None:
             f"{folder}: found {len(failures)} trainings failed, expected none; the same command tries them again; the "
             f"first: {failures[0]}"
         )
+
+
+def _trained_runs(comparison: "Comparison") -> list[Path]:
+    """The folders of the comparison's classifiers; a file of predictions has none."""
+    runs = [evaluation.run for evaluation in comparison.evaluations]
+    return [run for run in runs if (run / "best.pt").is_file()]
 
 
 def _comparison_for_data(arguments: argparse.Namespace) -> "ClassifyConfig":
@@ -295,7 +314,7 @@ def _report(argv: Arguments) -> None:
 
 def _predict(argv: Arguments) -> None:
     arguments = _predict_parser().parse(argv)
-    from mae.engine.checkpoint_file import is_run
+    from mae.engine.checkpoint_file import checkpoint_file, is_run
 
     # of the words, runs and checkpoints go with --checkpoint: `--checkpoint A B C FILES` is what one types
     runs = list(arguments.checkpoint)
@@ -310,11 +329,12 @@ def _predict(argv: Arguments) -> None:
         raise UserError("command line: found no FILE, expected images, folders of them or CSVs of their paths")
     if arguments.workers < 0:
         raise UserError(f"command line: --workers: found {arguments.workers}, expected 0 (one for each core) or more")
+    for run in runs:  # bad paths are answered without torch
+        checkpoint_file(run)
 
-    from classify.predict import Operating, check_out, predict
+    from classify.predict import Operating, predict
 
     operating = Operating(arguments.threshold, arguments.sensitivity, arguments.specificity)
-    check_out(arguments.out, paths)
     predict(
         runs,
         paths,

@@ -3,12 +3,13 @@
 import argparse
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from data.cli import Arguments, Parser, command_parser, configure, print_and_stop, run_command
 from data.errors import UserError
 
 if TYPE_CHECKING:
+    from data.loader import Data
     from data.sources.detect import Detected
     from mae.settings import MAEConfig
 
@@ -16,6 +17,20 @@ FLAGS = {"verbose": "engine.verbose=true", "deterministic": "engine.deterministi
 
 # an image's loss goes to the floor when nothing about it is drawn anew; a probe of N images says nothing
 OVERFIT = ("pretrain.augment.enabled=false", "pretrain.probe_every=null", "pretrain.select=reconstruction")
+OVERFIT_EPOCHS = 2000  # at most: each goes through all images, in one update where these fit into a batch
+OVERFIT_RATE = 1e-3  # learning rate: a config's own would be scaled down to a batch of these few images
+
+
+def overfit_settings(section: str, images: int) -> list[str]:
+    """What --overfit changes in a stage's section: time enough, and a rate that moves the weights."""
+    optimizer = f"{section}.optimizer"
+    return [
+        f"{section}.epochs={OVERFIT_EPOCHS}",
+        f"{optimizer}.base_lr={OVERFIT_RATE * 256 / images}",
+        f"{optimizer}.warmup_epochs=null",
+        f"{optimizer}.weight_decay=0.0",
+        f"{optimizer}.ema=null",
+    ]
 
 
 def training_parser(prog: str, about: str) -> Parser:
@@ -38,13 +53,13 @@ def training_parser(prog: str, about: str) -> Parser:
         "--overfit",
         type=int,
         metavar="N",
-        help="train and validate on the same N training images without augmentation, to see the loss go to the floor; "
-        "the run folder's name gets -overfitN",
+        help="train and validate on the same N training images without augmentation, until the loss says PASS, or FAIL "
+        "with exit code 1; the run folder's name gets -overfitN",
     )
     return parser
 
 
-def parse_training(parser: Parser, argv: Arguments, overfit: Iterable[str]) -> argparse.Namespace:
+def parse_training(parser: Parser, argv: Arguments, section: str, overfit: Iterable[str]) -> argparse.Namespace:
     """Parse; what flags stand for and --overfit changes goes before the overrides, which may say otherwise."""
     arguments = parser.parse(argv)
     count = arguments.overfit
@@ -54,7 +69,7 @@ def parse_training(parser: Parser, argv: Arguments, overfit: Iterable[str]) -> a
     # an override stands later in the list, and the later one counts
     implied = [setting for flag, setting in FLAGS.items() if getattr(arguments, flag)]
     if count:
-        implied += overfit
+        implied += [*overfit, *overfit_settings(section, count)]
     arguments.overrides = [*implied, *arguments.overrides]
     return arguments
 
@@ -125,7 +140,7 @@ def _pretrain(argv: Arguments) -> None:
         "mae-pretrain", "Stage one: pretrain a masked autoencoder. An interrupted run continues where it stood."
     )
     add_data(parser)
-    arguments = parse_training(parser, argv, OVERFIT)
+    arguments = parse_training(parser, argv, "pretrain", OVERFIT)
     config: MAEConfig
     if arguments.data:
         config = _config_for_data(arguments)
@@ -161,13 +176,39 @@ def _pretrain(argv: Arguments) -> None:
     if arguments.overfit:
         data = data.overfit(arguments.overfit)
     if distributed.is_main():
-        print(*data.manifest.notes, data.manifest.summary(), sep="\n")
+        print(*data.manifest.notes, data.summary(), sep="\n")
 
     with distributed.process_group(device):
-        folder = pretrain(config, data)
+        folder = pretrain(
+            config, data, say=lambda text: print(text, flush=True), by_heart=arguments.overfit is not None
+        )
+    if arguments.overfit:
+        end_overfit(folder, arguments.overfit)
     if distributed.is_main():
-        print(f"pretrained: {folder / 'last.pt'}; watch: tensorboard --logdir {folder}")
-        print(f"next: mae-finetune --checkpoint {folder / 'last.pt'}")
+        print(f"watch: tensorboard --logdir {folder}")
+        print(_next_step(folder, data))
+
+
+def end_overfit(folder: Path, count: int) -> NoReturn:
+    """Say PASS or FAIL; a failed check is no mistake of the command line, so its exit code is 1."""
+    from mae.engine import distributed
+    from mae.engine.overfit import verdict
+
+    passed, line = verdict(folder, count)
+    if distributed.is_main():
+        print(line)
+    raise SystemExit(0 if passed else 1)
+
+
+def _next_step(folder: Path, data: "Data") -> str:
+    """What to do with a pretraining: a classifier takes images of both classes to train on and to validate on."""
+    labels = data.everything().groupby("split")["label"].nunique()
+    if min(labels.get("train", 0), labels.get("validate", 0)) > 1:
+        return f"next: mae-finetune --checkpoint {folder}"
+    return (
+        "no labels of two classes are here, so there is nothing to fine-tune on; "
+        f"next: mae-reconstruct IMAGE --checkpoint {folder} --out FOLDER"
+    )
 
 
 def reconstruct(argv: Arguments = None) -> None:

@@ -24,6 +24,7 @@ from data.settings import DataSettings, Size, height_and_width
 from data.store import ImageStore
 from data.workers import usable_cores
 from mae.batch_size import with_batch_size
+from mae.engine.console import duration
 from mae.engine.machine import free_memory, memory_in_use
 from mae.engine.run import training_device
 from mae.pretrain import pretrain_stage
@@ -255,17 +256,3 @@ def preparing(settings: DataSettings) -> list[str]:
 
 def gb(size: int) -> str:
     return f"{size / 1e9:.2f} GB"
-
-
-def duration(seconds: float) -> str:
-    """Two units: 3 days 4 h, 2 h 5 min, 40 s."""
-    minutes = round(seconds / 60)
-    if minutes < 2:
-        return f"{seconds:.0f} s"
-    hours, minutes = divmod(minutes, 60)
-    days, rest = divmod(hours, 24)
-    if days:
-        return f"{days} days {rest} h"
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min"

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,15 @@ from data.settings import FOUND_BY, Size
 from data.writing import keep_private, restoring_umask
 from mae.batch_size import with_batch_size
 from mae.engine import distributed
-from mae.engine.checkpoint import Checkpoint, load_weights
+from mae.engine.checkpoint import Checkpoint, load_checkpoint, load_weights
+from mae.engine.console import as_rows, batch_text, best_epoch, ended_text, start_facts
 from mae.engine.loop import fit
 from mae.engine.optim import adamw, autocast, parameter_groups, seeded
 from mae.engine.run import Resumable, check_run, configure_torch, holding, is_finished, start_run, training_device
 from mae.engine.schedule import schedule_of
 from mae.engine.stage import Stage, Validation
-from mae.model import MaskedAutoencoder, check_sizes, mae_from
+from mae.model import MaskedAutoencoder, check_sizes, mae_from, normalize_patches
+from mae.patches import patchify
 from mae.pretrain_cost import pretraining_memory
 from mae.probe import probe
 from mae.reconstruct import reconstruct
@@ -37,6 +40,7 @@ from mae.settings import MAEConfig, ModelSettings, Precision, PretrainSettings
 from mae.transformer import configure_blocks
 from mae.weights import starting_point, without_weights
 
+BY_HEART_AT_ONCE = 64  # images
 RESUMABLE = Resumable(
     sections=("seed", "precision", "data", "model", "pretrain"),
     free=frozenset(
@@ -49,9 +53,18 @@ RESUMABLE = Resumable(
 )
 
 
+def _quiet(text: str) -> None:
+    pass
+
+
 @restoring_umask()
-def pretrain(config: MAEConfig, data: Data | None = None) -> Path:
+def pretrain(
+    config: MAEConfig, data: Data | None = None, say: Callable[[str], None] = _quiet, by_heart: bool = False
+) -> Path:
     """Pretrain into `config.run`, continuing what stands there; returns the run folder.
+
+    say: is told, in one process, what the run begins from and what came of it.
+    by_heart: ends where the loss says that these images are learnt so (--overfit).
 
     Raises UserError if the folder was made by another config, a split is empty or `model.init` does not fit.
     """
@@ -77,12 +90,46 @@ def pretrain(config: MAEConfig, data: Data | None = None) -> Path:
     }
     check_run(folder, config, RESUMABLE, facts)
 
-    if not is_finished(folder, config.pretrain.epochs):
+    finished = is_finished(folder, config.pretrain.epochs)
+    if not finished:
         stage = pretrain_stage(config, data, device, start)
+        if by_heart:
+            stage = replace(stage, goal=learnt_loss(stage.model, data))
+        if distributed.is_main():
+            say(as_rows(_start(folder, config, data, stage, start)))
         with holding(folder):
             check_run(folder, config, RESUMABLE, facts)  # somebody may have begun another one just now
             fit(stage, folder, begin=lambda: start_run(folder, config, facts))
+    if distributed.is_main():
+        say(ended_text(folder, finished))
+        say(as_rows(_end(folder, config, data)))
     return folder
+
+
+def _start(
+    folder: Path, config: MAEConfig, data: Data, stage: Stage[MaskedAutoencoder], start: Checkpoint | None
+) -> dict[str, str]:
+    """What the run begins from, with and on, before it trains."""
+    train = len(data.split("train"))
+    validate = len(data.split("validate"))
+    return start_facts(
+        folder,
+        begins=f"weights of {start.place}" if start else f"random weights of {config.model.preset}, seed {config.seed}",
+        device=stage.device,
+        config=config,
+        images=f"{train:,} to train on and {validate:,} to validate on, labelled or not",
+        batch=batch_text(config.pretrain.batch, stage.batches.batch_size, len(stage.batches)),
+    )
+
+
+def _end(folder: Path, config: MAEConfig, data: Data) -> dict[str, str]:
+    """What came of the run."""
+    best = load_checkpoint(folder / "best.pt", numbers=False)
+    found = [f"reconstruction loss {best.fact('validate_loss'):.4f}"]
+    for name, score in best.meta.get("probe", {}).items():
+        found.append(f"{name.replace('/', ' ').replace('_', ' ')} {score:.3f}")
+    on = f"{len(data.split('validate')):,} validation images"
+    return {"best": f"{', '.join(found)} on {on}, {best_epoch(best, config.pretrain.epochs)}"}
 
 
 def credentialed_by(config: MAEConfig, start: Checkpoint | None) -> list[str]:
@@ -197,6 +244,25 @@ def hyperparameters(config: MAEConfig) -> dict[str, float | str]:
         "image_size": str(config.data.image_size),
         "seed": config.seed,
     }
+
+
+def learnt_loss(model: MaskedAutoencoder, data: Data) -> float:
+    """The loss at which a training has learnt its few images by heart: half of what one reaches without looking.
+
+    Whoever sees no patch does best by each patch's mean over the images, which leaves their variance around it. Below
+    that a model must tell by the visible patches which of the images it is.
+    """
+    device = next(model.parameters()).device
+    patches = []
+    for batch in Loader(data, data.split("train"), BY_HEART_AT_ONCE).epoch():
+        images = model.encoder.standardize(batch.images.to(device))
+        patches.append(patchify(images, model.encoder.patch_size).cpu())
+    target = torch.cat(patches)  # b n p·p·c
+    if model.norm_pixel_loss:
+        target = normalize_patches(target)
+    blind = target.var(0, correction=0).mean().item()
+    alike = 0.02 * target.square().mean().item()  # images of which one is as the other leave no variance
+    return max(blind / 2, alike)
 
 
 def pretrain_step(model: MaskedAutoencoder, batch: Batch, epoch: int, settings: PretrainSettings, seed: int) -> Tensor:

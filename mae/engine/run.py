@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -296,8 +297,27 @@ def device_of(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError):
-        raise UserError(f"device: found {name!r}, which is not available; expected auto, cpu or cuda") from None
+        raise UserError(
+            f"device: found {name!r}, which is not available; expected auto, cpu or cuda{_why_no_cuda(name)}"
+        ) from None
     return device
+
+
+def _why_no_cuda(name: str) -> str:
+    """What to do where a CUDA device was asked for and is not there; empty for other names."""
+    if not re.fullmatch(r"cuda(:\d+)?", name):
+        return ""
+    build = f"torch {torch.__version__}"
+    if torch.version.cuda is None and torch.version.hip is None:
+        return (
+            f"; {build} is built for CPUs alone: install one with CUDA, pip install --force-reinstall torch "
+            "--index-url https://download.pytorch.org/whl/cu128 (or the version that pytorch.org names), or give "
+            "device=cpu"
+        )
+    count = torch.cuda.device_count()
+    if count:
+        return f"; there are {count}, cuda:0 to cuda:{count - 1}"
+    return f"; {build} is built for CUDA {torch.version.cuda}, but finds no GPU: see nvidia-smi, or give device=cpu"
 
 
 def configure_torch(config: MAEConfig) -> None:

@@ -29,8 +29,9 @@ MAINS = {
     "mae-evaluate": classify.cli.evaluate,
     "mae-compare": classify.cli.compare,
     "mae-report": classify.cli.report,
-    "mae-export": classify.cli.export,
+    "mae-embed": classify.cli.embed,
     "mae-predict": classify.cli.predict,
+    "mae-export": classify.cli.export,
 }
 REPLICATES = "evaluate.replicates=100"
 SMALL = [
@@ -64,7 +65,7 @@ def in_small(name: str, words: list[str]) -> list[str]:
         return [*words, REPLICATES]
     if name == "mae-predict":  # of a run whose name has 5 % of the labels in it
         return [word.replace("-n206-", "-n10-") for word in words]
-    if name in ("mae-export", "mae-reconstruct", "mae-report"):
+    if name in ("mae-embed", "mae-export", "mae-reconstruct", "mae-report"):
         return words
     sample = ["data.sample=200"] if "demo" in words else []
     grid = ["compare.labelled=[24]", "compare.seeds=[0]"] if "compare_mimic" in words else []

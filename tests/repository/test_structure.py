@@ -53,6 +53,7 @@ ORDER_OF_CLASSIFY = (
         "cost",
         "grid",
         "evaluate",
+        "decisions",
         "trained",
         "ledger",
         "prediction_files",
@@ -61,7 +62,6 @@ ORDER_OF_CLASSIFY = (
         "domain",
         "finetune_cost",
         "scores",
-        "decision",
     ),
     *("cases", "start", "dashboard", "models", "metrics", "style", "settings"),
 )
