@@ -51,6 +51,10 @@ def main() -> None:
     tables = {}
     for run in arguments.runs:
         tables[Path(run).name] = judged(run, arguments.images, arguments.most)
+
+    # whose folders they were is nobody's business
+    arguments.runs = list(tables)
+    arguments.images = [word.partition("=")[0] for word in arguments.images]
     report(arguments.json, arguments, {"runs": tables})
 
 

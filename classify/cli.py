@@ -314,7 +314,7 @@ def _report(argv: Arguments) -> None:
 
 def _predict(argv: Arguments) -> None:
     arguments = _predict_parser().parse(argv)
-    from mae.engine.checkpoint_file import is_run
+    from mae.engine.checkpoint_file import checkpoint_file, is_run
 
     # of the words, runs and checkpoints go with --checkpoint: `--checkpoint A B C FILES` is what one types
     runs = list(arguments.checkpoint)
@@ -329,11 +329,12 @@ def _predict(argv: Arguments) -> None:
         raise UserError("command line: found no FILE, expected images, folders of them or CSVs of their paths")
     if arguments.workers < 0:
         raise UserError(f"command line: --workers: found {arguments.workers}, expected 0 (one for each core) or more")
+    for run in runs:  # bad paths are answered without torch
+        checkpoint_file(run)
 
-    from classify.predict import Operating, check_out, predict
+    from classify.predict import Operating, predict
 
     operating = Operating(arguments.threshold, arguments.sensitivity, arguments.specificity)
-    check_out(arguments.out, paths)
     predict(
         runs,
         paths,

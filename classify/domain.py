@@ -26,6 +26,7 @@ from data.errors import UserError
 from data.loader import Data, Loader
 from mae.engine import distributed
 from mae.engine.checkpoint import Checkpoint, NotSaved, load_checkpoint, load_weights, save_checkpoint
+from mae.engine.optim import seeded
 from mae.engine.run import holding
 from mae.masking import take
 from mae.model import MaskedAutoencoder, normalize_patches
@@ -208,10 +209,15 @@ class Domain:
         judged, by their own limit.
         """
         measured = [self.features.distances(directions(features))]
-        if images is not None:
-            measured.append(self.grey_levels.distances(grey_levels(images)))
-            if self.pretraining is not None:
-                measured.append(reconstruction_errors(self.pretraining, images, self.kept.mask_ratio))
+        if images is None:
+            return self._shares(measured)
+        measured.append(self.grey_levels.distances(grey_levels(images)))
+        if self.pretraining is not None:
+            measured.append(reconstruction_errors(self.pretraining, images, self.kept.mask_ratio))
+        return self._shares(measured)
+
+    def _shares(self, measured: Sequence[np.ndarray]) -> np.ndarray:
+        """Of the distances that could be measured the largest, as a share of what these may be together."""
         return _largest(measured, self.kept.limits) / self.kept.together[len(measured) - 1]
 
 
@@ -310,7 +316,8 @@ def learn_domain(
     Where that cannot be, `meta` holds the reason.
     """
     config = config_of(checkpoint)
-    model = build_model(config)
+    with seeded(config.seed):  # its initial weights are drawn, then replaced
+        model = build_model(config)
     load_weights(model, checkpoint)
     model.to(device).eval()
     autoencoder = None

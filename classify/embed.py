@@ -20,7 +20,7 @@ from classify.start import config_of
 from classify.trained import model_of
 from data.errors import UserError, printable
 from data.inputs import Input, find_inputs, read_inputs
-from data.privacy import terms
+from data.privacy import credentialed_places, terms
 from data.writing import keep_private, restoring_umask, write_csv, writing
 from mae.encoder import Encoder
 from mae.engine.checkpoint import Checkpoint, load_checkpoint
@@ -117,7 +117,7 @@ def embed(
     inputs = find_inputs(paths, say)
     _expect_no_input(out, inputs)
     embedder = load_embedder(run, pool, device)
-    credentialed = embedder.checkpoint.credentialed
+    credentialed = sorted({*embedder.checkpoint.credentialed, *credentialed_places(paths)})
     keep_private(credentialed, "private")
     if credentialed:
         say(terms(credentialed))

@@ -46,11 +46,11 @@ BYTES = 2**28
 COLOURS = "inferno"
 OPACITY = 0.55  # of the hottest pixel; the radiograph stays to be read beneath
 
-# by the rule of benchmarks/heatmaps.py, on validation images of two data sets
+# by the rule of benchmarks/heatmaps.py
 DEFAULTS = {"vit": "patch_subsets", "resnet": "patch_subsets"}
 JUDGED = {
-    "vit": "Heat of a ViT is by patch_subsets, which beat a random order and a fixed Gaussian on two data sets",
-    "resnet": "Heat of a ResNet is by patch_subsets, which beat a random order and a fixed Gaussian on two data sets",
+    "vit": "Heat of a ViT is by patch_subsets: what its logit loses without a cell of the image",
+    "resnet": "Heat of a ResNet is by patch_subsets: what its logit loses where a cell of the image is blurred",
 }
 
 Raw = Callable[[Model, Tensor, Tensor], Tensor]  # (model, standardised images b c h w, sign b) → heat b gh gw

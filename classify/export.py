@@ -9,9 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from classify.decision import Decision
+from classify.decisions import Decisions
 from classify.metrics.recalibration import Calibration
-from classify.models.build import Model, build_model
+from classify.models.build import Model
 from classify.models.classifier import Classifier
 from classify.models.resnet import OFFSET, SHAPES, ResNet
 from classify.models.resnet_weights import name_in_transformers
@@ -26,6 +26,7 @@ from classify.report.exported import (
 )
 from classify.settings import ClassifyConfig
 from classify.start import config_of, file_digest
+from classify.trained import model_of
 from data.errors import UserError
 from data.settings import Tone, height_and_width
 from data.writing import keep_private, restoring_umask, write_text
@@ -105,15 +106,6 @@ def _tone_of(checkpoint: Checkpoint) -> Tone | None:
     return None
 
 
-def loaded_classifier(checkpoint: Checkpoint) -> tuple[ClassifyConfig, Model]:
-    """A checkpoint's classifier, in evaluation mode on the CPU."""
-    config = config_of(checkpoint)
-    expect_fit(lambda: build_model(config), checkpoint)
-    model = build_model(config)
-    load_weights(model, checkpoint)
-    return config, model.eval()
-
-
 # ---------------------------------------------------------------- for transformers
 
 
@@ -136,25 +128,26 @@ def _export_mae(exported: Exported, folder: str | Path, say: Callable[[str], Non
 
 def _export_classifier(exported: Exported, folder: str | Path, say: Callable[[str], None]) -> None:
     loaded = exported.checkpoint
-    config, model = loaded_classifier(loaded)
+    config = config_of(loaded)
+    model = model_of(loaded, torch.device("cpu"))
     architecture = architecture_for(model, config, loaded.place)
 
     # what config.json says of classes and decisions: calibration is in the head
-    decision = Decision.of(loaded)
-    names = {str(number): label for number, label in enumerate(decision.classes)}
-    threshold = decision.probability_threshold
+    decisions = Decisions.of(loaded)
+    names = {str(number): label for number, label in enumerate(decisions.classes)}
+    threshold = decisions.probability_threshold
     described = {
         "id2label": names,
         "label2id": {label: int(number) for number, label in names.items()},
         "threshold": None if threshold is None else {"image": threshold},
-        "score_threshold": dict(decision.thresholds) or None,  # of probabilities before calibration; a study's mean
-        "calibration": {unit: fitted.as_dict() for unit, fitted in decision.calibrations.items()} or None,
+        "score_threshold": decisions.thresholds or None,  # of probabilities before calibration; a study's mean
+        "calibration": decisions.calibrations or None,
     }
 
     def card(architecture: str) -> str:
         return classifier_card(exported, architecture)
 
-    heads = heads_of(model, decision.calibration)
+    heads = heads_of(model, decisions.calibration)
     license = loaded.meta.get("license")
     if isinstance(model, Classifier):
         save_encoder(
@@ -269,12 +262,12 @@ def _export_onnx(exported: Exported, path: Path, say: Callable[[str], None]) -> 
     expect_onnx()
     card = path.with_suffix(".md")
     _expect_card(card)
-    _, model = loaded_classifier(exported.checkpoint)
+    model = model_of(exported.checkpoint, torch.device("cpu"))
     reading = exported.reading
     path.parent.mkdir(parents=True, exist_ok=True)
     difference = write_onnx(
         model,
-        calibration=Decision.of(exported.checkpoint).calibration,
+        calibration=Decisions.of(exported.checkpoint).calibration,
         size=(reading.height, reading.width),
         path=path,
         metadata=metadata_of(exported),
@@ -304,14 +297,14 @@ def _expect_card(path: Path) -> None:
 
 def metadata_of(exported: Exported) -> dict[str, str]:
     """What an ONNX file says of itself, each as JSON: thresholds, classes, how images are read, where it is from."""
-    decision = Decision.of(exported.checkpoint)
+    decisions = Decisions.of(exported.checkpoint)
     reading = exported.reading
     facts = {
         "task": "image-classification",
-        "classes": decision.classes,
-        "score_threshold": dict(decision.thresholds),
-        "probability_threshold": decision.probability_threshold,
-        "calibration": {unit: fitted.as_dict() for unit, fitted in decision.calibrations.items()},
+        "classes": decisions.classes,
+        "score_threshold": decisions.thresholds,
+        "probability_threshold": decisions.probability_threshold,
+        "calibration": decisions.calibrations,
         "image_size": [reading.height, reading.width],
         "resize": reading.resize,
         "resampling": "lanczos",

@@ -44,7 +44,11 @@ def finetuning_memory(config: ClassifyConfig, part: int, device: torch.device) -
     with torch.device("meta"):
         model = build_model(config)
     trained = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
-    return process_memory(max(training, looking), trained * copies(config.finetune.optimizer), device)
+    states = trained * copies(config.finetune.optimizer)
+    convolved = 0
+    if config.finetune.model != "vit":  # of a step all but weights and gradients
+        convolved = max(training, looking) - sum(parameter.nbytes for parameter in model.parameters()) - trained
+    return process_memory(max(training, looking), states, device, max(convolved, 0))
 
 
 def _in_precision(config: ClassifyConfig, images: int, drops: bool) -> Callable[[], Tensor]:

@@ -27,6 +27,7 @@ from data.privacy import credentialed_places, terms
 from data.writing import keep_private, read_first_line, restoring_umask, write_csv
 
 COLUMNS = ("path", "probability", "score", "decision", "domain", "reason")  # of every table, in this order
+PLUGINS = "pip install 'mae-cxr[dicom]'"  # what data/dicom.py advises
 NOT_REACHED = "not reached: interrupted"
 Seen = Callable[[Sequence[Trained], Images], None]
 
@@ -485,6 +486,9 @@ def _summary(members: Sequence[Trained], answers: Answers, table: pd.DataFrame, 
     refused = int((~answers.read).sum())
     left_out = f"; {refused:,} could not be read, column reason says why" if refused else ""
     yield f"{len(answers.reasons) - refused:,} of {len(answers.reasons):,} images predicted{left_out}"
+    lacking = sum(PLUGINS in (reason or "") for reason in answers.reasons)
+    if lacking:
+        yield f"{lacking:,} of them lack a DICOM plugin, which {PLUGINS} may bring"
 
     found = []
     for name in words(members[0].config.data.target):

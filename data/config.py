@@ -112,13 +112,19 @@ def shipped_data(text: str, place: str) -> Path:
     return found[name]
 
 
-def shipped_credit(text: str) -> str:
-    """Whose the data `shipped:NAME` are, and their licence: to be said wherever results or pictures of them are shown."""
-    data = shipped_data(text, "data.root")
-    for line in (data.parent / "README.md").read_text(encoding="utf-8").splitlines():
-        if line.startswith(f"`{data.name}`: "):
-            return line.removeprefix(f"`{data.name}`: ")
-    raise AssertionError(f"{data.name} has no line in its README")
+def shipped_credit(text: str) -> str | None:
+    """Whose the data `shipped:NAME` are, and their licence: to be said wherever results or pictures of them are shown.
+
+    None for any other data, and for what came with another version.
+    """
+    if not text.startswith(SHIPPED):
+        return None
+    beginning = f"`{text.removeprefix(SHIPPED)}`: "
+    about = (Path(__file__).parent / "shipped/README.md").read_text(encoding="utf-8")
+    for line in about.splitlines():
+        if line.startswith(beginning):
+            return line.removeprefix(beginning)
+    return None
 
 
 def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:

@@ -23,26 +23,24 @@ import numpy as np
 from PIL import Image
 
 from data.config import SHIPPED, shipped_data
-from data.dicom_studies import study_hash
+from data.dicom_ids import read_ids
 from data.errors import UserError, printable
 from data.image_files import read_some
 from data.images import fit_pixels
+from data.privacy import salt_of
 from data.refusal import UnreadableImage
 from data.settings import DataSettings, height_and_width
 from data.sex_and_age import find_column
 from data.sources import csv_columns, read_csv
+from data.sources.columns import suggested
 from data.sources.found_images import ENDINGS, find_images
 from data.store import Postponed
 from data.workers import FEW, Killed, ThisProcess, run_one_by_one, start_processes, usable_cores
 
 BATCH = 16  # images that are read together, by one process
-TABLES = (".csv", ".csv.gz")
-OTHER_TABLES = (".tsv", ".txt", ".xlsx", ".xls", ".ods", ".parquet", ".json")
+TABLES = (".csv", ".csv.gz", ".tsv", ".txt")
+OTHER_TABLES = (".xlsx", ".xls", ".ods", ".parquet", ".json")
 # plain names (data/sex_and_age.py) of a table's columns, the first that is there counts
-PATH_NAMES = (
-    *("path", "filepath", "file", "filename", "image", "imagepath", "imagefile", "imagefilename", "img", "imgpath"),
-    *("imageindex", "dicom", "dicompath", "dicomfile"),
-)
 STUDY_NAMES = ("studyid", "study", "studyinstanceuid", "studyuid")
 PATIENT_NAMES = ("patientid", "subjectid", "patient")
 
@@ -143,7 +141,7 @@ def _inputs_of(word: str, say: Callable[[str], object]) -> list[Input]:
         return _expanded(word, say)
     name = place.name.lower()
     if name.endswith(TABLES):
-        return _listed(place)
+        return _listed(place, say)
     if name.endswith(".npz"):
         raise UserError(
             f"{word}: found an archive of arrays, expected files, folders or a CSV; a MedMNIST archive is for "
@@ -186,15 +184,17 @@ def _meant(place: Path) -> str:
     return ""
 
 
-def _listed(table: Path) -> list[Input]:
+def _listed(table: Path, say: Callable[[str], object]) -> list[Input]:
     """The rows of a CSV of paths."""
     header = csv_columns(table)
-    column = find_column(header, PATH_NAMES)
+    column = find_column(header, ["path"]) or suggested(header, "path")
     if column is None:
         raise UserError(
             f"{table}: found columns {', '.join(map(printable, header[:20]))}, expected one called path"
             f"{_column_meant(table, header)}"
         )
+    if column != "path":
+        say(f"{table}: column {printable(column)} is read as path")
     study = find_column(header, STUDY_NAMES)
     patient = find_column(header, PATIENT_NAMES)
     optional = [name for name in (study, patient) if name]
@@ -210,11 +210,7 @@ def _listed(table: Path) -> list[Input]:
 
 
 def _column_meant(table: Path, header: list[str]) -> str:
-    """The column whose first cell looks like an image's path, or the separator that is no comma."""
-    if len(header) == 1:
-        for mark, name in {";": "semicolons", "\t": "tabs", "|": "bars"}.items():
-            if mark in header[0]:
-                return f", and commas between them: save the table with commas instead of {name}"
+    """The column whose first cell looks like an image's path."""
     first = read_csv(table, header).head(1)
     for name in header:
         cell = str(first[name].iloc[0]) if len(first) else ""
@@ -234,12 +230,21 @@ def _beside(table: Path, written: str) -> Path:
     return table.parent / written
 
 
-def with_studies(inputs: Iterable[Input]) -> list[Input]:
-    """Inputs of which no table says the study, with a hash of the study that their DICOM file names."""
+def with_studies(inputs: Sequence[Input]) -> list[Input]:
+    """Inputs of which no table says the study, with a hash of the study that their DICOM file names.
+
+    Where no secret can be kept, hashes would be others each time, so there are none.
+    """
+    salt = salt_of(None)
+    unknown = [one for one in inputs if not (one.study_id or one.refused) and one.pixels is None]
+    if salt is None or not unknown:
+        return list(inputs)
+    ids = read_ids([str(one.path) for one in unknown], salt)
+    hashes = {one.path: study for one, study in zip(unknown, ids["study"].astype(str).tolist(), strict=True)}
     found = []
     for one in inputs:
-        if not one.study_id and one.pixels is None and not one.refused:
-            one = replace(one, study_id=study_hash(one.path))
+        if not one.study_id and one.path in hashes:
+            one = replace(one, study_id=hashes[one.path])
         found.append(one)
     return found
 

@@ -1,6 +1,5 @@
 """Manifest → ImageStore, parallel and resumable; bad files are listed, never silently dropped."""
 
-import hashlib
 import sys
 from collections.abc import Generator
 from contextlib import closing, suppress
@@ -16,6 +15,7 @@ from data.errors import UserError, quoted, withholding
 from data.images import READER_VERSION, read_fitted
 from data.locks import locked
 from data.manifest import Manifest, open_manifest
+from data.moved_stores import digest_of, moved_store
 from data.privacy import credentialed_sources
 from data.refusal import UnreadableImage
 from data.rejections import read_rejections, rejection_lines, waiting_for_plugins
@@ -44,7 +44,7 @@ def prepare(config: DataConfig | DataSettings, manifest: Manifest | None = None,
     if manifest is None:
         manifest = open_manifest(settings, look_again=True)
         try_again = True
-    description = describe_store(settings, manifest.table)
+    description = _known_as(settings, manifest.table)
 
     finished = finished_store(settings, description)
     folder = finished or _make(settings, manifest, description)
@@ -74,6 +74,22 @@ def _make(settings: DataSettings, manifest: Manifest, description: dict[str, Any
 def _place(settings: DataSettings, description: dict[str, Any]) -> Path:
     name = f"{settings.source}-{_pixels(settings.image_size)}px-{description['fingerprint'][:12]}"
     return stores_folder(settings) / name
+
+
+def _known_as(settings: DataSettings, table: pd.DataFrame) -> dict[str, Any]:
+    """The description of the store of these images: of today's place, or of one at which they lay when it was made."""
+    description = describe_store(settings, table)
+    if (_place(settings, description) / "store.json").exists():
+        return description
+    roots = [expand(source.root, "data.root") for source in settings.each_source().values()]
+    moved = moved_store(stores_folder(settings), settings, table, description, roots)
+    if moved is None:
+        return description
+
+    before = facts_of(read_description(moved))
+    then = before["root"] if isinstance(before["root"], str) else ", ".join(before["root"])
+    print(f"note: {moved}: made when the images lay at {then}; they are the same, so it is used", file=sys.stderr)
+    return described(before)
 
 
 def finished_store(settings: DataSettings, description: dict[str, Any]) -> Path | None:
@@ -129,7 +145,7 @@ def verify(config: DataConfig | DataSettings) -> ImageStore:
     if settings.store is False:
         raise UserError("data.store: found false, expected the folder of the store to verify")
     table = open_manifest(settings).table
-    description = describe_store(settings, table)
+    description = _known_as(settings, table)
     folder = finished_store(settings, description)
     if folder is None:
         place = _place(settings, description)
@@ -207,8 +223,7 @@ def describe_store(settings: DataSettings, table: pd.DataFrame) -> dict[str, Any
     # the same images under another root are another store only by `root`, not by every path
     mixed = settings.source == "mix"
     prefix = "" if mixed else expand(settings.root, "data.root")
-    pairs = zip(table["image_id"], table["path"], strict=True)
-    images = sorted(f"{image_id}\t{path.removeprefix(prefix)}" for image_id, path in pairs)
+    paths = [path.removeprefix(prefix) for path in table["path"]]
 
     size = settings.image_size
     facts = {
@@ -219,8 +234,8 @@ def describe_store(settings: DataSettings, table: pd.DataFrame) -> dict[str, Any
         "resize": settings.resize,
         "tone": settings.tone,
         "reader_version": READER_VERSION,
-        "images": len(images),
-        "image_ids_and_paths": hashlib.sha256("\n".join(images).encode()).hexdigest(),
+        "images": len(table),
+        "image_ids_and_paths": digest_of(table["image_id"], paths),
     }
     return described(facts)
 

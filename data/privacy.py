@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from data.config import change_config, expand
+from data.config import SHIPPED, change_config, expand
 from data.errors import UserError
 from data.known_layouts import known_data_set
 from data.settings import DataConfig, DataSettings
@@ -82,12 +82,13 @@ def recognised(settings: DataSettings) -> dict[str, str]:
 
 def credentialed_places(paths: Iterable[str | Path]) -> tuple[str, ...]:
     """The credentialed data sets that files, folders and tables somewhere belong to, told as `recognised` tells."""
-    places: dict[tuple[Path, Path | None], None] = {}
+    found = set()
     for word in paths:
+        if str(word).startswith(SHIPPED):  # which is open, wherever one stands
+            continue
         path = Path(word)
-        is_table = path.suffix in (".csv", ".gz") and path.is_file()
-        places[path if path.is_dir() else path.parent, path if is_table else None] = None
-    found = {known_data_set(root, table) for root, table in places}
+        table = path if path.name.endswith((".csv", ".csv.gz")) else None
+        found.add(known_data_set(path, table))
     return tuple(sorted(name for name in found if name is not None))
 
 

@@ -97,6 +97,7 @@ EXAMPLES: dict[str, Any] = {
     "pretrain.optimizer.clip_grad": 1.0,
     "pretrain.optimizer.ema": 0.999,
     "engine.save_steps": 500,
+    "engine.pictures_every": 10,
     "finetune.run": "runs/first",
     "finetune.model": "resnet18",
     "finetune.mode": "linear",

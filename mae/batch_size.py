@@ -31,13 +31,15 @@ def with_batch_size(
     if section.batch_size != "auto":
         return config
 
-    number = batch_of_run(folder, stage)
-    if number is None:
-        parts = distributed.world_size() * section.optimizer.accumulate
-        number = told_to_all(lambda: chosen_batch(stage, images, parts, device, needs))
-        if distributed.is_main():
+    def choose() -> int:
+        number = batch_of_run(folder, stage)
+        if number is None:
+            parts = distributed.world_size() * section.optimizer.accumulate
+            number = chosen_batch(stage, images, parts, device, needs)
             print(f"{stage}.batch_size: auto → {number}, for {images:,} training images and the memory that is free")
-    return change_config(config, {f"{stage}.batch_size": number})
+        return number
+
+    return change_config(config, {f"{stage}.batch_size": told_to_all(choose)})
 
 
 def batch_of_run(folder: Path, stage: StageName) -> int | None:

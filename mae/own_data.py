@@ -159,6 +159,7 @@ def _chosen(found: Detected, run: str, given: dict[str, Any], command: str, more
     data = {f"data.{name}": value for name, value in found.settings.items()}
     first = _made([Pick(key, value) for key, value in {"run": run, **data}.items()], given)
     facts = Facts(found.settings["root"], open_manifest(first.data).table, device_of(first.device))
+    _expect_both_splits(facts)
     extra = list(more(facts))  # what cannot run says so before anything is measured
 
     picks = [Pick("run", run, "this run's folder")]
@@ -180,6 +181,15 @@ def _chosen(found: Detected, run: str, given: dict[str, Any], command: str, more
             picks.append(Pick(key, value, "given on the command line"))
     header = f"# {command} --config {run}.yaml\n#\n# Chosen for {facts.images:,} training images on {facts.device}.\n"
     return _made(picks, {}), header + _as_yaml(picks)
+
+
+def _expect_both_splits(facts: Facts) -> None:
+    held_out = int((facts.table["split"] == "validate").sum())
+    if not facts.images or not held_out:
+        raise UserError(
+            f"--data: {facts.place}: found {facts.images:,} images for training and {held_out:,} for validation, "
+            "expected some for each; give more images"
+        )
 
 
 def _why(key: str, reason: str, given: Collection[str]) -> str:

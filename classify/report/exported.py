@@ -1,10 +1,12 @@
 """Model cards of what is carried away: a folder for transformers, or an ONNX file; with code that runs as it stands."""
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from classify.decision import Decision
+from classify.decisions import Decisions
+from classify.metrics.operating_points import RATES
 from classify.report.checklist_facts import KNOWN_SOURCES, epochs, network
 from classify.report.model_card import INTENDED, Card, model_card
 from classify.report.tables import FLATTERING, markdown, plain, task
@@ -17,12 +19,12 @@ from mae.weights.reading import FITTED, TONES, Reading, described, fitting
 
 WRITTEN_BY = "Written by mae-export of mae-cxr."
 TAGS = ["chest-x-ray", "radiograph"]
-RATES_SHOWN = (0.8, 0.9, 0.95)  # of the operating points
+RATES_SHOWN = (0.8, 0.9, 0.95)  # of `RATES`
 
 # what ours does otherwise is measured in docs/weights.md
 AS_READ = (
     "The code above reads JPEG and PNG of 8 bits. Give the whole radiograph, upright, bones bright. mae-cxr decodes "
-    "large JPEGs at a reduced size, which differs from it by about a grey level."
+    "large JPEGs at a reduced size, which differs from it by a fraction of a grey level on average."
 )
 
 ONNX_CODE = """```python
@@ -108,14 +110,13 @@ def classifier_card(exported: Exported, architecture: str | None) -> str:
         "pipeline_tag": "image-classification",
         "tags": [*TAGS, *([] if architecture else ["onnx"]), "image-classification"],
     }
-    known = checkpoint.meta.get("validate_auc")
     card = Card(
         name=exported.name,
         task=task(config.data.target),
         license=checkpoint.meta.get("license"),
         source=config.data.source,
         split="validate",
-        metrics={} if known is None else {"auc": known},
+        metrics={"auc": _validation_auc(checkpoint)},
         written_by=WRITTEN_BY,
         front=front,
         sections=(
@@ -136,16 +137,16 @@ def classifier_card(exported: Exported, architecture: str | None) -> str:
 def consumers_duties(exported: Exported, onnx: bool) -> list[str]:
     """A few lines for the console: what who uses a classifier elsewhere must do."""
     reading = exported.reading
-    decision = Decision.of(exported.checkpoint)
-    positive = decision.classes[1]
+    decisions = Decisions.of(exported.checkpoint)
+    positive = decisions.classes[1]
     lines = [*_reading_lines(reading, inside=onnx)]
     if onnx:
         lines.append(f"outputs: probability (b) of {positive}, calibrated; score (b), the same before calibration")
     else:
         lines.append(f"output: the softmax's second number, the calibrated probability of {positive}")
-    threshold = decision.probability_threshold
+    threshold = decisions.probability_threshold
     if threshold is not None:
-        score = f"{decision.thresholds['image']:.4f}"
+        score = f"{decisions.thresholds['image']:.4f}"
         lines.append(f"{positive}: from a probability of {threshold:.4f}, which is a score of {score} uncalibrated")
     return lines
 
@@ -162,18 +163,18 @@ def _reading_lines(reading: Reading, inside: bool) -> Iterator[str]:
 
 
 def _use(exported: Exported, architecture: str | None) -> Iterator[str]:
-    decision = Decision.of(exported.checkpoint)
+    decisions = Decisions.of(exported.checkpoint)
     if architecture is None:
         yield (
             f"Input `images`: uint8 (b 1 {exported.reading.height} {exported.reading.width}), any number of them. "
             "Outputs: `probability` (b), calibrated, and `score` (b), the same before calibration, both float32. "
             "Standardisation and calibration are inside. onnxruntime, numpy and Pillow are all it takes:"
         )
-        threshold = decision.thresholds.get("image")
+        threshold = decisions.thresholds.get("image")
         yield ONNX_CODE.format(
             file=json.dumps(f"{exported.name}.onnx"),
             fitting=fitting(exported.reading),
-            decision=_in_code("score[0]", threshold, decision.classes),
+            decision=_in_code("score[0]", threshold, decisions.classes),
         )
         if exported.beside:
             yield f"Its weights lie in `{exported.beside}` beside it, as they are too large for one file: move both."
@@ -185,7 +186,7 @@ def _use(exported: Exported, architecture: str | None) -> Iterator[str]:
     yield TRANSFORMERS_CODE.format(
         mode=exported.reading.mode,
         fit=_fit_in_code(exported.reading),
-        decision=_in_code("probability", decision.probability_threshold, decision.classes),
+        decision=_in_code("probability", decisions.probability_threshold, decisions.classes),
     )
 
 
@@ -215,10 +216,10 @@ def _images(reading: Reading) -> Iterator[str]:
 
 
 def _decisions(checkpoint: Checkpoint, architecture: str | None) -> Iterator[str]:
-    decision = Decision.of(checkpoint)
-    positive = decision.classes[1]
-    if "image" in decision.calibrations:
-        numbers = decision.calibration
+    decisions = Decisions.of(checkpoint)
+    positive = decisions.classes[1]
+    if "image" in decisions.calibrations:
+        numbers = decisions.calibration
         yield (
             f"Calibration, fitted on validation: the logit of the score is divided by {numbers.temperature:.4f} and "
             f"{numbers.intercept:+.4f} is added. It leaves every order as it is."
@@ -231,34 +232,37 @@ def _decisions(checkpoint: Checkpoint, architecture: str | None) -> Iterator[str
     else:
         yield "It was not calibrated: probability and score are the same, and need not be a probability."
 
-    threshold = decision.probability_threshold
+    threshold = decisions.probability_threshold
     if threshold is not None:
         rule = config_of(checkpoint).finetune.threshold
         yield (
-            f"An image is called {positive} from a score of {decision.thresholds['image']:.4f}, which is a probability "
-            f"of {threshold:.4f}; chosen on validation (rule {rule})."
+            f"An image is called {positive} from a score of {decisions.thresholds['image']:.4f}, which is a "
+            f"probability of {threshold:.4f}; chosen on validation (rule {rule})."
         )
-    if "study" in decision.thresholds:
+    if "study" in decisions.thresholds:
         study = f"A study is called {positive} where the mean **score** of its images is at least "
-        yield f"{study}{decision.thresholds['study']:.4f}; mean scores, not calibrated probabilities."
+        yield f"{study}{decisions.thresholds['study']:.4f}; mean scores, not calibrated probabilities."
 
-    rows = _operating_points(checkpoint, decision)
+    rows = _operating_points(checkpoint, decisions)
     if rows:
         yield "Other operating points of single images, found on validation:"
         yield markdown(rows)
 
 
-def _operating_points(checkpoint: Checkpoint, decision: Decision) -> list[dict[str, str]]:
+def _operating_points(checkpoint: Checkpoint, decisions: Decisions) -> list[dict[str, str]]:
     found = (checkpoint.meta.get("operating") or {}).get("image") or {}
     rows = []
-    for rate, thresholds in found.items():
+    for rate in ("sensitivity", "specificity"):
+        thresholds = found.get(rate, ())
+        if len(thresholds) != len(RATES):
+            continue
         for share in RATES_SHOWN:
-            score = thresholds[round(100 * share) - 1]  # one for each percent
+            score = thresholds[RATES.index(share)]
             rows.append(
                 {
                     "On validation at least": f"{rate} {100 * share:g} %",
                     "Score from": f"{score:.4f}",
-                    "Probability from": f"{decision.probability_of(score):.4f}",
+                    "Probability from": f"{decisions.probability_of(score):.4f}",
                 }
             )
     return rows
@@ -271,7 +275,13 @@ def _model(exported: Exported, architecture: str | None) -> Iterator[str]:
             "The network is a plain ViT, not a DINOv2: of transformers' classes this one reads the mean of the patch "
             "tokens. Its branches' scales are 1, and the head's weights for the class token are 0."
         )
-    yield f"Weights: epoch {exported.checkpoint.progress.get('epoch', '?')}; checkpoint {exported.digest}."
+    yield _which_weights(exported)
+
+
+def _which_weights(exported: Exported) -> str:
+    epoch = exported.checkpoint.progress.get("epoch")
+    after = f"epoch {epoch}; " if isinstance(epoch, int) else ""
+    return f"Weights: {after}checkpoint {exported.digest}."
 
 
 def _training(checkpoint: Checkpoint) -> Iterator[str]:
@@ -298,12 +308,19 @@ def _sources(checkpoint: Checkpoint) -> str:
 
 
 def _validation(checkpoint: Checkpoint) -> Iterator[str]:
-    if checkpoint.meta.get("validate_auc") is None:
+    auc = _validation_auc(checkpoint)
+    if math.isnan(auc):
         return
     cases = checkpoint.meta.get("validate_cases") or {}
     counted = ", ".join(f"{count:,} {name}" for name, count in cases.items())
-    yield plain(f"AUC {checkpoint.meta['validate_auc']:.3f} on validation images{f' ({counted})' if counted else ''}.")
+    yield plain(f"AUC {auc:.3f} on validation images{f' ({counted})' if counted else ''}.")
     yield FLATTERING
+
+
+def _validation_auc(checkpoint: Checkpoint) -> float:
+    """NaN where the checkpoint does not say."""
+    auc = checkpoint.meta.get("validate_auc")
+    return auc if isinstance(auc, float) else math.nan
 
 
 def _limitations(checkpoint: Checkpoint) -> Iterator[str]:
@@ -371,7 +388,7 @@ def _model_of_mae(exported: Exported, model: MaskedAutoencoder) -> Iterator[str]
         f"Masked autoencoder: a Vision Transformer of {len(encoder.blocks)} blocks, width {encoder.width}, patches of "
         f"{encoder.patch_size} pixels, and a decoder; {parameters:,} parameters."
     )
-    yield f"Weights: epoch {exported.checkpoint.progress.get('epoch', '?')}; checkpoint {exported.digest}."
+    yield _which_weights(exported)
 
 
 def _pretraining(checkpoint: Checkpoint) -> Iterator[str]:

@@ -7,7 +7,7 @@ from classify.report.heatmaps import picture
 from classify.report.mistakes import strips
 from classify.report.reconstructions import Panel, panels
 from classify.report.tables import FLATTERING, UNKNOWN_WEIGHTS, case_count, images_of, summary_of_all, units_of
-from data.config import SHIPPED, shipped_credit
+from data.config import shipped_credit
 from data.labels import words
 from data.privacy import credentialed_sources, terms
 from data.settings import height_and_width
@@ -48,8 +48,8 @@ def facts(comparison: Comparison) -> Iterator[tuple[str, str]]:
     height, width = height_and_width(config.data.image_size)
     yield "Source", f"{config.data.source}, {height} × {width} pixels ({config.data.resize})"
     for part in config.data.each_source().values():
-        if part.root.startswith(SHIPPED):
-            yield "Images of", shipped_credit(part.root)
+        if credit := shipped_credit(part.root):
+            yield "Images of", credit
     yield "Split", config.compare.split
     summary = summary_of_all(comparison)
     yield "Evaluated", case_count(summary)

@@ -253,6 +253,7 @@ class _Meta(BaseModel):
     pretrained_from: str | None = None
     threshold: dict[str, float] | None = None
     calibration: dict[str, dict[str, float]] | None = None
+    operating: dict[str, dict[str, list[float]]] | None = None
     validate_cases: dict[str, int] | None = None
     domain: dict[str, Any] | None = None
     images: str = ""

@@ -1,6 +1,7 @@
 """Known images are told by training images, limits by validation, and neither by labels or by the test split."""
 
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from classify.trained import load_trained
 from data.errors import UserError
 from data.loader import Data, Loader, open_data
 from mae import load_checkpoint
-from mae.engine.checkpoint import save_checkpoint
+from mae.engine.checkpoint import NotSaved, save_checkpoint
 from mae.pretrain import pretrain
 
 CPU = torch.device("cpu")
@@ -250,12 +251,19 @@ def test_another_pretraining_in_its_place_is_not_used(runs, place, tmp_path):
 # ---------------------------------------------------------------- what is kept, and what is not
 
 
+def raising(error: Exception) -> Callable:
+    def raises(*given):
+        raise error
+
+    return raises
+
+
 def test_a_run_stopped_before_it_remembers_is_finished_by_the_same_command(
     runs, place, opened, pretrained, monkeypatch
 ):
     config = tiny_config(place, finetune__run=f"{place}/stopped", **RUNS["full"])
     with monkeypatch.context() as stopping:
-        stopping.setattr(classify.domain, "learn_domain", lambda *given: (_ for _ in ()).throw(Stop))
+        stopping.setattr(classify.domain, "learn_domain", raising(Stop()))
         with pytest.raises(Stop):
             finetune(config, pretrained, opened)
     best = place / "stopped/best.pt"
@@ -269,6 +277,16 @@ def test_a_run_stopped_before_it_remembers_is_finished_by_the_same_command(
     before = best.stat().st_mtime_ns
     finetune(config, pretrained, opened)
     assert best.stat().st_mtime_ns == before
+
+
+def test_a_full_disk_is_one_line_and_the_same_command_ends_the_run(place, opened, pretrained, monkeypatch):
+    config = tiny_config(place, finetune__run=f"{place}/full-disk", finetune__epochs=1)
+    with monkeypatch.context() as full:
+        full.setattr(classify.domain, "save_checkpoint", raising(NotSaved("best.pt: full")))
+        with pytest.raises(UserError, match="the same command again") as refused:
+            finetune(config, pretrained, opened)
+    assert "\n" not in str(refused.value)
+    assert Domain.of(load_checkpoint(finetune(config, pretrained, opened) / "best.pt")) is not None
 
 
 def test_one_that_is_trained_longer_remembers_by_its_best_weights(runs, place, opened, pretrained):

@@ -159,7 +159,9 @@ def test_sizes_are_told_by_headers_alone(tmp_path):
     # nothing behind the header is there any more
     for name in ("a.png", "b.jpg"):
         whole = (tmp_path / name).read_bytes()
-        (tmp_path / name).write_bytes(whole[: whole.index(b"IDAT") if name == "a.png" else whole.index(b"\xff\xda")])
+        (tmp_path / name).write_bytes(
+            whole[: whole.index(b"IDAT") + 4 if name == "a.png" else whole.index(b"\xff\xda")]
+        )
     names = ["a.png", "b.jpg", "c", "d.npz#train_images/1", "e.png", "nowhere.png"]
     sizes = [image_size_of(str(tmp_path / name)) for name in names]
     assert sizes == [(17, 31), (29, 13), (19, 23), (7, 11), None, None]

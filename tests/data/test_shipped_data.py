@@ -7,6 +7,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 from checkout import ROOT, SHARED
+from source_files import touch
 from tiny_world import call, mistake
 
 from data.config import expand, load_config, shipped_credit, shipped_data
@@ -14,6 +15,7 @@ from data.errors import UserError
 from data.images import read_image
 from data.inputs import find_inputs
 from data.manifest import open_manifest
+from data.privacy import credentialed_places
 from mae.cli import pretrain
 from mae.reconstruct import image_files
 
@@ -106,15 +108,28 @@ def test_the_config_names_it_alike_on_every_machine():
     assert call(pretrain, "--config", "demo", "--print-config").out.count(ARCHIVE) == 1
 
 
+def test_shipped_pictures_are_open_wherever_one_stands(tmp_path, monkeypatch):
+    touch(tmp_path, "files/p10/p10000032/s50414267/a.jpg")
+    monkeypatch.chdir(tmp_path)
+    assert credentialed_places(["shipped:radiographs", "shipped:radiographs/test2_normal.png"]) == ()
+    assert credentialed_places(["shipped:radiographs", "files"]) == ("MIMIC-CXR",)
+
+
 # ---------------------------------------------------------------- whose it is
 
 
 def test_every_shipped_data_set_has_authors_and_a_licence():
     for path in (ROOT / "data/shipped").glob("*.npz"):
         credit = shipped_credit(f"shipped:{path.name}")
+        assert credit
         assert "CC BY 4.0" in credit
         assert "Yang et al." in credit
         assert "Kermany" in credit
+
+
+@pytest.mark.parametrize("text", ["shipped:", "shipped:of_another_version.npz", "shipped:README.md", "phantom"])
+def test_of_other_data_nothing_is_said(text):
+    assert shipped_credit(text) is None
 
 
 # ---------------------------------------------------------------- how it was made

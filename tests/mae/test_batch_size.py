@@ -9,7 +9,7 @@ from classify.finetune import finetune
 from classify.finetune_cost import finetuning_memory
 from data.config import load_config, make_config
 from data.errors import UserError
-from mae.batch_size import chosen_batch
+from mae.batch_size import chosen_batch, told_to_all
 from mae.engine import machine
 from mae.engine.machine import free_memory
 from mae.pretrain import pretrain
@@ -66,6 +66,20 @@ def test_where_nothing_fits_it_says_so_and_does_not_guess(free):
 def test_it_never_exceeds_the_images(free):
     free(1e12)
     assert [chosen_batch("finetune", images, 1, CPU, linear) for images in (1, 2, 3, 5, 9)] == [1, 2, 2, 4, 8]
+
+
+def test_ranks_take_what_the_first_one_chose(monkeypatch):
+    monkeypatch.setattr(mae.batch_size.distributed, "all_gather_objects", lambda mine: [mine or 24, 0])
+    assert told_to_all(lambda: 48) == 48
+    monkeypatch.setattr(mae.batch_size.distributed, "rank", lambda: 1)
+    assert told_to_all(lambda: 48) == 24  # though it would have chosen otherwise
+
+
+def test_ranks_end_together_where_nothing_fits_the_first_one(monkeypatch):
+    monkeypatch.setattr(mae.batch_size.distributed, "all_gather_objects", lambda mine: ["too little", mine])
+    monkeypatch.setattr(mae.batch_size.distributed, "rank", lambda: 1)
+    with pytest.raises(UserError, match="too little"):
+        told_to_all(lambda: 48)
 
 
 # ---------------------------------------------------------------- what is counted

@@ -53,6 +53,7 @@ ORDER_OF_CLASSIFY = (
         "cost",
         "grid",
         "evaluate",
+        "decisions",
         "trained",
         "ledger",
         "prediction_files",
@@ -61,7 +62,6 @@ ORDER_OF_CLASSIFY = (
         "domain",
         "finetune_cost",
         "scores",
-        "decision",
     ),
     *("cases", "start", "dashboard", "models", "metrics", "style", "settings"),
 )
@@ -325,7 +325,9 @@ def test_wheel_reads_the_demos_images_into_the_working_folder_and_writes_nothing
         "from data.inputs import find_inputs; from data.config import shipped_credit;"
         "print(find_inputs(['shipped:radiographs'])[0].path, shipped_credit('shipped:pneumoniamnist_demo.npz'))"
     )
-    assert from_wheel(installed, tmp_path, code).startswith(str(installed / "data/shipped/radiographs/test0_abnormal.png"))
+    assert from_wheel(installed, tmp_path, code).startswith(
+        str(installed / "data/shipped/radiographs/test0_abnormal.png")
+    )
 
 
 def test_wheel_finds_the_report_template_and_the_checklists_items_from_anywhere(installed, tmp_path):

@@ -133,17 +133,18 @@ def mimic_dicom(root: Path) -> None:
         table.rename(root / table.name)
 
 
+FEW = "0 for validation, expected some for each"
 PATIENTS = tuple(f"patient {number}" for number in range(7))
 FOLDERS = {
     "three images": OddFolder(lambda root: plain(root, 3), TRAINS, "3 images without labels"),
-    "one image": OddFolder(lambda root: plain(root, 1), "found images in train 1", "found images in train 1"),
+    "one image": OddFolder(lambda root: plain(root, 1), FEW, FEW),
     "plain images": OddFolder(plain, TRAINS, "24 images without labels"),
     "two classes": OddFolder(lambda root: classes(root, 24), TRAINS, TRAINS),
-    "two images a class": OddFolder(lambda root: classes(root, 2), "expected some in validate", "expected some in"),
+    "two images a class": OddFolder(lambda root: classes(root, 2), FEW, FEW),
     "one class": OddFolder(lambda root: classes(root, 20, ("NORMAL",)), TRAINS, "without labels"),
     "normal and loose ones": OddFolder(lambda root: classes(root, 20, ("NORMAL", "normal")), TRAINS, "no other"),
     "forty classes": OddFolder(
-        lambda root: classes(root, 3, ("normal", *(f"class {n}" for n in range(39)))), TRAINS, "no other"
+        lambda root: classes(root, 3, ("normal", *(f"class {n}" for n in range(39)))), TRAINS, TRAINS
     ),
     "folders of patients": OddFolder(lambda root: classes(root, 5, PATIENTS), TRAINS, "read in several ways"),
     "nested classes": OddFolder(nested, TRAINS, "read in several ways"),
