@@ -178,7 +178,7 @@ def _pretrain(argv: Arguments) -> None:
     if arguments.overfit:
         data = data.overfit(arguments.overfit)
     if distributed.is_main():
-        print(*data.manifest.notes, data.summary(), sep="\n")
+        print(*data.manifest.notes, data.manifest.summary(), sep="\n")
 
     with distributed.process_group(device):
         folder = pretrain(
