@@ -108,7 +108,7 @@ def _finetune(argv: Arguments) -> None:
         data = data.overfit(arguments.overfit, labelled=True)
     few = _few_cases(data, config)
     if distributed.is_main():
-        print(*data.manifest.notes, data.summary(), sep="\n")
+        print(*data.manifest.notes, data.manifest.summary(), sep="\n")
         if few:
             print(few)
 
