@@ -53,7 +53,7 @@ def read(settings: DataSettings, root: Path) -> tuple[pd.DataFrame, list[str]]:
 
     # what each class is, which is said before anything is trained
     table = pd.DataFrame(rows)
-    counts = table["class"].value_counts(sort=False).to_dict()
+    counts = Counter(str(name) for name in table["class"])
     otherwise = ", or data.source=images if these are no classes"
     classes = told_apart(list(counts), settings.normal, f"data.root: {root}", "class folders", otherwise)
     table["label"] = table["class"].map(classes.label)
