@@ -1,7 +1,7 @@
 """Two checkouts of this project beside each other: images per second of a stage, as its own command logs them.
 
     git worktree add /tmp/before COMMIT
-    python benchmarks/checkouts.py /tmp/before . --config demo pretrain.epochs=2
+    python benchmarks/checkouts.py /tmp/before . --config phantom pretrain.epochs=2
 
 The two take turns, each in processes of its own. They prepare and read one store, so that only the training differs.
 Everything is read from what a run leaves behind, so that any two versions can be compared.
@@ -22,13 +22,14 @@ COMMANDS = {
     "pretrain": "from mae.cli import pretrain as command; command()",
     "finetune": "from classify.cli import finetune as command; command()",
 }
+PHANTOM = Path(__file__).resolve().parents[1] / "configs/phantom.yaml"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("before", type=Path, help="a checkout")
     parser.add_argument("after", type=Path, help="another checkout")
-    parser.add_argument("--config", default="demo", help="a config that both know")
+    parser.add_argument("--config", default=str(PHANTOM), help="a config that both know, or a file that both read")
     parser.add_argument("--rounds", type=int, default=5, help="runs of each stage in each checkout")
     parser.add_argument("--data", type=Path, default=Path(), help="where relative data roots start from")
     parser.add_argument("--json", type=Path, help="write the numbers here too")

@@ -3,9 +3,14 @@
 from importlib import import_module
 from typing import Any
 
+from mae import check_packages  # asked of the package, so that Python names the file where it is another's
+
+check_packages()
+
 _PUBLIC = {
     "build_classifier": "classify.models.classifier",
     "build_resnet": "classify.models.resnet",
+    "Predictor": "classify.predict",
 }
 __all__ = [*_PUBLIC, "metrics"]
 

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 from data.cli import Arguments, Parser, command_parser, configure, print_and_stop, run_command
 from data.errors import UserError
-from mae.cli import parse_training, training_parser
+from mae.cli import add_data, data_layout, end_overfit, expect_named, parse_training, said, training_parser
 
 if TYPE_CHECKING:
+    from classify.comparison import Comparison
     from classify.settings import ClassifyConfig
     from data.loader import Data
     from mae.engine.checkpoint import Checkpoint
@@ -43,6 +44,16 @@ def report(argv: Arguments = None) -> None:
     run_command(_report, argv)
 
 
+def predict(argv: Arguments = None) -> None:
+    """The command mae-predict."""
+    run_command(_predict, argv)
+
+
+def embed(argv: Arguments = None) -> None:
+    """The command mae-embed."""
+    run_command(_embed, argv)
+
+
 def export(argv: Arguments = None) -> None:
     """The command mae-export."""
     run_command(_export, argv)
@@ -59,10 +70,12 @@ def _finetune(argv: Arguments) -> None:
         help="run folder of mae-pretrain, or a .pt in it, with data and sizes; or other programs' weights, as "
         "model.init",
     )
-    arguments = parse_training(parser, argv, OVERFIT)
+    arguments = parse_training(parser, argv, "finetune", OVERFIT)
     config, checkpoint, pretrained = _beginning(arguments)
 
-    # torch comes only now: --help and a wrong setting are answered at once
+    # torch comes only now: --help, a wrong setting and a wrong path are answered at once
+    if pretrained is None:
+        expect_named(config, data=not arguments.dry_run)
     from classify.finetune import finetune
     from classify.start import check_fit, resolved, run_folder
     from data.config import beside, change_config
@@ -95,15 +108,24 @@ def _finetune(argv: Arguments) -> None:
         data = data.overfit(arguments.overfit, labelled=True)
     few = _few_cases(data, config)
     if distributed.is_main():
-        print(*data.manifest.notes, data.manifest.summary(), sep="\n")
+        print(*data.manifest.notes, data.summary(), sep="\n")
         if few:
             print(few)
 
     with distributed.process_group(device):
-        folder = finetune(config, checkpoint, data)
+        folder = finetune(
+            config,
+            checkpoint,
+            data,
+            say=lambda text: print(text, flush=True),
+            by_heart=arguments.overfit is not None,
+        )
+    if arguments.overfit:
+        end_overfit(folder, arguments.overfit)
     if distributed.is_main():
-        print(f"trained: {folder / 'best.pt'}; watch: tensorboard --logdir {folder}")
+        print(f"watch: tensorboard --logdir {folder}")
         print(f"next: mae-evaluate {folder}")
+        print(f"for images of your own: mae-predict --checkpoint {folder} FILES --out predictions.csv")
         print(f"at the very end: mae-evaluate {folder} --split test, which opens the test split and records that")
 
 
@@ -133,6 +155,12 @@ def _beginning(arguments: argparse.Namespace) -> "tuple[ClassifyConfig, str | No
     if not path:
         return configure(arguments, ClassifyConfig), None, None
 
+    # a path that is nowhere is answered before torch is imported to look into it
+    from mae.engine.checkpoint_file import checkpoint_file
+
+    if not Path(path).exists():
+        checkpoint_file(path)
+
     # a checkpoint brings its config, unless another is given
     config = None
     if arguments.config:
@@ -142,7 +170,6 @@ def _beginning(arguments: argparse.Namespace) -> "tuple[ClassifyConfig, str | No
     from classify.start import config_for, with_paths_given
     from data.config import change_config, parse_overrides
     from mae.engine.checkpoint import load_checkpoint
-    from mae.engine.checkpoint_file import checkpoint_file
     from mae.weights import is_foreign
 
     resnet = is_resnet(path)
@@ -192,6 +219,10 @@ def _evaluate(argv: Arguments) -> None:
         overrides["evaluate.split"] = arguments.split
     if not runs:
         raise UserError("command line: found no RUN, expected the folder of a mae-finetune run")
+    from mae.engine.checkpoint_file import best_of
+
+    for run in runs:
+        best_of(run)
 
     from classify.evaluate import evaluate
     from classify.report.tables import evaluation_text
@@ -211,8 +242,12 @@ def _compare(argv: Arguments) -> None:
     parser.add_argument(
         "--jobs", metavar="N", type=int, default=1, help="trainings at a time, on a GPU each (default 1)"
     )
+    add_data(parser)
     arguments = parser.parse(argv)
-    config = configure(arguments, ClassifyConfig)
+    if arguments.data:
+        config = _comparison_for_data(arguments)
+    else:
+        config = configure(arguments, ClassifyConfig)
     if arguments.jobs < 1:
         raise UserError(f"command line: --jobs: found {arguments.jobs}, expected 1 or more")
     if arguments.dry_run:
@@ -221,6 +256,7 @@ def _compare(argv: Arguments) -> None:
         print(plan(config, arguments.jobs))
         return
 
+    expect_named(config)
     from classify.compare import compare, failures_of
     from classify.report.sections import printed
     from data.config import expand
@@ -230,6 +266,9 @@ def _compare(argv: Arguments) -> None:
     folder = expand(config.run, "run")
     print(f"report: {folder}/report.html")
     print(f"curves: tensorboard --logdir {folder}")
+    print(f"next: mae-report {folder}, which makes the report again without training")
+    for run in _trained_runs(comparison)[:1]:
+        print(f"for images of your own: mae-predict --checkpoint {run} FILES --out predictions.csv")
 
     # everything else is written; exit code 2 says that it is not whole
     failures = failures_of(comparison)
@@ -240,11 +279,31 @@ def _compare(argv: Arguments) -> None:
         )
 
 
+def _trained_runs(comparison: "Comparison") -> list[Path]:
+    """The folders of the comparison's classifiers; a file of predictions has none."""
+    runs = [evaluation.run for evaluation in comparison.evaluations]
+    return [run for run in runs if (run / "best.pt").is_file()]
+
+
+def _comparison_for_data(arguments: argparse.Namespace) -> "ClassifyConfig":
+    layout = data_layout(arguments, labels=True)
+    from classify.own_data import comparison_for_data
+
+    write = not (arguments.print_config or arguments.dry_run)
+    config = comparison_for_data(layout, arguments.overrides, write, said(arguments))
+    if arguments.print_config:
+        print_and_stop(config)
+    return config
+
+
 def _report(argv: Arguments) -> None:
     about = "Make a comparison's tables and page again, from its comparison.json and its runs' predictions alone."
     parser = Parser("mae-report", description=about)
     parser.add_argument("folder", metavar="FOLDER", help="folder of a mae-compare that has ended, or a copy of it")
     folder = parser.parse(argv).folder
+    from classify.report.folder import comparison_file
+
+    comparison_file(folder)
     from classify.report.read import report
     from classify.report.sections import printed
 
@@ -253,12 +312,137 @@ def _report(argv: Arguments) -> None:
     print(f"report: {comparison.folder}/report.html")
 
 
-def _export(argv: Arguments) -> None:
-    about = "Write a checkpoint as a folder for Hugging Face's transformers: ViTMAE, or a classifier as ViT."
-    parser = Parser("mae-export", description=about)
-    parser.add_argument("--checkpoint", metavar="RUN", required=True, help="of mae-pretrain or mae-finetune")
-    parser.add_argument("--out", metavar="FOLDER", required=True, help="folder to write")
+def _predict(argv: Arguments) -> None:
+    arguments = _predict_parser().parse(argv)
+    from mae.engine.checkpoint_file import checkpoint_file, is_run
+
+    # of the words, runs and checkpoints go with --checkpoint: `--checkpoint A B C FILES` is what one types
+    runs = list(arguments.checkpoint)
+    paths = []
+    for word in arguments.inputs:
+        place = Path(word)
+        if (place.is_file() and place.suffix == ".pt") or (place.is_dir() and is_run(place)):
+            runs.append(word)
+        else:
+            paths.append(word)
+    if not paths:
+        raise UserError("command line: found no FILE, expected images, folders of them or CSVs of their paths")
+    if arguments.workers < 0:
+        raise UserError(f"command line: --workers: found {arguments.workers}, expected 0 (one for each core) or more")
+    for run in runs:  # bad paths are answered without torch
+        checkpoint_file(run)
+
+    from classify.predict import Operating, predict
+
+    operating = Operating(arguments.threshold, arguments.sensitivity, arguments.specificity)
+    predict(
+        runs,
+        paths,
+        arguments.out,
+        operating=operating,
+        unit=arguments.unit,
+        device=arguments.device,
+        workers=arguments.workers,
+    )
+
+
+def _predict_parser() -> Parser:
+    parser = Parser(
+        "mae-predict",
+        description="What a trained classifier says of images: calibrated probabilities and decisions, as a CSV.",
+        allow_abbrev=False,
+    )
+
+    # from where, to where
+    parser.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="FILE",
+        help="JPEG, PNG or DICOM files, folders of these at any depth, or CSVs with a column path",
+    )
+    parser.add_argument(
+        "--checkpoint",
+        required=True,
+        action="append",
+        metavar="RUN",
+        help="run folder or checkpoint of mae-finetune; several make an ensemble: their mean",
+    )
+    parser.add_argument("--out", required=True, type=Path, metavar="CSV", help="the table to write")
+
+    # what is called abnormal
+    parser.add_argument("--threshold", type=float, help="call abnormal from this score on (default: the stored one)")
+    parser.add_argument("--sensitivity", type=float, help="or the threshold of this sensitivity on validation, as 0.95")
+    parser.add_argument("--specificity", type=float, help="or the threshold of this specificity on validation")
+
+    # how
+    parser.add_argument(
+        "--unit",
+        choices=("image", "study"),
+        help="a row for each image, or for each study with its mean (default: as the run is evaluated, where all "
+        "inputs have a study)",
+    )
+    parser.add_argument("--workers", type=int, default=0, help="processes that read images (default: one a core)")
+    parser.add_argument("--device", default="auto", help="auto (CUDA where there is one), cpu, cuda or cuda:N")
+    return parser
+
+
+def _embed(argv: Arguments) -> None:
+    about = "Features of images by any encoder: of a pretraining, of a fine-tuned ViT, or a ResNet; a row an image."
+    parser = Parser("mae-embed", description=about, allow_abbrev=False)
+    parser.add_argument(
+        "images", nargs="+", metavar="FILE", help="JPEG, PNG or DICOM files, folders of these, CSVs with a column path"
+    )
+    parser.add_argument(
+        "--checkpoint", required=True, metavar="RUN", help="run folder or checkpoint of mae-pretrain or mae-finetune"
+    )
+    parser.add_argument(
+        "--out",
+        required=True,
+        type=Path,
+        metavar="NPY",
+        help="file to write; a CSV beside it says whose row is which",
+    )
+    parser.add_argument(
+        "--pool",
+        choices=("mean", "cls"),
+        help="of a ViT: mean of the patch tokens, or class token (default: mean, or what the classifier reads)",
+    )
+    parser.add_argument("--workers", type=int, default=0, help="processes that read images (default: one a core)")
+    parser.add_argument("--device", default="auto", help="auto (CUDA where there is one), cpu, cuda or cuda:N")
     arguments = parser.parse(argv)
+    if arguments.workers < 0:
+        raise UserError(f"command line: --workers: found {arguments.workers}, expected 0 (one for each core) or more")
+
+    from mae.engine.checkpoint_file import checkpoint_file
+
+    checkpoint_file(arguments.checkpoint)  # a bad path is answered at once
+    from classify.embed import check_out, embed
+
+    check_out(arguments.out, arguments.images)
+    embed(
+        arguments.checkpoint,
+        arguments.images,
+        arguments.out,
+        pool=arguments.pool,
+        device=arguments.device,
+        workers=arguments.workers,
+    )
+
+
+def _export(argv: Arguments) -> None:
+    about = "Write a checkpoint as a folder for Hugging Face's transformers, or a classifier as an ONNX file."
+    parser = Parser("mae-export", description=about)
+    parser.add_argument(
+        "--checkpoint", metavar="RUN", required=True, help="run folder or file of mae-pretrain or mae-finetune"
+    )
+    parser.add_argument("--out", metavar="FOLDER | FILE.onnx", required=True, help="what to write")
+    parser.add_argument(
+        "--format", choices=("huggingface", "onnx"), help="default: onnx for a name with .onnx, else huggingface"
+    )
+    arguments = parser.parse(argv)
+    from mae.engine.checkpoint_file import checkpoint_file
+
+    checkpoint = checkpoint_file(arguments.checkpoint)  # before torch comes
     from classify.export import export
 
-    export(arguments.checkpoint, arguments.out)
+    export(checkpoint, arguments.out, arguments.format)

@@ -5,6 +5,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from classify.batch_sizes import with_batch_sizes
+from classify.cases import splits_of
 from classify.comparison import Comparison, Declared, FailedRow, Line, describe
 from classify.contrasts import candidates, declared
 from classify.cost import finetuning_cost, pretraining_cost
@@ -14,6 +16,7 @@ from classify.grid import Cell, check_folder, check_grid, expand_grid, labelled_
 from classify.jobs import Failure, Outcome, Task, Work, attempt, run_in_processes, run_tasks
 from classify.provenance import facts_of
 from classify.report.checklist import check_answers
+from classify.report.heatmaps import draw_heatmaps
 from classify.report.mistakes import draw_mistakes
 from classify.report.reconstructions import draw_reconstructions
 from classify.report.write import write_comparison
@@ -48,7 +51,7 @@ def compare(config: ClassifyConfig, say: Say = print, jobs: int = 1) -> Comparis
         """Each data set is opened once, and described when it is."""
         if settings not in opened:
             data = open_data(settings)
-            say("\n".join([*data.manifest.notes, data.manifest.summary()]))
+            say("\n".join([*data.manifest.notes, data.summary()]))
             opened[settings] = data
         return opened[settings]
 
@@ -64,6 +67,11 @@ def compare(config: ClassifyConfig, say: Say = print, jobs: int = 1) -> Comparis
     check_columns(config.report.subgroups, data_of(config.data).manifest.table.columns)
     check_extra_rows(config, data_of(config.data))
     check_grid(config, cells, data_of)
+    cells = with_batch_sizes(
+        cells,
+        of_pretraining=lambda config: len(data_of(config.data).split("train")),
+        of_finetuning=lambda config: len(splits_of(data_of(config.data), config).train),
+    )
 
     folder = Path(expand(config.run, "run"))
     folder.mkdir(parents=True, exist_ok=True)
@@ -242,7 +250,8 @@ class _Grid:
             reconstructions=draw_reconstructions(pretrainings, configs, self.data_of, folder),
             tuning=tuple(asdict(choice) for choice in self.choices.values()),
         )
-        return replace(found, mistakes=draw_mistakes(found, self.data_of(self.config.data)))
+        mistakes = draw_mistakes(found, self.data_of(self.config.data))
+        return replace(found, mistakes=mistakes, heatmaps=draw_heatmaps(found, self.data_of))
 
     def _lines(self) -> tuple[tuple[Line, ...], tuple[FailedRow, ...]]:
         """A line for each table row: the evaluations of its cells, which differ by their seeds alone.

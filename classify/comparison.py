@@ -151,6 +151,7 @@ class Comparison:
     pretrain_configs: Mapping[str, ClassifyConfig] = field(default_factory=dict)  # folder name → as it is wished today
     reconstructions: Mapping[str, Reconstructions] = field(default_factory=dict)  # by folder name of the pretraining
     mistakes: Mapping[str, tuple[str, str]] = field(default_factory=dict)  # row → picture below the folder, its digest
+    heatmaps: tuple[str, str] | None = None  # picture of what rows look at, below the folder, and its digest
     tuning: tuple[dict[str, Any], ...] = ()  # what each row tried and took, by label budget
 
     @property

@@ -1,22 +1,16 @@
 """What runs have cost: seconds and arithmetic of training, by what they logged."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from classify.models.build import build_model
+from classify.finetune_cost import step_of
 from classify.settings import ClassifyConfig
 from data.config import make_config
-from data.settings import height_and_width
 from mae.cost import step_flops, without_values
-from mae.dry_run import pretraining_flops
 from mae.engine.tracker import read_metrics
-from mae.transformer import configure_blocks
+from mae.pretrain_cost import pretraining_flops
 
 SPEED = "train/images_per_second"
 MEMORY = "train/peak_memory_gb"
@@ -54,13 +48,13 @@ def spent(folder: Path, batch_size: int) -> Spent:
 
 def finetuning_cost(folder: Path, config: ClassifyConfig, train_images: int) -> dict[str, Any]:
     """Seconds, FLOPs and speed of a fine-tuning; `train_images` of a label budget were there to train on."""
-    done = spent(folder, min(config.finetune.batch_size, train_images))
+    done = spent(folder, min(config.finetune.batch, train_images))
     return _as_json("train", done, finetuning_flops(config))
 
 
 def pretraining_cost(folder: Path, config: ClassifyConfig, train_images: int) -> dict[str, Any]:
     """The same of a pretraining."""
-    done = spent(folder, min(config.pretrain.batch_size, train_images))
+    done = spent(folder, min(config.pretrain.batch, train_images))
     return _as_json("pretrain", done, pretraining_flops_of(config))
 
 
@@ -109,16 +103,3 @@ def _finetuning_flops(settings: str) -> int:
 @cache
 def _pretraining_flops(settings: str) -> int:
     return pretraining_flops(ClassifyConfig.model_validate_json(settings))
-
-
-def step_of(config: ClassifyConfig, images: int) -> Callable[[], Tensor]:
-    """The loss of a training step on images without values; augmentation multiplies no matrices."""
-    model = build_model(config)
-    configure_blocks(model, compiled=False, recompute=config.activation_checkpointing)
-    model.train()
-    pixels = torch.empty(images, config.model.in_channels, *height_and_width(config.data.image_size))
-
-    def loss() -> Tensor:
-        return model(pixels).sum()
-
-    return loss

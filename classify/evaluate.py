@@ -52,7 +52,7 @@ from data.writing import (
     write_text,
 )
 from mae.engine.checkpoint import HASHES, Checkpoint, load_checkpoint
-from mae.engine.checkpoint_file import checkpoint_file
+from mae.engine.checkpoint_file import best_of
 from mae.engine.loop import evaluating
 from mae.engine.run import commit, configure_torch, device_of
 
@@ -302,16 +302,6 @@ def _seen(data: Data, table: pd.DataFrame, checkpoint: Checkpoint) -> np.ndarray
     """(n) bool: which of the table's images served the pretraining, by their id or by their content."""
     known = np.isin(data.known_by(table), checkpoint.fact("seen"))  # n k
     return np.asarray(known.any(axis=1))
-
-
-def best_of(run: str | Path) -> Path:
-    """The best.pt of a run folder; UserError if there is none."""
-    path = Path(run)
-    if not path.exists():
-        raise UserError(f"{run}: found no such folder, expected the folder of a mae-finetune run")
-    if path.is_file() and path.name != "best.pt":
-        raise UserError(f"{run}: found a file, expected the folder of a mae-finetune run, whose best.pt is evaluated")
-    return checkpoint_file(path)
 
 
 def _config_for(checkpoint: Checkpoint, overrides: dict[str, Any]) -> ClassifyConfig:

@@ -13,7 +13,7 @@ from scipy.special import expit
 
 from classify.cases import LabelledSplits, labelled_rows, splits_of
 from classify.comparison import Line
-from classify.evaluate import Evaluation, best_of, score_images, write_evaluation
+from classify.evaluate import Evaluation, score_images, write_evaluation
 from classify.finetune import decision_threshold
 from classify.grid import Cell, folder_name
 from classify.metrics import thresholds_by_rate
@@ -28,6 +28,7 @@ from data.manifest import digest
 from data.privacy import credentialed_sources
 from data.settings import DataSettings
 from mae.engine.checkpoint import load_checkpoint
+from mae.engine.checkpoint_file import best_of
 
 DataOf = Callable[[DataSettings], Data]
 

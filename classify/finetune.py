@@ -1,5 +1,7 @@
 """Stage two: a classifier of normal against abnormal, by one loop for MAE encoder, random ViT and ResNet."""
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,9 @@ from torch.utils.tensorboard import SummaryWriter
 
 from classify.cases import LabelledSplits, check_unit, splits_of, undecided_studies
 from classify.dashboard import show_scores
-from classify.metrics import binary_metrics, choose_threshold, thresholds_by_rate
+from classify.domain import remember_domain
+from classify.finetune_cost import finetuning_memory
+from classify.metrics import auc_interval, binary_metrics, choose_threshold, thresholds_by_rate
 from classify.metrics.recalibration import fit_calibration
 from classify.models.build import Model, build_model
 from classify.models.classifier import Classifier, layer_scale
@@ -28,9 +32,11 @@ from data.loader import Batch, Data, Loader, image_names, open_data
 from data.manifest import digest
 from data.settings import FOUND_BY
 from data.writing import keep_private, restoring_umask
+from mae.batch_size import with_batch_size
 from mae.engine import distributed
-from mae.engine.checkpoint import Checkpoint
+from mae.engine.checkpoint import Checkpoint, load_checkpoint
 from mae.engine.checkpoint_file import checkpoint_file
+from mae.engine.console import as_rows, batch_text, best_epoch, ended_text, start_facts
 from mae.engine.loop import fit
 from mae.engine.optim import adamw, parameter_groups, seeded
 from mae.engine.run import Resumable, check_run, configure_torch, holding, is_finished, start_run, training_device
@@ -40,6 +46,7 @@ from mae.pretrain import credentialed_by
 from mae.pretrain import hyperparameters as mae_hyperparameters
 from mae.transformer import configure_blocks
 
+BY_HEART = 0.05  # above the floor; whoever does not look is at ln 2 = 0.69
 RESUMABLE = Resumable(
     sections=("seed", "precision", "data", "model", "finetune"),
     free=frozenset(
@@ -52,12 +59,25 @@ RESUMABLE = Resumable(
 )
 
 
+def _quiet(text: str) -> None:
+    pass
+
+
 @restoring_umask()
-def finetune(config: ClassifyConfig, checkpoint: str | Path | None = None, data: Data | None = None) -> Path:
+def finetune(
+    config: ClassifyConfig,
+    checkpoint: str | Path | None = None,
+    data: Data | None = None,
+    say: Callable[[str], None] = _quiet,
+    by_heart: bool = False,
+) -> Path:
     """Train a classifier, from a pretraining's checkpoint, weights of others or random ones; returns the run folder.
 
-    Raises UserError if checkpoint and config do not fit, a split is empty or holds one class only, or
-    the run folder was made by another config.
+    say: is told, in one process, what the run begins from and what came of it.
+    by_heart: ends where the loss says that these images are learnt so (--overfit).
+
+    Raises UserError if checkpoint and config do not fit, a split is empty or holds one class only, or the run folder
+    was made by another config.
     """
     # what cannot work is said before anything is decoded
     if checkpoint:
@@ -72,8 +92,13 @@ def finetune(config: ClassifyConfig, checkpoint: str | Path | None = None, data:
     splits = splits_of(data, config)
     check_unit(splits.validate, "validate", config, data.manifest)
 
-    # a finished run is left alone, an unfinished one continued, unless it was made with anything else
+    # what the run is made with
     folder = run_folder(config, checkpoint)
+    config = with_batch_size(
+        config, "finetune", len(splits.train), folder, device, lambda part: finetuning_memory(config, part, device)
+    )
+
+    # a finished run is left alone, an unfinished one continued, unless it was made with anything else
     facts = {
         "store": data.store.fingerprint,
         "labels": splits.fingerprint(),
@@ -81,12 +106,85 @@ def finetune(config: ClassifyConfig, checkpoint: str | Path | None = None, data:
         "init": pretrained.meta.get("init") if pretrained else None,
     }
     check_run(folder, config, RESUMABLE, facts)
-    if not is_finished(folder, config.finetune.epochs):
+    finished = is_finished(folder, config.finetune.epochs)
+    if not finished:
         stage = finetune_stage(config, data, splits, device, pretrained)
+        if by_heart:
+            stage = replace(stage, goal=learnt_loss(config.finetune.label_smoothing))
+        if distributed.is_main():
+            say(as_rows(_start(folder, config, data, splits, stage, pretrained)))
         with holding(folder):
             check_run(folder, config, RESUMABLE, facts)  # somebody may have begun another one just now
             fit(stage, folder, begin=lambda: start_run(folder, config, facts))
+
+    # what it knows belongs to the best weights, so it waits for the end
+    remember_domain(folder, data, device, checkpoint)
+
+    if distributed.is_main():
+        say(ended_text(folder, finished))
+        say(as_rows(_end(folder, config, data)))
     return folder
+
+
+def _start(
+    folder: Path,
+    config: ClassifyConfig,
+    data: Data,
+    splits: LabelledSplits,
+    stage: Stage[Model],
+    pretrained: Checkpoint | None,
+) -> dict[str, str]:
+    """What the run begins from, with and on, before it trains."""
+    settings = config.finetune
+    labelled = int(data.split("train")["label"].count())
+    train = f"{_counted(splits.train, data)} to train on"
+    if settings.sample is not None:
+        train += f" (finetune.sample={settings.sample:,} of {labelled:,} labelled)"
+    return start_facts(
+        folder,
+        begins=_beginning(config, pretrained),
+        device=stage.device,
+        config=config,
+        images=f"{train}, {_counted(splits.validate, data)} to validate on",
+        batch=batch_text(settings.batch, stage.batches.batch_size, len(stage.batches)),
+    )
+
+
+def _beginning(config: ClassifyConfig, pretrained: Checkpoint | None) -> str:
+    """What is trained, and whose weights it begins from."""
+    settings = config.finetune
+    how = "all weights are trained" if settings.mode == "full" else "it stays frozen, and a linear probe is trained"
+    if pretrained is not None:
+        what = "weights of"
+        if "init" not in pretrained.meta and pretrained.kind == "mae":
+            what = "the pretrained encoder of"
+        return f"{what} {pretrained.place}; {how}"
+    if settings.model != "vit":
+        return f"random weights of a {settings.model}; {how}"
+    return f"a random encoder ({config.model.preset}), not a pretrained one: that takes --checkpoint RUN; {how}"
+
+
+def _counted(table: pd.DataFrame, data: Data) -> str:
+    """`516 (258 normal, 258 abnormal)`"""
+    counts = [
+        f"{int((table['label'] == label).sum()):,} {name}" for label, name in enumerate(words(data.manifest.target))
+    ]
+    return f"{len(table):,} ({', '.join(counts)})"
+
+
+def _end(folder: Path, config: ClassifyConfig, data: Data) -> dict[str, str]:
+    """What came of the run: the best AUC on the images that chose it, and the threshold."""
+    best = load_checkpoint(folder / "best.pt", numbers=False)
+    interval = best.meta.get("validate_auc_interval")
+    shown = f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""
+    cases = best.meta.get("validate_cases", {})
+    counts = ", ".join(f"{count:,} {name}" for name, count in cases.items())
+    threshold = best.fact("threshold")["image"]
+    return {
+        "best": f"AUC {best.fact('validate_auc'):.3f}{shown} of {sum(cases.values()):,} validation images ({counts}), "
+        f"{best_epoch(best, config.finetune.epochs)}; these images chose it",
+        "threshold": f"{threshold:.3f}, chosen on them too ({config.finetune.threshold})",
+    }
 
 
 # ---------------------------------------------------------------- training
@@ -105,7 +203,7 @@ def finetune_stage(
     choice = optimizer_choice(settings, pretrained is not None)
 
     # each rank reads its own share
-    train = Loader(data, splits.train, settings.batch_size, config.seed, distributed.shard())
+    train = Loader(data, splits.train, settings.batch, config.seed, distributed.shard())
     held_out = Loader(data, splits.validate, config.evaluate.batch_size, share=distributed.shard())
 
     # what the loop calls, with what the loop does not know filled in
@@ -157,6 +255,7 @@ def _meta(data: Data, splits: LabelledSplits, pretrained: Checkpoint | None) -> 
         "train_images": len(splits.train),
         "validate_cases": {name: int((splits.validate["label"] == label).sum()) for label, name in enumerate(names)},
         "images": digest(data.manifest.table, "image_id"),
+        "domain": None,  # of best.pt, when the training has ended
     }
 
 
@@ -225,7 +324,7 @@ def hyperparameters(
         "layer_decay": optimizer.layer_decay,
         "drop_path": settings.drop_path,
         "label_smoothing": settings.label_smoothing,
-        "batch_size": settings.batch_size,
+        "batch_size": settings.batch,
         "epochs": settings.epochs,
         "augment": "on" if settings.augment.enabled else "off",
         "data": config.data.source,
@@ -244,6 +343,12 @@ def finetune_step(model: Model, batch: Batch, epoch: int, settings: FinetuneSett
         noise = uniform(seed, "drop path", epoch, batch.numbers, model.depth_draws)
 
     return classification_loss(model(images, noise), batch.labels, settings.label_smoothing)
+
+
+def learnt_loss(smoothing: float) -> float:
+    """The loss at which a training has learnt its few images by heart: near its floor, which is 0 without smoothing."""
+    floor = sum(-part * math.log(part) for part in (smoothing / 2, 1 - smoothing / 2) if part > 0)
+    return floor + BY_HEART
 
 
 def classification_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
@@ -293,6 +398,7 @@ def validate(
     labels = torch.tensor(scored["label"].to_numpy(np.float64))
     loss = classification_loss(logits, labels).item()
     metrics = binary_metrics(labels, scored["score"], thresholds["image"], logits)
+    interval = auc_interval(scored["label"], scored["score"], scored["patient_id"] if patients_known else None).interval
     return Validation(
         metrics={"validate/loss": loss, "validate/auc": metrics.auc, "validate/accuracy": metrics.accuracy},
         score=metrics.auc if settings.select == "auc" else -loss,
@@ -301,6 +407,7 @@ def validate(
             "operating": operating,
             "calibration": calibrations,
             "validate_auc": metrics.auc,
+            "validate_auc_interval": list(interval) if all(map(math.isfinite, interval)) else None,
             "validate_loss": loss,
         },
         details=scored,

@@ -1,15 +1,16 @@
 """mae-compare --dry-run: what a grid consists of, how far it is, and how long the rest takes. Writes nothing."""
 
-import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from classify.cases import labelled_splits, splits_of
+from classify.batch_sizes import with_batch_sizes
+from classify.cases import LabelledSplits, labelled_splits, splits_of
 from classify.contrasts import candidates, declared
 from classify.cost import Spent, finetuning_flops, pretraining_flops_of, spent
+from classify.dry_run import VALIDATED, few_of
 from classify.extra_rows import extra_names
 from classify.finetune import finetune_stage
 from classify.grid import Cell, check_settings, expand_grid, labelled_images, shares, trials_of, with_choice
@@ -20,15 +21,23 @@ from data.config import expand
 from data.loader import Data
 from data.manifest import open_manifest
 from data.settings import DataSettings
-from mae.dry_run import duration, prepared_data, random_data, step_seconds
+from mae.dry_run import UNKNOWN, duration, part_of, prepared_data, random_data
 from mae.engine.checkpoint import latest_checkpoint
 from mae.engine.loop import peak_memory
-from mae.engine.memory import keep_freed_memory
 from mae.engine.run import configure_torch, training_device
-from mae.engine.stage import AnyStage
 from mae.pretrain import pretrain_stage
+from mae.rehearsal import rehearse
 
 Kind = tuple[str, int, int]  # what runs of one speed have in common: stage, operations of an image, images of a step
+
+
+@dataclass(frozen=True)
+class _Speed:
+    """Seconds of the parts of a training."""
+
+    step: float
+    epoch: float = 0.0  # what comes after each: validation, pictures, checkpoints; 0 where only steps were logged
+    ends: float = 0.0  # beginning and end
 
 
 @dataclass(frozen=True)
@@ -74,6 +83,11 @@ def plan(config: ClassifyConfig, jobs: int = 1) -> str:
     declared(config, candidates(cells, extra_names(config, cells)))
     for cell in cells:
         check_settings(config, cell)
+    cells = with_batch_sizes(
+        cells,
+        of_pretraining=lambda config: datasets.images(config.data) or UNKNOWN,
+        of_finetuning=lambda config: _budget(config, datasets.labelled(config.data)) or UNKNOWN,
+    )
 
     # speeds that were measured by runs of this very grid; the others are measured now
     runs = list(_runs(cells, datasets))
@@ -91,7 +105,10 @@ def plan(config: ClassifyConfig, jobs: int = 1) -> str:
     left = 0.0
     for run in runs:
         todo = run.steps - done[run.name]
-        seconds = todo * speeds.get(run.kind, 0.0)
+        speed = speeds.get(run.kind, _Speed(0.0))
+        seconds = todo * (speed.step + speed.epoch * run.epochs / run.steps)
+        if todo:
+            seconds += speed.ends
         left += seconds
         shown = duration(seconds) if todo and run.images else ""
         lines.append(f"{_state(done[run.name], run.steps):8} {shown:>12}  {run.name}")
@@ -120,7 +137,8 @@ def _summary(
         how = f"by steps timed now ({measured} kinds of training)"
         if datasets.drawn:
             how += " on random images, as the config's are not prepared"
-    whole = f"{duration(left)} of training, {how}; validation and evaluation come on top"
+    also = "evaluation comes on top" if measured else "validation and evaluation come on top"
+    whole = f"{duration(left)} of training, {how}; {also}"
     if not all(run.images for run in runs):
         whole = "not known: the images are not there; see data.root"
     elif jobs > 1:
@@ -169,16 +187,14 @@ def _pretraining(config: ClassifyConfig, datasets: "_Datasets") -> _Run:
         folder=folder,
         images=images,
         epochs=config.pretrain.epochs,
-        batch_size=min(config.pretrain.batch_size, images or config.pretrain.batch_size),
+        batch_size=min(config.pretrain.batch, images or config.pretrain.batch),
         flops=pretraining_flops_of(config),
     )
 
 
 def _finetuning(cell: Cell, stage: str, datasets: "_Datasets") -> _Run:
     config = cell.config
-    images = datasets.labelled(config.data)
-    if config.finetune.sample and images:
-        images = min(config.finetune.sample, images)
+    images = _budget(config, datasets.labelled(config.data))
     return _Run(
         name=cell.folder if stage == "finetune" else f"tune/{cell.folder}",
         stage=stage,
@@ -186,9 +202,15 @@ def _finetuning(cell: Cell, stage: str, datasets: "_Datasets") -> _Run:
         folder=Path(expand(cell.run, "run")),
         images=images,
         epochs=config.finetune.epochs,
-        batch_size=min(config.finetune.batch_size, images or config.finetune.batch_size),
+        batch_size=min(config.finetune.batch, images or config.finetune.batch),
         flops=finetuning_flops(config),
     )
+
+
+def _budget(config: ClassifyConfig, labelled: int | None) -> int | None:
+    if config.finetune.sample and labelled:
+        return min(config.finetune.sample, labelled)
+    return labelled
 
 
 class _Datasets:
@@ -230,26 +252,32 @@ class _Datasets:
 # ---------------------------------------------------------------- speed
 
 
-def _logged_speeds(runs: list[_Run], logged: list[Spent]) -> dict[Kind, float]:
+def _logged_speeds(runs: list[_Run], logged: list[Spent]) -> dict[Kind, _Speed]:
     """Seconds of a step, by what runs of each kind have logged."""
     sums: dict[Kind, tuple[float, int]] = {}
     for run, found in zip(runs, logged, strict=True):
         seconds, steps = sums.get(run.kind, (0.0, 0))
         sums[run.kind] = (seconds + found.seconds, steps + found.steps)
-    return {kind: seconds / steps for kind, (seconds, steps) in sums.items() if steps}
+    return {kind: _Speed(seconds / steps) for kind, (seconds, steps) in sums.items() if steps}
 
 
-def _measure(run: _Run, datasets: _Datasets) -> float:
-    """Seconds of a step, by a few real updates at learning rate 0."""
-    keep_freed_memory()
-    return statistics.median(step_seconds(_stage(run, datasets)))
-
-
-def _stage(run: _Run, datasets: _Datasets) -> AnyStage:
+def _measure(run: _Run, datasets: _Datasets) -> _Speed:
+    """Seconds of each part, by doing it once at learning rate 0."""
     config = run.config
     device: torch.device = training_device(config)
-    data = datasets.to_time(config, run.batch_size)
+    data = datasets.to_time(config, max(run.batch_size, 4))
+
+    # of validation, which is longer, a part
     if run.stage == "pretrain":
-        return pretrain_stage(config, data, device)
-    splits = labelled_splits(data, None, 0) if datasets.drawn else splits_of(data, config)
-    return finetune_stage(config, data, splits, device, None)
+        data, held_out, looked_at = part_of(data, run.batch_size)
+        rehearsed = rehearse(pretrain_stage(config, data, device), held_out, config.pretrain.probe_every, looked_at)
+    else:
+        splits = labelled_splits(data, None, 0) if datasets.drawn else splits_of(data, config)
+        some = few_of(splits.validate, max(config.evaluate.batch_size, VALIDATED))
+        few = LabelledSplits(train=splits.train, validate=some)
+        rehearsed = rehearse(finetune_stage(config, data, few, device, None), len(some) / len(splits.validate))
+
+    after_epoch = rehearsed.validate + rehearsed.show + rehearsed.save
+    if run.stage == "pretrain" and config.pretrain.probe_every:
+        after_epoch += rehearsed.probe / config.pretrain.probe_every
+    return _Speed(rehearsed.step, after_epoch, rehearsed.finish)

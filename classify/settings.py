@@ -8,7 +8,7 @@ from pydantic_core import PydanticCustomError
 
 from data.config import PathText, Settings, either
 from data.settings import AugmentSettings, ReportSettings
-from mae.settings import Beta, MAEConfig, Mean, OptimizerSettings, Spread, check_warmup
+from mae.settings import BatchSize, Beta, MAEConfig, Mean, OptimizerSettings, Spread, check_warmup, number_of
 
 Pool = Literal["mean", "cls"]
 Select = Literal["auc", "loss"]
@@ -68,7 +68,11 @@ class FinetuneSettings(Settings):
     )
     draw: int = Field(0, ge=0, description="which random subset of a label budget; 0 the first")
     epochs: int = Field(50, ge=1, description="passes over the labelled training images")
-    batch_size: int = Field(64, ge=1, description="images per step")
+    batch_size: BatchSize = Field(
+        64,
+        description="images per step, of all ranks together; auto: what fits the memory and the number of images, "
+        "which config.yaml then names",
+    )
     optimizer: FinetuneOptimizerSettings = Field(default_factory=FinetuneOptimizerSettings)
     drop_path: float = Field(0.1, ge=0, lt=1, description="stochastic depth of the last ViT block, 0 at the first")
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="targets become s/2 and 1 - s/2")
@@ -77,6 +81,11 @@ class FinetuneSettings(Settings):
         "youden", description="rule that picks the decision threshold on validation; half is 0.5"
     )
     augment: AugmentSettings = Field(default_factory=AugmentSettings)
+
+    @property
+    def batch(self) -> int:
+        """`batch_size`, once it is a number: `mae/batch_size.py` makes one of auto."""
+        return number_of(self.batch_size)
 
     @model_validator(mode="after")
     def _warm_up_ends(self) -> "FinetuneSettings":
@@ -257,6 +266,9 @@ class ClassifyReportSettings(ReportSettings):
     )
     sensitivities: tuple[Rate, ...] = Field(
         (0.9, 0.95), description="specificity is reported at thresholds that have these sensitivities on validation"
+    )
+    heatmaps: int = Field(
+        3, ge=0, le=12, description="images under whose pixels the report shows what each row looks at; 0: none"
     )
     prevalences: tuple[Prevalence, ...] = Field(
         (0.05, 0.2, 0.5), description="predictive values are reported as if this share of patients were abnormal"

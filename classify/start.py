@@ -8,7 +8,7 @@ from typing import Any
 
 from classify.models.resnet_weights import resnet_start, resolve_resnet
 from classify.settings import ClassifyConfig
-from data.config import beside, change_config, expand, keys_given, paths_in
+from data.config import SHIPPED, beside, change_config, expand, keys_given, paths_in
 from data.errors import UserError
 from data.privacy import with_settings
 from data.settings import DataSettings
@@ -131,7 +131,8 @@ def _paths_needed(config: ClassifyConfig, sections: Collection[str]) -> list[str
             key = "data.sources"
         unused = value is None or key in ASKED_OTHERWISE or (key == "data.root" and mixed)
         below_root = key == "data.table" and not _leads_elsewhere(value)
-        if key.split(".")[0] in sections and key not in needed and not unused and not below_root:
+        shipped = key == "data.root" and value.startswith(SHIPPED)  # the same wherever the package is installed
+        if key.split(".")[0] in sections and key not in needed and not unused and not below_root and not shipped:
             needed.append(key)
     return needed
 
@@ -178,7 +179,8 @@ def check_fit(config: ClassifyConfig, pretrained: Checkpoint | None) -> None:
     if pretrained and pretrained.kind == "mae" and not is_vit:
         raise UserError(f"finetune.model: found {settings.model}, expected vit with a --checkpoint")
     smallest = 2 * settings.optimizer.accumulate
-    if settings.batch_size < smallest and (settings.mode == "linear" or not is_vit):
+    few = isinstance(settings.batch_size, int) and settings.batch_size < smallest
+    if few and (settings.mode == "linear" or not is_vit):
         raise UserError(
             f"finetune.batch_size: found {settings.batch_size}, expected at least {smallest} for batch normalisation: "
             f"2 images in each part, accumulate={settings.optimizer.accumulate}"

@@ -33,6 +33,9 @@ def _prepare(argv: Arguments) -> None:
     parser.add_argument("--verify", action="store_true", help="compare all of a finished store with what was written")
     arguments = parser.parse(argv)
     config = configure(arguments, DataConfig)
+    from data.places import expect_places
+
+    expect_places(config.data)
 
     from data.audit import audit_lines, audited
     from data.manifest import open_manifest
@@ -101,6 +104,8 @@ def configure(arguments: argparse.Namespace, kind: "type[Config]") -> "Config":
         wanted = "--config"
         if hasattr(arguments, "checkpoint"):
             wanted = "--config or --checkpoint"
+        if hasattr(arguments, "data"):
+            wanted = "--config or --data"
         raise UserError(f"command line: {wanted} is missing; a config is a YAML file or a shipped one such as demo")
 
     if arguments.print_config:

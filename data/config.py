@@ -22,6 +22,7 @@ from pydantic_core import PydanticCustomError
 from data.errors import UserError, did_you_mean
 from data.plain_values import WRITTEN_FLOAT, parse_yaml, plain, read_yaml
 
+SHIPPED = "shipped:"  # before the name of data that comes with the package: data.root=shipped:NAME
 WHOLE = "classify.settings:ClassifyConfig"  # the config of all rooms; by name, so that no room imports a later one
 
 
@@ -100,6 +101,32 @@ def shipped_configs() -> list[Path]:
     return sorted([*(root / "configs").glob("*.yaml"), *(root / "mae/configs").glob("*.yaml")])
 
 
+def shipped_data(text: str, place: str) -> Path:
+    """`shipped:NAME` → the file or folder of that name that comes with the package; UserError where there is none."""
+    folder = Path(__file__).parent / "shipped"
+    found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.suffix != ".md"}
+    name = text.removeprefix(SHIPPED)
+    if name not in found:
+        names = ", ".join(sorted(name for name in found if "/" not in name))
+        raise UserError(f"{place}: found {text!r}, expected data that comes with this version: {names}")
+    return found[name]
+
+
+def shipped_credit(text: str) -> str | None:
+    """Whose the data `shipped:NAME` are, and their licence: to be said wherever results or pictures of them are shown.
+
+    None for any other data, and for what came with another version.
+    """
+    if not text.startswith(SHIPPED):
+        return None
+    beginning = f"`{text.removeprefix(SHIPPED)}`: "
+    about = (Path(__file__).parent / "shipped/README.md").read_text(encoding="utf-8")
+    for line in about.splitlines():
+        if line.startswith(beginning):
+            return line.removeprefix(beginning)
+    return None
+
+
 def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:
     """`["pretrain.epochs=3"]` → `{"pretrain.epochs": 3}`; values are YAML."""
     found = {}
@@ -154,6 +181,11 @@ def with_new_names(raw: Mapping[str, Any], place: str = "settings") -> dict[str,
     return settings
 
 
+def single_settings(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Overrides by the dotted keys of single settings, also where a mapping gives a section's."""
+    return dict(_single(overrides.items()))
+
+
 def keys_given(overrides: Mapping[str, Any]) -> set[str]:
     """The dotted keys that overrides set, also where a mapping gives a section's."""
     return {key for key, _ in _single(overrides.items())}
@@ -181,8 +213,10 @@ def expand(text: str, place: str) -> str:
     """A setting that is a path, in its one form: `runs/mae` of `./runs//x/../mae/`, as names are made of it.
 
     `${NAME}` and `${NAME:-default}` are replaced by the environment, and `~` by the home folder. UserError if NAME is
-    not set, the home is not known, or nothing is left.
+    not set, the home is not known, or nothing is left. A data set may also be one that comes with the package.
     """
+    if place == "data.root" and text.startswith(SHIPPED):
+        return str(shipped_data(text, place))
 
     def value(match: re.Match[str]) -> str:
         name, default = match.groups()

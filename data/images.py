@@ -57,6 +57,7 @@ WIDE: dict[str, dict[str, dict[str, int]]] = {
     "LA;16B": {"RGBA": {"R": 256 * 65536, "G": 65536}},
 }
 Note = Callable[[bytes], object]
+ONE_GREY = "found one grey in every pixel, expected a radiograph"
 ORIENTATION = 0x0112  # the EXIF tag
 TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange rows and columns
 Extent = tuple[float, float]  # width and height of the radiograph in pixels of the array, maybe fractional
@@ -96,11 +97,24 @@ def read_fitted(
         of_sides = any  # one side may be shorter than the frame
     decoded = _read(path, tone, at_least, of_sides, note)
     if decoded.image.min() == decoded.image.max():  # whatever made it: the pixels, a window or a look-up table
-        raise UnreadableImage(_one_line(f"{path}: found one grey in every pixel, expected a radiograph"))
+        raise UnreadableImage(_one_line(f"{path}: {ONE_GREY}"))
     try:
         return fit_image(decoded.image, size, resize, decoded.extent, decoded.aspect)
     except MemoryError as error:
         raise _not_now(path, error) from None
+
+
+def fit_pixels(pixels: Any, size: Size, resize: Resize = "pad") -> np.ndarray:
+    """As `read_fitted`, of what is in memory already: an array (h w) or (h w 3), or a picture of Pillow's.
+
+    8 bits are grey levels as they are, 16 bits are stretched as those of a PNG. UnreadableImage for any other numbers:
+    nobody says which of them is white.
+    """
+    image, aspect = _grey_of_picture(pixels) if isinstance(pixels, Image.Image) else (_grey_of_array(pixels), 1.0)
+    check_size(*image.shape)
+    if image.min() == image.max():
+        raise UnreadableImage(ONE_GREY)
+    return fit_image(image, size, resize, aspect=aspect)
 
 
 def fit_image(
@@ -385,6 +399,45 @@ def _stretch(stored: np.ndarray) -> np.ndarray:
     values = np.arange(2**16, dtype=float)
     counts = np.bincount(stored.ravel(), minlength=2**16)
     return to_bytes(between_tails(values, counts))[stored]
+
+
+# ---------------------------------------------------------------- in memory
+
+
+def _grey_of_array(pixels: Any) -> np.ndarray:
+    pixels = np.asarray(pixels)
+    colour = pixels.ndim == 3 and pixels.shape[2] in (3, 4)
+    if not (pixels.ndim == 2 or colour):
+        refuse(f"an array of shape {pixels.shape}", "(h w) of grey levels, or (h w 3) of colours")
+    if 0 in pixels.shape:
+        refuse("an array without pixels", "an image")
+    if pixels.dtype == np.uint16 and not colour:
+        return _stretch(pixels)
+    if pixels.dtype != np.uint8:
+        refuse(
+            f"{pixels.dtype} numbers", "uint8 (0 black, 255 white), or uint16 of grey: others do not say what is white"
+        )
+    if colour:
+        return np.array(Image.fromarray(pixels).convert("L"))
+    return pixels
+
+
+def _grey_of_picture(picture: Any) -> tuple[np.ndarray, float]:
+    """Grey levels as a file of such a picture would give them, and the height of a pixel divided by its width."""
+    about = picture.info
+    density = about.get("aspect") or about.get("jfif_density")
+    if picture.format == "PNG":
+        density = density or about.get("dpi")
+    aspect = _aspect(picture, density)
+    upright = ImageOps.exif_transpose(picture)
+    if upright.mode == "F":
+        refuse("a picture of fractional numbers", "8 or 16 bits: others do not say what is white")
+    if not upright.mode.startswith("I"):
+        return np.array(upright.convert("L")), aspect
+    values = np.asarray(upright)
+    if values.min() < 0 or values.max() >= 2**16:
+        refuse("a picture of more than 16 bits", "8 or 16 bits: others do not say what is white")
+    return _stretch(values.astype(np.uint16)), aspect
 
 
 # ---------------------------------------------------------------- MedMNIST

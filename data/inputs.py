@@ -4,34 +4,43 @@ A store knows its images beforehand and is kept. Here files come from anywhere, 
 they were named, and one that cannot be read costs no other.
 """
 
+import os
+import re
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Executor, Future
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from glob import glob, has_magic
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 
-from data.errors import UserError
+from data.config import SHIPPED, shipped_data
+from data.dicom_ids import read_ids
+from data.errors import UserError, printable
 from data.image_files import read_some
+from data.images import fit_pixels
+from data.privacy import salt_of
+from data.refusal import UnreadableImage
 from data.settings import DataSettings, height_and_width
 from data.sex_and_age import find_column
 from data.sources import csv_columns, read_csv
-from data.sources.found_images import find_images
+from data.sources.columns import suggested
+from data.sources.found_images import ENDINGS, find_images
 from data.store import Postponed
 from data.workers import FEW, Killed, ThisProcess, run_one_by_one, start_processes, usable_cores
 
 BATCH = 16  # images that are read together, by one process
-TABLES = (".csv", ".csv.gz")
+TABLES = (".csv", ".csv.gz", ".tsv", ".txt")
+OTHER_TABLES = (".xlsx", ".xls", ".ods", ".parquet", ".json")
 # plain names (data/sex_and_age.py) of a table's columns, the first that is there counts
-PATH_NAMES = (
-    *("path", "filepath", "file", "filename", "image", "imagepath", "imagefile", "imagefilename", "img", "imgpath"),
-    *("imageindex", "dicom", "dicompath", "dicomfile"),
-)
 STUDY_NAMES = ("studyid", "study", "studyinstanceuid", "studyuid")
 PATIENT_NAMES = ("patientid", "subjectid", "patient")
 
@@ -42,9 +51,10 @@ class Input:
 
     path: Path
     shown: str  # the path as its owner wrote it
-    study_id: str = ""  # as its table says; empty where nobody knows
-    patient_id: str = ""
-    refused: str = ""  # why it cannot even be looked for
+    study_id: str = ""  # as its table says, or a hash of what its DICOM says; empty where nobody knows
+    patient_id: str = ""  # as its table says: studies are a patient's
+    refused: str = ""  # why there is nothing to read
+    pixels: Any = None  # of an image that lies in memory
 
 
 class Images(NamedTuple):
@@ -69,55 +79,174 @@ def find_inputs(paths: Iterable[str | Path], say: Callable[[str], object] = prin
     for word in words:
         inputs += _inputs_of(word, say)
     if not inputs:
-        raise UserError(f"{', '.join(words) or 'inputs'}: found no image, expected JPEG, PNG or DICOM files")
+        shown = ", ".join(printable(word) for word in words[:3]) or "inputs"
+        raise UserError(f"{shown}: found no image, expected JPEG, PNG or DICOM files")
     return inputs
+
+
+def as_inputs(images: Any, say: Callable[[str], object] = print) -> list[Input]:
+    """The same for whatever a notebook has: paths, arrays and Pillow's pictures, one of them or several.
+
+    An array (n h w) is n images. UserError for anything else.
+    """
+    if isinstance(images, str | Path):
+        return find_inputs([images], say)
+    if _is_one_image(images):
+        images = [images]
+
+    inputs: list[Input] = []
+    try:
+        each_one = list(images)
+    except TypeError:
+        raise _no_input(images) from None
+    for each in each_one:
+        if isinstance(each, str | Path):
+            inputs += _inputs_of(str(each), say)
+        elif hasattr(each, "__array__") or isinstance(each, Image.Image):
+            inputs.append(Input(Path(), f"image {len(inputs)}", pixels=each))
+        else:
+            raise _no_input(each)
+    if not inputs:
+        raise UserError("inputs: found no image, expected paths, arrays or pictures")
+    return inputs
+
+
+def _is_one_image(images: Any) -> bool:
+    """Whether it is a picture, an array (h w), or one (h w 3) of colours."""
+    if isinstance(images, Image.Image):
+        return True
+    shape = getattr(images, "shape", None)
+    if shape is None or not hasattr(images, "dtype"):
+        return False
+    if images.dtype == object or str(images.dtype).startswith("str"):  # paths in a column of a table
+        return False
+    return len(shape) == 2 or (len(shape) == 3 and shape[2] in (3, 4))
+
+
+def _no_input(found: Any) -> UserError:
+    return UserError(
+        f"inputs: found {type(found).__name__}, expected paths, arrays of uint8 or uint16 (h w), or Pillow's pictures"
+    )
 
 
 def _inputs_of(word: str, say: Callable[[str], object]) -> list[Input]:
-    place = Path(word)
+    place = shipped_data(word, "inputs") if word.startswith(SHIPPED) else Path(word)
     if place.is_dir():
         found = find_images(place)
         for note in found.notes():
-            say(f"{word}: {note}")
-        return [Input(place / name, str(place / name)) for name in found.images]
+            say(f"{printable(word)}: {note}")
+        return [Input(place / name, str(Path(word) / name)) for name in found.images]
+
     if not place.exists():
-        raise UserError(f"{word}: found no such file or folder, expected images, a folder of them or a CSV of paths")
-    if place.name.lower().endswith(TABLES):
-        return _listed(place)
+        return _expanded(word, say)
+    name = place.name.lower()
+    if name.endswith(TABLES):
+        return _listed(place, say)
+    if name.endswith(".npz"):
+        raise UserError(
+            f"{word}: found an archive of arrays, expected files, folders or a CSV; a MedMNIST archive is for "
+            f"mae-evaluate RUN data.source=medmnist data.root={word}"
+        )
+    if name.endswith(OTHER_TABLES):
+        raise UserError(
+            f"{word}: found {place.suffix}, expected a CSV for a list of images: a column path, commas, UTF-8"
+        )
     return [Input(place, word)]
 
 
-def _listed(table: Path) -> list[Input]:
+def _expanded(word: str, say: Callable[[str], object]) -> list[Input]:
+    """What a shell would have made of the word: files of a pattern in quotes, the home folder. Else a UserError."""
+    home = Path(word).expanduser() if word.startswith("~") else Path(word)
+    if word.startswith("~") and home.exists():
+        return _inputs_of(str(home), say)
+    if has_magic(word):
+        inputs: list[Input] = []
+        for each in sorted(glob(str(home), recursive=True)):  # noqa: PTH207 (patterns may be absolute)
+            inputs += _inputs_of(each, say)
+        if inputs:
+            return inputs
+        raise UserError(f"{word}: found no file of this pattern, expected images")
+
+    expected = "expected images, a folder of them or a CSV of paths"
+    if word == "-":
+        raise UserError(f"{word}: found standard input, {expected}: it is not read from there")
+    if re.match(r"[A-Za-z][\w+.-]+://", word):
+        raise UserError(f"{word}: found an address, {expected}: fetch it first")
+    raise UserError(f"{word}: found no such file or folder, {expected}{_meant(home)}")
+
+
+def _meant(place: Path) -> str:
+    """A name in the same folder that is nearly this one."""
+    with suppress(OSError):
+        near = get_close_matches(place.name, os.listdir(place.parent), n=1)  # noqa: PTH208 (names alone)
+        if near:
+            return f"; did you mean {printable(place.with_name(near[0]))}?"
+    return ""
+
+
+def _listed(table: Path, say: Callable[[str], object]) -> list[Input]:
     """The rows of a CSV of paths."""
     header = csv_columns(table)
-    column = find_column(header, PATH_NAMES)
+    column = find_column(header, ["path"]) or suggested(header, "path")
     if column is None:
-        raise UserError(f"{table}: found columns {', '.join(header[:20])}, expected one called path")
+        raise UserError(
+            f"{table}: found columns {', '.join(map(printable, header[:20]))}, expected one called path"
+            f"{_column_meant(table, header)}"
+        )
+    if column != "path":
+        say(f"{table}: column {printable(column)} is read as path")
     study = find_column(header, STUDY_NAMES)
     patient = find_column(header, PATIENT_NAMES)
-    rows = read_csv(table, [column], optional=[name for name in (study, patient) if name]).fillna("")
+    optional = [name for name in (study, patient) if name]
+    rows = read_csv(table, [column], optional=optional).fillna("")
+    studies = rows[study] if study else [""] * len(rows)
+    patients = rows[patient] if patient else [""] * len(rows)
 
     inputs = []
-    for number, shown in enumerate(rows[column]):
-        inputs.append(
-            Input(
-                path=_beside(table, shown),
-                shown=shown,
-                study_id=rows[study].iloc[number] if study else "",
-                patient_id=rows[patient].iloc[number] if patient else "",
-                refused="" if shown else "found no path in this row, expected one",
-            )
-        )
+    for shown, study_id, patient_id in zip(rows[column], studies, patients, strict=True):
+        refused = "" if shown else "found no path in this row, expected one"
+        inputs.append(Input(_beside(table, shown), shown, study_id, patient_id, refused))
     return inputs
 
 
+def _column_meant(table: Path, header: list[str]) -> str:
+    """The column whose first cell looks like an image's path."""
+    first = read_csv(table, header).head(1)
+    for name in header:
+        cell = str(first[name].iloc[0]) if len(first) else ""
+        if Path(cell).suffix.lower() in ENDINGS or (cell and _beside(table, cell).is_file()):
+            return f"; is it {printable(name)}? Then call it path"
+    return ""
+
+
 def _beside(table: Path, written: str) -> Path:
-    """A path of a table: relative to the table's folder, else to the working folder."""
-    here = Path(written)
-    beside = table.parent / here
-    if not beside.exists() and here.exists():
-        return here
-    return beside
+    """A path of a table: relative to the table's folder, else to the working folder; Windows' separators too."""
+    for spelling in (written, written.replace("\\", "/")):
+        path = Path(spelling)
+        for place in (table.parent / path, path):
+            with suppress(OSError):  # a text that no path can be
+                if place.exists():
+                    return place
+    return table.parent / written
+
+
+def with_studies(inputs: Sequence[Input]) -> list[Input]:
+    """Inputs of which no table says the study, with a hash of the study that their DICOM file names.
+
+    Where no secret can be kept, hashes would be others each time, so there are none.
+    """
+    salt = salt_of(None)
+    unknown = [one for one in inputs if not (one.study_id or one.refused) and one.pixels is None]
+    if salt is None or not unknown:
+        return list(inputs)
+    ids = read_ids([str(one.path) for one in unknown], salt)
+    hashes = {one.path: study for one, study in zip(unknown, ids["study"].astype(str).tolist(), strict=True)}
+    found = []
+    for one in inputs:
+        if not one.study_id and one.path in hashes:
+            one = replace(one, study_id=hashes[one.path])
+        found.append(one)
+    return found
 
 
 # ---------------------------------------------------------------- read
@@ -147,10 +276,11 @@ def read_inputs(inputs: Sequence[Input], settings: DataSettings, workers: int = 
 
 
 class _Asked(NamedTuple):
-    numbers: list[int]
-    place: Path  # of the array that is filled
+    numbers: list[int]  # of some inputs
+    files: list[int]  # of those among them that a process reads
+    place: Path  # of the array that it fills
     pool: Executor
-    job: Future[list[str | None]] | None  # None: it could not be given to the pool
+    job: Future[list[str | None]] | None  # None: the pool was broken already
 
 
 class _Reader:
@@ -159,6 +289,7 @@ class _Reader:
     def __init__(self, inputs: Sequence[Input], settings: DataSettings, scratch: Path, workers: int):
         self.inputs = inputs
         self.how = (settings.image_size, settings.resize, settings.tone)
+        self.shape = height_and_width(settings.image_size)
         self.scratch = scratch
         self.workers = workers
         self.names = count()
@@ -173,70 +304,85 @@ class _Reader:
         if self.pool is None:
             self.pool = ThisProcess() if self.workers <= 1 else start_processes(self.workers)
         pool = self.pool
-        place = self._array(len(numbers))
+        files = [number for number in numbers if self._is_file(number)]
+        place = self._array(len(files))
         job = None
         try:
-            job = pool.submit(read_some, str(place), 0, self._paths(numbers), *self.how)
+            job = pool.submit(read_some, str(place), 0, self._paths(files), *self.how)
         except (BrokenProcessPool, OSError):  # one was killed already, or one more cannot be started
             self._let_go(pool)
-        return _Asked(numbers, place, pool, job)
+        return _Asked(numbers, files, place, pool, job)
 
     def collect(self, asked: _Asked) -> Images:
-        """What was asked for, once more where a process was killed, or the system would not read a file just now."""
-        reasons: list[str | None]
+        """What was asked for, and what is in memory, in their order."""
+        read: dict[int, tuple[np.ndarray, str | None]] = {}
+        for number, image, reason in zip(asked.files, *self._read(asked), strict=True):
+            if isinstance(reason, Postponed):
+                image, reason = self._read_alone(number)
+            read[number] = (image, reason)
+
+        images = np.zeros((len(asked.numbers), 1, *self.shape), np.uint8)
+        reasons: list[str | None] = []
+        for place, number in enumerate(asked.numbers):
+            image, reason = read.get(number) or self._of_memory(self.inputs[number])
+            if reason is None:
+                images[place, 0] = image
+            else:
+                reason = reason.removeprefix(f"{self.inputs[number].path}: ")
+            reasons.append(reason)
+        return Images(asked.numbers, images, reasons)
+
+    def _read(self, asked: _Asked) -> tuple[np.ndarray, list[str | None]]:
+        """Images of the files; all postponed where the process was killed."""
         try:
             if asked.job is None:
                 raise BrokenProcessPool
             reasons = asked.job.result()
-            images = np.load(asked.place)
+            return np.load(asked.place)[: len(reasons)], reasons
         except BrokenProcessPool:
             self._let_go(asked.pool)
-            images = np.zeros((len(asked.numbers), *height_and_width(self.how[0])), np.uint8)
-            reasons = [Postponed("")] * len(asked.numbers)
+            black = np.zeros((len(asked.files), *self.shape), np.uint8)
+            return black, [Postponed("found its process killed")] * len(asked.files)
         finally:
             asked.place.unlink(missing_ok=True)
 
-        waiting = [place for place, reason in enumerate(reasons) if isinstance(reason, Postponed)]
-        for place in waiting:
-            images[place], reasons[place] = self._alone(asked.numbers[place])
-        return self._as_images(asked.numbers, images, reasons)
-
-    def _as_images(self, numbers: list[int], images: np.ndarray, reasons: list[str | None]) -> Images:
-        said = []
-        for place, (number, reason) in enumerate(zip(numbers, reasons, strict=True)):
-            asked = self.inputs[number]
-            if asked.refused:
-                reason = asked.refused
-            if reason is not None:
-                images[place] = 0
-                reason = reason.removeprefix(f"{asked.path}: ")
-            said.append(reason)
-        return Images(numbers, images[:, None], said)
-
-    def _alone(self, number: int) -> tuple[np.ndarray, str | None]:
-        """One image, read by a process that does nothing else meanwhile."""
+    def _read_alone(self, number: int) -> tuple[np.ndarray, str | None]:
+        """An image, read by a process that does nothing else meanwhile."""
         place = self._array(1)
-        job = (str(place), 0, self._paths([number]), *self.how)
         try:
-            [[reason]] = run_one_by_one(read_some, [job])
-            self.killed = 0
-            return np.load(place)[0], reason
-        except Killed as killed:
+            [[reason]] = run_one_by_one(read_some, [(str(place), 0, self._paths([number]), *self.how)])
+        except Killed:
             self.killed += 1
             if self.killed > BATCH:  # it is not the files
-                raise killed
-            black = np.zeros(height_and_width(self.how[0]), np.uint8)
-            return black, "found the process that reads it killed each time, expected it to live (out of memory?)"
+                raise
+            return np.load(place)[0], "found the process that reads it killed (out of memory?), expected it to live"
+        else:
+            self.killed = 0
+            return np.load(place)[0], reason
         finally:
             place.unlink(missing_ok=True)
+
+    def _of_memory(self, one: Input) -> tuple[np.ndarray, str | None]:
+        """An image that no process reads, or why there is none."""
+        black = np.zeros(self.shape, np.uint8)
+        if one.refused:
+            return black, one.refused
+        size, resize, _ = self.how
+        try:
+            return fit_pixels(one.pixels, size, resize), None
+        except UnreadableImage as reason:
+            return black, str(reason)
+
+    def _is_file(self, number: int) -> bool:
+        one = self.inputs[number]
+        return not one.refused and one.pixels is None
 
     def _paths(self, numbers: list[int]) -> list[str]:
         return [str(self.inputs[number].path) for number in numbers]
 
     def _array(self, length: int) -> Path:
         place = self.scratch / f"{next(self.names)}.npy"
-        shape = (length, *height_and_width(self.how[0]))
-        np.lib.format.open_memmap(place, "w+", np.uint8, shape).flush()
+        np.lib.format.open_memmap(place, "w+", np.uint8, (max(length, 1), *self.shape)).flush()
         return place
 
     def _let_go(self, pool: Executor) -> None:

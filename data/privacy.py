@@ -9,12 +9,12 @@ import hashlib
 import os
 import secrets
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from data.config import change_config, expand
+from data.config import SHIPPED, change_config, expand
 from data.errors import UserError
 from data.known_layouts import known_data_set
 from data.settings import DataConfig, DataSettings
@@ -78,6 +78,18 @@ def recognised(settings: DataSettings) -> dict[str, str]:
             if known is not None:
                 found[name] = known
     return found
+
+
+def credentialed_places(paths: Iterable[str | Path]) -> tuple[str, ...]:
+    """The credentialed data sets that files, folders and tables somewhere belong to, told as `recognised` tells."""
+    found = set()
+    for word in paths:
+        if str(word).startswith(SHIPPED):  # which is open, wherever one stands
+            continue
+        path = Path(word)
+        table = path if path.name.endswith((".csv", ".csv.gz")) else None
+        found.add(known_data_set(path, table))
+    return tuple(sorted(name for name in found if name is not None))
 
 
 def terms(sources: Collection[str]) -> str:

@@ -92,7 +92,7 @@ class DataSettings(Settings):
     root: PathText = Field(
         "phantom",
         description="the data set's folder (medmnist: its .npz; phantom: drawn there); ${NAME} and ${NAME:-default} "
-        "are read from the environment",
+        "are read from the environment; shipped:NAME comes with the package",
     )
     sources: tuple[SourceSettings, ...] = Field(
         (), description="several data sets as one: a list of {source, root, …}; what one leaves out is set here"

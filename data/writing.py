@@ -156,6 +156,12 @@ def read_text(path: Path) -> str:
     return path.read_text(encoding="utf-8")
 
 
+def read_first_line(path: Path) -> str:
+    """The beginning of a file that may be anybody's, without its end of line."""
+    with path.open("rb") as file:
+        return file.readline(1000).decode("utf-8", errors="replace").rstrip("\r\n")
+
+
 def read_json(path: Path) -> Any:
     """JSON that we wrote; ValueError where it is none."""
     try:

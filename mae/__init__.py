@@ -3,6 +3,10 @@
 from importlib import import_module
 from typing import Any
 
+from mae.commands import check_packages
+
+check_packages()  # a user's file named data.py is told by name, before anything fails for it
+
 _PUBLIC = {
     "build_mae": "mae.model",
     "MaskedAutoencoder": "mae.model",

@@ -3,14 +3,34 @@
 import argparse
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
-from data.cli import Arguments, Parser, command_parser, configure, run_command
+from data.cli import Arguments, Parser, command_parser, configure, print_and_stop, run_command
 from data.errors import UserError
+
+if TYPE_CHECKING:
+    from data.loader import Data
+    from data.sources.detect import Detected
+    from mae.settings import MAEConfig
 
 FLAGS = {"verbose": "engine.verbose=true", "deterministic": "engine.deterministic=true"}  # stand for settings
 
 # an image's loss goes to the floor when nothing about it is drawn anew; a probe of N images says nothing
 OVERFIT = ("pretrain.augment.enabled=false", "pretrain.probe_every=null", "pretrain.select=reconstruction")
+OVERFIT_EPOCHS = 2000  # at most: each goes through all images, in one update where these fit into a batch
+OVERFIT_RATE = 1e-3  # learning rate: a config's own would be scaled down to a batch of these few images
+
+
+def overfit_settings(section: str, images: int) -> list[str]:
+    """What --overfit changes in a stage's section: time enough, and a rate that moves the weights."""
+    optimizer = f"{section}.optimizer"
+    return [
+        f"{section}.epochs={OVERFIT_EPOCHS}",
+        f"{optimizer}.base_lr={OVERFIT_RATE * 256 / images}",
+        f"{optimizer}.warmup_epochs=null",
+        f"{optimizer}.weight_decay=0.0",
+        f"{optimizer}.ema=null",
+    ]
 
 
 def training_parser(prog: str, about: str) -> Parser:
@@ -33,13 +53,13 @@ def training_parser(prog: str, about: str) -> Parser:
         "--overfit",
         type=int,
         metavar="N",
-        help="train and validate on the same N training images without augmentation, to see the loss go to the floor; "
-        "the run folder's name gets -overfitN",
+        help="train and validate on the same N training images without augmentation, until the loss says PASS, or FAIL "
+        "with exit code 1; the run folder's name gets -overfitN",
     )
     return parser
 
 
-def parse_training(parser: Parser, argv: Arguments, overfit: Iterable[str]) -> argparse.Namespace:
+def parse_training(parser: Parser, argv: Arguments, section: str, overfit: Iterable[str]) -> argparse.Namespace:
     """Parse; what flags stand for and --overfit changes goes before the overrides, which may say otherwise."""
     arguments = parser.parse(argv)
     count = arguments.overfit
@@ -49,9 +69,62 @@ def parse_training(parser: Parser, argv: Arguments, overfit: Iterable[str]) -> a
     # an override stands later in the list, and the later one counts
     implied = [setting for flag, setting in FLAGS.items() if getattr(arguments, flag)]
     if count:
-        implied += overfit
+        implied += [*overfit, *overfit_settings(section, count)]
     arguments.overrides = [*implied, *arguments.overrides]
     return arguments
+
+
+def expect_named(config: "MAEConfig", data: bool = True) -> None:
+    """UserError where the data, or the weights to begin from, are not where they are said to be: before torch comes."""
+    from data.config import expand
+    from data.places import expect_places
+    from mae.engine.checkpoint_file import existing
+
+    if data:
+        expect_places(config.data)
+    if config.model.init is not None:
+        existing(expand(config.model.init, "model.init"))
+
+
+def add_data(parser: Parser) -> None:
+    """The option that stands in the place of a config."""
+    parser.add_argument(
+        "--data",
+        metavar="FOLDER | FILE",
+        help="your images, in place of --config: a folder (also class folders, or a public data set), a CSV or an "
+        ".npz; settings are chosen, shown, and written beside the run folder",
+    )
+
+
+def data_layout(arguments: argparse.Namespace, labels: bool) -> "Detected":
+    """How what --data names is read; a wrong place is answered here, before torch is loaded."""
+    if arguments.config:
+        raise UserError(f"command line: found --data and --config {arguments.config}, expected one of them")
+    from data.config import parse_overrides
+    from data.sources.detect import detect, named
+
+    source = parse_overrides(arguments.overrides).get("data.source")
+    return detect(arguments.data, labels) if source is None else named(arguments.data, str(source))
+
+
+def said(arguments: argparse.Namespace) -> Callable[[str], None]:
+    """Who is told what was chosen; --print-config prints a config and nothing beside it."""
+    return _say_nothing if arguments.print_config else print
+
+
+def _say_nothing(text: str) -> None:
+    pass
+
+
+def _config_for_data(arguments: argparse.Namespace) -> "MAEConfig":
+    layout = data_layout(arguments, labels=False)
+    from mae.own_data import config_for_data
+
+    write = not (arguments.print_config or arguments.dry_run or arguments.overfit)
+    config = config_for_data(layout, arguments.overrides, "mae-pretrain", write, said(arguments))
+    if arguments.print_config:
+        print_and_stop(config)
+    return config
 
 
 def pretrain(argv: Arguments = None) -> None:
@@ -66,12 +139,19 @@ def _pretrain(argv: Arguments) -> None:
     parser = training_parser(
         "mae-pretrain", "Stage one: pretrain a masked autoencoder. An interrupted run continues where it stood."
     )
-    arguments = parse_training(parser, argv, OVERFIT)
-    config = configure(arguments, MAEConfig)
+    add_data(parser)
+    arguments = parse_training(parser, argv, "pretrain", OVERFIT)
+    config: MAEConfig
+    if arguments.data:
+        config = _config_for_data(arguments)
+    else:
+        config = configure(arguments, MAEConfig)
     if arguments.overfit:
         folder_of_its_own = beside(Path(expand(config.run, "run")), f"-overfit{arguments.overfit}", "run")
         config = change_config(config, {"run": str(folder_of_its_own)})
 
+    # torch comes only now: --help, a wrong setting and a wrong path are answered at once
+    expect_named(config, data=not arguments.dry_run)
     from data.loader import open_data
     from mae.engine import distributed
     from mae.engine.run import configure_torch, expect_checkpoint, training_device
@@ -96,13 +176,39 @@ def _pretrain(argv: Arguments) -> None:
     if arguments.overfit:
         data = data.overfit(arguments.overfit)
     if distributed.is_main():
-        print(*data.manifest.notes, data.manifest.summary(), sep="\n")
+        print(*data.manifest.notes, data.summary(), sep="\n")
 
     with distributed.process_group(device):
-        folder = pretrain(config, data)
+        folder = pretrain(
+            config, data, say=lambda text: print(text, flush=True), by_heart=arguments.overfit is not None
+        )
+    if arguments.overfit:
+        end_overfit(folder, arguments.overfit)
     if distributed.is_main():
-        print(f"pretrained: {folder / 'last.pt'}; watch: tensorboard --logdir {folder}")
-        print(f"next: mae-finetune --checkpoint {folder / 'last.pt'}")
+        print(f"watch: tensorboard --logdir {folder}")
+        print(_next_step(folder, data))
+
+
+def end_overfit(folder: Path, count: int) -> NoReturn:
+    """Say PASS or FAIL; a failed check is no mistake of the command line, so its exit code is 1."""
+    from mae.engine import distributed
+    from mae.engine.overfit import verdict
+
+    passed, line = verdict(folder, count)
+    if distributed.is_main():
+        print(line)
+    raise SystemExit(0 if passed else 1)
+
+
+def _next_step(folder: Path, data: "Data") -> str:
+    """What to do with a pretraining: a classifier takes images of both classes to train on and to validate on."""
+    labels = data.everything().groupby("split")["label"].nunique()
+    if min(labels.get("train", 0), labels.get("validate", 0)) > 1:
+        return f"next: mae-finetune --checkpoint {folder}"
+    return (
+        "no labels of two classes are here, so there is nothing to fine-tune on; "
+        f"next: mae-reconstruct IMAGE --checkpoint {folder} --out FOLDER"
+    )
 
 
 def reconstruct(argv: Arguments = None) -> None:
@@ -112,6 +218,9 @@ def reconstruct(argv: Arguments = None) -> None:
 
 def _reconstruct(argv: Arguments) -> None:
     arguments = _reconstruct_parser().parse(argv)
+    from mae.engine.checkpoint_file import checkpoint_file
+
+    path = checkpoint_file(arguments.checkpoint)  # before torch comes
 
     from data.config import change_config
     from mae.engine.checkpoint import load_checkpoint
@@ -119,7 +228,7 @@ def _reconstruct(argv: Arguments) -> None:
     from mae.reconstruct import View, reconstruct_files
 
     # all but the device is as in the pretraining
-    checkpoint = load_checkpoint(arguments.checkpoint, "mae")
+    checkpoint = load_checkpoint(path, "mae")
     config = change_config(checkpoint.config, {"device": arguments.device})
     configure_torch(config)
     view = View(

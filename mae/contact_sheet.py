@@ -17,10 +17,13 @@ BLACK = 0
 
 
 def sheet(pictures: np.ndarray, labels: Sequence[str], notes: Sequence[str], warning: str | None = None) -> Image.Image:
-    """Grey levels (r k h w) uint8, k pictures a row → one image; the warning stands white on black above the notes."""
+    """Grey levels (r k h w) or colours (r k h w 3), uint8, k pictures a row → one image.
+
+    The warning stands white on black above the notes.
+    """
     # a small picture's pixels become squares: nothing is smoothed
-    scale = max(1, round(SHOWN / max(pictures.shape[2:])))
-    pictures = repeat(pictures, "r k h w -> r k (h s) (w t)", s=scale, t=scale)
+    scale = max(1, round(SHOWN / max(pictures.shape[2:4])))
+    pictures = repeat(pictures, "r k h w ... -> r k (h s) (w t) ...", s=scale, t=scale)
     page = _Page.of(pictures, labels)
 
     # strips, from top to bottom
@@ -45,7 +48,7 @@ class _Page:
 
     @classmethod
     def of(cls, pictures: np.ndarray, labels: Sequence[str]) -> "_Page":
-        font = ImageFont.load_default(max(14, max(pictures.shape[2:]) // 20))
+        font = ImageFont.load_default(max(14, max(pictures.shape[2:4]) // 20))
         assert isinstance(font, ImageFont.FreeTypeFont)  # so it is where a size is given
 
         # a column is as wide as its picture or its label
@@ -56,7 +59,7 @@ class _Page:
     def row(self, pictures: Sequence[Image.Image]) -> Image.Image:
         """Pictures beside each other, each in its column."""
         height = max(picture.height for picture in pictures)
-        strip = Image.new("L", (self.width, height + self.gap), WHITE)
+        strip = Image.new(pictures[0].mode, (self.width, height + self.gap), "white")
         for column, picture in enumerate(pictures):
             strip.paste(picture, (self.gap + column * (self.cell + self.gap), self.gap))
         return strip
@@ -95,7 +98,8 @@ def _length(font: ImageFont.FreeTypeFont, text: str) -> int:
 def _stack(strips: Sequence[Image.Image]) -> Image.Image:
     """Strips of one width below each other."""
     height = sum(strip.height for strip in strips)
-    page = Image.new("L", (strips[0].width, height), WHITE)
+    mode = "RGB" if any(strip.mode == "RGB" for strip in strips) else "L"
+    page = Image.new(mode, (strips[0].width, height), "white")
     top = 0
     for strip in strips:
         page.paste(strip, (0, top))

@@ -35,6 +35,9 @@ except ImportError:
     PRIVATE = False
 
 Build = Callable[[], Callable[[], Tensor]]
+BESIDE = {"cpu": 110_000_000, "cuda": 500_000_000}  # bytes that a training takes beside its tensors
+LOST = 1.08  # of each byte of tensors, with what is lost between them
+COPIED = 0.65  # of what convolutions read or make
 
 
 def step_flops(build: Build, device: str = "meta") -> int:
@@ -65,6 +68,28 @@ def step_memory(build: Build) -> int:
     if PRIVATE:
         return _memory_by_torch(build)
     return _memory_by_hooks(build)
+
+
+def forward_memory(build: Build) -> int:
+    """The same of a forward pass without gradients, as validation makes it: nothing is kept for a way back."""
+    if not PRIVATE:  # what a training step keeps is more
+        return _memory_by_hooks(build)
+    with FakeTensorMode(), _alive_tensors() as alive, torch.no_grad():
+        build()()
+    return alive.peak
+
+
+def process_memory(counted: int, states: int, device: torch.device, convolved: int = 0) -> int:
+    """Bytes that a training takes on its device, of which `counted` are its tensors' in a step, weights and
+    gradients included, and `states` its optimizer's.
+
+    convolved: how many of these convolutions read or make. A CPU lays them out anew for that.
+
+    Beside the tensors there is what libraries load and threads hold, and what is lost between tensors. The constants
+    are measured: benchmarks/forecast.py holds them against processes.
+    """
+    copied = COPIED * convolved if device.type == "cpu" else 0
+    return round(BESIDE.get(device.type, BESIDE["cpu"]) + LOST * (counted + states) + copied)
 
 
 # ---------------------------------------------------------------- by torch's own, private counters

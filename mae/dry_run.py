@@ -1,140 +1,147 @@
 """mae-pretrain --dry-run: what a pretraining would cost on this machine. Writes nothing and keeps no weights."""
 
-import os
-import statistics
+import math
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import dataclass
-from itertools import count
+from collections.abc import Generator, Iterable
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
 
 from data.config import expand
 from data.errors import UserError
 from data.image_files import ImageFiles
-from data.loader import Batch, Data
+from data.images import read_fitted
+from data.loader import Data
 from data.manifest import Manifest, open_manifest
 from data.preparation import describe_store, finished_store
+from data.refusal import UnreadableImage
 from data.settings import DataSettings, Size, height_and_width
 from data.store import ImageStore
-from mae.cost import step_flops, step_memory
-from mae.engine.memory import keep_freed_memory
-from mae.engine.optim import autocast
+from data.workers import usable_cores
+from mae.batch_size import with_batch_size
+from mae.engine.console import duration
+from mae.engine.machine import free_memory, memory_in_use
 from mae.engine.run import training_device
-from mae.engine.stage import AnyStage
-from mae.engine.update import Update
-from mae.masking import random_masking
-from mae.model import MaskedAutoencoder, mae_from
 from mae.pretrain import pretrain_stage
+from mae.pretrain_cost import Cost, pretraining_cost, pretraining_memory
+from mae.rehearsal import Rehearsal, rehearse
 from mae.settings import MAEConfig
-from mae.transformer import configure_blocks
 
-STEPS = 5  # timed,
-SECONDS = 60  # but no further one after so long
-CPU = torch.device("cpu")
+UNKNOWN = 10_000  # training images, where they are not there to be counted
+TRAINED = 7  # batches that are there while steps are timed
+VALIDATED = 256  # images
+READ = 24  # images to see how long that takes,
+READING = 5  # but no further one after so many seconds
 
 
-@dataclass(frozen=True)
-class Cost:
-    """What the settings alone tell."""
+class Forecast(NamedTuple):
+    """What a training is expected to take."""
 
-    encoder: int  # parameters
-    decoder: int
-    patches: int  # of an image, and so on
-    kept: int
-    predicted: int
-    flops: int  # both passes of a training step
-    weights: int  # bytes, and so on
-    states: int  # of AdamW and, where there is one, the average of weights
-    passing: int  # activations and gradients at their most
+    lines: list[str]  # that say so
+    counted: int  # bytes by what its tensors are, for deciding whether they fit
+    memory: int | None = None  # bytes, by doing it in small; None where that was not tried
+    seconds: float | None = None  # from its start to its end; None where nobody knows how many images there are
 
     @property
-    def memory(self) -> int:
-        return self.weights + self.states + self.passing
+    def text(self) -> str:
+        return "\n".join(self.lines)
 
 
 def dry_run(config: MAEConfig) -> str:
-    """The report of a resolved config. Nothing is prepared, no run begun, no weight changed."""
+    """The report of a resolved config. Nothing is prepared, no run begun, nothing kept."""
+    return forecast(config).text
+
+
+def forecast(config: MAEConfig) -> Forecast:
+    """What a pretraining of a resolved config takes here, by doing every part of it once."""
     device = training_device(config)
-    cost = pretraining_cost(config)
-    lines = _counted(config, cost)
+    data, images = prepared_data(config.data)
+    folder = Path(expand(config.run, "run"))
+
+    def needs(part: int) -> int:
+        return pretraining_memory(config, part, device)
+
+    config = with_batch_size(config, "pretrain", images or UNKNOWN, folder, device, needs)
 
     # a step that does not fit would end in swapping, or in a killed process
-    memory = _physical_memory()
-    if device.type == "cpu" and cost.memory > memory:
-        lines.append(f"speed        not measured: the step needs more than this machine's {_gb(memory)}")
+    part = max(config.pretrain.batch // config.pretrain.optimizer.accumulate, 1)
+    needed = needs(min(part, images or part))
+    counted = memory_in_use() + needed
+    if needed > free_memory(device):
+        cost = pretraining_cost(config)
+        lines = counted_lines(config, cost)
+        lines.append(f"memory       {gb(needed)} at least, of which {gb(free_memory(device))} are free on {device}")
+        lines.append("speed        not measured: a step needs more memory than is free")
+        return Forecast(lines, counted)
+
+    # done first: what is counted afterwards takes memory too
+    source = "the config's images"
+    held_out = looked_at = 1.0
+    if data is None:
+        data = random_data(config.pretrain.batch, config.data.image_size)
+        source = "random images, as the config's are not prepared"
+        if images:  # of the images for validation one knows about how many there are
+            held_out = min(len(data.split("validate")) / max(images * config.data.validate_fraction, 1), 1.0)
+            looked_at = min(len(data.split("train")) / images, 1.0)
     else:
-        lines += _timed(config, cost, device)
-    return "\n".join(lines)
+        data, held_out, looked_at = part_of(data, config.pretrain.batch)
+    every = config.pretrain.probe_every
+    stage = pretrain_stage(config, data, device)
+    rehearsed = rehearse(stage, held_out, every, looked_at)
+
+    cost = pretraining_cost(config)
+    lines = counted_lines(config, cost)
+    lines.append(f"memory       {gb(rehearsed.memory)} at most, {measured_where(device)}")
+    lines.append(_speed(stage.batches.batch_size, cost, rehearsed, device, source))
+    if images:
+        lines += preparing(config.data)
+    seconds = _seconds(config, rehearsed, images) if images else None
+    return Forecast([*lines, _whole_run(config, rehearsed, images)], counted, rehearsed.memory, seconds)
+
+
+def measured_where(device: torch.device) -> str:
+    return "measured on the device" if device.type == "cuda" else "measured in this process"
+
+
+def _speed(size: int, cost: Cost, rehearsed: Rehearsal, device: torch.device, source: str) -> str:
+    seconds = rehearsed.step
+    return (
+        f"speed        {size / seconds:,.1f} images/s, {size * cost.flops / seconds / 1e9:,.0f} GFLOP/s, "
+        f"{seconds:.3g} s a step on {device} with {torch.get_num_threads()} threads; {source}"
+    )
+
+
+def _steps(config: MAEConfig, images: int) -> int:
+    return config.pretrain.epochs * max(images // min(config.pretrain.batch, images), 1)
+
+
+def _seconds(config: MAEConfig, rehearsed: Rehearsal, images: int) -> float:
+    settings = config.pretrain
+    validations = math.ceil(settings.epochs / settings.validate_every)
+    probes = math.ceil(settings.epochs / settings.probe_every) if settings.probe_every else 0
+    return rehearsed.whole_run(_steps(config, images), validations, probes)
+
+
+def _whole_run(config: MAEConfig, rehearsed: Rehearsal, images: int | None) -> str:
+    if images is None:
+        return "whole run    not known: the images are not there; see data.root"
+    settings = config.pretrain
+    return (
+        f"whole run    {duration(_seconds(config, rehearsed, images))}: {settings.epochs:,} epochs of {images:,} "
+        f"images, {_steps(config, images):,} steps, validations of {rehearsed.validate:.2g} s, and what is written and "
+        "drawn after each"
+    )
 
 
 # ---------------------------------------------------------------- counted
 
 
-def pretraining_cost(config: MAEConfig) -> Cost:
-    """Counted from the model that the config describes, on tensors without values; `compile` is left out."""
-    settings = config.pretrain
-    with torch.device("meta"):
-        model = _model(config)
-        keep, masked = random_masking(torch.empty(1, model.patches), settings.mask_ratio)
-
-    # of the masked patches, all are predicted or as many as are asked for
-    predicted = masked.shape[1]
-    if settings.predict_ratio is not None:
-        predicted = min(max(int(model.patches * settings.predict_ratio), 1), predicted)
-
-    # AdamW has two moments of each parameter; an average of the weights is one more
-    weights = sum(tensor.nbytes for tensor in model.state_dict().values())
-    trained = sum(parameter.nbytes for parameter in model.parameters())
-    copies = 3 if settings.optimizer.ema else 2
-
-    part = max(settings.batch_size // settings.optimizer.accumulate, 1)  # images worked through at once
-    return Cost(
-        encoder=_size(model.encoder),
-        decoder=_size(model.decoder),
-        patches=model.patches,
-        kept=keep.shape[1],
-        predicted=predicted,
-        flops=pretraining_flops(config),
-        weights=weights,
-        states=trained * copies,
-        passing=step_memory(lambda: _step(config, part)) - weights,
-    )
-
-
-def pretraining_flops(config: MAEConfig) -> int:
-    """Operations of a training step for an image: `pretraining_cost` without the memory, which takes longer."""
-    return step_flops(lambda: _step(config, 1))
-
-
-def _model(config: MAEConfig) -> MaskedAutoencoder:
-    model = mae_from(config.model, config.data.image_size)
-    configure_blocks(model, compiled=False, recompute=config.activation_checkpointing)
-    return model
-
-
-def _step(config: MAEConfig, images: int) -> Callable[[], Tensor]:
-    """The loss of a training step; augmentation multiplies no matrices and keeps nothing."""
-    settings = config.pretrain
-    model = _model(config)
-    pixels = torch.empty(images, config.model.in_channels, *height_and_width(config.data.image_size))
-
-    def loss() -> Tensor:
-        with autocast(CPU, config.precision):
-            return model(pixels, settings.mask_ratio, None, settings.predict_ratio).loss
-
-    return loss
-
-
-def _size(module: torch.nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
-
-
-def _counted(config: MAEConfig, cost: Cost) -> list[str]:
+def counted_lines(config: MAEConfig, cost: Cost) -> list[str]:
     """The lines on what the settings alone tell."""
     settings = config.pretrain
     again = ", activations computed twice" if config.activation_checkpointing else ""
@@ -144,8 +151,8 @@ def _counted(config: MAEConfig, cost: Cost) -> list[str]:
         f"parameters   encoder {cost.encoder:,}, decoder {cost.decoder:,} ({config.model.decoder})",
         f"patches      {cost.patches} an image: {cost.kept} kept, {cost.predicted} predicted",
         f"arithmetic   {cost.flops / 1e9:,.3g} GFLOPs an image, forward and backward{again}",
-        f"memory       {_gb(cost.memory)} in a step of {settings.batch_size} images ({config.precision}): weights "
-        f"{_gb(cost.weights)}, {moments} {_gb(cost.states)}, activations and gradients {_gb(cost.passing)}",
+        f"counted      {gb(cost.memory)} of tensors in a step of {settings.batch} images ({config.precision}): weights "
+        f"{gb(cost.weights)}, {moments} {gb(cost.states)}, activations and gradients {gb(cost.passing)}",
     ]
 
 
@@ -207,78 +214,45 @@ def prepared_data(settings: DataSettings) -> tuple[Data | None, int | None]:
     return data, len(data.split("train"))
 
 
-def _timed(config: MAEConfig, cost: Cost, device: torch.device) -> list[str]:
-    """The lines on what only real steps tell."""
-    settings = config.pretrain
-    # a step takes as long on noise
-    data, images = prepared_data(config.data)
-    source = "the config's images"
-    if data is None:
-        data = random_data(settings.batch_size, config.data.image_size)
-        source = "random images, as the config's are not prepared"
+def part_of(data: Data, batch: int) -> tuple[Data, float, float]:
+    """The data with few validation images; which share of them these are, and which share all are that remain.
 
-    # a step of the run itself
-    keep_freed_memory()
-    stage = pretrain_stage(config, data, device)
-    size = stage.batches.batch_size
-    seconds = statistics.median(step_seconds(stage))
-    speed = (
-        f"speed        {size / seconds:,.1f} images/s, {size * cost.flops / seconds / 1e9:,.0f} GFLOP/s, "
-        f"{seconds:.3g} s a step on {device} with {torch.get_num_threads()} threads; {source}"
-    )
-    if images is None:
-        return [speed, "whole run    not known: the images are not there; see data.root"]
-
-    steps = settings.epochs * max(images // settings.batch_size, 1)
-    whole_run = (
-        f"whole run    {duration(steps * seconds)}: {settings.epochs:,} epochs of {images:,} images, {steps:,} "
-        "steps; validation comes on top"
-    )
-    return [speed, whole_run]
+    Of the rest as much stays as is trained on while steps are timed.
+    """
+    table = data.manifest.table
+    some = []
+    for split, most in (("train", TRAINED * batch), ("validate", max(batch, VALIDATED))):
+        rows = table[table["split"] == split]
+        chosen = np.unique(np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(int))
+        some.append(rows.iloc[chosen])
+    train, validate = some
+    of_validation = len(validate) / max(int((table["split"] == "validate").sum()), 1)
+    of_both = (len(train) + len(validate)) / max(int(table["split"].isin(["train", "validate"]).sum()), 1)
+    part = replace(data.manifest, table=pd.concat(some, ignore_index=True))
+    return Data(part, data.store), of_validation, of_both
 
 
-def step_seconds(stage: AnyStage) -> list[float]:
-    """Time of real updates at learning rate 0; the first, which also compiles, is not counted."""
-    update = Update(stage)
-    batches = _endless(stage)
-    stage.model.train()
-
-    def timed_step() -> float:
-        before = time.perf_counter()
-        update(next(batches).to(stage.device), 0).cpu()  # waits for the device
-        return time.perf_counter() - before
-
-    # the first is left out
+def preparing(settings: DataSettings) -> list[str]:
+    """A line on how long it takes to decode the images that are not prepared, by reading some of them."""
+    try:
+        manifest = open_manifest(settings)
+        if settings.store is False or finished_store(settings, describe_store(settings, manifest.table)):
+            return []
+    except UserError:  # no images, which other lines say
+        return []
+    paths = manifest.table["path"]
     start = time.monotonic()
-    timed_step()
-    seconds = [timed_step()]
-    while len(seconds) < STEPS and time.monotonic() - start < SECONDS:
-        seconds.append(timed_step())
-    return seconds
+    read = 0
+    for number in np.random.default_rng(0).permutation(len(paths))[:READ]:
+        with suppress(UnreadableImage):
+            read_fitted(paths.iloc[number], settings.image_size, settings.resize, settings.tone)
+        read += 1
+        if time.monotonic() - start > READING:
+            break
+    workers = min(settings.workers or usable_cores(), usable_cores())
+    seconds = (time.monotonic() - start) / max(read, 1) * len(paths) / workers
+    return [f"preparing    {duration(seconds)}: {len(paths):,} images are decoded once, by {workers} processes"]
 
 
-def _endless(stage: AnyStage) -> Iterator[Batch]:
-    for epoch in count():
-        yield from stage.batches.epoch(epoch, 0)
-
-
-def _physical_memory() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _gb(size: int) -> str:
+def gb(size: int) -> str:
     return f"{size / 1e9:.2f} GB"
-
-
-def duration(seconds: float) -> str:
-    """Two units: 3 days 4 h, 2 h 5 min, 40 s."""
-    minutes = round(seconds / 60)
-    if minutes < 2:
-        return f"{seconds:.0f} s"
-    hours, minutes = divmod(minutes, 60)
-    days, rest = divmod(hours, 24)
-    if days:
-        return f"{days} days {rest} h"
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min"

@@ -70,7 +70,7 @@ class Encoder(nn.Module):
         noise: (b 2·depth) uniform draws that decide stochastic depth while training with `drop_path` > 0.
         """
         tokens = self.embed_kept(images, keep)  # b 1+k d
-        for block, drop in zip(self.blocks, self._drops(len(tokens), noise), strict=True):
+        for block, drop in zip(self.blocks, self._drops(tokens.shape[0], noise), strict=True):
             tokens = run_block(block, tokens, drop, recompute=self.recompute)
         return self.norm(tokens)
 
@@ -81,7 +81,7 @@ class Encoder(nn.Module):
         """
         tokens = self.embed_kept(images, keep)  # b 1+k d
         found = [tokens]
-        for block, drop in zip(self.blocks, self._drops(len(tokens), noise), strict=True):
+        for block, drop in zip(self.blocks, self._drops(tokens.shape[0], noise), strict=True):
             tokens = run_block(block, tokens, drop, recompute=self.recompute)
             found.append(tokens)
         found[-1] = self.norm(tokens)
@@ -101,7 +101,7 @@ class Encoder(nn.Module):
             patches = take(patches, keep)  # b k p·p·c
             positions = positions[keep]  # b k d
         tokens = self.embed(patches) + positions  # b k d
-        class_tokens = repeat(self.class_token, "1 1 d -> b 1 d", b=len(tokens))
+        class_tokens = repeat(self.class_token, "1 1 d -> b 1 d", b=tokens.shape[0])
         return torch.cat([class_tokens, tokens], dim=1)  # b 1+k d
 
     def _drops(self, batch: int, noise: Tensor | None) -> list[Tensor | None]:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +22,25 @@ from data.manifest import digest
 from data.privacy import credentialed_sources
 from data.settings import FOUND_BY, Size
 from data.writing import keep_private, restoring_umask
+from mae.batch_size import with_batch_size
 from mae.engine import distributed
-from mae.engine.checkpoint import Checkpoint, load_weights
+from mae.engine.checkpoint import Checkpoint, load_checkpoint, load_weights
+from mae.engine.console import as_rows, batch_text, best_epoch, ended_text, start_facts
 from mae.engine.loop import fit
 from mae.engine.optim import adamw, autocast, parameter_groups, seeded
 from mae.engine.run import Resumable, check_run, configure_torch, holding, is_finished, start_run, training_device
 from mae.engine.schedule import schedule_of
 from mae.engine.stage import Stage, Validation
-from mae.model import MaskedAutoencoder, check_sizes, mae_from
+from mae.model import MaskedAutoencoder, check_sizes, mae_from, normalize_patches
+from mae.patches import patchify
+from mae.pretrain_cost import pretraining_memory
 from mae.probe import probe
 from mae.reconstruct import reconstruct
 from mae.settings import MAEConfig, ModelSettings, Precision, PretrainSettings
 from mae.transformer import configure_blocks
 from mae.weights import starting_point, without_weights
 
+BY_HEART_AT_ONCE = 64  # images
 RESUMABLE = Resumable(
     sections=("seed", "precision", "data", "model", "pretrain"),
     free=frozenset(
@@ -47,9 +53,18 @@ RESUMABLE = Resumable(
 )
 
 
+def _quiet(text: str) -> None:
+    pass
+
+
 @restoring_umask()
-def pretrain(config: MAEConfig, data: Data | None = None) -> Path:
+def pretrain(
+    config: MAEConfig, data: Data | None = None, say: Callable[[str], None] = _quiet, by_heart: bool = False
+) -> Path:
     """Pretrain into `config.run`, continuing what stands there; returns the run folder.
+
+    say: is told, in one process, what the run begins from and what came of it.
+    by_heart: ends where the loss says that these images are learnt so (--overfit).
 
     Raises UserError if the folder was made by another config, a split is empty or `model.init` does not fit.
     """
@@ -60,8 +75,14 @@ def pretrain(config: MAEConfig, data: Data | None = None) -> Path:
     keep_private(credentialed_by(config, start), config.data.share)
     data = data or open_data(config.data)
 
-    # a folder is continued only by the config, the images and the initial weights that began it
+    # what the run is made with
     folder = Path(expand(config.run, "run"))
+    images = len(data.split("train"))
+    config = with_batch_size(
+        config, "pretrain", images, folder, device, lambda part: pretraining_memory(config, part, device)
+    )
+
+    # a folder is continued only by the config, the images and the initial weights that began it
     facts = {
         "store": data.store.fingerprint,
         "images": digest(_seen(data), "image_id", "split"),
@@ -69,12 +90,46 @@ def pretrain(config: MAEConfig, data: Data | None = None) -> Path:
     }
     check_run(folder, config, RESUMABLE, facts)
 
-    if not is_finished(folder, config.pretrain.epochs):
+    finished = is_finished(folder, config.pretrain.epochs)
+    if not finished:
         stage = pretrain_stage(config, data, device, start)
+        if by_heart:
+            stage = replace(stage, goal=learnt_loss(stage.model, data))
+        if distributed.is_main():
+            say(as_rows(_start(folder, config, data, stage, start)))
         with holding(folder):
             check_run(folder, config, RESUMABLE, facts)  # somebody may have begun another one just now
             fit(stage, folder, begin=lambda: start_run(folder, config, facts))
+    if distributed.is_main():
+        say(ended_text(folder, finished))
+        say(as_rows(_end(folder, config, data)))
     return folder
+
+
+def _start(
+    folder: Path, config: MAEConfig, data: Data, stage: Stage[MaskedAutoencoder], start: Checkpoint | None
+) -> dict[str, str]:
+    """What the run begins from, with and on, before it trains."""
+    train = len(data.split("train"))
+    validate = len(data.split("validate"))
+    return start_facts(
+        folder,
+        begins=f"weights of {start.place}" if start else f"random weights of {config.model.preset}, seed {config.seed}",
+        device=stage.device,
+        config=config,
+        images=f"{train:,} to train on and {validate:,} to validate on, labelled or not",
+        batch=batch_text(config.pretrain.batch, stage.batches.batch_size, len(stage.batches)),
+    )
+
+
+def _end(folder: Path, config: MAEConfig, data: Data) -> dict[str, str]:
+    """What came of the run."""
+    best = load_checkpoint(folder / "best.pt", numbers=False)
+    found = [f"reconstruction loss {best.fact('validate_loss'):.4f}"]
+    for name, score in best.meta.get("probe", {}).items():
+        found.append(f"{name.replace('/', ' ').replace('_', ' ')} {score:.3f}")
+    on = f"{len(data.split('validate')):,} validation images"
+    return {"best": f"{', '.join(found)} on {on}, {best_epoch(best, config.pretrain.epochs)}"}
 
 
 def credentialed_by(config: MAEConfig, start: Checkpoint | None) -> list[str]:
@@ -114,8 +169,8 @@ def pretrain_stage(
 
     # each rank reads its share of the images
     train = data.split("train")
-    batches = Loader(data, train, settings.batch_size, config.seed, distributed.shard())
-    held_out = Loader(data, data.split("validate"), settings.batch_size, share=distributed.shard())
+    batches = Loader(data, train, settings.batch, config.seed, distributed.shard())
+    held_out = Loader(data, data.split("validate"), settings.batch, share=distributed.shard())
 
     # what the loop asks for
     def step(model: MaskedAutoencoder, batch: Batch, epoch: int) -> Tensor:
@@ -123,7 +178,7 @@ def pretrain_stage(
 
     def validate_and_probe(model: MaskedAutoencoder, epoch: int) -> Validation:
         def probe_scores() -> dict[str, float]:
-            return run_probe(model, data, settings.batch_size, device, config.precision)
+            return run_probe(model, data, settings.batch, device, config.precision)
 
         validation = validate(model, held_out, settings.mask_ratio, device, config.precision)
         return with_probe(settings, validation, epoch, probe_scores)
@@ -182,13 +237,32 @@ def hyperparameters(config: MAEConfig) -> dict[str, float | str]:
         "target": "normalised" if model.norm_pixel_loss else "grey levels",
         "base_lr": settings.optimizer.base_lr,
         "weight_decay": settings.optimizer.weight_decay,
-        "batch_size": settings.batch_size,
+        "batch_size": settings.batch,
         "epochs": settings.epochs,
         "augment": "on" if settings.augment.enabled else "off",
         "data": config.data.source,
         "image_size": str(config.data.image_size),
         "seed": config.seed,
     }
+
+
+def learnt_loss(model: MaskedAutoencoder, data: Data) -> float:
+    """The loss at which a training has learnt its few images by heart: half of what one reaches without looking.
+
+    Whoever sees no patch does best by each patch's mean over the images, which leaves their variance around it. Below
+    that a model must tell by the visible patches which of the images it is.
+    """
+    device = next(model.parameters()).device
+    patches = []
+    for batch in Loader(data, data.split("train"), BY_HEART_AT_ONCE).epoch():
+        images = model.encoder.standardize(batch.images.to(device))
+        patches.append(patchify(images, model.encoder.patch_size).cpu())
+    target = torch.cat(patches)  # b n p·p·c
+    if model.norm_pixel_loss:
+        target = normalize_patches(target)
+    blind = target.var(0, correction=0).mean().item()
+    alike = 0.02 * target.square().mean().item()  # images of which one is as the other leave no variance
+    return max(blind / 2, alike)
 
 
 def pretrain_step(model: MaskedAutoencoder, batch: Batch, epoch: int, settings: PretrainSettings, seed: int) -> Tensor:

@@ -12,6 +12,7 @@ from einops import rearrange, repeat
 from PIL import Image
 from torch import Tensor
 
+from data.config import SHIPPED, shipped_data
 from data.draws import uniform
 from data.errors import UserError
 from data.images import read_fitted
@@ -169,6 +170,8 @@ def image_files(words: Iterable[str]) -> list[str]:
     """The files that are named, and the images in the folders that are; each once. UserError for a folder without."""
     found: list[str] = []
     for word in words:
+        if word.startswith(SHIPPED):
+            word = str(shipped_data(word, "images"))
         if Path(word).is_dir():
             found += _images_in(Path(word))
         else:

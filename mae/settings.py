@@ -9,6 +9,8 @@ from data.settings import AugmentSettings, DataConfig
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 Share = Annotated[float, Field(ge=0, lt=1)]
+Images = Annotated[int, Field(ge=1)]
+BatchSize = Annotated[Images | Literal["auto"], either("Input should be a number of images, 1 or more, or auto")]
 Deviation = Annotated[float, Field(gt=0, le=1)]
 Mean = Annotated[Share | tuple[Share, Share, Share], either("Input should be 0 to below 1, or three of these")]
 Spread = Annotated[
@@ -127,6 +129,9 @@ class EngineSettings(Settings):
         None, ge=1, description="steps between checkpoints inside an epoch; null: minutes only"
     )
     log_every: int = Field(20, ge=1, description="steps between two looks at the device, each a line of metrics.jsonl")
+    pictures_every: int = Field(
+        1, ge=1, description="epochs between two sets of TensorBoard's pictures, which the last epoch has in any case"
+    )
     skip_limit: int = Field(
         10, ge=1, description="updates in a row that may be skipped because loss or gradient is not finite"
     )
@@ -138,7 +143,11 @@ class PretrainSettings(Settings):
     """Stage one: masked-autoencoder pretraining (mae-pretrain)."""
 
     epochs: int = Field(400, ge=1, description="passes over the training images; raising it continues a run")
-    batch_size: int = Field(64, ge=1, description="images per step")
+    batch_size: BatchSize = Field(
+        64,
+        description="images per step, of all ranks together; auto: what fits the memory and the number of images, "
+        "which config.yaml then names",
+    )
     mask_ratio: float = Field(0.75, gt=0, lt=1, description="share of the patches hidden from the encoder")
     predict_ratio: float | None = Field(
         None,
@@ -161,12 +170,22 @@ class PretrainSettings(Settings):
     )
     panel_images: int = Field(6, ge=0, description="validation images in TensorBoard's reconstruction panel")
 
+    @property
+    def batch(self) -> int:
+        """`batch_size`, once it is a number: `mae/batch_size.py` makes one of auto."""
+        return number_of(self.batch_size)
+
     @model_validator(mode="after")
     def _settings_agree(self) -> "PretrainSettings":
         check_warmup(self.optimizer, self.epochs)
         if self.select == "probe" and self.probe_every is None:
             raise ValueError("select: found probe without probe_every, expected a number of epochs there")
         return self
+
+
+def number_of(batch_size: BatchSize) -> int:
+    assert isinstance(batch_size, int), "auto is made a number before a batch is drawn"
+    return batch_size
 
 
 def check_warmup(optimizer: OptimizerSettings, epochs: int) -> None:

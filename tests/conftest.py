@@ -24,7 +24,8 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-REAL_PICTURES = ("test_report", "test_dashboard", "test_readme")  # how the names of the modules begin that need them
+# how the names of the modules begin that need them
+REAL_PICTURES = ("test_report", "test_dashboard", "test_readme", "test_prediction_docs")
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -51,16 +51,23 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
         """`noise` (b 2·depth): draws for stochastic depth, see `Encoder`."""
-        pooled = self.features(images, noise)  # b d
+        return self.classify(self.encoder(images, noise=noise))
+
+    def features(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Standardised images (b c h w) → what the head sees (b d)."""
+        return self.pooled(self.encoder(images, noise=noise))
+
+    def pooled(self, tokens: Tensor) -> Tensor:
+        """The encoder's tokens (b 1+n d), of all patches or of some → what the head sees (b d)."""
+        return tokens[:, 0] if self.pool == "cls" else tokens[:, 1:].mean(dim=1)
+
+    def classify(self, tokens: Tensor) -> Tensor:
+        """The encoder's tokens (b 1+n d), of all patches or of some → logits (b)."""
+        pooled = self.pooled(tokens)  # b d
 
         # not in 16 bits, in which scores would tie
         with torch.autocast(pooled.device.type, enabled=False):
             return self.head(self.norm(pooled.to(self.head.weight.dtype))).squeeze(1)  # b
-
-    def features(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Standardised images (b c h w) → what the head sees (b d)."""
-        tokens = self.encoder(images, noise=noise)  # b 1+n d
-        return tokens[:, 0] if self.pool == "cls" else tokens[:, 1:].mean(dim=1)
 
 
 def build_classifier(encoder: Encoder, pool: Pool = "mean", probe: bool = False, drop_path: float = 0.0) -> Classifier:

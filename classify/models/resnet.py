@@ -149,17 +149,27 @@ class ResNet(nn.Module):
 
     def forward(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
         """`noise` is for models with stochastic depth; a ResNet has none."""
-        pooled = self.features(images)  # b d
+        return self.classify(self.maps(images))
+
+    def features(self, images: Tensor) -> Tensor:
+        """Standardised images (b c h w) → what the head sees (b d)."""
+        return self.maps(images).mean(dim=(2, 3))
+
+    def maps(self, images: Tensor) -> Tensor:
+        """Standardised images (b c h w) → the last layer's maps (b d h w)."""
+        return self.layer4(self.layer3(self.layer2(self.layer1(self.stem(images)))))
+
+    def stem(self, images: Tensor) -> Tensor:
+        """Standardised images (b c h w) → what the four layers read (b 64 h w)."""
+        return self.maxpool(F.relu(self.bn1(self.conv1(images))))
+
+    def classify(self, maps: Tensor) -> Tensor:
+        """The last layer's maps (b d h w) → logits."""
+        pooled = maps.mean(dim=(2, 3))  # b d
 
         # not in 16 bits, in which scores would tie
         with torch.autocast(pooled.device.type, enabled=False):
             return self.fc(self.norm(pooled.to(self.fc.weight.dtype))).squeeze(1)
-
-    def features(self, images: Tensor) -> Tensor:
-        """Standardised images (b c h w) → what the head sees (b d)."""
-        x = self.maxpool(F.relu(self.bn1(self.conv1(images))))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))  # b d h w
-        return x.mean(dim=(2, 3))
 
 
 def _layer(

@@ -19,10 +19,11 @@ from classify.settings import ClassifyConfig, FinetuneSettings
 from data.config import change_config, expand
 from data.errors import UserError, printable
 from mae.engine.checkpoint import Checkpoint, is_dense
+from mae.engine.checkpoint_file import existing
 from mae.engine.distributed import is_main
 from mae.weights.account import Report
 from mae.weights.adapt import as_channels
-from mae.weights.files import digest, existing, read_facebook, read_folder, read_json
+from mae.weights.files import digest, read_facebook, read_folder, read_json
 from mae.weights.huggingface import preprocessing_of
 from mae.weights.layouts import FLOATS
 from mae.weights.licenses import UNKNOWN, License, license_of
@@ -236,6 +237,22 @@ def _of_transformers(name: str) -> str:
     if shortcut == "shortcut":
         return f"{place}.downsample.{0 if part == 'convolution' else 1}.{leaf}"
     return f"{place}.{'conv' if part == 'convolution' else 'bn'}{int(number) + 1}.{leaf}"
+
+
+def name_in_transformers(name: str) -> str:
+    """A tensor's name in torchvision's ResNet → in transformers' ResNetForImageClassification: the way back."""
+    name = re.sub(r"^fc\.", "classifier.1.", name)
+    name = re.sub(r"^conv1\.", "resnet.embedder.embedder.convolution.", name)
+    name = re.sub(r"^bn1\.", "resnet.embedder.embedder.normalization.", name)
+    block = re.match(r"layer(\d)\.(\d+)\.(downsample\.|conv|bn)(\d)\.", name)
+    if block is None:
+        return name
+    layer, place, part, number = block.groups()
+    leaf = name[block.end() :]
+    stem = f"resnet.encoder.stages.{int(layer) - 1}.layers.{place}"
+    if part == "downsample.":
+        return f"{stem}.shortcut.{'convolution' if number == '0' else 'normalization'}.{leaf}"
+    return f"{stem}.layer.{int(number) - 1}.{'convolution' if part == 'conv' else 'normalization'}.{leaf}"
 
 
 def _network(tensors: Mapping[str, Tensor], place: str) -> str:

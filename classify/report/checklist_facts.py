@@ -413,8 +413,10 @@ def _robustness(comparison: Comparison) -> str | None:
 
 
 def _explanations(comparison: Comparison) -> str | None:
-    """Nothing here explains a decision: reconstructions show what stage one learned."""
-    return None
+    """Reconstructions explain no decision: they show what stage one learned."""
+    if comparison.heatmaps is None:
+        return None
+    return "Heatmaps of a few cases, the first by id, by methods judged by deletion and insertion (docs/prediction.md)"
 
 
 def _evaluated(comparison: Comparison) -> str:

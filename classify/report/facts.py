@@ -3,9 +3,11 @@
 from collections.abc import Iterator, Sequence
 
 from classify.comparison import Comparison
+from classify.report.heatmaps import picture
 from classify.report.mistakes import strips
 from classify.report.reconstructions import Panel, panels
 from classify.report.tables import FLATTERING, UNKNOWN_WEIGHTS, case_count, images_of, summary_of_all, units_of
+from data.config import shipped_credit
 from data.labels import words
 from data.privacy import credentialed_sources, terms
 from data.settings import height_and_width
@@ -27,8 +29,8 @@ def notices(comparison: Comparison, shown: Sequence[Panel] | None = None) -> Ite
         if shown is None:
             shown = panels(comparison) or ()
         of_panels = {name for panel in shown for name in panel.credentialed}
-        of_mistakes = {*credentialed_sources(config.data)} if strips(comparison) else set()
-        private = sorted(of_panels | of_mistakes)
+        of_cases = {*credentialed_sources(config.data)} if strips(comparison) or picture(comparison) else set()
+        private = sorted(of_panels | of_cases)
         if private:
             notice += f" It shows radiographs of {', '.join(private)}."
         yield notice
@@ -45,6 +47,9 @@ def facts(comparison: Comparison) -> Iterator[tuple[str, str]]:
     # the cases
     height, width = height_and_width(config.data.image_size)
     yield "Source", f"{config.data.source}, {height} × {width} pixels ({config.data.resize})"
+    for part in config.data.each_source().values():
+        if credit := shipped_credit(part.root):
+            yield "Images of", credit
     yield "Split", config.compare.split
     summary = summary_of_all(comparison)
     yield "Evaluated", case_count(summary)

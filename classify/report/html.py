@@ -11,6 +11,7 @@ from markupsafe import Markup, escape
 from classify.comparison import Comparison
 from classify.report.budgets import budgets_of
 from classify.report.facts import facts, notices
+from classify.report.heatmaps import picture
 from classify.report.mistakes import strips
 from classify.report.pictures import figures_of
 from classify.report.reconstructions import panels
@@ -57,6 +58,7 @@ def report_html(comparison: Comparison) -> str:
         said=with_names_apart([*symbols, *failed]),
         panels=shown,
         strips=strips(comparison),
+        looks=picture(comparison),
     )
 
 

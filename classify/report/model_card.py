@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from classify.comparison import Comparison, Line
@@ -31,7 +31,7 @@ INTENDED = (
 
 @dataclass(frozen=True)
 class Card:
-    """The facts of a model card, whoever has them: a comparison, or later an export."""
+    """The facts of a model card, whoever has them: a comparison, or an export."""
 
     name: str
     task: str
@@ -40,14 +40,18 @@ class Card:
     split: str = ""
     metrics: Mapping[str, float] | None = None  # by `HUB_METRICS`, for model-index
     sections: tuple[tuple[str, tuple[str, ...]], ...] = ()  # heading, and paragraphs in Markdown
+    written_by: str = WRITTEN_BY
+    front: Mapping[str, object] = field(default_factory=dict)  # of the front matter, what is not as of a comparison
 
 
 def model_card(card: Card) -> str:
     """The card as a README.md."""
     front: dict[str, object] = {"library_name": "mae-cxr", "pipeline_tag": "image-classification"}
     front |= {"tags": ["chest-x-ray", "radiograph", "image-classification"]}
+    front |= card.front
     index = _model_index(card)
-    parts = [f"# {plain(card.name)}", f"Told apart: {plain(card.task)}. Not a medical device.", WRITTEN_BY]
+    told = f"Told apart: {plain(card.task)}. " if card.task else ""
+    parts = [f"# {plain(card.name)}", f"{told}Not a medical device.", card.written_by]
     for heading, paragraphs in card.sections:
         if paragraphs:
             parts += [f"## {plain(heading)}", *paragraphs]

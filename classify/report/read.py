@@ -9,12 +9,14 @@ from typing import Any
 from classify.comparison import Comparison, Declared, FailedRow, Line, Reconstructions
 from classify.evaluate import Evaluation, read_evaluation
 from classify.provenance import Facts
+from classify.report import heatmaps
+from classify.report.folder import comparison_file
 from classify.report.mistakes import FOLDER, are_shown, strips
 from classify.report.reconstructions import missing
 from classify.report.training import OF_PRETRAINING, OF_TRAINING, epochs_of
 from classify.report.write import FORMAT, digest_of, write_comparison
 from classify.settings import ClassifyConfig
-from data.config import change_config, expand, make_config
+from data.config import change_config, make_config
 from data.errors import UserError
 from data.locks import locked
 from data.plain_values import read_json_values
@@ -31,11 +33,7 @@ def report(folder: str | Path, say: Callable[[str], None] = print) -> Comparison
 
     Raises UserError where one of these is missing or was changed since.
     """
-    folder = Path(expand(str(folder), "command line"))
-    path = folder / "comparison.json"
-    if not path.is_file():
-        found = "no comparison.json" if folder.is_dir() else "no such folder"
-        raise UserError(f"{folder}: found {found}, expected the folder of a mae-compare that has ended")
+    folder = comparison_file(folder).parent
     expect_no_links_out(folder)
 
     comparison = read_comparison(folder)
@@ -96,6 +94,7 @@ def _comparison(folder: Path, written: Mapping[str, Any]) -> Comparison:
         pretrain_configs=configs,
         reconstructions=pictures,
         mistakes={name: _mistakes(path, *drawn) for name, drawn in written["mistakes"].items()},
+        heatmaps=_heatmaps(path, written.get("heatmaps")),
         tuning=tuple(written["tuning"]),
     )
 
@@ -132,6 +131,16 @@ def _reconstructions(path: Path, drawn: Mapping[str, Any]) -> Reconstructions:
 def _mistakes(path: Path, file: str, digest: str) -> tuple[str, str]:
     if not PICTURE_OF_MISTAKES.fullmatch(file):
         raise UserError(f"{path}: found a picture {file}, expected one below {FOLDER}/")
+    return file, digest
+
+
+def _heatmaps(path: Path, drawn: list[str] | None) -> tuple[str, str] | None:
+    """Of a comparison that an earlier version made, there are none."""
+    if drawn is None:
+        return None
+    file, digest = drawn
+    if file != heatmaps.PICTURE:
+        raise UserError(f"{path}: found a picture {file}, expected {heatmaps.PICTURE}")
     return file, digest
 
 
@@ -185,3 +194,5 @@ def left_out(comparison: Comparison) -> Iterator[str]:
         for name, (file, _) in comparison.mistakes.items():
             if name not in there:
                 yield f"pictures of the mistakes of {name}: {file} is not there as it was drawn"
+        if comparison.heatmaps is not None and heatmaps.picture(comparison) is None:
+            yield f"what the models look at: {heatmaps.PICTURE} is not there as it was drawn"

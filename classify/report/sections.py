@@ -13,6 +13,7 @@ from classify.report.checklist import PLACES, answers, open_items, summary_text
 from classify.report.checklist_facts import checklist_facts
 from classify.report.costs import COSTS, DIFFERENCES, TUNING, cost_rows, difference_rows, tuning_rows
 from classify.report.facts import facts, notices
+from classify.report.heatmaps import heatmap_rows, heatmap_texts
 from classify.report.labels import EFFICIENCY, efficiency_rows
 from classify.report.mistakes import MISTAKES, are_shown, mistake_rows, withheld_cases
 from classify.report.operating import (
@@ -112,6 +113,7 @@ def _further_sections(comparison: Comparison) -> Iterator[Section]:
         Section("training", "Training curves", (TRAINING_CURVES,)),
         Section("reconstructions", "Reconstructions", tuple(_reconstructions(comparison))),
         _mistakes(comparison),
+        _heatmaps(comparison),
         Section("audit", "Leak audit and contamination", audit_lines(comparison)),
         data_section(comparison),
         _costs(comparison),
@@ -206,6 +208,11 @@ def _mistakes(comparison: Comparison) -> Section:
     if not are_shown(comparison):
         return Section("mistakes", "Most confident mistakes", (withheld_cases(comparison),))
     return Section("mistakes", "Most confident mistakes", tables=_tables(("", mistake_rows(comparison), MISTAKES)))
+
+
+def _heatmaps(comparison: Comparison) -> Section:
+    texts = tuple(heatmap_texts(comparison))
+    return Section("heatmaps", "What the models look at", texts, _tables(("", heatmap_rows(comparison), "")))
 
 
 def _costs(comparison: Comparison) -> Section:

@@ -149,6 +149,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         "rows": [_row_as_json(comparison, line) for line in comparison.lines],
         "subgroups": subgroups_as_json(comparison),
         "mistakes": {name: list(drawn) for name, drawn in comparison.mistakes.items()},
+        "heatmaps": list(comparison.heatmaps) if comparison.heatmaps else None,
         "failed_rows": [asdict(row) for row in comparison.failed_rows],
         "tuning": list(comparison.tuning),
     }

@@ -124,13 +124,6 @@ def kinds_of_columns(table: pd.DataFrame) -> Kinds:
     return Kinds(people, findings, further)
 
 
-def require_folder(root: Path) -> None:
-    """UserError unless `root` is a folder."""
-    if not root.is_dir():
-        found = "is a file, expected a folder" if root.exists() else "no such folder"
-        raise UserError(f"data.root: {root}: {found}")
-
-
 # ---------------------------------------------------------------- CSV
 
 

@@ -13,9 +13,10 @@ import pandas as pd
 
 from data.errors import UserError
 from data.labels import FINDINGS, judge, tally, with_no_finding
+from data.places import require_folder
 from data.settings import DataSettings
 from data.sex_and_age import people_columns, read_people
-from data.sources import csv_columns, manifest_table, read_findings, require_filled, require_folder
+from data.sources import csv_columns, manifest_table, read_findings, require_filled
 
 FILES = {"train": ("train.csv",), "validate": ("valid.csv",), "test": ("test.csv", "test_labels.csv")}
 WHERE = "https://stanfordaimi.azurewebsites.net (registration)"

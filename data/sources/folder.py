@@ -10,8 +10,9 @@ import pandas as pd
 
 from data.class_names import FILLERS, plain_words, says, told_apart
 from data.errors import UserError, quoted
+from data.places import require_folder
 from data.settings import DataSettings
-from data.sources import SPLIT_WORDS, manifest_table, require_folder
+from data.sources import SPLIT_WORDS, manifest_table
 from data.sources.found_images import find_images
 
 SPLIT_FOLDERS = SPLIT_WORDS | {"dev": "validate", "development": "validate", "holdout": "test"}

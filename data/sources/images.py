@@ -5,8 +5,9 @@ from pathlib import Path
 import pandas as pd
 
 from data.errors import UserError
+from data.places import require_folder
 from data.settings import DataSettings
-from data.sources import manifest_table, require_folder
+from data.sources import manifest_table
 from data.sources.found_images import find_images
 
 

@@ -13,6 +13,7 @@ import pandas as pd
 
 from data.errors import UserError
 from data.npz import read_array, read_header
+from data.places import require_file
 from data.settings import DataSettings
 from data.sources import SPLIT_WORDS, manifest_table
 from data.stand_ins import ENOUGH, stand_in
@@ -27,9 +28,7 @@ def read(settings: DataSettings, root: Path) -> tuple[pd.DataFrame, list[str]]:
 
     Reads labels and array headers, no pixels. Raises UserError if `root` is no such file.
     """
-    if not root.is_file():
-        found = "is a folder, expected a MedMNIST .npz file" if root.exists() else "no such file"
-        raise UserError(f"data.root: {root}: {found}")
+    require_file(root)
     if not zipfile.is_zipfile(root):
         with root.open("rb") as file:
             found = stand_in(file.read(ENOUGH)) or "no .npz archive"

@@ -18,6 +18,7 @@ import pandas as pd
 from data.config import expand
 from data.errors import UserError
 from data.labels import FINDINGS, NO_ROW, agree, judge, tally, with_no_finding
+from data.places import require_folder
 from data.settings import DataSettings
 from data.sources import (
     SPLIT_WORDS,
@@ -28,7 +29,6 @@ from data.sources import (
     read_findings,
     read_words,
     require_filled,
-    require_folder,
     require_numbers,
     require_unique,
 )

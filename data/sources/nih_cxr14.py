@@ -14,9 +14,10 @@ import pandas as pd
 
 from data.errors import UserError, quoted
 from data.labels import NIH_FINDINGS, judge, tally
+from data.places import require_folder
 from data.settings import DataSettings
 from data.sex_and_age import people_columns, read_people
-from data.sources import LeftOut, csv_columns, manifest_table, read_csv, read_lines, require_filled, require_folder
+from data.sources import LeftOut, csv_columns, manifest_table, read_csv, read_lines, require_filled
 
 LISTS = {"train": "train_val_list.txt", "test": "test_list.txt"}
 COLUMNS = {"Image Index": "image_id", "Patient ID": "patient_id", "View Position": "view"}

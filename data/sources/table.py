@@ -7,9 +7,9 @@ from pathlib import Path
 import pandas as pd
 
 from data.class_names import says, told_apart
-from data.config import expand
 from data.errors import UserError, quoted
 from data.labels import ALL_FINDINGS, LABEL_WORDS, judge
+from data.places import require_folder, require_table
 from data.settings import DataSettings
 from data.sex_and_age import people_columns, read_people
 from data.sources import (
@@ -21,14 +21,11 @@ from data.sources import (
     read_findings,
     read_words,
     require_filled,
-    require_folder,
     require_one_spelling,
 )
 from data.sources.columns import named_columns
 from data.sources.csv_form import with_commas
 from data.sources.further import further_columns, without_free_text
-
-TABLES = (".csv", ".csv.gz", ".tsv", ".txt", ".xlsx", ".xls", ".ods")
 
 
 def read(settings: DataSettings, root: Path) -> tuple[pd.DataFrame, list[str]]:
@@ -40,7 +37,7 @@ def read(settings: DataSettings, root: Path) -> tuple[pd.DataFrame, list[str]]:
     UserError naming file and column, or file, row and value (the header is row 1).
     """
     require_folder(root)
-    place = _place(settings, root)
+    place = require_table(root, settings.table)
     table, findings, further, notes = _read_table(place, settings)
     require_filled(table, ["path"], place)
     _require_one_row_a_file(table, place)
@@ -59,18 +56,6 @@ def read(settings: DataSettings, root: Path) -> tuple[pd.DataFrame, list[str]]:
     table["path"], about_paths = _joined(root, table["path"])
     images = manifest_table(table, settings.source, findings, further)
     return images, [f"{place.name}: {len(table):,} images", *notes, *about_paths]
-
-
-def _place(settings: DataSettings, root: Path) -> Path:
-    """The CSV; UserError, with those that are there, where it is not."""
-    place = root / expand(settings.table, "data.table")
-    if place.is_file():
-        return place
-    others = sorted(path.name for path in root.iterdir() if path.name.lower().endswith(TABLES))
-    hint = ""
-    if others:
-        hint = quoted(f"; did you mean data.table={others[0]}?", instead="")
-    raise UserError(f"{place}: no such file, expected the CSV that data.table names below data.root{hint}")
 
 
 def _read_table(place: Path, settings: DataSettings) -> tuple[pd.DataFrame, list[str], list[str], list[str]]:

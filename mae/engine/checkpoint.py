@@ -37,7 +37,7 @@ class Checkpoint:
     meta: dict[str, Any] = field(default_factory=dict)
     optimizer: dict[str, Any] | None = None
     progress: dict[str, Any] = field(default_factory=dict)
-    state: dict[str, Any] = field(default_factory=dict)  # what else resuming needs: weights under an average, …
+    state: dict[str, Any] = field(default_factory=dict)  # other tensors: weights under an average, known images, …
     place: str = "checkpoint"
 
     @cached_property
@@ -253,7 +253,9 @@ class _Meta(BaseModel):
     pretrained_from: str | None = None
     threshold: dict[str, float] | None = None
     calibration: dict[str, dict[str, float]] | None = None
+    operating: dict[str, dict[str, list[float]]] | None = None
     validate_cases: dict[str, int] | None = None
+    domain: dict[str, Any] | None = None
     images: str = ""
     train_images: int = 0
 

@@ -1,5 +1,6 @@
 """Which file a `--checkpoint` means: itself, or a run folder's best.pt. Light: bad paths are answered without torch."""
 
+import re
 from pathlib import Path
 
 from data.errors import UserError, printable
@@ -12,7 +13,9 @@ def checkpoint_file(path: str | Path) -> Path:
     path = Path(path)
     if not path.is_dir():
         if not path.is_file():
-            raise UserError(f"{path}: found no such file, expected a checkpoint (.pt) or the folder of a run")
+            raise UserError(
+                f"{path}: found no such file, expected a checkpoint (.pt) or the folder of a run{_of_a_hub(path)}"
+            )
         return path
 
     best = path / "best.pt"
@@ -32,6 +35,31 @@ def checkpoint_file(path: str | Path) -> Path:
             f"give {path / runs[0]}, say"
         )
     raise UserError(f"{path}: found a folder without best.pt, expected a checkpoint (.pt) or the folder of a run")
+
+
+def best_of(run: str | Path) -> Path:
+    """The best.pt of a classifier's run, which is what is evaluated; UserError where there is none."""
+    path = Path(run)
+    if not path.exists():
+        raise UserError(f"{run}: found no such folder, expected the folder of a mae-finetune run")
+    if path.is_file() and path.name != "best.pt":
+        raise UserError(f"{run}: found a file, expected the folder of a mae-finetune run, whose best.pt is evaluated")
+    return checkpoint_file(path)
+
+
+def existing(path: str | Path) -> Path:
+    """The path of weights; UserError where nothing is there, which for the name of a hub says what to do."""
+    path = Path(path)
+    if path.exists():
+        return path
+    raise UserError(f"{path}: found no such file or folder, expected weights{_of_a_hub(path)}")
+
+
+def _of_a_hub(path: Path) -> str:
+    """What to do with `owner/name`, which is somebody's on a hub of weights; empty for other paths."""
+    if not re.fullmatch(r"[\w-]+/[\w.-]+", str(path)) or path.parent.exists():
+        return ""
+    return f"; nothing is downloaded here: hf download {path} --local-dir {path.name}, then give that folder"
 
 
 def is_run(folder: Path) -> bool:

@@ -80,6 +80,11 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def ranks_wanted() -> int:
+    """How many ranks there will be once they have met."""
+    return max(_variable("WORLD_SIZE", 1), 1)
+
+
 def local_rank() -> int:
     """Number of this process on its machine: which GPU is its own."""
     return _variable("LOCAL_RANK", 0)

@@ -26,9 +26,11 @@ from mae.engine.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
+from mae.engine.console import duration
 from mae.engine.hparams import describe_run, end_session, write_hyperparameters
 from mae.engine.memory import keep_freed_memory
 from mae.engine.optim import load_optimizer
+from mae.engine.overfit import is_reached
 from mae.engine.schedule import set_learning_rate
 from mae.engine.stage import AnyStage, Batch, Validation
 from mae.engine.tracker import Progress, Tracker
@@ -58,7 +60,7 @@ class Position:
 
 
 def fit(stage: AnyStage, folder: Path, begin: Callable[[], None] = lambda: None) -> None:
-    """Train until `stage.epochs`, continuing from the folder's last.pt where there is one.
+    """Train until `stage.epochs` or the stage's goal, continuing from the folder's last.pt where there is one.
 
     begin: called once that is read and fits, before anything is written.
 
@@ -71,7 +73,7 @@ def fit(stage: AnyStage, folder: Path, begin: Callable[[], None] = lambda: None)
     run = _Run(stage, folder, begin)
     try:
         with noting_signals() as signals:
-            while run.position.epoch < stage.epochs:
+            while run.position.epoch < stage.epochs and not run.reached:
                 run.train_epoch(signals)
                 run.end_epoch()
                 run.stop_if(signals)
@@ -107,6 +109,7 @@ class _Run:
         self.folder = folder
         self.settings = stage.config.engine
         self.update = Update(stage)
+        self.reached = False  # the goal of a stage that has one
         self.position = self._resume()
         begin()
         self.pending: list[tuple[Tensor, Batch]] = []  # updates nobody has looked at yet, with their batches
@@ -114,11 +117,12 @@ class _Run:
         self.saved = replace(self.position)  # where last.pt stands
         self.owed: Checkpoint | None = None  # the best weights, where the disk did not take them
         self.watch = _Watch()
+        self.pace = _Pace(self.position.step)
         self.data_sets = sorted(data_sets(stage.config.data))  # what they are now: links and variables may change
 
         # one rank writes for all
         writes = distributed.is_main()
-        self.tracker = Tracker(folder, self.position.step, enabled=writes)
+        self.tracker = Tracker(folder, self.position.step, enabled=writes, kind=stage.kind)
         self.tracker.draw(lambda board: write_hyperparameters(folder, stage.hyperparameters))
         self.tracker.draw(lambda board: describe_run(board, stage.config, self.position.step))
 
@@ -218,18 +222,22 @@ class _Run:
         train_loss = math.nan
         if position.loss_count:
             train_loss = position.loss_sum / position.loss_count
-        if epoch % stage.validate_every and epoch < stage.epochs:
+        if not stage.validates_after(epoch):
             position.begin_epoch(epoch)
-            self._save_last()
+            if stage.goal is None or self.watch.since_saved() > 60 * self.settings.save_minutes:
+                self._save_last()
             return
 
         validation = self._validate(epoch)
         position.begin_epoch(epoch)
         self.validated = validation.meta
+        if stage.goal is not None:
+            self.validated = self.validated | self._goal(stage.goal, train_loss, validation)
         metrics = {"train/loss": train_loss, **validation.metrics}
         self.tracker.begin_again(position.step)  # where it was lost to a full disk
         self.tracker.scalars(position.step, {"epoch": epoch, "epoch/train_loss": train_loss, **validation.metrics})
-        self.progress.line(f"{self.folder.name}: epoch {epoch}/{stage.epochs} {_numbers(metrics)}")
+        pace = self.pace.text(position.step, stage.epochs * len(stage.batches), stage.batches.batch_size)
+        self.progress.line(f"{self.folder.name}: epoch {epoch}/{stage.epochs} {_numbers(metrics)}; {pace}")
 
         # best.pt first: last.pt tells a resumed run what the best is
         if validation.score > position.best:
@@ -240,10 +248,19 @@ class _Run:
 
         # pictures come last: one that fails costs nothing but itself
         model = self.update.kept
-        if math.isfinite(validation.score):
+        due = epoch % self.settings.pictures_every == 0 or epoch == stage.epochs
+        if due and math.isfinite(validation.score):
             self.tracker.draw(
                 lambda board: evaluating(model, lambda model: stage.show(model, validation, board, position.step))
             )
+
+    def _goal(self, goal: float, train_loss: float, validation: Validation) -> dict[str, Any]:
+        """How far from its goal the stage is, for its checkpoint."""
+        self.reached = is_reached(goal, train_loss, validation.metrics)
+        loss = validation.metrics.get("validate/loss", math.nan)
+        numbers = {"goal": goal, "train_loss": train_loss, "loss": loss}
+        finite = {name: number if math.isfinite(number) else sys.float_info.max for name, number in numbers.items()}
+        return {"overfit": {"reached": self.reached, **finite}}
 
     def _validate(self, epoch: int) -> Validation:
         """The validation of what is handed on; what was learned is saved where it fails."""
@@ -362,6 +379,7 @@ class _Run:
                 f"{checkpoint.place}: found no state of this run (an average, a scaler), expected what it had saved"
             ) from None
         load_optimizer(self.stage.optimizer, checkpoint.optimizer, checkpoint.place)
+        self.reached = self.stage.goal is not None and bool(checkpoint.meta.get("overfit", {}).get("reached"))
         return _position(checkpoint)
 
 
@@ -414,6 +432,21 @@ class _Watch:
 
     def since_saved(self) -> float:
         return time.monotonic() - self.last_saved
+
+
+class _Pace:
+    """How fast a run goes since it began or was continued, all that comes after epochs included."""
+
+    def __init__(self, step: int):
+        self.first = step
+        self.began = time.monotonic()
+
+    def text(self, step: int, steps: int, batch_size: int) -> str:
+        """Images a second, and how long the rest takes."""
+        done = max(step - self.first, 1)
+        seconds = max(time.monotonic() - self.began, 1e-9)
+        rate = f"{done * batch_size / seconds:,.0f} images/s"
+        return f"{rate}, {duration((steps - step) * seconds / done)} left"
 
 
 def peak_memory(device: torch.device) -> int:

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -36,6 +37,8 @@ class Resumable:
 
     def may_change(self, key: str, before: Any, after: Any) -> bool:
         if key in self.free or (key == self.epochs and before < after):
+            return True
+        if key.endswith(".batch_size") and after == "auto":  # whatever number the run was begun with
             return True
 
         # a list of sections, as data.sources: what is free in the section is free in its entries
@@ -109,6 +112,11 @@ def _expect_same(
                 f"{folder}: found a run made with {key} = {before}, expected {after}; "
                 "choose another folder (run=…, in stage two finetune.run=…), or remove this one"
             )
+
+
+def settings_of_run(folder: Path) -> dict[str, Any] | None:
+    """The settings that a run was begun with; None where the folder holds none."""
+    return _made_with(folder / "config.yaml") or _saved_with(folder)
 
 
 def _saved_with(folder: Path) -> dict[str, Any] | None:
@@ -292,8 +300,27 @@ def device_of(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError):
-        raise UserError(f"device: found {name!r}, which is not available; expected auto, cpu or cuda") from None
+        raise UserError(
+            f"device: found {name!r}, which is not available; expected auto, cpu or cuda{_why_no_cuda(name)}"
+        ) from None
     return device
+
+
+def _why_no_cuda(name: str) -> str:
+    """What to do where a CUDA device was asked for and is not there; empty for other names."""
+    if not re.fullmatch(r"cuda(:\d+)?", name):
+        return ""
+    build = f"torch {torch.__version__}"
+    if torch.version.cuda is None and torch.version.hip is None:
+        return (
+            f"; {build} is built for CPUs alone: install one with CUDA, pip install --force-reinstall torch "
+            "--index-url https://download.pytorch.org/whl/cu128 (or the version that pytorch.org names), or give "
+            "device=cpu"
+        )
+    count = torch.cuda.device_count()
+    if count:
+        return f"; there are {count}, cuda:0 to cuda:{count - 1}"
+    return f"; {build} is built for CUDA {torch.version.cuda}, but finds no GPU: see nvidia-smi, or give device=cpu"
 
 
 def configure_torch(config: MAEConfig) -> None:

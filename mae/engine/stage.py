@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
+from mae.engine.overfit import looked_at
 from mae.engine.schedule import Schedule
 from mae.settings import MAEConfig, OptimizerSettings
 
@@ -64,6 +65,7 @@ class Stage(Generic[Network]):
     step: Callable[[Network, Any, int], Tensor]  # (model, batch, epoch) → loss
     validate: Callable[[Network, int], Validation]  # (model, epochs done)
     validate_every: int = 1
+    goal: float | None = None  # of --overfit: the loss at which the training ends
     meta: dict[str, Any] = field(default_factory=dict)
     name_images: Callable[[Any], list[str]] = _names_nobody  # ids of a batch's images
     count: Callable[[Any], Tensor] | None = None  # of how many of a batch's images the loss is the mean; None: of all
@@ -73,6 +75,12 @@ class Stage(Generic[Network]):
     @property
     def epochs(self) -> int:
         return self.schedule.epochs
+
+    def validates_after(self, epoch: int) -> bool:
+        """Whether an epoch, the first being 1, ends with a validation; the last one does."""
+        if epoch == self.epochs:
+            return True
+        return looked_at(epoch) if self.goal is not None else epoch % self.validate_every == 0
 
     def learning_rate(self, step: int) -> float:
         return self.schedule.at(step, len(self.batches))

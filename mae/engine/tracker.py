@@ -12,6 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from data.writing import write_text
+from mae.engine.curves import described, draw_point
 
 START = b'{"step": '  # of a row
 
@@ -19,11 +20,13 @@ START = b'{"step": '  # of a row
 class Tracker:
     """Writes scalars below a run folder; on resume, what was logged after `step` is dropped.
 
+    kind: of the run's checkpoints, by which the board tells losses apart.
     enabled: false writes nothing, for all ranks but the first; `board` is then None.
     """
 
-    def __init__(self, folder: Path, step: int, enabled: bool = True):
+    def __init__(self, folder: Path, step: int, enabled: bool = True, kind: str = ""):
         self.path = folder / "metrics.jsonl"
+        self.kind = kind
         self.enabled = enabled
         self.complaints: set[str] = set()
         self.board: SummaryWriter | None = None
@@ -62,7 +65,8 @@ class Tracker:
     def _curves(self, step: int, values: dict[str, float]) -> None:
         def draw(board: SummaryWriter) -> None:
             for name, value in values.items():
-                board.add_scalar(name, value, step)
+                tag, about = described(name, self.kind)
+                draw_point(board, tag, about, value, step)
 
         self.draw(draw)
 

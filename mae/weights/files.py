@@ -36,17 +36,6 @@ OF_NUMPY: list[tuple[type, str]] = [
 NAMES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
-def existing(path: str | Path) -> Path:
-    """The path; UserError where nothing is there, which for the name of a hub says what to do."""
-    path = Path(path)
-    if path.exists():
-        return path
-    advice = ""
-    if re.fullmatch(r"[\w-]+/[\w.-]+", str(path)):
-        advice = f"; nothing is downloaded here: hf download {path} --local-dir {path.name}, then give that folder"
-    raise UserError(f"{path}: found no such file or folder, expected weights{advice}")
-
-
 def leads_out(path: Path) -> bool:
     """Whether a folder's file is a link to one that lies elsewhere, which is not the folder's word."""
     folder = path.parent.resolve()

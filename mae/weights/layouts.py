@@ -83,6 +83,19 @@ HUGGINGFACE_MODULES = _names(  # as transformers 5 calls them in memory
     "vit.layers",
     "decoder.decoder_layers",
 )
+# a DINOv2, which is the same network where its branches' scales are 1; it is written alone
+DINOV2 = _names(
+    {ours: theirs.replace("vit.", "dinov2.", 1) for ours, theirs in _HUGGINGFACE_TOKENS.items()},
+    {
+        **_HUGGINGFACE_BLOCK,
+        "norm1": "norm1",
+        "norm2": "norm2",
+        "mlp.up": "mlp.fc1",
+        "mlp.down": "mlp.fc2",
+    },
+    "dinov2.encoder.layer",
+    "decoder.decoder_layers",
+)
 # of each program, theirs → ours: one table for all of its versions, whose names never contradict each other
 TO_OURS = {
     program: {theirs: ours for layout in layouts for ours, theirs in layout.items()}
@@ -288,7 +301,7 @@ def _shift(found: Translation, shifts: Mapping[str, Tensor], how: str) -> None:
         found.note(name, how)
 
 
-def to_huggingface(weights: Mapping[str, Tensor], patch_size: int) -> dict[str, Tensor]:
+def to_huggingface(weights: Mapping[str, Tensor], patch_size: int, layout: Names = HUGGINGFACE) -> dict[str, Tensor]:
     """Ours → theirs, as published files have it; the way back from `translate`."""
     parts: dict[str, Tensor] = {}  # under our names, in their layout
     for name, tensor in weights.items():
@@ -304,7 +317,7 @@ def to_huggingface(weights: Mapping[str, Tensor], patch_size: int) -> dict[str, 
 
     found = {}
     for name, tensor in parts.items():
-        theirs = rename(name, HUGGINGFACE)
+        theirs = rename(name, layout)
         assert theirs is not None, name
         found[theirs] = tensor.contiguous().clone()
     return found

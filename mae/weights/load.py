@@ -12,10 +12,10 @@ from data.errors import UserError
 from data.settings import height_and_width
 from mae.encoder import Encoder
 from mae.engine.checkpoint import expect_finite
+from mae.engine.checkpoint_file import existing
 from mae.model import NORM_PIXEL_LOSS, PRESETS, MaskedAutoencoder, build_mae
 from mae.weights.account import Report
 from mae.weights.adapt import as_channels, fold_to_grey, resample
-from mae.weights.files import existing
 from mae.weights.huggingface import huggingface_source
 from mae.weights.source import FOLDED, STATISTICS, Levels, Source, Target, same_levels
 from mae.weights.timm import facebook_source, timm_source

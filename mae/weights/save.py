@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -18,20 +18,22 @@ from mae.encoder import Encoder
 from mae.engine.checkpoint import expect_finite
 from mae.model import MaskedAutoencoder
 from mae.transformer import Block
-from mae.weights.layouts import to_huggingface
+from mae.weights.layouts import DINOV2, HUGGINGFACE, to_huggingface
 from mae.weights.licenses import License, fields_of, front_matter, spoken
+from mae.weights.reading import Reading, before_the_processor, preprocessor
 
 FRONT_MATTER = {"library_name": "transformers", "tags": ["masked-autoencoder", "chest-x-ray"]}
 FILES = ("config.json", "model.safetensors", "preprocessor_config.json", "README.md")
 README = """# {architecture}
 
-Written by mae-export of mae-cxr. `preprocessor_config.json` says how images are resized and standardised;
+Written by mae-cxr. `preprocessor_config.json` says how images are resized and standardised;
 one channel is grey.
 
 {reading}
 
 Licence of the weights: {license}. Not a medical device.
 {owed}"""
+MakeCard = Callable[[str], str]  # architecture → the text of README.md
 
 
 def save_huggingface(
@@ -41,24 +43,26 @@ def save_huggingface(
     say: Callable[[str], None] = print,
     resize: Resize = "squash",
     owed: str = "",
+    card: MakeCard | None = None,
 ) -> None:
     """Write a folder for `ViTMAEForPreTraining.from_pretrained`; ViTModel reads its encoder.
 
     Where transformers has no such model (cross decoder, images that are not square) the encoder alone is
     written, as a ViTModel, and `say` is told. license: of the weights; None takes it from the report they came with.
     resize: how images of another shape were fitted to the model's (`data.resize`); squash is what transformers does.
-    owed: what else is to be said of the weights, in README.md.
+    owed: what else is to be said of the weights, in README.md. card: makes another README.md.
     """
     license = license or getattr(getattr(model, "report", None), "license", None)
     encoder, decoder = model.encoder, model.decoder
     if isinstance(decoder, Decoder) and encoder.grid[0] == encoder.grid[1]:
         weights = to_huggingface(_weights(encoder, "encoder") | _weights(decoder, "decoder"), encoder.patch_size)
         config = encoder_config(encoder, "ViTMAEForPreTraining") | _decoder_config(decoder, model.norm_pixel_loss)
-        write_folder(folder, weights, config, encoder, license, say, resize, owed)
+        card = card or _plain_card(Reading.of(encoder, resize), license, owed)
+        write_folder(folder, weights, config, Reading.of(encoder, resize), license, say, card)
         return
     why = "a decoder for images that are not square" if isinstance(decoder, Decoder) else "a cross decoder"
     say(f"{folder}: transformers has no model with {why}: the decoder is left out, the encoder written as ViTModel")
-    save_encoder(encoder, folder, "ViTModel", license=license, say=say, resize=resize, owed=owed)
+    save_encoder(encoder, folder, "ViTModel", license=license, say=say, resize=resize, owed=owed, card=card)
 
 
 def save_encoder(
@@ -71,14 +75,32 @@ def save_encoder(
     say: Callable[[str], None] = print,
     resize: Resize = "squash",
     owed: str = "",
+    card: MakeCard | None = None,
 ) -> None:
-    """Write an encoder as one of transformers' ViT architectures, with its heads' tensors and settings."""
-    weights = to_huggingface(_weights(encoder, "encoder"), encoder.patch_size) | dict(heads or {})
+    """Write an encoder as one of transformers' ViT architectures, with its heads' tensors and settings.
+
+    `Dinov2ForImageClassification` is one too: a ViT whose residual branches have a scale, here 1, and whose head reads
+    class token and mean of the patch tokens.
+    """
+    reading = Reading.of(encoder, resize)
+    settings = encoder_config(encoder, architecture)
+    layout = DINOV2 if settings["model_type"] == "dinov2" else HUGGINGFACE
+    weights = to_huggingface(_weights(encoder, "encoder"), encoder.patch_size, layout) | dict(heads or {})
+    if settings["model_type"] == "dinov2":
+        weights |= _scales_of_one(encoder)
     if architecture == "ViTModel":  # only what holds one puts this before its names
         weights = {name.removeprefix("vit."): tensor for name, tensor in weights.items()}
-    write_folder(
-        folder, weights, encoder_config(encoder, architecture) | dict(config or {}), encoder, license, say, resize, owed
-    )
+    card = card or _plain_card(reading, license, owed)
+    write_folder(folder, weights, settings | dict(config or {}), reading, license, say, card)
+
+
+def _scales_of_one(encoder: Encoder) -> dict[str, Tensor]:
+    """What a DINOv2 has besides: branches' scales that change nothing, and a mask token that nothing here uses."""
+    found = {"dinov2.embeddings.mask_token": torch.zeros(1, encoder.width)}
+    for number in range(len(encoder.blocks)):
+        for branch in ("layer_scale1", "layer_scale2"):
+            found[f"dinov2.encoder.layer.{number}.{branch}.lambda1"] = torch.ones(encoder.width)
+    return found
 
 
 def _weights(module: Encoder | Decoder, room: str) -> dict[str, Tensor]:
@@ -87,17 +109,19 @@ def _weights(module: Encoder | Decoder, room: str) -> dict[str, Tensor]:
 
 def encoder_config(encoder: Encoder, architecture: str) -> dict[str, Any]:
     """What transformers' config.json says of an encoder."""
-    height, width = _image_size(encoder)
+    height, width = (side * encoder.patch_size for side in encoder.grid)
     block = _first_block(encoder)
-    return {
+    hidden = block.mlp.up.out_features
+    kind = {"ViTMAEForPreTraining": "vit_mae", "Dinov2ForImageClassification": "dinov2"}.get(architecture, "vit")
+    settings = {
         # what it is
         "architectures": [architecture],
-        "model_type": "vit_mae" if architecture == "ViTMAEForPreTraining" else "vit",
+        "model_type": kind,
         # its sizes
         "hidden_size": encoder.width,
         "num_hidden_layers": len(encoder.blocks),
         "num_attention_heads": block.attention.heads,
-        "intermediate_size": block.mlp.up.out_features,
+        "intermediate_size": hidden,
         # how it computes
         "hidden_act": "gelu",
         "hidden_dropout_prob": 0.0,
@@ -109,6 +133,10 @@ def encoder_config(encoder: Encoder, architecture: str) -> dict[str, Any]:
         "num_channels": encoder.in_channels,
         "qkv_bias": True,
     }
+    if kind == "dinov2":
+        del settings["intermediate_size"]
+        settings |= {"mlp_ratio": hidden // encoder.width, "layerscale_value": 1.0, "use_swiglu_ffn": False}
+    return settings
 
 
 def _first_block(module: Encoder | Decoder) -> Block:
@@ -133,11 +161,10 @@ def write_folder(
     folder: str | Path,
     weights: Mapping[str, Tensor],
     config: Mapping[str, Any],
-    encoder: Encoder,
+    reading: Reading,
     license: License | None,
     say: Callable[[str], None],
-    resize: Resize,
-    owed: str = "",
+    card: MakeCard,
 ) -> None:
     """config.json, model.safetensors, preprocessor_config.json and README.md; `weights` by transformers' names.
 
@@ -150,18 +177,30 @@ def write_folder(
     architecture = config["architectures"][0]
     settings = {**config, "torch_dtype": "float32"}
     settings |= fields_of(license)
-    text = README.format(
-        architecture=architecture, license=spoken(license), reading=_reading(encoder, resize), owed=owed and f"{owed}\n"
-    )
 
     with replacing_folder(folder, FILES) as new:
         _write_tensors(new / "model.safetensors", weights)
         write_json(new / "config.json", settings, indent=2)
-        write_json(new / "preprocessor_config.json", _preprocessing(encoder, resize), indent=2)
-        write_text(new / "README.md", front_matter(license, FRONT_MATTER) + text)
+        write_json(new / "preprocessor_config.json", preprocessor(reading), indent=2)
+        write_text(new / "README.md", card(architecture))
     say(f"{folder}: {len(weights)} tensors written, for {architecture}; licence {spoken(license)}")
-    if resize != "squash":
-        say(f"{folder}: images of another shape: {resize}; README.md says how")
+    if reading.resize != "squash":
+        say(f"{folder}: images of another shape: {reading.resize}; README.md says how")
+
+
+def _plain_card(reading: Reading, license: License | None, owed: str) -> MakeCard:
+    """What is known of weights that come without their run."""
+
+    def card(architecture: str) -> str:
+        text = README.format(
+            architecture=architecture,
+            license=spoken(license),
+            reading=before_the_processor(reading),
+            owed=owed and f"{owed}\n",
+        )
+        return front_matter(license, FRONT_MATTER) + text
+
+    return card
 
 
 def _write_tensors(path: Path, weights: Mapping[str, Tensor]) -> None:
@@ -170,54 +209,3 @@ def _write_tensors(path: Path, weights: Mapping[str, Tensor]) -> None:
             save_file(dict(weights), temporary, {"format": "pt"})
     except SafetensorError as error:  # its name for what the system says
         raise UserError(f"{path.parent}: not written ({error})") from None
-
-
-def _preprocessing(encoder: Encoder, resize: Resize) -> dict[str, Any]:
-    """preprocessor_config.json: our reading of an image, as far as transformers has words for it."""
-    height, width = _image_size(encoder)
-    said = {
-        "image_processor_type": "ViTImageProcessor",
-        "do_resize": True,
-        "size": {"height": height, "width": width},
-        "resample": int(Image.Resampling.LANCZOS),  # transformers would take bilinear, which features are not used to
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": encoder.mean.flatten().tolist(),
-        "image_std": encoder.std.flatten().tolist(),
-    }
-    if resize == "crop" and height == width:
-        # another processor, which differs from ViT's in this alone: the central square, to within a pixel
-        said["image_processor_type"] = "CLIPImageProcessor"
-        said["size"] = {"shortest_edge": height}
-        said["do_center_crop"] = True
-        said["crop_size"] = {"height": height, "width": width}
-        said["do_convert_rgb"] = encoder.in_channels == 3
-    return said
-
-
-def _reading(encoder: Encoder, resize: Resize) -> str:
-    """For the README: what preprocessor_config.json cannot say of the way images are read."""
-    height, width = _image_size(encoder)
-    mode = "L" if encoder.in_channels == 1 else "RGB"
-    how = {
-        "pad": ("are shown whole, centred between black bars, for which transformers has no words", "pad"),
-        "crop": ("are cropped to their central part", "fit"),
-        "squash": ("are stretched to this shape, which preprocessor_config.json says", None),
-    }
-    done, function = how[resize]
-    centred = ", centering=(0.499, 0.499)" if resize == "pad" else ""  # a half pixel is rounded down, as ours is
-    text = f"Images of another shape than {width} × {height} pixels {done}."
-    if function is None:
-        return text
-    return f"""{text} Before the processor, do
-
-```python
-image = ImageOps.{function}(image.convert("{mode}"), ({width}, {height}), Image.Resampling.LANCZOS{centred})  # of PIL
-```"""
-
-
-def _image_size(encoder: Encoder) -> tuple[int, int]:
-    """Height and width, pixels."""
-    height, width = (side * encoder.patch_size for side in encoder.grid)
-    return height, width

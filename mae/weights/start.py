@@ -6,12 +6,12 @@ from typing import Any, TypeVar
 from data.config import change_config, expand
 from data.errors import UserError
 from mae.engine.checkpoint import FORMAT, Checkpoint, load_checkpoint
-from mae.engine.checkpoint_file import checkpoint_file, is_run, runs_in
+from mae.engine.checkpoint_file import checkpoint_file, existing, is_run, runs_in
 from mae.engine.distributed import is_main
 from mae.engine.optim import seeded
 from mae.model import NORM_PIXEL_LOSS, PRESETS
 from mae.settings import MAEConfig, ModelSettings
-from mae.weights.files import digest, existing, read_facebook, read_json
+from mae.weights.files import digest, read_facebook, read_json
 from mae.weights.huggingface import huggingface_source, of_huggingface
 from mae.weights.load import Say, checked, convert, model_arguments
 from mae.weights.source import Levels, Source, Target, own_source, same_levels

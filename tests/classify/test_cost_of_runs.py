@@ -10,7 +10,7 @@ from classify.cost import finetuning_cost, finetuning_flops, pretraining_cost, p
 from classify.models.resnet import SHAPES, Bottleneck
 from classify.report.costs import operations
 from mae.cost import _flops_by_hooks
-from mae.dry_run import pretraining_cost as counted
+from mae.pretrain_cost import pretraining_cost as counted
 
 
 def conv(inputs: int, outputs: int, kernel: int, side: int) -> int:

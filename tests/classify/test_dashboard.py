@@ -93,7 +93,8 @@ def everything(folder: Path) -> bytes:
 
 def test_a_pretraining_fills_its_tabs(pretrained):
     tags = events(pretrained).Tags()
-    assert {"train/loss", "validate/loss", "best/validate/loss"} <= set(tags["scalars"])
+    losses = {"train/reconstruction_loss", "epoch/train_reconstruction_loss", "validate/reconstruction_loss"}
+    assert losses | {"best/validate/reconstruction_loss"} <= set(tags["scalars"])
     assert tags["images"] == ["reconstruction"]
     assert set(tags["tensors"]) == {"config/text_summary", "environment/text_summary"}
     assert events(pretrained).SummaryMetadata(END).plugin_data.plugin_name == "hparams"
@@ -101,12 +102,36 @@ def test_a_pretraining_fills_its_tabs(pretrained):
 
 def test_a_classifier_fills_its_tabs(classifier):
     tags = events(classifier).Tags()
-    assert {"train/loss", "validate/auc", "best/validate/auc"} <= set(tags["scalars"])
+    assert {"train/classification_loss", "validate/auc", "best/validate/auc"} <= set(tags["scalars"])
     mistakes = {name for name in tags["images"] if name.startswith("worst_mistakes/")}
     assert set(tags["images"]) - mistakes == {"validate/roc", "validate/confusion", "validate/scores"}
     assert 1 <= len(mistakes) <= MISTAKES
     assert set(tags["histograms"]) == {"validate/score_normal", "validate/score_abnormal"}
     assert "validate/precision_recall" in tags["tensors"]
+
+
+def test_no_loss_of_one_stage_shares_a_curve_with_the_other(pretrained, classifier):
+    losses = []
+    for run in (pretrained, classifier):
+        losses.append({tag for tag in events(run).Tags()["scalars"] if "loss" in tag})
+    assert len(losses[0]) == len(losses[1]) == 4
+    assert not losses[0] & losses[1]
+
+
+def test_every_curve_says_what_it_is(pretrained, classifier):
+    for run in (pretrained, classifier):
+        read = events(run)
+        for tag in read.Tags()["scalars"]:
+            about = read.SummaryMetadata(tag).summary_description
+            assert len(about) > 5, tag
+
+
+def test_rows_of_metrics_keep_their_names(pretrained, classifier):
+    """The report, and whoever has read them so far, knows whose run it is."""
+    for run in (pretrained, classifier):
+        names = {name for row in read_metrics(run) for name in row}
+        assert {"train/loss", "epoch/train_loss", "validate/loss"} <= names
+        assert not [name for name in names if "reconstruction" in name or "classification" in name]
 
 
 def test_the_text_tab_shows_the_resolved_config_and_the_environment(place, classifier):
@@ -259,7 +284,7 @@ def test_nothing_stands_twice_after_a_resume(stop_at, place, opened, tmp_path, m
     finetune(config, None, opened)
     read, folder = events(tmp_path / "run"), tmp_path / "run"
     assert everything(folder).count(START.encode()) == everything(folder).count(END.encode()) == 1
-    assert [event.step for event in read.Scalars("train/loss")] == list(range(1, 11))
+    assert [event.step for event in read.Scalars("train/classification_loss")] == list(range(1, 11))
     assert [event.step for event in read.Tensors("validate/precision_recall")] == [5, 10]
     assert [event.step for event in read.Images("validate/scores")] == [5, 10]
     assert [at for at, _ in text(folder, "config")] == ([1] if stop_at == 2 else [1, 6])

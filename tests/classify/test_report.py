@@ -21,7 +21,7 @@ from classify.grid import expand_grid
 from classify.provenance import facts_of
 from classify.report.budgets import budgets_of
 from classify.report.curves import roc
-from classify.report.facts import notices
+from classify.report.facts import facts, notices
 from classify.report.figures import COLOURS, Row, svg
 from classify.report.html import first_warnings, report_html, with_names_apart
 from classify.report.mistakes import draw_mistakes, mistakes_of, strips
@@ -345,6 +345,13 @@ def test_credentialed_images_shown_on_request_come_with_a_warning(tmp_path):
 
 def test_images_can_be_withheld_from_any_report(tmp_path):
     assert panels(comparison_of(config_of(tmp_path, report=False))) is None
+
+
+@pytest.mark.parametrize(("root", "named"), [("shipped:pneumoniamnist_demo.npz", True), ("shipped:gone.npz", False)])
+def test_shipped_images_have_their_authors_and_licence_in_the_report(tmp_path, root, named):
+    config = change_config(config_of(tmp_path, source="medmnist"), {"data.root": root})
+    credit = dict(facts(comparison_of(config))).get("Images of", "")
+    assert ("Kermany" in credit and "CC BY 4.0" in credit) == named
 
 
 def test_several_seeds_and_budgets(tmp_path):

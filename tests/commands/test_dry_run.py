@@ -8,7 +8,8 @@ from tiny_world import TINY, World, call, succeed
 from classify.cli import finetune
 from data.config import load_config
 from mae.cli import pretrain
-from mae.dry_run import duration, pretraining_cost
+from mae.dry_run import duration
+from mae.pretrain_cost import pretraining_cost
 
 
 @pytest.mark.parametrize(
@@ -23,7 +24,7 @@ from mae.dry_run import duration, pretraining_cost
     ],
 )
 def test_the_cost_respects_the_setting(setting, changed):
-    before, after = (pretraining_cost(load_config("demo", [*TINY, *more])) for more in ([], [setting]))
+    before, after = (pretraining_cost(load_config("phantom", [*TINY, *more])) for more in ([], [setting]))
     assert {name for name in vars(before) if getattr(before, name) != getattr(after, name)} == changed
 
 
@@ -42,14 +43,14 @@ def test_dry_run_of_prepared_images_writes_nothing(world: World):
 @pytest.mark.parametrize("stage", [pretrain, finetune])
 def test_dry_run_without_images_says_so_and_draws_none(stage, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    printed = succeed(stage, "--config", "demo", "--dry-run", *TINY, f"data.root={tmp_path}/none")
+    printed = succeed(stage, "--config", "phantom", "--dry-run", *TINY, f"data.root={tmp_path}/none")
     assert "random images" in printed
     assert "not known" in printed
     assert not files(tmp_path)
 
 
 def test_dry_run_refuses_what_a_run_would_refuse(tmp_path):
-    outcome = call(pretrain, "--config", "demo", "--dry-run", *TINY, "pretrain.predict_ratio=0.25")
+    outcome = call(pretrain, "--config", "phantom", "--dry-run", *TINY, "pretrain.predict_ratio=0.25")
     assert outcome.code == 2
     assert outcome.err.startswith("error: pretrain.predict_ratio")
 

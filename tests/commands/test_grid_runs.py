@@ -275,7 +275,7 @@ def test_a_dry_run_of_a_longer_grid_goes_by_what_was_logged(world, tuned):
 
 def test_a_dry_run_needs_neither_images_nor_test_labels(world, tmp_path):
     said = succeed(
-        compare, "--config", "demo", "--dry-run", f"run={tmp_path}/grid", f"data.root={tmp_path}/none", "device=cpu"
+        compare, "--config", "phantom", "--dry-run", f"run={tmp_path}/grid", f"data.root={tmp_path}/none", "device=cpu"
     )
     assert "left         not known: the images are not there; see data.root" in said
     assert not list(tmp_path.iterdir())

@@ -319,7 +319,7 @@ def test_nothing_about_the_patient_reaches_a_store_or_the_terminal(tmp_path):
     (images / "table.csv").write_text("\n".join(rows) + "\n")
     settings = [
         "--config",
-        "demo",
+        "phantom",
         "data.source=table",
         f"data.root={images}",
         "data.table=table.csv",

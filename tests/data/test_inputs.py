@@ -1,7 +1,9 @@
 """Inputs that somebody names: which images they are, and that they are read as a store's are."""
 
+import tracemalloc
 from pathlib import Path
 
+import deadly_reading
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,10 +11,12 @@ from PIL import Image
 from radiograph_files import dicom, save, scene
 
 from data.errors import UserError
+from data.image_files import read_some
 from data.images import read_fitted
 from data.inputs import BATCH, find_inputs, read_inputs
 from data.settings import DataSettings
-from data.workers import FEW
+from data.store import Postponed
+from data.workers import FEW, ThisProcess
 
 HOW = DataSettings(source="images", image_size=(16, 24), resize="crop", tone="mimic_jpg")
 
@@ -101,3 +105,103 @@ def test_images_are_read_as_those_of_a_store(tmp_path, workers):
         else:
             assert reasons[number] is None
             assert (images[number, 0] == read_fitted(path, (16, 24), "crop", "mimic_jpg")).all()
+
+
+def test_memory_does_not_grow_with_the_number_of_inputs(tmp_path):
+    side = 256
+    picture(tmp_path / "one.png")
+    settings = DataSettings(source="images", image_size=side)
+
+    def peak(number: int) -> int:
+        inputs = find_inputs([tmp_path / "one.png"] * number)
+        tracemalloc.start()
+        for part in read_inputs(inputs, settings, workers=1):
+            assert part.reasons[0] is None
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return most
+
+    peak(BATCH)  # what is loaded once
+    assert peak(11 * BATCH) - peak(3 * BATCH) < BATCH * side**2 / 2
+
+
+# ---------------------------------------------------------------- what people type
+
+
+def test_what_a_shell_would_have_expanded_is_expanded(tmp_path, monkeypatch):
+    for name in ("b.png", "a.png", "x/c.png"):
+        picture(tmp_path / name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert shown(find_inputs([f"{tmp_path}/*.png"])) == [f"{tmp_path}/a.png", f"{tmp_path}/b.png"]
+    assert shown(find_inputs(["~/x"])) == [f"{tmp_path}/x/c.png"]
+    picture(tmp_path / "odd[1].png")
+    assert shown(find_inputs([f"{tmp_path}/odd[1].png"])) == [f"{tmp_path}/odd[1].png"]  # a name goes first
+
+
+@pytest.mark.parametrize(
+    ("word", "line"),
+    [
+        ("-", "found standard input"),
+        ("https://hospital.org/a.png", "found an address.*fetch it first"),
+        ("none*.png", "found no file of this pattern"),
+        ("chst.png", "did you mean .*chest.png?"),
+        ("all.npz", "a MedMNIST archive is for mae-evaluate"),
+        ("list.xlsx", "found .xlsx, expected a CSV"),
+        ("semicolons.csv", "save the table with commas instead of semicolons"),
+        ("odd.csv", "is it where_it_lies. Then call it path"),
+        ("twice.csv", "found column path twice"),
+    ],
+)
+def test_every_mistake_is_a_line(tmp_path, monkeypatch, word, line):
+    picture(tmp_path / "chest.png")
+    (tmp_path / "all.npz").write_bytes(b"PK\3\4")
+    (tmp_path / "list.xlsx").write_bytes(b"PK\3\4")
+    (tmp_path / "semicolons.csv").write_text("path;label\nchest.png;1\n")
+    (tmp_path / "odd.csv").write_text("label,where_it_lies\n1,chest.png\n")
+    (tmp_path / "twice.csv").write_text("path,path\na,b\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=line) as caught:
+        find_inputs([word])
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_table_of_another_system_is_understood(tmp_path):
+    picture(tmp_path / "images/a b.png")
+    (tmp_path / "list.csv").write_bytes("\ufeffPath,Patient ID\r\nimages\\a b.png, 7 \r\n".encode())
+    [one] = find_inputs([tmp_path / "list.csv"])
+    assert (one.path, one.shown, one.patient_id) == (tmp_path / "images/a b.png", "images\\a b.png", "7")
+
+
+# ---------------------------------------------------------------- what may happen meanwhile
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_may_pass_is_tried_again(tmp_path, monkeypatch, workers):
+    paths = [picture(tmp_path / f"{number}.png", number) for number in range(2 * BATCH)]
+    asked: list[list[str]] = []
+
+    def not_now(place, start, some, *how):
+        asked.append(list(some))
+        reasons = read_some(place, start, some, *how)
+        if len(some) > 1:
+            reasons[1] = Postponed(f"{some[1]}: found too many open files, expected a readable image file")
+        return reasons
+
+    monkeypatch.setattr("data.inputs.read_some", not_now)
+    monkeypatch.setattr("data.inputs.start_processes", lambda _: ThisProcess())
+    monkeypatch.setattr("data.inputs.run_one_by_one", lambda function, jobs: (function(*job) for job in jobs))
+    images, reasons = everything(find_inputs(paths), workers)
+    assert reasons == [None] * len(paths)
+    assert [len(some) for some in asked].count(1) == 2
+    assert (images[1, 0] == read_fitted(paths[1], (16, 24), "crop", "mimic_jpg")).all()
+
+
+def test_a_file_that_kills_whoever_reads_it_costs_no_other(tmp_path, monkeypatch):
+    paths = [picture(tmp_path / f"{number}.png", number) for number in range(2 * BATCH)]
+    for number, word in {4: deadly_reading.ALWAYS, 6: deadly_reading.ONCE}.items():
+        with paths[number].open("ab") as file:
+            file.write(word)
+    monkeypatch.setattr("data.inputs.read_some", deadly_reading.read_some_or_die)
+    _, reasons = everything(find_inputs(paths), workers=2)
+    assert [number for number, reason in enumerate(reasons) if reason] == [4]
+    assert str(reasons[4]).startswith("found the process that reads it killed")

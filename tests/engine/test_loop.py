@@ -27,6 +27,19 @@ def test_the_last_epoch_is_always_validated(config, tmp_path):
     assert [row["epoch"] for row in read_metrics(tmp_path) if "epoch" in row] == [3, 5]
 
 
+@pytest.mark.parametrize(("every", "drawn"), [(1, [1, 2, 3, 4, 5]), (2, [2, 4, 5]), (5, [5]), (7, [5])])
+def test_pictures_are_drawn_as_often_as_asked_and_at_the_end(place, tmp_path, every, drawn):
+    epochs = []
+
+    def show(model, validation, board, step):
+        epochs.append(step // 5)
+
+    config = tiny_config(place, engine__pictures_every=every)
+    fit(toy_stage(config, schedule={"epochs": 5}, show=show), tmp_path)
+    assert epochs == drawn
+    assert [row["epoch"] for row in read_metrics(tmp_path) if "epoch" in row] == [1, 2, 3, 4, 5]
+
+
 def test_modules_are_in_training_mode_after_the_first_validation(config, tmp_path):
     modes = []
 

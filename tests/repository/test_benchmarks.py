@@ -7,6 +7,9 @@ from pathlib import Path
 import forked
 import pytest
 from checkout import ROOT
+from tiny_world import tiny_config, write_table
+
+from classify.finetune import finetune
 
 # The benchmark, and what it starts, each in a process that has torch imported; and the machine itself is measured by a
 # smaller product of matrices.
@@ -89,6 +92,16 @@ def test_the_audit_is_timed_on_images_it_finds_copies_in(tmp_path):
     result, _ = measure("audit", tmp_path, "--images", "300", "--size", "48")
     [row] = result["audits"]
     assert row["found"] >= 7 and row["seconds"] > 0
+
+
+def test_images_of_other_kinds_are_counted_as_known_or_not(tmp_path):
+    write_table(tmp_path / "images", 156)
+    run = finetune(tiny_config(tmp_path, finetune__run=f"{tmp_path}/run", finetune__epochs=1))
+    result, printed = measure("out_of_domain", tmp_path, run, "--images", f"its own={tmp_path}/images")
+    rows = {row["images"]: row for row in result["runs"]["run"]}
+    assert rows["own validation images"]["domain"] <= 5 and rows["its own"]["n"] == 156
+    assert rows["nearly white"]["domain"] == 100
+    assert str(tmp_path) not in printed + json.dumps(result["settings"])
 
 
 @pytest.mark.skipif(find_spec("transformers") is None, reason="transformers, which ours is compared with, is missing")

@@ -10,8 +10,12 @@ from pathlib import Path
 import pytest
 from checkout import ROOT
 
+from mae import commands
+from mae.commands import COMMANDS
+
 ROOMS = ("data", "mae", "classify")
 COMMANDS_OF_MAE = {"mae/pretrain.py", "mae/probe.py", "mae/dry_run.py", "mae/reconstruct.py", "mae/cli.py"}
+COMMANDS_OF_MAE |= {"mae/own_data.py"}
 USED_BY_ALL = {
     "data.errors",
     "data.signals",
@@ -30,11 +34,14 @@ ORDER_OF_CLASSIFY = (
         "cli",
         "compare",
         "plan",
+        "own_data",
         "jobs",
         "extra_rows",
         "predict",
+        "embed",
         "dry_run",
         "export",
+        "onnx_file",
         "report",
         "contrasts",
         "subgroups",
@@ -42,16 +49,21 @@ ORDER_OF_CLASSIFY = (
         "provenance",
         "tuning",
         "row_differences",
+        "batch_sizes",
         "cost",
         "grid",
         "evaluate",
+        "decisions",
         "trained",
         "ledger",
         "prediction_files",
         "finetune",
+        "explain",
+        "domain",
+        "finetune_cost",
         "scores",
     ),
-    *("cases", "start", "explain", "dashboard", "models", "metrics", "style", "settings"),
+    *("cases", "start", "dashboard", "models", "metrics", "style", "settings"),
 )
 PUBLIC = {
     "data": ["load_config", "read_image", "open_manifest", "ImageStore", "prepare"],
@@ -276,32 +288,6 @@ def test_presets_build(preset):
 # ---------------------------------------------------------------- the wheel
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The built wheel; the sources are copied, so that the checkout stays clean."""
-    folder = tmp_path_factory.mktemp("wheel")
-    listed = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard"], capture_output=True, text=True, cwd=ROOT, check=False
-    )
-    names = listed.stdout.splitlines() or [str(path.relative_to(ROOT)) for path in ROOT.rglob("*") if path.is_file()]
-    for name in names:
-        if name.startswith((*ROOMS, "configs/", "setup.cfg", "pyproject.toml", "README", "LICENSE")):
-            (folder / "source" / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / "source" / name).write_bytes((ROOT / name).read_bytes())
-    command = ["-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(folder / "source")]
-    built = subprocess.run([sys.executable, *command], capture_output=True, text=True)
-    assert built.returncode == 0, built.stdout + built.stderr
-    return next(folder.glob("*.whl"))
-
-
-@pytest.fixture(scope="module")
-def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    target = tmp_path_factory.mktemp("installed")
-    with zipfile.ZipFile(wheel) as archive:  # what pip does with a wheel of pure Python
-        archive.extractall(target)
-    return target
-
-
 def from_wheel(installed: Path, folder: Path, code: str) -> str:
     environment = os.environ | {"PYTHONPATH": str(installed)}
     answer = subprocess.run(
@@ -318,6 +304,7 @@ def test_wheel_holds_every_module_config_and_template(wheel):
         assert {path.relative_to(ROOT).as_posix() for path in files(room)} <= names
     assert {f"mae/configs/{path.name}" for path in (ROOT / "configs").glob("*.yaml")} <= names
     assert {path.relative_to(ROOT).as_posix() for path in (ROOT / "classify").rglob("*.html")} <= names
+    assert {path.relative_to(ROOT).as_posix() for path in (ROOT / "data/shipped").rglob("*.*")} <= names
     assert not [name for name in names if name.startswith(("tests/", "docs/", "benchmarks/"))]
 
 
@@ -326,6 +313,21 @@ def test_wheel_finds_configs_by_name_from_anywhere(installed, tmp_path):
     assert from_wheel(installed, tmp_path, code).startswith("run: runs/demo")
     code = "import data.config; print(data.config.find_config('demo'))"
     assert Path(from_wheel(installed, tmp_path, code)) == installed / "mae/configs/demo.yaml"
+
+
+def test_wheel_reads_the_demos_images_into_the_working_folder_and_writes_nothing_into_the_package(installed, tmp_path):
+    before = sorted(path for path in installed.rglob("*") if "__pycache__" not in path.parts)
+    code = "from data.cli import prepare; prepare(['--config', 'demo'])"
+    assert "4,128" in from_wheel(installed, tmp_path, code)
+    assert [path.name for path in tmp_path.iterdir()] == ["stores"]
+    assert sorted(path for path in installed.rglob("*") if "__pycache__" not in path.parts) == before
+    code = (
+        "from data.inputs import find_inputs; from data.config import shipped_credit;"
+        "print(find_inputs(['shipped:radiographs'])[0].path, shipped_credit('shipped:pneumoniamnist_demo.npz'))"
+    )
+    assert from_wheel(installed, tmp_path, code).startswith(
+        str(installed / "data/shipped/radiographs/test0_abnormal.png")
+    )
 
 
 def test_wheel_finds_the_report_template_and_the_checklists_items_from_anywhere(installed, tmp_path):
@@ -339,5 +341,12 @@ def test_wheel_finds_the_report_template_and_the_checklists_items_from_anywhere(
 
 def test_wheel_names_the_commands(installed):
     [entry_points] = installed.glob("*.dist-info/entry_points.txt")
-    for command in ("mae-prepare", "mae-pretrain", "mae-reconstruct", "mae-finetune", "mae-evaluate", "mae-compare"):
-        assert f"{command} = " in entry_points.read_text()
+    declared = dict(re.findall(r"^mae-(\w+) = (\S+)$", entry_points.read_text(), flags=re.MULTILINE))
+    assert declared == {name: f"mae.commands:{name}" for name in COMMANDS}
+    assert declared.keys() >= {"prepare", "pretrain", "reconstruct", "finetune", "evaluate", "compare"}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_is_found_by_its_name(name):
+    assert callable(getattr(commands, name))
+    assert callable(getattr(import_module(COMMANDS[name]), name))

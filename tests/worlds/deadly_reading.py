@@ -7,6 +7,7 @@ import os
 import signal
 from pathlib import Path
 
+from data.image_files import read_some
 from data.store import decode_rows
 
 ALWAYS, ONCE = b"kills always", b"kills once"
@@ -15,12 +16,23 @@ ALWAYS, ONCE = b"kills always", b"kills once"
 def read_or_die(images, chunk, *how):
     """`decode_rows`, which a file that ends in one of these words kills; once: a trace beside it tells that it has."""
     for _, path, *_ in chunk:
-        content = Path(path).read_bytes()
-        trace = Path(f"{path}.killed")
-        if content.endswith(ALWAYS) or (content.endswith(ONCE) and not trace.exists()):
-            trace.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
+        die_of(path)
     return decode_rows(images, chunk, *how)
+
+
+def read_some_or_die(place, start, paths, *how):
+    """`read_some`, likewise."""
+    for path in paths:
+        die_of(path)
+    return read_some(place, start, paths, *how)
+
+
+def die_of(path: str) -> None:
+    content = Path(path).read_bytes()
+    trace = Path(f"{path}.killed")
+    if content.endswith(ALWAYS) or (content.endswith(ONCE) and not trace.exists()):
+        trace.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def die() -> None:

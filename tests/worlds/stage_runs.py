@@ -94,7 +94,7 @@ def assert_same(one, two, place: str = "") -> None:
 def assert_same_runs(one: Path, two: Path) -> None:
     for name in ("last.pt", "best.pt"):
         a, b = load_checkpoint(one / name), load_checkpoint(two / name)
-        for part in ("kind", "weights", "optimizer", "progress", "meta"):
+        for part in ("kind", "weights", "optimizer", "progress", "meta", "state"):
             assert_same(getattr(a, part), getattr(b, part), f"{name} {part}")
     logs = [
         [{k: v for k, v in row.items() if k not in OF_THE_MACHINE} for row in read_metrics(folder)]

@@ -1,0 +1,16 @@
+"""Where a comparison's folder is, before anything is imported that reads it."""
+
+from pathlib import Path
+
+from data.config import expand
+from data.errors import UserError
+
+
+def comparison_file(folder: str | Path) -> Path:
+    """The comparison.json of a folder; UserError where there is none."""
+    folder = Path(expand(str(folder), "command line"))
+    path = folder / "comparison.json"
+    if not path.is_file():
+        found = "no comparison.json" if folder.is_dir() else "no such folder"
+        raise UserError(f"{folder}: found {found}, expected the folder of a mae-compare that has ended")
+    return path

@@ -1,0 +1,53 @@
+"""Whether what a config names is there at all. Light: a bad path is answered before pandas or torch is imported."""
+
+from pathlib import Path
+
+from data.config import expand
+from data.errors import UserError, quoted
+from data.settings import DataSettings
+
+GIVE = "give data.root=FOLDER"
+TABLES = (".csv", ".csv.gz", ".tsv", ".txt", ".xlsx", ".xls", ".ods")
+
+
+def expect_places(settings: DataSettings) -> None:
+    """UserError naming the first data set that is not where the settings say, or for which they say nothing."""
+    if settings.source not in ("mix", "phantom") and "root" not in settings.model_fields_set:
+        raise UserError(f"data.root: found none for data.source={settings.source}, expected the data set's; {GIVE}")
+
+    for source in settings.sources or (settings,):
+        if source.source == "phantom":  # drawn where it is not there
+            continue
+        root = Path(expand(source.root, "data.root"))
+        if source.source == "medmnist":
+            require_file(root)
+            continue
+        require_folder(root)
+        if source.source == "table":
+            require_table(root, source.table or settings.table)
+
+
+def require_folder(root: Path) -> None:
+    """UserError unless `root` is a folder."""
+    if not root.is_dir():
+        found = f"is a file, expected a folder; {GIVE}" if root.exists() else "no such folder"
+        raise UserError(f"data.root: {root}: {found}")
+
+
+def require_file(root: Path) -> None:
+    """UserError unless `root` is a file, as MedMNIST's is."""
+    if not root.is_file():
+        found = "is a folder, expected a MedMNIST .npz file" if root.exists() else "no such file"
+        raise UserError(f"data.root: {root}: {found}")
+
+
+def require_table(root: Path, table: str) -> Path:
+    """The CSV of a source that is a table; UserError where it is not there."""
+    place = root / expand(table, "data.table")
+    if place.is_file():
+        return place
+    others = sorted(path.name for path in root.iterdir() if path.name.lower().endswith(TABLES))
+    hint = ""
+    if others:
+        hint = quoted(f"; did you mean data.table={others[0]}?", instead="")
+    raise UserError(f"{place}: no such file, expected the CSV that data.table names below data.root{hint}")

@@ -1,0 +1,258 @@
+"""Which layout a folder or file has, told by what it holds: for `--data`, where nobody has named `data.source`."""
+
+import csv
+import gzip
+import os
+import re
+import zipfile
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from data.errors import UserError
+from data.known_layouts import OWN, known_data_set
+from data.sources import BLANKS
+from data.sources.folder import SPLIT_FOLDERS, label
+from data.sources.found_images import find_images
+from data.stand_ins import ENOUGH, stand_in
+
+TABLES = (".csv", ".csv.gz")
+SHEETS = (".xlsx", ".xls", ".ods")
+DEEPEST = 6  # folders that hold one folder and nothing else, as an archive unpacks
+LOOKED_AT = 2000  # names below `files/`, to see of what kind the images are
+NAMED = 4  # candidates or folders that a line names
+
+
+class Detected(NamedTuple):
+    """How a data set is to be read, and why."""
+
+    settings: dict[str, str]  # of the section data: source, root, table
+    saw: str  # in words, for a line
+
+    @property
+    def source(self) -> str:
+        return self.settings["source"]
+
+
+def detect(place: str | Path, labels: bool) -> Detected:
+    """The layout of what lies there. labels: whether they are needed; for pretraining any images will do.
+
+    Raises UserError, one line, where there is no data set, and where there may be several: it names them and the
+    setting to give.
+    """
+    path = Path(place)
+    if not path.exists():
+        raise UserError(f"--data: {place}: found no such file or folder, expected your images")
+    if path.is_file():
+        return _of_file(path)
+    folder = _unwrapped(path)
+    found = _candidates(folder, labels)
+    if len(found) > 1:
+        ways = "; ".join(f"data.{_as_settings(each)} ({each.saw})" for each in found[:NAMED])
+        raise UserError(f"--data: {folder}: found what may be read in several ways, expected one; give {ways}")
+    return found[0]
+
+
+def named(place: str | Path, source: str) -> Detected:
+    """What lies there, read as the layout that somebody has named."""
+    path = Path(place)
+    settings = {"source": source, "root": str(place)}
+    if source == "table" and path.is_file():
+        settings |= {"root": str(path.parent), "table": path.name}
+    return Detected(settings, f"{place}, read as data.source says")
+
+
+def _as_settings(found: Detected) -> str:
+    return " data.".join(f"{name}={value}" for name, value in found.settings.items() if name != "root")
+
+
+# ---------------------------------------------------------------- a file
+
+
+def _of_file(path: Path) -> Detected:
+    name = path.name.lower()
+    if name.endswith(TABLES):
+        return _of_table(path)
+    if name.endswith(SHEETS):
+        raise UserError(f"--data: {path}: found a spreadsheet, expected a CSV; save it as CSV in UTF-8")
+    if name.endswith((".yaml", ".yml")):
+        raise UserError(f"--data: {path}: found a config, expected images; give it as --config {path}")
+
+    if zipfile.is_zipfile(path):
+        if "train_images" in _arrays(path):
+            return Detected({"source": "medmnist", "root": str(path)}, "an archive of arrays with splits, as MedMNIST")
+        if name.endswith(".npz"):
+            raise UserError(
+                f"--data: {path}: found arrays {', '.join(_arrays(path)[:NAMED])}, expected train_images, train_labels "
+                "and the like, as MedMNIST has them"
+            )
+        raise UserError(
+            f"--data: {path}: found a ZIP archive, expected a folder or .npz; unpack it and give its folder"
+        )
+    found = stand_in(_start(path)) or "one file"
+    raise UserError(f"--data: {path}: found {found}, expected a folder of images, a CSV or a MedMNIST .npz")
+
+
+def _start(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(ENOUGH)
+
+
+def _arrays(path: Path) -> list[str]:
+    with suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+        return sorted(name.removesuffix(".npy") for name in archive.namelist())
+    return []
+
+
+def _of_table(path: Path) -> Detected:
+    header = _header(path)
+    if not {"path", "label"} <= {*header}:
+        shown = ", ".join(header[:12]) or "nothing"
+        raise UserError(f"--data: {path}: found columns {shown}, expected path and label (docs/data.md)")
+    settings = {"source": "table", "root": str(path.parent), "table": path.name}
+    return Detected(settings, f"{path.name} has columns {', '.join(header[:8])}")
+
+
+def _header(path: Path) -> list[str]:
+    """The names in a CSV's first line; what cannot be read has none here, and is refused by who reads it whole."""
+    with suppress(OSError, EOFError, UnicodeError, csv.Error):
+        opened = gzip.open if path.suffix == ".gz" else open
+        with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
+            line = file.readline(65536)
+        return [name.strip(BLANKS) for name in next(csv.reader([line]), [])]
+    return []
+
+
+# ---------------------------------------------------------------- a folder
+
+
+def _unwrapped(folder: Path) -> Path:
+    """The folder, or the one that is all it holds, as long as nothing says that this is a class or a split."""
+    for _ in range(DEEPEST):
+        names = _visible(folder)
+        if len(names) != 1 or not (folder / names[0]).is_dir():
+            break
+        if names[0] == "files" or _is_split(names[0]) or label(names[0]) == 0:
+            break
+        folder = folder / names[0]
+    return folder
+
+
+def _visible(folder: Path) -> list[str]:
+    try:
+        names = sorted(entry.name for entry in os.scandir(folder))
+    except OSError as error:
+        raise UserError(
+            f"--data: {folder}: found {(error.strerror or str(error)).lower()}, expected a folder"
+        ) from None
+    return [name for name in names if not name.startswith((".", "__MACOSX")) and name != "Thumbs.db"]
+
+
+def _is_split(name: str) -> bool:
+    return name.strip(BLANKS).lower().replace("_", " ").replace("-", " ") in SPLIT_FOLDERS
+
+
+def _candidates(folder: Path, labels: bool) -> list[Detected]:
+    """What the folder may be; UserError where it is nothing that can be read. A known data set is that alone."""
+    names = _visible(folder)
+    known = _known(folder, names)
+    if known is not None:
+        return [known]
+
+    # a table of ours that lists the images, unless there are several
+    tables = [name for name in names if name.lower().endswith(TABLES)]
+    lists = [name for name in tables if {"path", "label"} <= {*_header(folder / name)}]
+    if "manifest.csv" in lists:
+        lists = ["manifest.csv"]
+    of_tables = [_of_table(folder / name) for name in lists]
+
+    archives = [name for name in names if name.endswith(".npz") and "train_images" in _arrays(folder / name)]
+    of_archives = [
+        Detected({"source": "medmnist", "root": str(folder / name)}, f"{name} has arrays as MedMNIST")
+        for name in archives
+    ]
+    of_images = _of_images(folder, labels and not of_tables)
+    if of_tables or of_archives:
+        if len(of_tables) == 1 and not of_archives:  # it says of each image what it is
+            return of_tables
+        return [*of_tables, *of_archives, *of_images]
+    if not of_images:
+        raise UserError(_nothing(folder, names, tables))
+    return of_images
+
+
+def _known(folder: Path, names: list[str]) -> Detected | None:
+    """A public data set by the names of its tables."""
+    root = {"root": str(folder)}
+    if OWN in names:
+        return Detected({"source": "phantom"} | root, f"{OWN}, so synthetic radiographs drawn here")
+    text = "\n".join(names)
+    if "files" in names and re.search(r"^mimic-cxr-[\d.]+-metadata\.csv|^cxr-record-list\.csv", text, re.M):
+        source = "mimic-cxr-dicom" if _holds(folder / "files", ".dcm") else "mimic-cxr-jpg"
+        return Detected({"source": source} | root, "files/ and MIMIC-CXR's tables")
+    if any(name.startswith("CheXpert-v1.0") for name in names):
+        return Detected({"source": "chexpert"} | root, "a folder CheXpert-v1.0…")
+    if {"train.csv", "valid.csv"} & {*names} and "No Finding" in _header(folder / "train.csv"):
+        return Detected({"source": "chexpert"} | root, "train.csv with CheXpert's findings")
+    entries = [name for name in names if re.fullmatch(r"Data_Entry_2017.*\.csv", name)]
+    if entries and "Finding Labels" in _header(folder / max(entries)):
+        return Detected({"source": "nih-cxr14"} | root, f"{max(entries)} of NIH ChestX-ray14")
+    return None
+
+
+def _holds(folder: Path, ending: str) -> bool:
+    """Whether the first images below a folder have that ending."""
+    looked = 0
+    for _, _, files in os.walk(folder):
+        for name in files:
+            looked += 1
+            if name.lower().endswith((".dcm", ".jpg", ".jpeg", ".png")):
+                return name.lower().endswith(ending)
+            if looked > LOOKED_AT:
+                return False
+    return False
+
+
+def _of_images(folder: Path, labels: bool) -> list[Detected]:
+    """Class folders, or images without labels; both where folders might be classes and labels are needed."""
+    found = find_images(folder)
+    if not found.images:
+        return []
+    images = {"source": "images", "root": str(folder)}
+    plain = Detected(images, f"{len(found.images):,} images, whose folders say nothing")
+    classes = _classes(found.images)
+    normal = [name for name in classes if label(name) == 0]
+    shown = f"{len(classes)} class folders"
+    if known_data_set(folder) is None:  # whose folders are patients
+        shown = "class folders " + ", ".join(classes[:NAMED]) + (", …" if len(classes) > NAMED else "")
+    of_classes = Detected({"source": "folder", "root": str(folder)}, f"{len(found.images):,} images in {shown}")
+    if normal and len(classes) > 1:
+        return [of_classes]
+    if not labels or len(classes) < 2:
+        return [plain]
+
+    # two or more folders, none of which is called normal: patients, sites or classes?
+    return [of_classes, plain]
+
+
+def _classes(images: list[str]) -> list[str]:
+    """The names of the folders that would be classes: the outermost ones, below split folders where there are any."""
+    parts = [image.split("/") for image in images]
+    if any(len(each) > 1 and _is_split(each[0]) for each in parts):
+        parts = [each[1:] for each in parts if _is_split(each[0])]
+    return sorted({each[0] for each in parts if len(each) > 1})
+
+
+def _nothing(folder: Path, names: list[str], tables: list[str]) -> str:
+    """What to say of a folder without a data set."""
+    if not names:
+        return f"--data: {folder}: found an empty folder, expected images (JPEG, PNG or DICOM), a CSV or an .npz"
+    if tables:
+        header = ", ".join(_header(folder / tables[0])[:12]) or "nothing"
+        found = f"columns {header} and no images"
+        return f"--data: {folder / tables[0]}: found {found}, expected path and label (docs/data.md)"
+    packed = [name for name in names if name.lower().endswith((".zip", ".tar", ".gz", ".7z", ".rar"))]
+    if packed:
+        return f"--data: {folder}: found {packed[0]} and no images, expected images; unpack it"
+    shown = ", ".join(names[:NAMED]) + (", …" if len(names) > NAMED else "")
+    return f"--data: {folder}: found no images ({shown}), expected JPEG, PNG or DICOM files, a CSV or a MedMNIST .npz"

@@ -1,0 +1,63 @@
+"""What TensorBoard calls the numbers of a run, and what each of them is.
+
+metrics.jsonl has the same names in both stages, and whoever reads it knows whose run it is. On the board the curves of
+all runs below a --logdir share a page, so there the loss of a reconstruction and that of a classifier need two names.
+"""
+
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import scalar
+
+LOSSES = {
+    "mae": (
+        "reconstruction_loss",
+        "mean squared error of the hidden patches' pixels, normalised or not as the config says",
+    ),
+    "classifier": (
+        "classification_loss",
+        "binary cross-entropy of the logits; ln 2 = 0.693 says nothing of the images",
+    ),
+}
+ABOUT = {
+    "train/gradient_norm": "norm of all gradients of an update, before clipping; mean since the point before",
+    "train/learning_rate": "learning rate of the step; layers with a rate of their own have a share of it",
+    "train/skipped_updates": "updates so far that were skipped, as loss or gradient was not finite",
+    "train/images_per_second": "training images a second since the point before, waiting for data included",
+    "train/data_wait_share": "share of that time spent waiting for images: near 1, reading is what takes the time",
+    "train/peak_memory_gb": "most memory in use so far: allocated on a GPU, else resident in this process",
+    "validate/auc": "area under the ROC curve, validation images",
+    "validate/accuracy": "share of validation images called right at the threshold chosen on them",
+    "probe/knn_auc": "AUC of nearest neighbours by the frozen features, validation images",
+    "probe/logistic_auc": "AUC of a logistic regression on the frozen features, validation images",
+    "epoch": "epochs ended",
+}
+WHERE = {
+    "train": "training images, as augmented and masked; mean since the point before",
+    "epoch": "training images; mean over the epoch",
+    "validate": "validation images, at the epoch's end",
+}
+Described = tuple[str, str]  # a tag, and what it is
+
+
+def described(name: str, kind: str) -> Described:
+    """The board's tag for a logged number of a run of that kind, and what is said of it there."""
+    best = name.startswith("best/")
+    bare = name.removeprefix("best/")
+    group, _, last = bare.partition("/")
+    about = ABOUT.get(bare, "")
+    if kind in LOSSES and last in ("loss", "train_loss"):
+        loss, meaning = LOSSES[kind]
+        bare = f"{group}/{last.removesuffix('loss')}{loss}"
+        about = f"{meaning}; {WHERE[group]}"
+    if best:
+        return f"best/{bare}", f"of the weights in best.pt: {about}" if about else ""
+    return bare, about
+
+
+def draw_point(board: SummaryWriter, tag: str, about: str, value: float, step: int) -> None:
+    """A point of a curve, with what TensorBoard shows of the curve when one asks it."""
+    summary = scalar(tag, value)
+    summary.value[0].metadata.plugin_data.plugin_name = "scalars"
+    summary.value[0].metadata.summary_description = about
+    writer = board.file_writer
+    assert writer is not None
+    writer.add_summary(summary, step)
