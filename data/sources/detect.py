@@ -12,7 +12,7 @@ from typing import NamedTuple
 from data.errors import UserError
 from data.known_layouts import OWN, known_data_set
 from data.sources import BLANKS
-from data.sources.folder import SPLIT_FOLDERS, label
+from data.sources.folder import says_normal, split_of
 from data.sources.found_images import find_images
 from data.stand_ins import ENOUGH, stand_in
 
@@ -132,7 +132,7 @@ def _unwrapped(folder: Path) -> Path:
         names = _visible(folder)
         if len(names) != 1 or not (folder / names[0]).is_dir():
             break
-        if names[0] == "files" or _is_split(names[0]) or label(names[0]) == 0:
+        if names[0] == "files" or split_of(names[0]) or says_normal(names[0]):
             break
         folder = folder / names[0]
     return folder
@@ -146,10 +146,6 @@ def _visible(folder: Path) -> list[str]:
             f"--data: {folder}: found {(error.strerror or str(error)).lower()}, expected a folder"
         ) from None
     return [name for name in names if not name.startswith((".", "__MACOSX")) and name != "Thumbs.db"]
-
-
-def _is_split(name: str) -> bool:
-    return name.strip(BLANKS).lower().replace("_", " ").replace("-", " ") in SPLIT_FOLDERS
 
 
 def _candidates(folder: Path, labels: bool) -> list[Detected]:
@@ -221,7 +217,7 @@ def _of_images(folder: Path, labels: bool) -> list[Detected]:
     images = {"source": "images", "root": str(folder)}
     plain = Detected(images, f"{len(found.images):,} images, whose folders say nothing")
     classes = _classes(found.images)
-    normal = [name for name in classes if label(name) == 0]
+    normal = [name for name in classes if says_normal(name)]
     shown = f"{len(classes)} class folders"
     if known_data_set(folder) is None:  # whose folders are patients
         shown = "class folders " + ", ".join(classes[:NAMED]) + (", …" if len(classes) > NAMED else "")
@@ -238,8 +234,8 @@ def _of_images(folder: Path, labels: bool) -> list[Detected]:
 def _classes(images: list[str]) -> list[str]:
     """The names of the folders that would be classes: the outermost ones, below split folders where there are any."""
     parts = [image.split("/") for image in images]
-    if any(len(each) > 1 and _is_split(each[0]) for each in parts):
-        parts = [each[1:] for each in parts if _is_split(each[0])]
+    if any(len(each) > 1 and split_of(each[0]) for each in parts):
+        parts = [each[1:] for each in parts if split_of(each[0])]
     return sorted({each[0] for each in parts if len(each) > 1})
 
 
