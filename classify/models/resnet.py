@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from classify.models.classifier import without_autocast
 from data.errors import UserError
 from mae.encoder import per_channel
 
@@ -168,7 +169,7 @@ class ResNet(nn.Module):
         pooled = maps.mean(dim=(2, 3))  # b d
 
         # not in 16 bits, in which scores would tie
-        with torch.autocast(pooled.device.type, enabled=False):
+        with without_autocast(pooled.device):
             return self.fc(self.norm(pooled.to(self.fc.weight.dtype))).squeeze(1)
 
 
