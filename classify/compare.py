@@ -51,7 +51,7 @@ def compare(config: ClassifyConfig, say: Say = print, jobs: int = 1) -> Comparis
         """Each data set is opened once, and described when it is."""
         if settings not in opened:
             data = open_data(settings)
-            say("\n".join([*data.manifest.notes, data.summary()]))
+            say("\n".join([*data.manifest.notes, data.manifest.summary()]))
             opened[settings] = data
         return opened[settings]
 

@@ -56,13 +56,6 @@ class Data:
         """The rows of all splits that could be read, with their store row."""
         return self._readable(self.manifest.table)
 
-    def summary(self) -> str:
-        """Images, patients and labels of each split, as text, of what could be read; how many could not, if any."""
-        readable = self.everything()
-        lost = len(self.manifest.table) - len(readable)
-        text = replace(self.manifest, table=readable).summary()
-        return f"{text}\n{lost:,} more could not be read: they are in no count" if lost else text
-
     def _readable(self, table: pd.DataFrame) -> pd.DataFrame:
         table = table.assign(row=self.store.rows(table["image_id"]))
         return table[table["row"] >= 0]

@@ -53,7 +53,10 @@ class Resumable:
             return None
         kept = []
         for entry in entries:
-            fixed = {name: value for name, value in entry.items() if f"{section}.{name}" not in self.free}
+            # by its root a part is told from the others
+            fixed = {
+                name: value for name, value in entry.items() if f"{section}.{name}" not in self.free or name == "root"
+            }
             kept.append({name: value for name, value in fixed.items() if value is not None})
         return kept
 
@@ -187,7 +190,7 @@ def start_run(folder: Path, config: MAEConfig, facts: Mapping[str, Any]) -> None
 
     # a run that is continued on another machine says so
     starts = _environment(folder).starts
-    here = environment() | {"device": str(device_of(config.device)), "seed": config.seed}
+    here = environment() | {"device": str(device_of(config.device)), "seed": config.seed, "product": config.product}
 
     write_json(folder / "environment.json", {"facts": dict(facts), "starts": [*starts, here]})
     if starts and not (folder / "config.yaml").exists():
