@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from typing import Any
 
 import torch
 
+from mae.engine.machine import processor
 from mae.engine.run import environment
 from mae.linear import onednn_product
 
@@ -47,13 +47,3 @@ def _gflops(multiply: Callable[[], object]) -> float:
         multiply()
         seconds.append(time.perf_counter() - start)
     return 2 * SQUARE**3 / statistics.median(seconds[1:]) / 1e9
-
-
-def processor() -> str:
-    """The processor's name."""
-    path = Path("/proc/cpuinfo")
-    if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or "unknown processor"

@@ -343,6 +343,7 @@ def _predict(argv: Arguments) -> None:
         unit=arguments.unit,
         device=arguments.device,
         workers=arguments.workers,
+        heatmaps=arguments.heatmaps,
     )
 
 
@@ -368,6 +369,9 @@ def _predict_parser() -> Parser:
         help="run folder or checkpoint of mae-finetune; several make an ensemble: their mean",
     )
     parser.add_argument("--out", required=True, type=Path, metavar="CSV", help="the table to write")
+    parser.add_argument(
+        "--heatmaps", type=Path, metavar="DIR", help="folder for pictures of what each answer rests on, and arrays"
+    )
 
     # what is called abnormal
     parser.add_argument("--threshold", type=float, help="call abnormal from this score on (default: the stored one)")

@@ -20,7 +20,7 @@ import torch
 from einops import rearrange, reduce, repeat
 from matplotlib import colormaps
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from classify.models.build import Model
@@ -28,9 +28,10 @@ from classify.models.classifier import Classifier
 from classify.models.resnet import ResNet
 from classify.scores import full_precision
 from data.errors import UserError
+from data.settings import Resize
 from mae import contact_sheet
 from mae.engine.loop import evaluating
-from mae.transformer import Block
+from mae.transformer import Attention, Block
 
 # measures of the methods
 SUBSETS = 2  # for each cell; half of them are the complements of the others
@@ -70,7 +71,7 @@ def heatmaps(
     device = next(model.parameters()).device
     size = _at_a_time(model)
 
-    def look(model: Model) -> Tensor:
+    def look(_: nn.Module) -> Tensor:
         parts = [torch.empty(0, *images.shape[2:])]
         for start in range(0, len(images), size):
             some = images[start : start + size].to(device)
@@ -115,8 +116,8 @@ def _at_a_time(model: Model) -> int:
         return AT_A_TIME
     encoder = model.encoder
     tokens = 1 + encoder.grid[0] * encoder.grid[1]
-    weights = sum(block.attention.heads for block in encoder.blocks) * tokens**2
-    return max(1, min(AT_A_TIME, BYTES // (2 * 4 * weights)))
+    heads = sum(module.heads for module in encoder.modules() if isinstance(module, Attention))
+    return max(1, min(AT_A_TIME, BYTES // (2 * 4 * heads * tokens**2)))
 
 
 def _heat(model: Model, images: Tensor, raw: Raw, abnormal: Tensor | None) -> Tensor:
@@ -196,20 +197,23 @@ def gradient_tokens(model: Model, images: Tensor, sign: Tensor) -> Tensor:
     for block in encoder.blocks[:-1]:
         tokens = block(tokens)
 
+    block = encoder.blocks[-1]
+    assert isinstance(block, Block)
     with torch.enable_grad():
         tokens = tokens.detach().requires_grad_()
-        normed = encoder.blocks[-1].norm1(tokens)
-        last, _ = with_attention(encoder.blocks[-1], tokens, normed)
+        normed = block.norm1(tokens)
+        last, _ = with_attention(block, tokens, normed)
         logits = model.classify(encoder.norm(last))
         [gradient] = torch.autograd.grad((sign * logits).sum(), [normed])
     return _on_grid(model, reduce(gradient * normed, "b n d -> b n", "sum")[:, 1:])
 
 
-def with_attention(block: Block, tokens: Tensor, normed: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def with_attention(block: nn.Module, tokens: Tensor, normed: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """What a block makes of tokens (b n d), and the attention (b h n n) by which it does, which it does not keep.
 
     normed: `block.norm1(tokens)` where the caller needs it too.
     """
+    assert isinstance(block, Block)
     attend = block.attention
     normed = block.norm1(tokens) if normed is None else normed
     q, k, v = rearrange(attend.qkv(normed), "b n (three h d) -> three b h n d", three=3, h=attend.heads)
@@ -361,6 +365,38 @@ def overlay(image: np.ndarray, heatmap: np.ndarray) -> np.ndarray:
     opacity = OPACITY * heatmap[..., None]
     mixed = (1 - opacity) * grey + opacity * colours
     return (255 * mixed).round().astype(np.uint8)
+
+
+def on_original(heatmap: np.ndarray, size: tuple[int, int], resize: Resize) -> np.ndarray:
+    """Heat (h w) of an image that `fit_image` has fitted → heat of the original, of `size` (height, width), float32.
+
+    What `crop` has cut away has none. Of an original in square pixels.
+    """
+    (height, width), (h, w) = size, heatmap.shape
+    if resize == "squash":
+        return _resized(heatmap, (height, width))
+    if resize == "pad":
+        scale = min(h / height, w / width)
+        shown_h, shown_w = max(1, round(height * scale)), max(1, round(width * scale))
+        shown = _centre(heatmap, (shown_h, shown_w))
+        return _resized(heatmap[shown], (height, width))
+
+    scale = max(h / height, w / width)
+    kept_h, kept_w = min(height, round(h / scale)), min(width, round(w / scale))
+    original = np.zeros((height, width), np.float32)
+    original[_centre(original, (kept_h, kept_w))] = _resized(heatmap, (kept_h, kept_w))
+    return original
+
+
+def _centre(image: np.ndarray, size: tuple[int, int]) -> tuple[slice, slice]:
+    """Where a part of this size stands in the middle of an image (h w)."""
+    top, left = (image.shape[0] - size[0]) // 2, (image.shape[1] - size[1]) // 2
+    return slice(top, top + size[0]), slice(left, left + size[1])
+
+
+def _resized(heatmap: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    picture = Image.fromarray(heatmap.astype(np.float32))
+    return np.asarray(picture.resize((size[1], size[0]), Image.Resampling.BILINEAR))
 
 
 def sheet(radiographs: np.ndarray, overlays: Mapping[str, np.ndarray], notes: Sequence[str]) -> Image.Image:

@@ -51,6 +51,8 @@ def export(
     that transformers has no model for.
     """
     format = format or ("onnx" if Path(out).suffix.lower() == ".onnx" else "huggingface")
+    if not Path(out).name:  # as of `.`
+        raise UserError(f"{out}: found no name, expected that of a folder or file to write")
     if format == "onnx":
         expect_file(Path(out))
     loaded = load_checkpoint(checkpoint)

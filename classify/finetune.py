@@ -16,7 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 from classify.cases import LabelledSplits, check_unit, splits_of, undecided_studies
 from classify.dashboard import show_scores
 from classify.domain import remember_domain
-from classify.finetune_cost import finetuning_memory
+from classify.finetune_cost import finetuning_memory, step_of
 from classify.metrics import auc_interval, binary_metrics, choose_threshold, thresholds_by_rate
 from classify.metrics.recalibration import fit_calibration
 from classify.models.build import Model, build_model
@@ -44,6 +44,7 @@ from mae.engine.schedule import schedule_of
 from mae.engine.stage import Stage, Validation
 from mae.pretrain import credentialed_by
 from mae.pretrain import hyperparameters as mae_hyperparameters
+from mae.product import with_product
 from mae.transformer import configure_blocks
 
 BY_HEART = 0.05  # above the floor; whoever does not look is at ln 2 = 0.69
@@ -97,6 +98,7 @@ def finetune(
     config = with_batch_size(
         config, "finetune", len(splits.train), folder, device, lambda part: finetuning_memory(config, part, device)
     )
+    config = with_product(config, folder, device, lambda: step_of(config, config.finetune.batch))
 
     # a finished run is left alone, an unfinished one continued, unless it was made with anything else
     facts = {

@@ -13,9 +13,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
+from PIL import Image
 from scipy.special import expit, logit
 from tqdm import tqdm
 
+from classify.domain import Domain, why_unknown
+from classify.explain import heatmaps, judged, overlay
 from classify.metrics.operating_points import RATES, Rate
 from classify.scores import logits_of_means
 from classify.settings import Unit
@@ -24,12 +28,15 @@ from data.errors import UserError
 from data.inputs import Images, Input, as_inputs, find_inputs, read_inputs, with_studies
 from data.labels import words
 from data.privacy import credentialed_places, terms
-from data.writing import keep_private, read_first_line, restoring_umask, write_csv
+from data.settings import height_and_width
+from data.writing import keep_private, read_first_line, restoring_umask, write_csv, writing
+from mae.contact_sheet import save_picture
+from mae.reconstruct import names_of
 
 COLUMNS = ("path", "probability", "score", "decision", "domain", "reason")  # of every table, in this order
 PLUGINS = "pip install 'mae-cxr[dicom]'"  # what data/dicom.py advises
 NOT_REACHED = "not reached: interrupted"
-Seen = Callable[[Sequence[Trained], Images], None]
+Seen = Callable[[Images], None]
 
 
 # ---------------------------------------------------------------- where a line is drawn
@@ -166,9 +173,11 @@ def unit_of(members: Sequence[Trained], inputs: Sequence[Input], wished: Unit | 
 class Answers:
     """What the networks have said so far."""
 
-    def __init__(self, members: int, inputs: int):
-        self.logits = np.full((members, inputs), np.nan)  # m n
-        self.distances = np.full((members, inputs), np.nan)  # m n, of the allowed; NaN where a network cannot tell
+    def __init__(self, members: Sequence[Trained], inputs: int):
+        self.members = members
+        self.domains = [Domain.of(member.checkpoint, member.device) for member in members]
+        self.logits = np.full((len(members), inputs), np.nan)  # m n
+        self.distances = np.full((len(members), inputs), np.nan)  # m n, of the allowed; NaN where a network cannot tell
         self.reasons: list[str | None] = [NOT_REACHED] * inputs
 
     @property
@@ -177,30 +186,25 @@ class Answers:
         return np.array([reason is None for reason in self.reasons], dtype=bool)
 
 
-def score(
-    members: Sequence[Trained],
-    inputs: Sequence[Input],
-    answers: Answers,
-    workers: int = 0,
-    seen: Seen | None = None,
-) -> None:
+def score(inputs: Sequence[Input], answers: Answers, workers: int = 0, seen: Seen | None = None) -> None:
     """Fill in the answers, input by input. Networks that read images alike share the reading.
 
-    seen: called with some images and the networks that look at them.
+    seen: called with images that every network has just answered, as the last of them saw them.
     """
+    members = answers.members
     groups = _alike(members)
     refused: dict[int, str] = {}
     with tqdm(total=len(groups) * len(inputs), desc="predict", unit="image", disable=None) as bar:
         for turn, numbers in enumerate(groups, start=1):
-            group = [members[number] for number in numbers]
-            with closing(read_inputs(inputs, group[0].config.data, workers)) as parts:
+            how = members[numbers[0]].config.data
+            with closing(read_inputs(inputs, how, workers)) as parts:
                 for images in parts:
-                    _look(members, numbers, images, answers, refused)
-                    if seen is not None:
-                        seen(group, images)
+                    _look(numbers, images, answers, refused)
                     if turn == len(groups):  # nobody has more to say of these
                         for place in images.numbers:
                             answers.reasons[place] = refused.get(place)
+                        if seen is not None:
+                            seen(images)
                     bar.update(len(images.numbers))
 
 
@@ -213,9 +217,7 @@ def _alike(members: Sequence[Trained]) -> list[list[int]]:
     return list(groups.values())
 
 
-def _look(
-    members: Sequence[Trained], numbers: Sequence[int], images: Images, answers: Answers, refused: dict[int, str]
-) -> None:
+def _look(numbers: Sequence[int], images: Images, answers: Answers, refused: dict[int, str]) -> None:
     """Some members' answers about some images; adds to `refused` why there is none."""
     places = []
     rows = []
@@ -228,9 +230,14 @@ def _look(
     if not rows:
         return
 
+    pixels = images.images[rows]
     for number in numbers:
-        found = members[number].logits(images.images[rows]).astype(np.float64)
+        logits, features = answers.members[number].logits_and_features(pixels)
+        found = logits.astype(np.float64)
         answers.logits[number, places] = found
+        domain = answers.domains[number]
+        if domain is not None:
+            answers.distances[number, places] = domain.scores(features, pixels)
         for place, value in zip(places, found, strict=True):
             if not np.isfinite(value):
                 refused.setdefault(place, "found a score that is not finite, expected a number")
@@ -239,28 +246,14 @@ def _look(
 # ---------------------------------------------------------------- rows
 
 
-def table_of(
-    members: Sequence[Trained], inputs: Sequence[Input], answers: Answers, unit: Unit, operating: Operating
-) -> pd.DataFrame:
+def table_of(inputs: Sequence[Input], answers: Answers, unit: Unit, operating: Operating) -> pd.DataFrame:
     """The answers as a table: `COLUMNS`, then what is known besides. A row an input, or a study, in their order."""
+    members = answers.members
     groups = _groups(inputs, unit)
     count = int(groups.max()) + 1
     first = np.unique(groups, return_index=True)[1]  # of each row, the number of its first input
     logits = np.stack([_of_groups(each, answers.read, groups, unit) for each in answers.logits])  # m r
-    calibrated = np.stack(
-        [member.calibration_for(unit).logits(each) for member, each in zip(members, logits, strict=True)]
-    )
-
-    # one network's decision is its raw score's; several have a mean probability, and nothing to calibrate after it
-    probability = expit(calibrated[0])
-    scores = expit(logits[0])
-    if len(members) > 1:
-        known = np.flatnonzero(np.isfinite(calibrated[0]))
-        probability = np.full(count, np.nan)
-        if len(known):
-            cases = np.tile(np.arange(len(known)), len(members))
-            probability[known] = expit(logits_of_means(calibrated[:, known].ravel(), cases))
-        scores = probability
+    probabilities, scores, spread = combined(members, logits, unit)
 
     # in words
     threshold = operating.of(members, unit)
@@ -270,7 +263,7 @@ def table_of(
 
     columns: dict[str, Any] = {
         "path": [inputs[number].shown for number in first],
-        "probability": probability,
+        "probability": probabilities,
         "score": scores,
         "decision": decisions,
         "domain": [_domain(value) for value in distances],
@@ -281,10 +274,30 @@ def table_of(
     if unit == "study":
         columns["images"] = np.bincount(groups, answers.read, count).astype(int)
     if len(members) > 1:
-        columns["spread"] = expit(calibrated).std(axis=0)
+        columns["spread"] = spread
     if np.isfinite(distances).any():
         columns["domain_score"] = distances
     return pd.DataFrame(columns)
+
+
+def combined(members: Sequence[Trained], logits: np.ndarray, unit: Unit) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Logits (m r) → probabilities (r), the scores (r) that decisions go by, and how much networks disagree (r).
+
+    One network's decision goes by its raw score. Several have a mean probability, and nothing to calibrate after it.
+    """
+    calibrated = []
+    for member, each in zip(members, logits, strict=True):
+        calibrated.append(member.calibration_for(unit).logits(each))
+    spread = expit(np.stack(calibrated)).std(axis=0)
+    if len(members) == 1:
+        return expit(calibrated[0]), expit(logits[0]), spread
+
+    mean = np.full(logits.shape[1], np.nan)
+    known = np.flatnonzero(np.isfinite(logits).all(axis=0))
+    if len(known):
+        cases = np.tile(np.arange(len(known)), len(members))
+        mean[known] = expit(logits_of_means(np.stack(calibrated)[:, known].ravel(), cases))
+    return mean, mean, spread
 
 
 def _groups(inputs: Sequence[Input], unit: Unit) -> np.ndarray:
@@ -376,9 +389,90 @@ class Predictor:
     def __call__(self, images: Any) -> pd.DataFrame:
         inputs = with_studies(as_inputs(images))
         unit = unit_of(self.members, inputs, self.unit)
-        answers = Answers(len(self.members), len(inputs))
-        score(self.members, inputs, answers, self.workers)
-        return table_of(self.members, inputs, answers, unit, self.operating)
+        answers = Answers(self.members, len(inputs))
+        score(inputs, answers, self.workers)
+        return table_of(inputs, answers, unit, self.operating)
+
+    def heatmaps(self, images: Any, method: str | None = None) -> np.ndarray:
+        """(n h w) float32 from 0 to 1, where the networks looked at; NaN for an image that cannot be read.
+
+        Of several networks the mean. They must read images alike.
+        """
+        expect_alike(self.members)
+        inputs = as_inputs(images)
+        answers = Answers(self.members, len(inputs))
+        height, width = height_and_width(self.members[0].config.data.image_size)
+        found = np.full((len(inputs), height, width), np.nan, np.float32)
+
+        def look(images: Images) -> None:
+            places, _, heat = heat_of(images, answers, self.operating, method)
+            found[places] = heat
+
+        score(inputs, answers, self.workers, look)
+        return found
+
+
+# ---------------------------------------------------------------- heatmaps
+
+
+def expect_alike(members: Sequence[Trained]) -> None:
+    """UserError unless one heatmap can be for all networks."""
+    if len(_alike(members)) > 1:
+        raise UserError(
+            "heatmaps: found networks that read images in different sizes, tones or ways to resize, expected one way; "
+            "give one checkpoint"
+        )
+
+
+def heat_of(
+    images: Images, answers: Answers, operating: Operating, method: str | None = None
+) -> tuple[list[int], np.ndarray, np.ndarray]:
+    """Of those images that were read: numbers (b), pixels (b h w), and heat (b h w) for what each was called."""
+    places = []
+    rows = []
+    for row, place in enumerate(images.numbers):
+        if answers.reasons[place] is None:
+            places.append(place)
+            rows.append(row)
+    pixels = images.images[rows]
+
+    _, scores, _ = combined(answers.members, answers.logits[:, places], "image")
+    abnormal = torch.from_numpy(scores >= operating.of(answers.members, "image"))
+    heat = []
+    for member in answers.members:
+        heat.append(heatmaps(member.model, torch.from_numpy(pixels), method, abnormal))
+    return places, pixels[:, 0], np.mean(heat, axis=0)
+
+
+class HeatFolder:
+    """A folder of heatmaps: for each image `<stem>.png`, laid over the radiograph, and `<stem>.npy`."""
+
+    def __init__(self, folder: Path, inputs: Sequence[Input], paths: Sequence[str], notes: Sequence[str]):
+        """UserError where heatmaps cannot lie there, or would be taken for radiographs the next time."""
+        self.folder = folder
+        self.notes = notes
+        self.inputs = inputs
+        self.names = names_of(str(one.path) for one in inputs)
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"--heatmaps: {folder}: found a file, expected a folder")
+        for path in paths:
+            if Path(path).is_dir() and folder.resolve().is_relative_to(Path(path).resolve()):
+                raise UserError(
+                    f"--heatmaps: {folder}: found a folder inside of {path}, expected one elsewhere: next time its "
+                    "pictures would be taken for radiographs"
+                )
+        images = {one.path.resolve() for one in inputs if one.path.parent.resolve() == folder.resolve()}
+        for name in self.names.values():
+            if (folder / f"{name}.png").resolve() in images:
+                raise UserError(f"--heatmaps: {folder}: found the image {name}.png there, expected another folder")
+
+    def write(self, places: Sequence[int], pixels: np.ndarray, heat: np.ndarray) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for place, image, heatmap in zip(places, pixels, heat, strict=True):
+            name = self.names[str(self.inputs[place].path)]
+            save_picture(Image.fromarray(overlay(image, heatmap)), self.folder / f"{name}.png", self.notes)
+            with writing(self.folder / f"{name}.npy") as file:
+                np.save(file, heatmap)
 
 
 # ---------------------------------------------------------------- as a command
@@ -394,9 +488,10 @@ def predict(
     unit: Unit | None = None,
     device: str = "auto",
     workers: int = 0,
+    heatmaps: Path | None = None,
     say: Callable[[str], object] = print,
 ) -> pd.DataFrame:
-    """Write the table of `Predictor` as a CSV, whole or not at all; returns it.
+    """Write the table of `Predictor` as a CSV, whole or not at all; returns it. heatmaps: a folder for those, too.
 
     What is made of credentialed data is for its owner alone. Raises UserError for what cannot work, before anything is
     read, and, when the table is written, where no input could be read.
@@ -414,19 +509,37 @@ def predict(
     inputs = with_studies(inputs)
     unit = unit_of(members, inputs, unit)
     line = operating.told(members, unit)
+    pictures = None
+    if heatmaps is not None:
+        expect_alike(members)
+        kinds = {"vit" if member.config.finetune.model == "vit" else "resnet" for member in members}
+        notes = [judged(kind) for kind in sorted(kinds)]
+        pictures = HeatFolder(heatmaps, inputs, paths, [*notes, *([terms(credentialed)] if credentialed else [])])
     out.parent.mkdir(parents=True, exist_ok=True)
 
-    answers = Answers(len(members), len(inputs))
-    with _keeping_what_is_done(lambda: table_of(members, inputs, answers, unit, operating), out, say):
-        score(members, inputs, answers, workers)
-    table = table_of(members, inputs, answers, unit, operating)
+    answers = Answers(members, len(inputs))
+    seen = None
+    if pictures is not None:
+        seen = _writing_heat(pictures, answers, operating)
+    with _keeping_what_is_done(lambda: table_of(inputs, answers, unit, operating), out, say):
+        score(inputs, answers, workers, seen)
+    table = table_of(inputs, answers, unit, operating)
     write_table(out, table)
     if not answers.read.any():
         raise UserError(f"{out}: found none of {len(inputs):,} inputs readable, expected some; see the reasons there")
-    for told in _summary(members, answers, table, line):
+    for told in _summary(answers, table, line):
         say(told)
     say(f"predictions: {out}")
+    if pictures is not None:
+        say(f"heatmaps: {heatmaps}")
     return table
+
+
+def _writing_heat(pictures: HeatFolder, answers: Answers, operating: Operating) -> Seen:
+    def write(images: Images) -> None:
+        pictures.write(*heat_of(images, answers, operating))
+
+    return write
 
 
 def check_out(out: Path, paths: Sequence[str]) -> None:
@@ -481,8 +594,9 @@ def _cell(value: Any) -> Any:
     return value
 
 
-def _summary(members: Sequence[Trained], answers: Answers, table: pd.DataFrame, line: str) -> Iterator[str]:
+def _summary(answers: Answers, table: pd.DataFrame, line: str) -> Iterator[str]:
     """What is to be said of the table, a line each."""
+    members = answers.members
     refused = int((~answers.read).sum())
     left_out = f"; {refused:,} could not be read, column reason says why" if refused else ""
     yield f"{len(answers.reasons) - refused:,} of {len(answers.reasons):,} images predicted{left_out}"
@@ -495,6 +609,15 @@ def _summary(members: Sequence[Trained], answers: Answers, table: pd.DataFrame, 
         found.append(f"{int((table['decision'] == name).sum()):,} {name}")
     yield f"{', '.join(found)}: {line}"
 
+    # whether the numbers mean anything
+    for member, domain in zip(members, answers.domains, strict=True):
+        if domain is None:
+            yield f"note: no domain: {why_unknown(member.checkpoint)}"
+        elif domain.note:
+            yield f"note: {domain.note}"
+    if any(domain is not None for domain in answers.domains):
+        strange = int((table["domain"] == "out").sum())
+        yield f"{strange:,} of {len(table):,} are out of its domain, unlike the images that it was trained on"
     scores = table["score"].dropna()
     if len(scores) > 2 and scores.nunique() == 1:
         yield f"warning: all {len(scores):,} have the same score, {scores.iloc[0]:.4g}; are they the same image?"

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from classify.metrics.recalibration import Calibration
 from classify.models.build import Model, build_model
+from classify.models.classifier import Classifier
 from classify.scores import full_precision
 from classify.settings import ClassifyConfig, Unit
 from classify.start import config_of, file_digest
@@ -95,6 +96,20 @@ class Trained:
     def features(self, images: np.ndarray | Tensor) -> np.ndarray:
         """(b d) float32: what the head sees, of 8-bit images (b 1 h w)."""
         return self._of_images(images, lambda pixels: self.model.features(pixels))
+
+    def logits_and_features(self, images: np.ndarray | Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Both, of one look at the images."""
+        both = self._of_images(images, self._both)  # b 1+d
+        return both[:, 0], both[:, 1:]
+
+    def _both(self, pixels: Tensor) -> Tensor:
+        if isinstance(self.model, Classifier):
+            tokens = self.model.encoder(pixels)  # b 1+n d
+            logits, features = self.model.classify(tokens), self.model.pooled(tokens)
+        else:
+            maps = self.model.maps(pixels)  # b d h w
+            logits, features = self.model.classify(maps), maps.mean(dim=(2, 3))
+        return torch.cat([logits[:, None], features], dim=1)
 
     def _of_images(self, images: np.ndarray | Tensor, compute: Callable[[Tensor], Tensor]) -> np.ndarray:
         """As validation and evaluation compute: in 32 bits throughout, and for a few images at a time."""

@@ -40,6 +40,7 @@ EXAMPLES: dict[str, Any] = {
     "device": "cuda:1",
     "precision": "bf16",
     "compile": True,
+    "product": "onednn",
     "threads": 8,
     "data.source": "folder",
     "data.root": "${MIMIC_CXR_ROOT}",

@@ -15,6 +15,7 @@ from mae.recipes import good_batch
 from mae.settings import MAEConfig
 
 Kind = TypeVar("Kind", bound=MAEConfig)
+Answer = TypeVar("Answer")
 StageName = Literal["pretrain", "finetune"]
 Needs = Callable[[int], int]  # images of a step that one process works through at once → bytes
 SHARE = {"cuda": 0.85, "cpu": 0.7}  # of the free memory: some is lost between tensors, and others may want more
@@ -50,17 +51,19 @@ def batch_of_run(folder: Path, stage: StageName) -> int | None:
     return number if isinstance(number, int) else None
 
 
-def told_to_all(choose: Callable[[], int]) -> int:
-    """What the first rank chooses, or its UserError, on all ranks: machines and moments differ in free memory."""
-    answer: int | str = 0
+def told_to_all(choose: Callable[[], Answer]) -> Answer:
+    """What the first rank chooses, or its UserError, on all ranks: machines and moments differ."""
+    answer: Answer | None = None
+    problem = ""
     if distributed.rank() == 0:
         try:
             answer = choose()
         except UserError as error:
-            answer = str(error)
-    [answer, *_] = distributed.all_gather_objects(answer)
-    if isinstance(answer, str):
-        raise UserError(answer)
+            problem = str(error)
+    [(answer, problem), *_] = distributed.all_gather_objects((answer, problem))
+    if problem:
+        raise UserError(problem)
+    assert answer is not None
     return answer
 
 

@@ -103,8 +103,10 @@ def data_layout(arguments: argparse.Namespace, labels: bool) -> "Detected":
     from data.config import parse_overrides
     from data.sources.detect import detect, named
 
-    source = parse_overrides(arguments.overrides).get("data.source")
-    return detect(arguments.data, labels) if source is None else named(arguments.data, str(source))
+    given = parse_overrides(arguments.overrides)
+    if "data.source" in given:
+        return named(arguments.data, str(given["data.source"]))
+    return detect(arguments.data, labels, classes="data.normal" in given)
 
 
 def said(arguments: argparse.Namespace) -> Callable[[str], None]:

@@ -1,7 +1,7 @@
 """A linear layer that uses the faster of torch's two matrix products on CPU."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -9,16 +9,21 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+Product = Literal["onednn", "blas"]  # blas: whatever torch.mm calls, MKL on most machines
+
 
 class Linear(nn.Linear):
-    """`nn.Linear` (… k) → (… n): same parameters and result, oneDNN's product for float32 on CPU.
+    """`nn.Linear` (… k) → (… n): same parameters and result, by oneDNN's product or BLAS's for float32 on CPU.
 
     torch multiplies float32 matrices on CPU by MKL, which on other makers' processors leaves half of the
-    AVX-512 rate unused; oneDNN, which torch uses for convolutions, does not (docs/decisions.md).
+    AVX-512 rate unused; oneDNN, which torch uses for convolutions, does not. Elsewhere MKL can be the faster one:
+    `mae/product.py` measures (docs/decisions.md).
     """
 
+    product: Product = "onednn"
+
     def forward(self, tokens: Tensor) -> Tensor:
-        if _by_onednn(tokens):
+        if self.product == "onednn" and _by_onednn(tokens):
             return _Product.apply(tokens, self.weight, self.bias)
         return F.linear(tokens, self.weight, self.bias)
 

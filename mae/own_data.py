@@ -119,7 +119,8 @@ def config_for_data(
     if distributed.is_main():
         say(f"data: {printable(found.saw)} (data.source={found.source})")
         say(f"settings, written to {path}:\n\n{text}" if write else f"settings, which {path} would hold:\n\n{text}")
-        say(f"edit {path} and run: {command} --config {path}")
+        if write:
+            say(f"edit {path} and run: {command} --config {path}")
     return config
 
 

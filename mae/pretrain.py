@@ -33,8 +33,9 @@ from mae.engine.schedule import schedule_of
 from mae.engine.stage import Stage, Validation
 from mae.model import MaskedAutoencoder, check_sizes, mae_from, normalize_patches
 from mae.patches import patchify
-from mae.pretrain_cost import pretraining_memory
+from mae.pretrain_cost import pretraining_memory, step_of
 from mae.probe import probe
+from mae.product import configure_products, with_product
 from mae.reconstruct import reconstruct
 from mae.settings import MAEConfig, ModelSettings, Precision, PretrainSettings
 from mae.transformer import configure_blocks
@@ -81,6 +82,7 @@ def pretrain(
     config = with_batch_size(
         config, "pretrain", images, folder, device, lambda part: pretraining_memory(config, part, device)
     )
+    config = with_product(config, folder, device, lambda: step_of(config, config.pretrain.batch))
 
     # a folder is continued only by the config, the images and the initial weights that began it
     facts = {
@@ -166,6 +168,7 @@ def pretrain_stage(
     if start:
         load_weights(model, start)
     configure_blocks(model.to(device), config.compile, config.activation_checkpointing)
+    configure_products(model, config.product)
 
     # each rank reads its share of the images
     train = data.split("train")

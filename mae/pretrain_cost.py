@@ -61,13 +61,13 @@ def pretraining_cost(config: MAEConfig) -> Cost:
         flops=pretraining_flops(config),
         weights=weights,
         states=trained * copies(settings.optimizer),
-        passing=step_memory(lambda: _step(config, part)) - weights,
+        passing=step_memory(lambda: step_of(config, part)) - weights,
     )
 
 
 def pretraining_flops(config: MAEConfig) -> int:
     """Operations of a training step for an image: `pretraining_cost` without the memory, which takes longer."""
-    return step_flops(lambda: _step(config, 1))
+    return step_flops(lambda: step_of(config, 1))
 
 
 def _model(config: MAEConfig) -> MaskedAutoencoder:
@@ -76,7 +76,7 @@ def _model(config: MAEConfig) -> MaskedAutoencoder:
     return model
 
 
-def _step(config: MAEConfig, images: int) -> Callable[[], Tensor]:
+def step_of(config: MAEConfig, images: int) -> Callable[[], Tensor]:
     """The loss of a training step; augmentation multiplies no matrices and keeps nothing."""
     settings = config.pretrain
     model = _model(config)
@@ -101,7 +101,7 @@ def pretraining_memory(config: MAEConfig, part: int, device: torch.device) -> in
 
     Counted are a training step, and what validation and probe look at without gradients: whichever is most.
     """
-    counted = [step_memory(lambda: _step(config, part)), forward_memory(lambda: _step(config, part))]
+    counted = [step_memory(lambda: step_of(config, part)), forward_memory(lambda: step_of(config, part))]
     if config.pretrain.probe_every is not None:
         counted.append(forward_memory(lambda: _features(config, part)))
 

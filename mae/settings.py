@@ -221,6 +221,11 @@ class MAEConfig(DataConfig):
         description="compute a ViT's activations again in the backward pass: less memory, about a third more time; "
         "a ResNet keeps its own",
     )
+    product: Literal["auto", "onednn", "blas"] = Field(
+        "auto",
+        description="matrix product of linear layers in fp32 on a CPU: oneDNN's, or that of torch's BLAS (MKL on most "
+        "machines); auto: the faster one here, measured when a run begins and kept",
+    )
     threads: int = Field(0, ge=0, description="CPU threads torch computes with; 0 leaves the choice to torch")
 
     # what is trained, and how

@@ -12,8 +12,10 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; child processes inherit it
 
-os.environ["XDG_DATA_HOME"] = tempfile.mkdtemp(prefix="mae-tests-")  # secrets of tests are none of this machine's
-atexit.register(shutil.rmtree, os.environ["XDG_DATA_HOME"], ignore_errors=True)
+# secrets of tests, and what they measure, are none of this machine's
+OWN_HOME = tempfile.mkdtemp(prefix="mae-tests-")
+atexit.register(shutil.rmtree, OWN_HOME, ignore_errors=True)
+os.environ["XDG_DATA_HOME"] = os.environ["XDG_CACHE_HOME"] = OWN_HOME
 
 pytest_plugins = ["tiny_world", "stage_runs"]  # fixtures that tests of several folders share
 

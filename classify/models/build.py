@@ -8,6 +8,7 @@ from classify.settings import ClassifyConfig, FinetuneSettings
 from data.settings import Size, height_and_width
 from mae.engine.checkpoint import Checkpoint, load_weights
 from mae.model import mae_from
+from mae.product import configure_products
 
 Model = Classifier | ResNet
 
@@ -34,6 +35,7 @@ def build_model(config: ClassifyConfig, pretrained: Checkpoint | None = None) ->
     mae = mae_from(model, config.data.image_size)
     if pretrained:
         load_weights(mae, pretrained)
+    configure_products(mae, config.product)  # a run's scores are made by the product it was trained with
     return build_classifier(
         mae.encoder, pool=settings.pool, probe=settings.mode == "linear", drop_path=settings.drop_path
     )

@@ -1,7 +1,5 @@
 """Which layout a folder or file has, told by what it holds: for `--data`, where nobody has named `data.source`."""
 
-import csv
-import gzip
 import os
 import re
 import zipfile
@@ -9,14 +7,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from data.class_names import says
 from data.errors import UserError
 from data.known_layouts import OWN, known_data_set
-from data.sources import BLANKS
-from data.sources.folder import SPLIT_FOLDERS, label
+from data.sex_and_age import plain_name
+from data.sources import csv_columns
+from data.sources.folder import split_of
 from data.sources.found_images import find_images
 from data.stand_ins import ENOUGH, stand_in
 
-TABLES = (".csv", ".csv.gz")
+TABLES = (".csv", ".csv.gz", ".tsv")
 SHEETS = (".xlsx", ".xls", ".ods")
 DEEPEST = 6  # folders that hold one folder and nothing else, as an archive unpacks
 LOOKED_AT = 2000  # names below `files/`, to see of what kind the images are
@@ -34,8 +34,10 @@ class Detected(NamedTuple):
         return self.settings["source"]
 
 
-def detect(place: str | Path, labels: bool) -> Detected:
+def detect(place: str | Path, labels: bool, classes: bool = False) -> Detected:
     """The layout of what lies there. labels: whether they are needed; for pretraining any images will do.
+
+    classes: somebody has said which class folders are normal, so folders are classes.
 
     Raises UserError, one line, where there is no data set, and where there may be several: it names them and the
     setting to give.
@@ -46,7 +48,7 @@ def detect(place: str | Path, labels: bool) -> Detected:
     if path.is_file():
         return _of_file(path)
     folder = _unwrapped(path)
-    found = _candidates(folder, labels)
+    found = _candidates(folder, labels, classes)
     if len(found) > 1:
         ways = "; ".join(f"data.{_as_settings(each)} ({each.saw})" for each in found[:NAMED])
         raise UserError(f"--data: {folder}: found what may be read in several ways, expected one; give {ways}")
@@ -105,22 +107,22 @@ def _arrays(path: Path) -> list[str]:
 
 
 def _of_table(path: Path) -> Detected:
+    """Whether it has the columns that are needed is said by who reads it, with those that may be meant."""
     header = _header(path)
-    if not {"path", "label"} <= {*header}:
-        shown = ", ".join(header[:12]) or "nothing"
-        raise UserError(f"--data: {path}: found columns {shown}, expected path and label (docs/data.md)")
     settings = {"source": "table", "root": str(path.parent), "table": path.name}
-    return Detected(settings, f"{path.name} has columns {', '.join(header[:8])}")
+    return Detected(settings, f"{path.name} with columns {', '.join(header[:8]) or 'that cannot be read'}")
 
 
 def _header(path: Path) -> list[str]:
-    """The names in a CSV's first line; what cannot be read has none here, and is refused by who reads it whole."""
-    with suppress(OSError, EOFError, UnicodeError, csv.Error):
-        opened = gzip.open if path.suffix == ".gz" else open
-        with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
-            line = file.readline(65536)
-        return [name.strip(BLANKS) for name in next(csv.reader([line]), [])]
+    """A table's columns; what cannot be read has none here, and is refused by who reads it whole."""
+    with suppress(UserError):
+        return csv_columns(path)
     return []
+
+
+def _lists_images(path: Path) -> bool:
+    """Whether a table says of images, by their paths, whether they are normal."""
+    return {"path", "label"} <= {plain_name(name) for name in _header(path)}
 
 
 # ---------------------------------------------------------------- a folder
@@ -132,7 +134,7 @@ def _unwrapped(folder: Path) -> Path:
         names = _visible(folder)
         if len(names) != 1 or not (folder / names[0]).is_dir():
             break
-        if names[0] == "files" or _is_split(names[0]) or label(names[0]) == 0:
+        if names[0] == "files" or split_of(names[0]) or _is_normal(names[0]):
             break
         folder = folder / names[0]
     return folder
@@ -148,11 +150,11 @@ def _visible(folder: Path) -> list[str]:
     return [name for name in names if not name.startswith((".", "__MACOSX")) and name != "Thumbs.db"]
 
 
-def _is_split(name: str) -> bool:
-    return name.strip(BLANKS).lower().replace("_", " ").replace("-", " ") in SPLIT_FOLDERS
+def _is_normal(name: str) -> bool:
+    return says(name) in ("normal", "by contrast")
 
 
-def _candidates(folder: Path, labels: bool) -> list[Detected]:
+def _candidates(folder: Path, labels: bool, classes: bool) -> list[Detected]:
     """What the folder may be; UserError where it is nothing that can be read. A known data set is that alone."""
     names = _visible(folder)
     known = _known(folder, names)
@@ -161,7 +163,7 @@ def _candidates(folder: Path, labels: bool) -> list[Detected]:
 
     # a table of ours that lists the images, unless there are several
     tables = [name for name in names if name.lower().endswith(TABLES)]
-    lists = [name for name in tables if {"path", "label"} <= {*_header(folder / name)}]
+    lists = [name for name in tables if _lists_images(folder / name)]
     if "manifest.csv" in lists:
         lists = ["manifest.csv"]
     of_tables = [_of_table(folder / name) for name in lists]
@@ -171,7 +173,7 @@ def _candidates(folder: Path, labels: bool) -> list[Detected]:
         Detected({"source": "medmnist", "root": str(folder / name)}, f"{name} has arrays as MedMNIST")
         for name in archives
     ]
-    of_images = _of_images(folder, labels and not of_tables)
+    of_images = _of_images(folder, labels and not of_tables and not of_archives, classes, tables)
     if of_tables or of_archives:
         if len(of_tables) == 1 and not of_archives:  # it says of each image what it is
             return of_tables
@@ -213,33 +215,38 @@ def _holds(folder: Path, ending: str) -> bool:
     return False
 
 
-def _of_images(folder: Path, labels: bool) -> list[Detected]:
-    """Class folders, or images without labels; both where folders might be classes and labels are needed."""
+def _of_images(folder: Path, labels: bool, classes: bool, tables: list[str]) -> list[Detected]:
+    """Class folders, or images without labels. UserError where labels are needed and nobody knows where they are."""
     found = find_images(folder)
     if not found.images:
         return []
-    images = {"source": "images", "root": str(folder)}
-    plain = Detected(images, f"{len(found.images):,} images, whose folders say nothing")
-    classes = _classes(found.images)
-    normal = [name for name in classes if label(name) == 0]
-    shown = f"{len(classes)} class folders"
+    names = _classes(found.images)
+    count = f"{len(found.images):,} images"
+    shown = f"{len(names)} folders"
     if known_data_set(folder) is None:  # whose folders are patients
-        shown = "class folders " + ", ".join(classes[:NAMED]) + (", …" if len(classes) > NAMED else "")
-    of_classes = Detected({"source": "folder", "root": str(folder)}, f"{len(found.images):,} images in {shown}")
-    if normal and len(classes) > 1:
-        return [of_classes]
-    if not labels or len(classes) < 2:
-        return [plain]
+        shown = f"folders {', '.join(names[:NAMED])}" + (", …" if len(names) > NAMED else "")
 
-    # two or more folders, none of which is called normal: patients, sites or classes?
-    return [of_classes, plain]
+    if len(names) > 1 and (classes or any(says(name) not in ("other", "unknown") for name in names)):
+        return [Detected({"source": "folder", "root": str(folder)}, f"{count} in class {shown}")]
+    if labels and tables:
+        header = ", ".join(_header(folder / tables[0])[:12]) or "nothing"
+        raise UserError(
+            f"--data: {folder}: found {count} and {tables[0]} with columns {header}, expected path and label; give "
+            f"--data {folder / tables[0]}, or pretrain on the images alone: mae-pretrain --data {folder}"
+        )
+    if labels and len(names) > 1:
+        raise UserError(
+            f"--data: {folder}: found {count} in {shown}, none of which says that it is normal, expected class "
+            f"folders; give data.normal=[NAME], or pretrain on them without labels: mae-pretrain --data {folder}"
+        )
+    return [Detected({"source": "images", "root": str(folder)}, f"{count}, whose folders say nothing")]
 
 
 def _classes(images: list[str]) -> list[str]:
     """The names of the folders that would be classes: the outermost ones, below split folders where there are any."""
     parts = [image.split("/") for image in images]
-    if any(len(each) > 1 and _is_split(each[0]) for each in parts):
-        parts = [each[1:] for each in parts if _is_split(each[0])]
+    if any(len(each) > 1 and split_of(each[0]) for each in parts):
+        parts = [each[1:] for each in parts if split_of(each[0])]
     return sorted({each[0] for each in parts if len(each) > 1})
 
 
@@ -249,8 +256,8 @@ def _nothing(folder: Path, names: list[str], tables: list[str]) -> str:
         return f"--data: {folder}: found an empty folder, expected images (JPEG, PNG or DICOM), a CSV or an .npz"
     if tables:
         header = ", ".join(_header(folder / tables[0])[:12]) or "nothing"
-        found = f"columns {header} and no images"
-        return f"--data: {folder / tables[0]}: found {found}, expected path and label (docs/data.md)"
+        found = f"{tables[0]} with columns {header} and no images"
+        return f"--data: {folder}: found {found}, expected images, or a table with path and label"
     packed = [name for name in names if name.lower().endswith((".zip", ".tar", ".gz", ".7z", ".rar"))]
     if packed:
         return f"--data: {folder}: found {packed[0]} and no images, expected images; unpack it"

@@ -27,12 +27,12 @@ def read(settings: DataSettings, root: Path) -> tuple[pd.DataFrame, list[str]]:
     """
     require_folder(root)
     found = find_images(root)
-    has_splits = any(_split_of(folder) for folder in _folders(root))
+    has_splits = any(split_of(folder) for folder in _folders(root))
     rows = []
     left_out: Counter[str] = Counter()
     for image in found.images:
         parts = image.split("/")
-        split = _split_of(parts[0]) if has_splits else None
+        split = split_of(parts[0]) if has_splits else None
         if has_splits and split is None and len(parts) > 1:
             left_out[f"folder {quoted(parts[0], 'of another name')} left out: not a split"] += 1
             continue
@@ -74,7 +74,7 @@ def _holds_masks(name: str) -> bool:
     return "".join(plain_words(name)).removesuffix("s").endswith(("mask", "segmentation", "annotation"))
 
 
-def _split_of(name: str) -> str | None:
+def split_of(name: str) -> str | None:
     """The split that a folder's name says: `Training`, `01_train`, `test_images`."""
     words = [word for word in plain_words(name) if word not in BESIDE_SPLITS]
     return SPLIT_FOLDERS.get("".join(words))
@@ -84,13 +84,13 @@ def _check_class(root: Path, folders: list[str], split: str | None) -> None:
     """UserError where a folder that would be a class, or one below it, is called like a split or a normal class."""
     name, *below = folders
     for inner in below:
-        if _split_of(inner) or (_says_normal(inner) and not _says_normal(name)):  # normal ones among abnormal ones
+        if split_of(inner) or (_says_normal(inner) and not _says_normal(name)):  # normal ones among abnormal ones
             found = quoted(f"{inner} inside {name}", "a class or split inside another folder")
             raise UserError(
                 f"data.root: {root}: found {found}, which would be a class; "
                 "expected class folders in the root or in split folders, such as train/NORMAL"
             )
-    if split and _split_of(name):
+    if split and split_of(name):
         raise UserError(f"data.root: {root}: found split folder {name} inside another, expected class folders there")
 
 

@@ -1,6 +1,7 @@
-"""What this machine has to spare: memory, of a GPU or beside all other processes."""
+"""What this machine is and has to spare: its processor, and memory, of a GPU or beside all other processes."""
 
 import os
+import platform
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -10,6 +11,15 @@ import torch
 
 GROUPS = Path("/sys/fs/cgroup")
 UNLIMITED = 2**60  # bytes; version 1 of control groups writes about 2**63 where there is no limit
+
+
+def processor() -> str:
+    """The processor's name."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or "unknown processor"
 
 
 def free_memory(device: torch.device) -> int:

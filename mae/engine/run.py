@@ -187,7 +187,7 @@ def start_run(folder: Path, config: MAEConfig, facts: Mapping[str, Any]) -> None
 
     # a run that is continued on another machine says so
     starts = _environment(folder).starts
-    here = environment() | {"device": str(device_of(config.device)), "seed": config.seed}
+    here = environment() | {"device": str(device_of(config.device)), "seed": config.seed, "product": config.product}
 
     write_json(folder / "environment.json", {"facts": dict(facts), "starts": [*starts, here]})
     if starts and not (folder / "config.yaml").exists():

@@ -11,6 +11,7 @@ from classify.explain import (
     default_of,
     heatmaps,
     methods_of,
+    on_original,
     overlay,
     rollout,
     sheet,
@@ -20,6 +21,7 @@ from classify.explain import (
 from classify.models.classifier import Classifier, build_classifier
 from classify.models.resnet import BasicBlock, ResNet
 from data.errors import UserError
+from data.images import fit_image
 from mae import build_mae
 from mae.transformer import configure_blocks
 
@@ -249,6 +251,19 @@ def test_an_overlay_is_the_radiograph_where_there_is_no_heat_and_keeps_its_detai
     is_coloured = np.ptp(coloured, axis=2) > 0
     assert np.array_equal(is_coloured, heat > 0)
     assert (np.diff(coloured[0, :3].sum(axis=1)) > 0).all()  # brighter stays brighter
+
+
+@pytest.mark.parametrize("resize", ["pad", "squash", "crop"])
+@pytest.mark.parametrize("size", [(60, 100), (100, 60), (30, 30)])
+def test_heat_goes_back_to_where_it_came_from(resize, size):
+    image = np.full(size, 20, np.uint8)
+    place = slice(size[0] * 3 // 10, size[0] * 5 // 10), slice(size[1] * 5 // 10, size[1] * 13 // 20)  # never cut away
+    image[place] = 250
+    back = on_original((fit_image(image, (48, 32), resize) > 135).astype(np.float32), size, resize)
+    assert back.shape == size and back.dtype == np.float32
+    for axis, wanted in ((1, place[0]), (0, place[1])):
+        found = np.flatnonzero((back > 0.5).any(axis=axis))
+        assert abs(found.min() - wanted.start) <= 3 and abs(found.max() + 1 - wanted.stop) <= 3
 
 
 def test_a_sheet_has_a_line_for_each_radiograph_and_a_column_for_each_model():

@@ -276,6 +276,7 @@ def test_what_is_no_place_for_a_file_is_refused_at_once(made, tmp_path):
     for words, said in (
         (["--out", tmp_path / "folder.onnx"], "found a folder, expected the name of a file"),
         (["--out", tmp_path / "model", "--format", "onnx"], "found no name with .onnx, expected one such as"),
+        (["--out", "."], ".: found no name, expected that of a folder or file"),
         (["--out", tmp_path / "notes.onnx"], "notes.md: found a text of somebody's"),
     ):
         assert said in mistake(mae_export, "--checkpoint", checkpoint, *words, keep=tmp_path)

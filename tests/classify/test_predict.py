@@ -10,11 +10,14 @@ import torch
 from PIL import Image
 from radiograph_files import dicom, save, scene
 from scipy.special import expit, logit
-from tiny_world import World, edit_table, succeed
+from tiny_world import World, edit_table, succeed, tiny_config, write_table
 
 from classify import Predictor
 from classify.cli import finetune
+from classify.domain import Domain
 from classify.evaluate import evaluate
+from classify.explain import heatmaps as explained
+from classify.finetune import finetune as train
 from classify.predict import COLUMNS, Operating, load_members, predict
 from classify.trained import load_trained
 from data.errors import UserError
@@ -254,3 +257,61 @@ def test_what_does_not_say_which_number_is_white_is_refused(world: World, pixels
 def test_what_is_no_image_at_all_is_a_line(world: World, nothing):
     with pytest.raises(UserError, match=r"^inputs: found "):
         Predictor(world.classifier, "cpu")(nothing)
+
+
+# ---------------------------------------------------------------- of another kind, and why
+
+
+@pytest.fixture(scope="module")
+def knowing(tmp_path_factory) -> Path:
+    """A classifier of images enough to know which it knows."""
+    place = tmp_path_factory.mktemp("knowing")
+    write_table(place / "images", 156)
+    short = {"finetune__epochs": 1, "finetune__optimizer__warmup_epochs": 0, "finetune__run": f"{place}/run"}
+    return train(tiny_config(place, **short))
+
+
+def test_images_of_another_kind_are_flagged_and_not_refused(knowing: Path):
+    trained = load_trained(knowing, "cpu")
+    domain = Domain.of(trained.checkpoint)
+    assert domain is not None
+    stripes = np.zeros((40, 40), np.uint8)
+    stripes[:20] = 255
+    paths = [f"{trained.config.data.root}/{number:04}.png" for number in range(12)]
+    found = Predictor(knowing, "cpu")([*paths, stripes])
+    [part] = read_inputs(find_inputs(paths), trained.config.data)
+    expected = domain.scores(trained.features(part.images), part.images)
+    assert list(found) == [*COLUMNS, "domain_score"]
+    assert np.allclose(found["domain_score"].iloc[:-1], expected, rtol=1e-4)
+    assert (found["domain"] == np.where(found["domain_score"] > 1, "out", "in")).all()
+    assert found["domain"].nunique() == 2
+    assert found["domain"].iloc[-1] == "out" and np.isfinite(found["probability"].iloc[-1])
+
+    by_study = Predictor(knowing, "cpu", unit="study")([*paths, stripes])
+    assert by_study["domain_score"].tolist() == found["domain_score"].tolist()
+
+
+def test_without_a_memory_of_training_images_the_column_is_empty_and_the_console_says_so(world: World, tmp_path):
+    content = torch.load(world.classifier / "best.pt", weights_only=True)
+    del content["meta"]["domain"]
+    torch.save(content | {"digests": None}, tmp_path / "old.pt")
+    said: list[str] = []
+    image = str(world.images / "0000.png")
+    found = predict([tmp_path / "old.pt"], [image], tmp_path / "out.csv", say=said.append)
+    assert list(found) == list(COLUMNS) and found["domain"].tolist() == [""]
+    assert [line for line in said if "no domain" in line]
+
+
+def test_heatmaps_speak_for_what_an_image_is_called(world: World, tmp_path):
+    bad = tmp_path / "bad.png"
+    bad.touch()
+    trained = load_trained(world.classifier, "cpu")
+    paths = [world.images / "0000.png", bad, world.images / "0003.png"]
+    [part] = read_inputs(find_inputs(paths), trained.config.data)
+    pixels = torch.from_numpy(part.images)
+    for threshold in (0.0, 1.0):
+        heat = Predictor(world.classifier, "cpu", threshold=threshold).heatmaps(paths)
+        assert heat.shape == (3, 12, 12) and heat.dtype == np.float32
+        assert np.isnan(heat[1]).all()
+        expected = explained(trained.model, pixels[[0, 2]], abnormal=torch.tensor([threshold == 0.0] * 2))
+        assert np.allclose(heat[[0, 2]], expected, atol=1e-5)

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from marked_hospital import DATE, MARK, write_dicom
+from PIL import Image
 from tiny_world import World, call, mistake, radiograph, succeed
 
 import classify.predict
@@ -96,6 +97,15 @@ def test_names_of_any_letters_come_back(world: World, tmp_path, monkeypatch):
         (["--checkpoint", "{run}", "{images}", "--out", "{new}", "--sensitivity", "95"], "a whole per cent"),
         (["--checkpoint", "{run}", "{images}", "--out", "{new}", "--device", "tpu"], "device: found 'tpu'"),
         (["--checkpoint", "{run}", "{images}", "--out", "{new}", "--workers", "-1"], "--workers: found -1"),
+        (
+            ["--checkpoint", "{run}", "{images}", "--out", "{new}", "--heatmaps", "{images}/heat"],
+            "found a folder inside",
+        ),
+        (["--checkpoint", "{run}", "{images}", "--out", "{new}", "--heatmaps", "{table}"], "found a file, expected"),
+        (
+            ["--checkpoint", "{run}", "{image}", "--out", "{new}", "--heatmaps", "{images}"],
+            "found the image 0000.png there",
+        ),
         (["--checkpoint", "{run}", "{images}"], "the following arguments are required: --out"),
     ],
 )
@@ -112,6 +122,22 @@ def test_every_mistake_is_one_line(world: World, tmp_path, words, line):
     said = mistake(predict, *(word.format(**places) for word in words), keep=world.root)
     assert line.format(**places) in said
     assert not (tmp_path / "new.csv").exists()
+
+
+def test_each_image_gets_its_own_picture_and_array(world: World, tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        shutil.copy(world.images / "0000.png", tmp_path / folder / "x.png")
+    (tmp_path / "b/bad.png").touch()
+    words = [tmp_path / "a", tmp_path / "b", "--out", tmp_path / "out.csv", "--heatmaps", tmp_path / "new/heat"]
+    printed = succeed(predict, "--checkpoint", world.classifier, *words)
+    assert f"heatmaps: {tmp_path}/new/heat" in printed
+    names = sorted(path.name for path in (tmp_path / "new/heat").iterdir())
+    assert names == ["x-2.npy", "x-2.png", "x.npy", "x.png"]
+    heat = np.load(tmp_path / "new/heat/x.npy")
+    assert heat.shape == (12, 12) and 0 <= heat.min() <= heat.max() <= 1
+    with Image.open(tmp_path / "new/heat/x.png") as picture:
+        assert picture.size == (12, 12) and "docs/prediction.md" in picture.info["Description"]
 
 
 # ---------------------------------------------------------------- interrupted, and private

@@ -61,7 +61,7 @@ def test_dicom_files_beside_all_tables_are_read_as_dicom(tmp_path):
 def test_a_train_csv_of_something_else_is_no_chexpert(tmp_path):
     plain(tmp_path, 5)
     (tmp_path / "train.csv").write_text("id,target\n1,0\n")
-    assert source(tmp_path) == "images"
+    assert source(tmp_path, labels=False) == "images"
 
 
 # ---------------------------------------------------------------- own images
@@ -78,8 +78,9 @@ def test_folders_of_no_known_meaning_are_images_unless_labels_are_needed(tmp_pat
     classes(tmp_path, 3, ("site 1", "site 2"))
     assert source(tmp_path, labels=False) == "images"
     line = refusal(tmp_path)
-    assert "data.source=folder (6 images in class folders site 1, site 2)" in line
-    assert "data.source=images" in line
+    assert "6 images in folders site 1, site 2, none of which says that it is normal" in line
+    assert "data.normal=[NAME]" in line
+    assert detect(tmp_path, labels=True, classes=True).source == "folder"
 
 
 def test_folders_of_known_private_data_are_not_named(tmp_path):

@@ -66,6 +66,10 @@ def with_csv(root: Path, name: str = "labels.csv", columns: tuple[str, str] = ("
     pd.DataFrame(rows).to_csv(root / name, index=False)
 
 
+def other_columns(root: Path) -> None:
+    with_csv(root, columns=("file", "class"))
+
+
 def two_tables(root: Path) -> None:
     with_csv(root, "one.csv")
     shutil.copy(root / "one.csv", root / "two.csv")
@@ -146,23 +150,16 @@ FOLDERS = {
     "forty classes": OddFolder(
         lambda root: classes(root, 3, ("normal", *(f"class {n}" for n in range(39)))), TRAINS, TRAINS
     ),
-    "folders of patients": OddFolder(lambda root: classes(root, 5, PATIENTS), TRAINS, "read in several ways"),
-    "nested classes": OddFolder(nested, TRAINS, "read in several ways"),
+    "folders of patients": OddFolder(lambda root: classes(root, 5, PATIENTS), TRAINS, "none of which says"),
+    "nested classes": OddFolder(nested, TRAINS, "none of which says"),
     "as Kaggle packs it": OddFolder(as_kaggle_packs_it, TRAINS, TRAINS),
-    "all sizes": OddFolder(of_all_sizes, TRAINS, "read in several ways"),
+    "all sizes": OddFolder(of_all_sizes, TRAINS, "none of which says"),
     "8 and 16 bits": OddFolder(mixed_depths, TRAINS, "without labels"),
     "DICOM without endings": OddFolder(dicoms, TRAINS, "20 images without labels"),
     "a CSV and images": OddFolder(with_csv, TRAINS, TRAINS),
     "the CSV itself": OddFolder(with_csv, TRAINS, TRAINS, inner="labels.csv"),
-    "a CSV of other columns": OddFolder(
-        lambda root: with_csv(root, columns=("file", "class")), TRAINS, "without labels"
-    ),
-    "that CSV itself": OddFolder(
-        lambda root: with_csv(root, columns=("file", "class")),
-        "columns file, class",
-        "columns file, class",
-        "labels.csv",
-    ),
+    "a CSV of other columns": OddFolder(other_columns, TRAINS, "labels.csv with columns file, class"),
+    "that CSV itself": OddFolder(other_columns, "data.columns.path=file", "data.columns.path=file", inner="labels.csv"),
     "two tables": OddFolder(two_tables, "read in several ways", "read in several ways"),
     "only unreadable": OddFolder(unreadable, "no image that can be read", "without labels"),
     "empty": OddFolder(lambda root: None, "an empty folder", "an empty folder"),
