@@ -520,8 +520,8 @@ def predict(
     if heatmaps is not None:
         expect_alike(members)
         kinds = {"vit" if member.config.finetune.model == "vit" else "resnet" for member in members}
-        notes = [judged(kind) for kind in sorted(kinds)]
-        pictures = HeatFolder(heatmaps, inputs, paths, [*notes, *([terms(credentialed)] if credentialed else [])])
+        on_methods = [judged(kind) for kind in sorted(kinds)]
+        pictures = HeatFolder(heatmaps, inputs, paths, [*on_methods, *([terms(credentialed)] if credentialed else [])])
     out.parent.mkdir(parents=True, exist_ok=True)
 
     answers = Answers(members, len(inputs))
@@ -538,7 +538,7 @@ def predict(
         say(told)
     say(f"predictions: {out}")
     if pictures is not None:
-        say(f"heatmaps: {heatmaps}")
+        say(" ".join([f"heatmaps: {heatmaps}.", *on_methods]))
     return table
 
 

@@ -4,12 +4,12 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import get_args
 
-import torch
 from torch import Tensor, nn
 
 from classify.settings import Pool
 from data.errors import UserError
 from mae.encoder import Encoder
+from mae.engine.optim import without_autocast
 
 
 class Classifier(nn.Module):

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from classify.models.classifier import without_autocast
 from data.errors import UserError
 from mae.encoder import per_channel
+from mae.engine.optim import without_autocast
 
 OFFSET = "conv1.offset"  # what weights have that were made to read images standardised as here
 Depths = tuple[int, int, int, int]  # blocks of each of the four layers
