@@ -1,7 +1,6 @@
 """Encoder + pooling + head: a linear probe where the encoder is frozen, else a fine-tuned classifier."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import get_args
 
 from torch import Tensor, nn
@@ -69,13 +68,6 @@ class Classifier(nn.Module):
         # not in 16 bits, in which scores would tie
         with without_autocast(pooled.device):
             return self.head(self.norm(pooled.to(self.head.weight.dtype))).squeeze(1)  # b
-
-
-def without_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """Numbers keep their precision inside; tensors without values have none, and torch knows no autocast for them."""
-    if device.type == "meta":
-        return nullcontext()
-    return torch.autocast(device.type, enabled=False)
 
 
 def build_classifier(encoder: Encoder, pool: Pool = "mean", probe: bool = False, drop_path: float = 0.0) -> Classifier:

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from classify.models.classifier import without_autocast
 from data.errors import UserError
 from mae.encoder import per_channel
 from mae.engine.optim import without_autocast
