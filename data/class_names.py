@@ -11,24 +11,47 @@ from typing import Literal, NamedTuple
 
 from data.errors import UserError, did_you_mean, quoted
 
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 # what says normal wherever it stands
-NORMAL = frozenset(
-    ["normal", "normals", "healthy", "health", "healthyvolunteer", "healthyvolunteers", "healthycontrol", "healthycontrols", "normalcontrol", "normalcontrols", "nofinding", "nofindings", "noabnormality", "noabnormalities", "nodisease", "diseasefree", "unremarkable", "gesund", "gesunde", "unauffallig", "unauffallige", "unauffaellig", "unauffaellige", "normalbefund", "ohnebefund", "sano", "sanos", "sana", "sanas", "saludable", "saludables", "normales", "sinhallazgos", "sain", "sains", "saine", "saines", "normale", "normaux", "normaes", "sani", "sane", "normali", "saudavel", "saudaveis", "normais", "semachados", "saglikli", "норма", "здоровые", "здоров", "정상", "正常", "健康", "无异常", "無異常", "未见异常", "異常なし"]
+NORMAL = _words(
+    """
+    normal normals healthy health healthyvolunteer healthyvolunteers healthycontrol healthycontrols
+    normalcontrol normalcontrols nofinding nofindings noabnormality noabnormalities nodisease diseasefree
+    unremarkable
+    gesund gesunde unauffallig unauffallige unauffaellig unauffaellige normalbefund ohnebefund
+    sano sanos sana sanas saludable saludables normales sinhallazgos
+    sain sains saine saines normale normaux normaes
+    sani sane normali
+    saudavel saudaveis normais semachados
+    saglıklı saglikli норма здоровые здоров 정상
+    正常 健康 无异常 無異常 未见异常 異常なし
+    """
 )
 # what says normal where nothing else does: "controls" beside "healthy" may have another disease
-BY_CONTRAST = frozenset(
-    ["0", "negative", "negatives", "neg", "control", "controls", "controlgroup", "negativ", "negative", "kontrolle", "kontrollen", "kontrollgruppe", "negativo", "negativos", "negativa", "negativas", "controles", "grupocontrol", "negatif", "negatifs", "temoin", "temoins", "negativi", "controllo", "controlli", "controle", "контроль", "阴性", "陰性", "对照", "對照", "对照组", "對照組"]
+BY_CONTRAST = _words(
+    """
+    0 negative negatives neg control controls controlgroup
+    negativ negative kontrolle kontrollen kontrollgruppe
+    negativo negativos negativa negativas controles grupocontrol
+    negatif negatifs temoin temoins
+    negativi controllo controlli
+    controle контроль
+    阴性 陰性 对照 對照 对照组 對照組
+    """
 )
-UNKNOWN = frozenset(
-    ["unlabelled", "unlabeled", "unlabel", "nolabel", "nolabels", "withoutlabel", "withoutlabels", "unknown", "unsorted", "unclassified"]
+UNKNOWN = _words(
+    "unlabelled unlabeled unlabel nolabel nolabels withoutlabel withoutlabels unknown unsorted unclassified"
 )
 # without this finding, which may be normal or not
-WITHOUT = frozenset(
-    ["no", "non", "not", "without", "free", "ohne", "kein", "sin", "sans", "sem", "senza", "benign", "benigno", "benin", "other", "others", "rest"]
-)
+WITHOUT = _words("no non not without free ohne kein sin sans sem senza benign benigno benin other others rest")
 # words beside a class's name that tell nothing
-FILLERS = frozenset(
-    ["class", "label", "cxr", "chest", "thorax", "xray", "xrays", "x", "ray", "rays", "radiograph", "radiographs", "images", "image", "img", "imgs", "lung", "lungs", "patient", "patients", "case", "cases", "subject", "subjects", "people", "scans"]
+FILLERS = _words(
+    "class label cxr chest thorax xray xrays x ray rays radiograph radiographs images image img imgs lung lungs "
+    "patient patients case cases subject subjects people scans"
 )
 
 Says = Literal["normal", "by contrast", "perhaps", "unknown", "other"]
@@ -121,10 +144,10 @@ def told_apart(names: Collection[str], given: Collection[str] | None, place: str
 
 def _given(names: Collection[str], given: Collection[str], place: str, what: str) -> list[str]:
     """The class names that are meant; UserError for one that is none of them."""
-    by_plain = {}
+    by_plain: dict[str, list[str]] = {}
     for name in names:
         by_plain.setdefault("".join(plain_words(name)), []).append(name)
-    normal = []
+    normal: list[str] = []
     for name in given:
         meant = [name] if name in names else by_plain.get("".join(plain_words(name)), [])
         if not meant:

@@ -53,8 +53,10 @@ def prepare(config: DataConfig | DataSettings, manifest: Manifest | None = None,
         store = _with_files_of_new_plugins(settings, manifest, store)
     _say_what_is_unreadable(store, in_full=try_again or not finished)
 
-    for seen in (*manifest.looks, *manifest.headers):
-        seen.remember(stores_folder(settings))
+    for look in manifest.looks:
+        look.remember(stores_folder(settings))
+    for headers in manifest.headers:
+        headers.remember(stores_folder(settings))
     return store
 
 

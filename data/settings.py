@@ -109,8 +109,8 @@ class DataSettings(Settings):
     )
     dicom_ids: bool = Field(
         True,
-        description="where no column names patients, take them and their studies from PatientID and StudyInstanceUID of "
-        "DICOM files, as salted hashes",
+        description="where no column names patients, take them and studies from PatientID and StudyInstanceUID "
+        "of DICOM files, as salted hashes",
     )
     labeler: Literal["chexpert", "negbio", "agreement"] = Field(
         "chexpert", description="MIMIC report labeler; agreement keeps labels on which both agree"

@@ -126,6 +126,7 @@ def _keep_answer(place: Path, answer: Product) -> None:
     """Of several processes that begin at once, the first one's stands; without a place for it, each measures."""
     temporary = place.with_name(f"{place.name}.{os.getpid()}")
     with suppress(OSError):
+        place.parent.mkdir(parents=True, exist_ok=True)
         write_text(temporary, answer)
         with suppress(FileExistsError):
             place.hardlink_to(temporary)

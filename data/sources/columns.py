@@ -30,8 +30,8 @@ def named_columns(
 ) -> tuple[dict[str, str], list[str]]:
     """The manifest's column → the table's, for those that it has; and notes. UserError where a needed one is missing.
 
-    A column is what `data.columns` says, else the one of that very name, else the only one that differs from it in case,
-    blanks and underscores alone. Others are not guessed: they are suggested.
+    A column is what `data.columns` says, else the one of that very name, else the only one that differs from it in
+    case, blanks and underscores alone. Others are not guessed: they are suggested.
     """
     chosen: dict[str, str] = {}
     notes = []

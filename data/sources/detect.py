@@ -12,7 +12,7 @@ from data.errors import UserError
 from data.known_layouts import OWN, known_data_set
 from data.sex_and_age import plain_name
 from data.sources import csv_columns
-from data.sources.folder import split_of
+from data.sources.folder import says_normal, split_of
 from data.sources.found_images import find_images
 from data.stand_ins import ENOUGH, stand_in
 
@@ -134,7 +134,7 @@ def _unwrapped(folder: Path) -> Path:
         names = _visible(folder)
         if len(names) != 1 or not (folder / names[0]).is_dir():
             break
-        if names[0] == "files" or split_of(names[0]) or _is_normal(names[0]):
+        if names[0] == "files" or split_of(names[0]) or says_normal(names[0]):
             break
         folder = folder / names[0]
     return folder
@@ -148,10 +148,6 @@ def _visible(folder: Path) -> list[str]:
             f"--data: {folder}: found {(error.strerror or str(error)).lower()}, expected a folder"
         ) from None
     return [name for name in names if not name.startswith((".", "__MACOSX")) and name != "Thumbs.db"]
-
-
-def _is_normal(name: str) -> bool:
-    return says(name) in ("normal", "by contrast")
 
 
 def _candidates(folder: Path, labels: bool, classes: bool) -> list[Detected]:

@@ -54,7 +54,7 @@ def read(settings: DataSettings, root: Path) -> tuple[pd.DataFrame, list[str]]:
 
     # what each class is, which is said before anything is trained
     table = pd.DataFrame(rows)
-    counts = table["class"].value_counts(sort=False).to_dict()
+    counts = Counter(str(name) for name in table["class"])
     otherwise = ", or data.source=images if these are no classes"
     classes = told_apart(list(counts), settings.normal, f"data.root: {root}", "class folders", otherwise)
     table["label"] = table["class"].map(classes.label)
@@ -65,7 +65,8 @@ def read(settings: DataSettings, root: Path) -> tuple[pd.DataFrame, list[str]]:
     return manifest_table(table, settings.source), notes + found.notes()
 
 
-def _says_normal(name: str) -> bool:
+def says_normal(name: str) -> bool:
+    """Whether a folder's name says that what it holds is normal, at least where no other does."""
     return says(name) in ("normal", "by contrast")
 
 
@@ -84,7 +85,7 @@ def _check_class(root: Path, folders: list[str], split: str | None) -> None:
     """UserError where a folder that would be a class, or one below it, is called like a split or a normal class."""
     name, *below = folders
     for inner in below:
-        if split_of(inner) or (_says_normal(inner) and not _says_normal(name)):  # normal ones among abnormal ones
+        if split_of(inner) or (says_normal(inner) and not says_normal(name)):  # normal ones among abnormal ones
             found = quoted(f"{inner} inside {name}", "a class or split inside another folder")
             raise UserError(
                 f"data.root: {root}: found {found}, which would be a class; "

@@ -1,5 +1,6 @@
 """Any CSV with the manifest's columns; `path` and `label` are needed, paths are relative to root, others are kept."""
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -98,13 +99,13 @@ def _under_our_names(table: pd.DataFrame, named: Mapping[str, str]) -> pd.DataFr
 
 def _read_labels(labels: pd.Series, settings: DataSettings, place: Path) -> tuple[pd.Series, list[str]]:
     """0.0 normal, 1.0 abnormal, NaN unknown; and what became of each class where labels are names of classes."""
-    counts = labels.value_counts(sort=False).to_dict()
+    counts = Counter(str(name) for name in labels.dropna())
     if settings.normal is None:
         try:
             return read_words(labels, LABEL_WORDS, place), []
         except UserError as error:
-            named = [name for name in counts if says(str(name)) == "normal"]
-            example = quoted(", ".join(map(str, named)) or "NAME", "NAME")
+            named = [name for name in counts if says(name) == "normal"]
+            example = quoted(", ".join(named) or "NAME", "NAME")
             raise UserError(
                 f"{error}; where labels name classes, data.normal=[{example}] makes all others abnormal"
             ) from None

@@ -53,7 +53,10 @@ class Resumable:
             return None
         kept = []
         for entry in entries:
-            fixed = {name: value for name, value in entry.items() if f"{section}.{name}" not in self.free}
+            # by its root a part is told from the others
+            fixed = {
+                name: value for name, value in entry.items() if f"{section}.{name}" not in self.free or name == "root"
+            }
             kept.append({name: value for name, value in fixed.items() if value is not None})
         return kept
 
