@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from einops import reduce
+from einops import rearrange, reduce
 from results import report
 from scipy.stats import spearmanr
 from torch import Tensor
@@ -37,6 +37,7 @@ from classify.metrics.binary import auc
 from classify.metrics.bootstrap import resamples
 from classify.metrics.checks import group_codes
 from classify.models.build import Model, build_model
+from classify.models.classifier import Classifier
 from classify.scores import full_precision
 from classify.settings import ClassifyConfig
 from classify.trained import load_trained
@@ -163,21 +164,42 @@ def described(config: ClassifyConfig) -> dict[str, Any]:
 
 
 def candidates(model: Model) -> list[str]:
-    """Methods that look at the image, Grad-CAM at each layer, and the Gaussian."""
+    """The methods that look at the image, what else was tried, and the Gaussian."""
     names = [name for name in methods_of(model) if name not in ("random", "grad_cam")]
-    if "grad_cam" in methods_of(model):
-        names = [*(f"grad_cam of layer {layer}" for layer in LAYERS), *names]
-    return names
+    if isinstance(model, Classifier):
+        return ["gradient_tokens", *names]
+    return [*(f"grad_cam of layer {layer}" for layer in LAYERS), *names]
 
 
 def cells_of(model: Model, pixels: Tensor, name: str) -> np.ndarray:
     """(n cells): the mean heat of each cell."""
     method: Any = name
+    if name == "gradient_tokens":
+        method = gradient_tokens
     if name.startswith("grad_cam of layer"):
         method = partial(grad_cam, layer=int(name[-1]))
     heat = heatmaps(model, pixels, method)  # n h w
     mean = torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(heat)[:, None], CELLS)
     return mean.flatten(1).numpy()
+
+
+def gradient_tokens(model: Model, images: Tensor, sign: Tensor) -> Tensor:
+    """Σ gradient × token before the last block, as Grad-CAM is carried over to ViTs; tried, and not offered."""
+    assert isinstance(model, Classifier)
+    encoder = model.encoder
+    tokens = encoder.embed_kept(images, None)  # b 1+n d
+    for block in encoder.blocks[:-1]:
+        tokens = block(tokens)
+
+    found = []
+    keep = encoder.blocks[-1].norm1.register_forward_hook(lambda module, inputs, normed: found.append(normed))
+    with torch.enable_grad():
+        last = encoder.blocks[-1](tokens.detach().requires_grad_())
+        logits = model.classify(encoder.norm(last))
+        [gradient] = torch.autograd.grad((sign * logits).sum(), found)
+    keep.remove()
+    of_patches = reduce(gradient * found[0].detach(), "b n d -> b n", "sum")[:, 1:]
+    return rearrange(of_patches, "b (h w) -> b h w", h=encoder.grid[0])
 
 
 def like_random_weights(

@@ -2,7 +2,6 @@
 
 - `rollout`: how attention flows from the patches to the features, whatever the class (Abnar and Zuidema 2020);
 - `gradient_attention`: the same flow, each attention weighted by what it does to the logit (Chefer et al. 2021);
-- `gradient_tokens`: gradient × token before the last block, which is the Grad-CAM of a Vision Transformer;
 - `patch_subsets`: what a patch, or a cell of a few, adds to the logit, by many subsets of them (after LIME, Ribeiro et
   al. 2016, and RISE, Petsiuk et al. 2018); a ViT is not shown the others, as in its pretraining, a ResNet sees them
   blurred;
@@ -189,34 +188,11 @@ def gradient_attention(model: Model, images: Tensor, sign: Tensor) -> Tensor:
     return _of_patches(model, relevance - torch.eye(tokens.shape[1], device=tokens.device))
 
 
-def gradient_tokens(model: Model, images: Tensor, sign: Tensor) -> Tensor:
-    """Σ gradient × token of what the last block reads."""
-    assert isinstance(model, Classifier)
-    encoder = model.encoder
-    tokens = encoder.embed_kept(images, None)  # b 1+n d
-    for block in encoder.blocks[:-1]:
-        tokens = block(tokens)
-
-    block = encoder.blocks[-1]
-    assert isinstance(block, Block)
-    with torch.enable_grad():
-        tokens = tokens.detach().requires_grad_()
-        normed = block.norm1(tokens)
-        last, _ = with_attention(block, tokens, normed)
-        logits = model.classify(encoder.norm(last))
-        [gradient] = torch.autograd.grad((sign * logits).sum(), [normed])
-    return _on_grid(model, reduce(gradient * normed, "b n d -> b n", "sum")[:, 1:])
-
-
-def with_attention(block: nn.Module, tokens: Tensor, normed: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """What a block makes of tokens (b n d), and the attention (b h n n) by which it does, which it does not keep.
-
-    normed: `block.norm1(tokens)` where the caller needs it too.
-    """
+def with_attention(block: nn.Module, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """What a block makes of tokens (b n d), and the attention (b h n n) by which it does, which it does not keep."""
     assert isinstance(block, Block)
     attend = block.attention
-    normed = block.norm1(tokens) if normed is None else normed
-    q, k, v = rearrange(attend.qkv(normed), "b n (three h d) -> three b h n d", three=3, h=attend.heads)
+    q, k, v = rearrange(attend.qkv(block.norm1(tokens)), "b n (three h d) -> three b h n d", three=3, h=attend.heads)
     attention = (q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5).softmax(dim=-1)  # b h n n
 
     tokens = tokens + attend.out(rearrange(attention @ v, "b h n d -> b n (h d)"))
@@ -348,7 +324,6 @@ OF_BOTH: dict[str, Raw] = {"patch_subsets": patch_subsets, "gaussian": gaussian,
 OF_VIT: dict[str, Raw] = {
     "rollout": rollout,
     "gradient_attention": gradient_attention,
-    "gradient_tokens": gradient_tokens,
     **OF_BOTH,
 }
 OF_RESNET: dict[str, Raw] = {"grad_cam": grad_cam, **OF_BOTH}

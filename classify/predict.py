@@ -35,6 +35,7 @@ from mae.reconstruct import names_of
 
 COLUMNS = ("path", "probability", "score", "decision", "domain", "reason")  # of every table, in this order
 PLUGINS = "pip install 'mae-cxr[dicom]'"  # what data/dicom.py advises
+LOOKED_AT = 256  # pixels that the longer side of a picture has at least
 NOT_REACHED = "not reached: interrupted"
 Seen = Callable[[Images], None]
 
@@ -470,9 +471,15 @@ class HeatFolder:
         self.folder.mkdir(parents=True, exist_ok=True)
         for place, image, heatmap in zip(places, pixels, heat, strict=True):
             name = self.names[str(self.inputs[place].path)]
-            save_picture(Image.fromarray(overlay(image, heatmap)), self.folder / f"{name}.png", self.notes)
+            save_picture(_enlarged(overlay(image, heatmap)), self.folder / f"{name}.png", self.notes)
             with writing(self.folder / f"{name}.npy") as file:
                 np.save(file, heatmap)
+
+
+def _enlarged(picture: np.ndarray) -> Image.Image:
+    """Colours (h w 3) as a picture for eyes: a network of small images sees these pixels, each as a square."""
+    times = -(-LOOKED_AT // max(picture.shape[:2]))
+    return Image.fromarray(picture.repeat(times, axis=0).repeat(times, axis=1))
 
 
 # ---------------------------------------------------------------- as a command
@@ -513,8 +520,8 @@ def predict(
     if heatmaps is not None:
         expect_alike(members)
         kinds = {"vit" if member.config.finetune.model == "vit" else "resnet" for member in members}
-        notes = [judged(kind) for kind in sorted(kinds)]
-        pictures = HeatFolder(heatmaps, inputs, paths, [*notes, *([terms(credentialed)] if credentialed else [])])
+        on_methods = [judged(kind) for kind in sorted(kinds)]
+        pictures = HeatFolder(heatmaps, inputs, paths, [*on_methods, *([terms(credentialed)] if credentialed else [])])
     out.parent.mkdir(parents=True, exist_ok=True)
 
     answers = Answers(members, len(inputs))
@@ -531,7 +538,7 @@ def predict(
         say(told)
     say(f"predictions: {out}")
     if pictures is not None:
-        say(f"heatmaps: {heatmaps}")
+        say(" ".join([f"heatmaps: {heatmaps}.", *on_methods]))
     return table
 
 

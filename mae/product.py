@@ -83,7 +83,7 @@ def linear_shapes(build: Build) -> Counter[Shape]:
     # the hook is every module's, so it must not stay
     handle = nn.modules.module.register_module_forward_hook(note)
     try:
-        with without_values(), torch.device("cpu"):  # a device with a name: part of a classifier asks which
+        with without_values(), torch.device("cpu"):  # on a named device: part of a classifier asks which
             build()()
     finally:
         handle.remove()

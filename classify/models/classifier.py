@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from typing import get_args
 
-import torch
 from torch import Tensor, nn
 
 from classify.settings import Pool
 from data.errors import UserError
 from mae.encoder import Encoder
+from mae.engine.optim import without_autocast
 
 
 class Classifier(nn.Module):
@@ -66,7 +66,7 @@ class Classifier(nn.Module):
         pooled = self.pooled(tokens)  # b d
 
         # not in 16 bits, in which scores would tie
-        with torch.autocast(pooled.device.type, enabled=False):
+        with without_autocast(pooled.device):
             return self.head(self.norm(pooled.to(self.head.weight.dtype))).squeeze(1)  # b
 
 

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from data.errors import UserError
 from mae.encoder import per_channel
+from mae.engine.optim import without_autocast
 
 OFFSET = "conv1.offset"  # what weights have that were made to read images standardised as here
 Depths = tuple[int, int, int, int]  # blocks of each of the four layers
@@ -168,7 +169,7 @@ class ResNet(nn.Module):
         pooled = maps.mean(dim=(2, 3))  # b d
 
         # not in 16 bits, in which scores would tie
-        with torch.autocast(pooled.device.type, enabled=False):
+        with without_autocast(pooled.device):
             return self.fc(self.norm(pooled.to(self.fc.weight.dtype))).squeeze(1)
 
 

@@ -1,7 +1,7 @@
 """Initial weights by seed, AdamW with parameter groups, and the learning rate as a function of the step."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -26,6 +26,13 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     """The context of forward passes: 16-bit matrix products where the precision is bf16 or fp16, else none."""
     kind = torch.float16 if precision == "fp16" else torch.bfloat16
     return torch.autocast(device.type, kind, enabled=precision in ("bf16", "fp16"))
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Inside `autocast` too the tensors' own precision counts; those without values (meta) know no other."""
+    if not torch.amp.is_autocast_available(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 def parameter_groups(

@@ -200,6 +200,18 @@ def test_resnets_are_torchvisions(name, parameters, tensors, names):
     assert len(names) == tensors
 
 
+@pytest.mark.parametrize("network", ["vit", "resnet18"])
+def test_classifiers_compute_on_tensors_without_values(network):
+    """As costs are counted, and the faster product of a CPU is looked for."""
+    with torch.device("meta"):
+        if network == "vit":
+            encoder = build_mae("vit_tiny_patch16", image_size=32, width=12, depth=1, heads=3).encoder
+            model = build_classifier(encoder)
+        else:
+            model = build_resnet(network, in_channels=1)
+        assert model(torch.empty(5, 1, 32, 32)).shape == (5,)
+
+
 def test_resnet_weights_have_torchvisions_shapes():
     with torch.device("meta"):
         shapes = {name: tuple(t.shape) for name, t in build_resnet("resnet50", 3, 1000).state_dict().items()}

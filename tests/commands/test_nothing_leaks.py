@@ -13,7 +13,7 @@ import pytest
 from marked_hospital import DATE, ID, MARK, SIDE, everything_written, write_hospital
 from tiny_world import ONE_EPOCH, SETTINGS, Outcome, call, other_split, write_config
 
-from classify.cli import compare, evaluate, export, finetune, report
+from classify.cli import compare, evaluate, export, finetune, predict, report
 from mae.cli import pretrain, reconstruct
 
 prepare = import_module("data.cli").prepare
@@ -63,6 +63,11 @@ def told(tmp_path_factory) -> Told:
             (prepare, "--config", config, "--verify"),
             # an image that has a file name of its own, as who shows one names it
             (reconstruct, root / "shown.dcm", "--checkpoint", run / "last.pt", "--out", root / "made/pictures"),
+            (predict, "--checkpoint", f"{run}-full", hospital, "--out", root / "made/predictions/answers.csv"),
+            (
+                *(predict, "--checkpoint", f"{run}-full", root / "shown.dcm", "--heatmaps", root / "made/heat"),
+                *("--out", root / "made/shown.csv"),
+            ),
             (export, "--checkpoint", run / "last.pt", "--out", root / "made/exported"),
             (export, "--checkpoint", f"{run}-full/best.pt", "--out", root / "made/exported-classifier"),
         ):
@@ -90,7 +95,8 @@ def test_no_mark_is_written_but_ids_where_they_must_be(told):
             content = content.replace(ID.encode(), b"")
         assert MARK.encode() not in content, path
         assert DATE.encode() not in content, path
-    assert with_ids == {"index.csv", "rejected.csv", "test.csv"} | {name for name in with_ids if "test-" in name}
+    of_other_data = {name for name in with_ids if "test-" in name}
+    assert with_ids == {"index.csv", "rejected.csv", "test.csv", "answers.csv"} | of_other_data
     kinds = {"metrics.jsonl", "report.html", "comparison.md", "best.pt", "audit.json", "config.yaml", "images.npy"}
     assert kinds <= searched
     assert any(name.startswith("events.out") for name in searched)

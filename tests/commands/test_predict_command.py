@@ -137,7 +137,7 @@ def test_each_image_gets_its_own_picture_and_array(world: World, tmp_path):
     heat = np.load(tmp_path / "new/heat/x.npy")
     assert heat.shape == (12, 12) and 0 <= heat.min() <= heat.max() <= 1
     with Image.open(tmp_path / "new/heat/x.png") as picture:
-        assert picture.size == (12, 12) and "docs/prediction.md" in picture.info["Description"]
+        assert picture.size == (22 * 12, 22 * 12) and "docs/prediction.md" in picture.info["Description"]
 
 
 # ---------------------------------------------------------------- interrupted, and private

@@ -4,7 +4,9 @@ import json
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
+from PIL import Image
 from tiny_world import mistake, succeed
 
 from classify.cli import compare, report
@@ -159,3 +161,52 @@ def test_links_out_of_the_folder_are_not_followed(moved, tmp_path):
 def test_a_comparison_that_lacks_something_is_one_line(moved):
     rewritten(moved, lambda written: written.pop("rows"))
     assert "found no 'rows', expected what mae-compare writes" in mistake(report, moved, keep=moved)
+
+
+# ---------------------------------------------------------------- what the models look at
+
+
+def section_of(page: str) -> str:
+    """What the page says of heatmaps; nothing where it has no such section."""
+    return page.partition('<section id="heatmaps"')[2].partition("</section>")[0]
+
+
+def test_the_page_shows_what_each_row_looks_at_in_the_first_cases_by_id(compared):
+    section = section_of((compared / "report.html").read_text())
+    assert section.count("data:image/png") == 1
+    cases = pd.read_csv(compared / "vit-seed0/predictions/test.csv", dtype={"image_id": str}).sort_values("image_id")
+    abnormal, normal = (cases["image_id"][cases["label"] == label] for label in (1, 0))
+    in_turn = [f"{abnormal.iloc[0]}: abnormal", f"{normal.iloc[0]}: normal", f"{abnormal.iloc[1]}: abnormal"]
+    places = [section.index(head) for head in in_turn]
+    assert places == sorted(places) and f"{normal.iloc[1]}: normal" not in section
+    assert "never chosen by their looks" in section and section.count('<th scope="row"') == 3  # rows of the grid
+
+    with Image.open(compared / "heatmaps/sheet.png") as sheet:
+        assert sheet.mode == "RGB"
+
+
+def test_a_sheet_that_is_not_there_or_another_is_left_out_and_said(compared, moved):
+    (moved / "heatmaps").mkdir()
+    (moved / "heatmaps/sheet.png").write_bytes((compared / "heatmaps/sheet.png").read_bytes() + b"more")
+    assert "left out: what the models look at: heatmaps/sheet.png is not there as it was drawn" in succeed(
+        report, moved
+    )
+    assert section_of((moved / "report.html").read_text()) == ""
+
+
+def test_no_sheet_is_taken_from_elsewhere(moved):
+    rewritten(moved, lambda written: written.update(heatmaps=["../secret.png", "0" * 16]))
+    assert "found a picture ../secret.png, expected heatmaps/sheet.png" in mistake(report, moved, keep=moved)
+
+
+def test_a_comparison_of_before_there_were_heatmaps_is_read(moved):
+    rewritten(moved, lambda written: written.pop("heatmaps"))
+    assert "what the models look at" not in succeed(report, moved)
+
+
+@pytest.mark.parametrize("words", [["report.heatmaps=0"], ["report.images=false"]])
+def test_a_sheet_that_is_not_wished_goes(compared, world, tmp_path, words):
+    copy = shutil.copytree(compared, tmp_path / "copy")
+    succeed(compare, "--config", world.config, f"run={copy}", GRID, *words)
+    assert not (copy / "heatmaps/sheet.png").exists()
+    assert section_of((copy / "report.html").read_text()) == ""

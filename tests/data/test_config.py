@@ -395,7 +395,7 @@ def test_help_and_config_errors_load_neither_torch_nor_pandas():
     errors = [line for line in lines if line.startswith("error: ")]
     assert errors[:4] == ["error: command line: sed is unknown; did you mean seed?"] * 4
     assert errors[4].startswith("error: command line: unrecognized arguments: --no-such-option")
-    assert errors[5].startswith("error: command line: --config is missing")
+    assert errors[5].startswith("error: command line: --config or --data is missing")
     assert errors[6].startswith("error: command line: --config or --checkpoint is missing")
     assert errors[7].startswith("error: command line: the following arguments are required: RUN")
     assert not [line for line in lines if "Traceback" in line]

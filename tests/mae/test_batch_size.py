@@ -69,14 +69,16 @@ def test_it_never_exceeds_the_images(free):
 
 
 def test_ranks_take_what_the_first_one_chose(monkeypatch):
-    monkeypatch.setattr(mae.batch_size.distributed, "all_gather_objects", lambda mine: [mine or 24, 0])
+    monkeypatch.setattr(
+        mae.batch_size.distributed, "all_gather_objects", lambda mine: [mine if mine[0] else (24, ""), (0, "")]
+    )
     assert told_to_all(lambda: 48) == 48
     monkeypatch.setattr(mae.batch_size.distributed, "rank", lambda: 1)
     assert told_to_all(lambda: 48) == 24  # though it would have chosen otherwise
 
 
 def test_ranks_end_together_where_nothing_fits_the_first_one(monkeypatch):
-    monkeypatch.setattr(mae.batch_size.distributed, "all_gather_objects", lambda mine: ["too little", mine])
+    monkeypatch.setattr(mae.batch_size.distributed, "all_gather_objects", lambda mine: [(None, "too little"), mine])
     monkeypatch.setattr(mae.batch_size.distributed, "rank", lambda: 1)
     with pytest.raises(UserError, match="too little"):
         told_to_all(lambda: 48)
