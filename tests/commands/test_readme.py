@@ -56,7 +56,7 @@ def steps_of_demo() -> list[list[str]]:
     """The words of every command that `make demo` runs after it has installed the package."""
     recipe = re.search(r"^demo:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.M)
     assert recipe
-    return [shlex.split(line.replace("$(BIN)/", "")) for line in recipe[1].splitlines()]
+    return [shlex.split(line.replace("$(BIN)/", "")) for line in recipe[1].replace("\\\n", " ").splitlines()]
 
 
 def in_small(name: str, words: list[str]) -> list[str]:
