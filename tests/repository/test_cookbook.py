@@ -1,4 +1,4 @@
-"""Every recipe of docs/cookbook.md is a grid that can be given: its trainings are listed, and its contrasts are pairs of it."""
+"""Every recipe of docs/cookbook.md is a grid that can be given: its trainings are listed, its contrasts are found."""
 
 import re
 
@@ -51,8 +51,7 @@ def test_a_recipe_is_a_grid_whose_trainings_can_be_listed(name):
     assert tested
 
 
-def test_the_sections_of_the_settings_change_what_they_say():
-    """A pretraining of a recipe is another one than the config's own."""
+def test_pretrainings_of_a_recipe_differ_as_they_say():
     config = make_config(yaml.safe_load(RECIPES["Which mask ratio"]), "cookbook.md", BASE)
     ratios = {cell.pretrain_config.pretrain.mask_ratio for cell in expand_grid(config) if cell.pretrain_config}
     assert ratios == {0.5, 0.75, 0.9}
