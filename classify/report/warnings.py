@@ -38,7 +38,8 @@ def _leaks(comparison: Comparison) -> Iterator[str]:
 
 
 def _seen_before(said: str, rows: str = "") -> str:
-    return f"Seen before: {said}{rows}, without labels: validation images choose a pretraining's best epoch, test has no part."
+    why = "validation images choose a pretraining's best epoch, and test has no part in it"
+    return f"Seen before: {said}{rows}, without labels: {why}."
 
 
 def _contamination(comparison: Comparison) -> Iterator[str]:
