@@ -108,7 +108,8 @@ def test_readme_commands_run_in_order(tmp_path, monkeypatch, capsys):
         if name in MAINS:
             with pytest.raises(SystemExit) as end:
                 MAINS[name](in_small(name, words))
-            assert end.value.code == 0, f"{name} {words}: {capsys.readouterr().err}"
+            passes = (0, 1) if "--overfit" in words else (0,)  # one epoch is too short to pass, which 1 says
+            assert end.value.code in passes, f"{name} {words}: {capsys.readouterr().err}"
             ran.append(name)
     assert set(ran) == set(MAINS)
     for run in ("demo", "radiographs-compare", "phantom"):
