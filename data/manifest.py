@@ -20,6 +20,7 @@ from data.patients import with_patients
 from data.privacy import is_credentialed, may_show, recognised
 from data.settings import DataConfig, DataSettings
 from data.sources import COLUMNS, PEOPLE, SOURCES, SPLITS, LeftOut, kinds_of_columns, read_source
+from data.where import chosen_rows
 
 GIVEN = "the label of the data set's own table"  # where no rule decides
 
@@ -237,7 +238,7 @@ def _open_source(settings: DataSettings, mixed: bool, look_again: bool) -> _Part
     patients_known = bool(table["patient_id"].notna().all())
 
     # splits are drawn of the views that are kept, whether or not their files are downloaded yet
-    for step in (with_patients, _name_patients, _keep_views, _split):
+    for step in (with_patients, _name_patients, chosen_rows, _keep_views, _split):
         table, more = step(table, settings)
         notes += more
 

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from data.config import PathText, Settings, either
 
@@ -20,6 +20,14 @@ Names = Annotated[
     either("Input should be a name, or a list of such, or null"),
     BeforeValidator(lambda given: _as_names(given)),
 ]
+Value = str | int | float  # of a column, as a config writes it
+Values = Annotated[
+    tuple[Value, ...],
+    Field(min_length=1),
+    either("Input should be a text or a number, or a list of such"),
+    BeforeValidator(lambda given: given if isinstance(given, list | tuple) else [given]),
+]
+Where = Annotated[dict[Name, Values], AfterValidator(lambda given: Chosen(given))]
 Layout = Literal[
     "mimic-cxr-jpg", "mimic-cxr-dicom", "chexpert", "nih-cxr14", "folder", "images", "table", "medmnist", "phantom"
 ]
@@ -28,6 +36,13 @@ Tone = Literal["window", "mimic_jpg"]  # as a viewer shows it, or as MIMIC-CXR-J
 # by which the same images may be found otherwise: a run knows its images by their store, their splits and their labels
 FOUND_BY = ("data.root", "data.labels_root", "data.normal", "data.dicom_ids")
 Size = int | tuple[int, int]  # of an image: the side of a square, or height and width
+
+
+class Chosen(dict[str, tuple[Value, ...]]):
+    """Values by column, which nobody changes: like all settings it can be looked up by."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(frozenset(self.items()))
 
 
 def _as_names(given: object) -> object:
@@ -79,6 +94,7 @@ class SourceSettings(Settings):
     uncertain: Literal["unknown", "positive", "negative"] | None = Field(None, description="what -1 counts as")
     normal: Names = Field(None, description="class folders or labels that mean normal; null: by their names")
     views: tuple[str, ...] | None = Field(None, description="ViewPosition to keep; [] keeps all")
+    where: Where | None = Field(None, description="rows of this data set to keep, by their columns; {} keeps all")
 
 
 class DataSettings(Settings):
@@ -128,6 +144,11 @@ class DataSettings(Settings):
     )
     views: tuple[str, ...] = Field(
         ("AP", "PA"), description="ViewPosition to keep; [] keeps all, also images without one"
+    )
+    where: Where = Field(
+        default_factory=Chosen,
+        description="rows to keep, by any column of the manifest: {pixels: 128}, or {view: [PA, AP], sex: F} where "
+        "each column must have one of its values; {} keeps all; chosen before splits are drawn",
     )
     sample: int | None = Field(
         None, ge=1, description="keep whole patients until this many labelled training images; null keeps all"

@@ -61,6 +61,7 @@ EXAMPLES: dict[str, Any] = {
     "data.columns.split": "fold",
     "data.columns.view": "projection",
     "data.views": ["PA"],
+    "data.where": {"pixels": 128},
     "data.sample": 10000,
     "data.validate_fraction": 0.2,
     "data.test_fraction": 0.2,
