@@ -95,6 +95,10 @@ def with_paths_given(
             f"expected the paths on the command line: {command} {' '.join(words)}"
         )
 
+    # what served the pretraining alone is never read
+    if "data.unlabelled" not in given:
+        config = change_config(config, {"data.unlabelled": []})
+
     # a store is made anew wherever it is missing, so it needs no word
     if "data.store" in given or config.data.store is False:
         return config
@@ -129,6 +133,8 @@ def _paths_needed(config: ClassifyConfig, sections: Collection[str]) -> list[str
     for key, value in paths_in(config):
         if key.startswith("data.sources."):
             key = "data.sources"
+        if key.startswith("data.unlabelled."):  # pretraining alone reads them
+            continue
         unused = value is None or key in ASKED_OTHERWISE or (key == "data.root" and mixed)
         below_root = key == "data.table" and not _leads_elsewhere(value)
         shipped = key == "data.root" and value.startswith(SHIPPED)  # the same wherever the package is installed

@@ -404,6 +404,8 @@ def _keep_views(table: pd.DataFrame, settings: DataSettings) -> tuple[pd.DataFra
 
 def _split(table: pd.DataFrame, settings: DataSettings) -> tuple[pd.DataFrame, list[str]]:
     """The official splits; what they lack is carved from train, test before validate."""
+    if not settings.labelled:
+        return _all_to_train_on(table)
     given = set(table["split"].dropna())
     if not given:
         table = table.assign(split="train")
@@ -420,6 +422,17 @@ def _split(table: pd.DataFrame, settings: DataSettings) -> tuple[pd.DataFrame, l
             table = _carve(table, split, fraction, settings.split_seed)
             notes.append(f"no {split} split is given: drawn {fraction:.0%} of the training patients of each label")
     return table, notes
+
+
+def _all_to_train_on(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """Images without labels, whatever their table says of these; those of its test split are left alone."""
+    tests = table["split"] == "test"
+    if tests.all():
+        raise UserError("data.unlabelled: found images of test splits alone, expected some to train on")
+    notes: list[str] = []
+    if tests.any():
+        notes.append(LeftOut(int(tests.sum()), "test images of a data set that serves pretraining"))
+    return table[~tests].assign(split="train", label=np.nan), notes
 
 
 def _carve(table: pd.DataFrame, split: str, fraction: float, seed: int) -> pd.DataFrame:

@@ -1,6 +1,6 @@
 """Settings of the data room: where radiographs come from, how they are read, split and augmented."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
@@ -100,6 +100,8 @@ class SourceSettings(Settings):
 class DataSettings(Settings):
     """Files → manifest → store."""
 
+    labelled: ClassVar[bool] = True  # false where images serve pretraining alone, whatever their tables say of labels
+
     source: Literal[Layout, "mix"] = Field(
         "mix",
         description="layout of the files: mimic-cxr-jpg, mimic-cxr-dicom, chexpert, nih-cxr14, folder, images, table, "
@@ -112,6 +114,11 @@ class DataSettings(Settings):
     )
     sources: tuple[SourceSettings, ...] = Field(
         (), description="several data sets as one: a list of {source, root, …}; what one leaves out is set here"
+    )
+    unlabelled: tuple[SourceSettings, ...] = Field(
+        (),
+        description="further data sets for pretraining alone, entries like those of `sources`: what one leaves out has "
+        "its default; stage two never reads them",
     )
     table: PathText = Field("manifest.csv", description="source table: the CSV, below root")
     columns: ColumnSettings = Field(default_factory=ColumnSettings)
@@ -189,9 +196,10 @@ class DataSettings(Settings):
             raise ValueError(f"sources: found a list beside source {self.source}, expected [] or source mix")
         if self.sources and self.patients is not None:  # whose ids may be those of other patients elsewhere
             raise ValueError("patients: found it beside several sources, expected it in the entry it belongs to")
-        names = [part.name or part.source for part in self.sources]
-        if len(set(names)) < len(names):
-            raise ValueError(f"sources: found names {', '.join(names)}, expected different ones; give each its name")
+        for key in ("sources", "unlabelled"):
+            names = [part.name or part.source for part in getattr(self, key)]
+            if len(set(names)) < len(names):
+                raise ValueError(f"{key}: found names {', '.join(names)}, expected different ones; give each its name")
         return self
 
     def each_source(self) -> dict[str, "DataSettings"]:
@@ -204,11 +212,31 @@ class DataSettings(Settings):
             settings[part.name or part.source] = self.model_copy(update={"sources": (), **given})
         return settings
 
+    def of_unlabelled(self) -> "DataSettings | None":
+        """The settings of `unlabelled` as a data set of its own; None where there is none.
+
+        Of this one it has what is the same for all images that one model sees, and where stores are.
+        """
+        if not self.unlabelled:
+            return None
+        shared = {name: getattr(self, name) for name in SHARED}
+        return UnlabelledSettings.model_construct(**shared, source="mix", sources=self.unlabelled)
+
     @field_validator("image_size")
     @classmethod
     def _square_is_one_number(cls, size: Size) -> Size:
         height, width = height_and_width(size)
         return height if height == width else size  # [64, 64] is the store of 64
+
+
+class UnlabelledSettings(DataSettings):
+    """What `DataSettings.of_unlabelled` gives."""
+
+    labelled: ClassVar[bool] = False
+
+
+# what unlabelled images have of the labelled ones' settings
+SHARED = ("views", "image_size", "resize", "tone", "credentialed", "share", "max_rejected", "store", "workers")
 
 
 class AugmentSettings(Settings):

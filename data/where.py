@@ -33,8 +33,8 @@ def chosen_rows(table: pd.DataFrame, settings: DataSettings) -> tuple[pd.DataFra
 
         if not kept.any():
             raise UserError(
-                f"data.where: {printable(column)}: found {_values(table[column])} in source {settings.source}, expected "
-                f"some of {_listed(wanted)}"
+                f"data.where: {printable(column)}: found {_values(table[column])} in source {settings.source}, "
+                f"expected some of {_listed(wanted)}"
             )
         if not kept.all():
             notes.append(LeftOut(int((~kept).sum()), f"not {_said(column, wanted)} (data.where)"))

@@ -45,6 +45,7 @@ EXAMPLES: dict[str, Any] = {
     "data.source": "folder",
     "data.root": "${MIMIC_CXR_ROOT}",
     "data.sources": [{"source": "folder", "root": "clinic"}, {"source": "nih-cxr14", "root": "nih"}],
+    "data.unlabelled": [{"source": "images", "root": "archive"}],
     "data.table": "labels.csv",
     "data.labels_root": "mimic-cxr-jpg/2.1.0",
     "data.patients": "patients.csv.gz",
@@ -184,7 +185,7 @@ def sections(cls: type[BaseModel], prefix: str) -> Iterator[tuple[str, type[Base
         section = _section(field.annotation)
         if section is None:
             continue
-        if prefix + name == "data.sources":  # data.* again
+        if prefix + name in ("data.sources", "data.unlabelled"):  # data.* again
             continue
         yield prefix + name, section
         yield from sections(section, f"{prefix}{name}.")

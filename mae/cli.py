@@ -154,7 +154,12 @@ def _pretrain(argv: Arguments) -> None:
 
     # torch comes only now: --help, a wrong setting and a wrong path are answered at once
     expect_named(config, data=not arguments.dry_run)
+    from data.places import expect_unlabelled
+
+    if not arguments.dry_run:
+        expect_unlabelled(config.data)
     from data.loader import open_data
+    from data.unlabelled import with_unlabelled
     from mae.engine import distributed
     from mae.engine.run import configure_torch, expect_checkpoint, training_device
     from mae.pretrain import check_model, pretrain
@@ -177,6 +182,8 @@ def _pretrain(argv: Arguments) -> None:
     data = open_data(config.data)
     if arguments.overfit:
         data = data.overfit(arguments.overfit)
+    else:
+        data = with_unlabelled(data, config.data)
     if distributed.is_main():
         print(*data.manifest.notes, data.manifest.summary(), sep="\n")
 

@@ -19,8 +19,9 @@ from data.draws import uniform
 from data.errors import NotFinite, UserError
 from data.loader import Batch, Data, Loader, image_names, open_data
 from data.manifest import digest
-from data.privacy import credentialed_sources
+from data.privacy import credentialed_sources, credentialed_unlabelled
 from data.settings import FOUND_BY, Size
+from data.unlabelled import with_unlabelled
 from data.writing import keep_private, restoring_umask
 from mae.batch_size import with_batch_size
 from mae.engine import distributed
@@ -73,8 +74,10 @@ def pretrain(
     device = training_device(config)
     start = starting_point(config)
     config = start.config if start else without_weights(config)
-    keep_private(credentialed_by(config, start), config.data.share)
+    keep_private(_credentialed(config, start), config.data.share)
     data = data or open_data(config.data)
+    if not by_heart:
+        data = with_unlabelled(data, config.data)
 
     # what the run is made with
     folder = Path(expand(config.run, "run"))
@@ -140,6 +143,11 @@ def credentialed_by(config: MAEConfig, start: Checkpoint | None) -> list[str]:
     return sorted({*credentialed_sources(config.data), *earlier})
 
 
+def _credentialed(config: MAEConfig, start: Checkpoint | None) -> list[str]:
+    """The same of a pretraining, which learns from images without labels as well."""
+    return sorted({*credentialed_by(config, start), *credentialed_unlabelled(config.data)})
+
+
 def check_model(model: ModelSettings, pretrain: PretrainSettings, image_size: Size) -> None:
     """UserError where the model's settings do not fit together or the data, before anything is read or built."""
     check_sizes(model, image_size)
@@ -203,7 +211,7 @@ def pretrain_stage(
         validate=validate_and_probe,
         validate_every=settings.validate_every,
         name_images=lambda batch: image_names(train, batch, data.manifest.may_show(config.report.images)),
-        meta=_meta(data, start) | {"credentialed": credentialed_by(config, start)},
+        meta=_meta(data, start) | {"credentialed": _credentialed(config, start)},
         show=show,
         hyperparameters=hyperparameters(config),
     )
