@@ -1,6 +1,7 @@
 """What a fine-tuning begins from, and whether config and checkpoint fit: the twin of `mae/weights/start.py`."""
 
 import hashlib
+import re
 import shlex
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -164,11 +165,15 @@ def run_folder(config: ClassifyConfig, checkpoint: str | Path | None) -> Path:
 
 
 def _default_folder(config: ClassifyConfig, checkpoint: str | Path | None) -> Path:
-    """`<pretraining's folder>-<mode>`, or `<run>-<model>` (and `-linear`) without a checkpoint."""
+    """`<pretraining's folder>-<mode>`, or `<run>-<model>` (and `-linear`) without a checkpoint.
+
+    Of weights that a pretraining kept: `<pretraining's folder>-epoch010-<mode>`.
+    """
     settings = config.finetune
     if checkpoint:
         folder = Path(checkpoint).parent
-        ending = f"-{settings.mode}"
+        kept = Path(checkpoint).stem  # one pretraining's kept weights each have a folder
+        ending = f"-{kept}-{settings.mode}" if re.fullmatch(r"epoch\d+", kept) else f"-{settings.mode}"
     else:
         folder = Path(expand(config.run, "run"))
         ending = f"-{settings.model}"

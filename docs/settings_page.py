@@ -96,6 +96,10 @@ EXAMPLES: dict[str, Any] = {
     "pretrain.predict_ratio": 0.25,
     "pretrain.probe_every": 10,
     "pretrain.select": "probe",
+    "pretrain.continue_from": "runs/long/epoch100.pt",
+    "pretrain.keep_epochs": [10, 30, 100],
+    "pretrain.optimizer.schedule": "constant",
+    "pretrain.optimizer.cooldown_epochs": 20,
     "pretrain.optimizer.warmup_epochs": 40,
     "pretrain.optimizer.clip_grad": 1.0,
     "pretrain.optimizer.ema": 0.999,
@@ -115,6 +119,8 @@ EXAMPLES: dict[str, Any] = {
     "finetune.optimizer.base_lr": 1e-3,
     "finetune.optimizer.warmup_epochs": 5,
     "finetune.optimizer.weight_decay": 0.1,
+    "finetune.optimizer.schedule": "constant",
+    "finetune.optimizer.cooldown_epochs": 5,
     "finetune.optimizer.layer_decay": 0.65,
     "finetune.optimizer.ema": 0.999,
     "finetune.select": "loss",
@@ -150,11 +156,21 @@ TORCHVISION = {
     "finetune.init_std": [0.229, 0.224, 0.225],
 }
 
+CONSTANT = {"pretrain.optimizer.schedule": "constant", "pretrain.optimizer.warmup_epochs": 5}
+
 # what an example needs beside it to be a whole config
 BESIDE: dict[str, dict[str, Any]] = {
     "model.pixel_mean": {"model.in_channels": 3},
     "model.pixel_std": {"model.in_channels": 3},
     "pretrain.select": {"pretrain.probe_every": 5},
+    "pretrain.continue_from": CONSTANT,
+    "pretrain.optimizer.schedule": CONSTANT,
+    "pretrain.optimizer.cooldown_epochs": CONSTANT,
+    "finetune.optimizer.schedule": {"finetune.optimizer.warmup_epochs": 5},
+    "finetune.optimizer.cooldown_epochs": {
+        "finetune.optimizer.schedule": "constant",
+        "finetune.optimizer.warmup_epochs": 5,
+    },
     "finetune.init": {"finetune.model": "resnet18"},
     "finetune.init_mean": TORCHVISION,
     "finetune.init_std": TORCHVISION,

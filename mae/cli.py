@@ -155,9 +155,12 @@ def _pretrain(argv: Arguments) -> None:
     # torch comes only now: --help, a wrong setting and a wrong path are answered at once
     expect_named(config, data=not arguments.dry_run)
     from data.places import expect_unlabelled
+    from mae.engine.checkpoint_file import checkpoint_file, stands_somewhere
 
     if not arguments.dry_run:
         expect_unlabelled(config.data)
+    if config.pretrain.continue_from is not None and not stands_somewhere(Path(expand(config.run, "run"))):
+        checkpoint_file(expand(config.pretrain.continue_from, "pretrain.continue_from"))
     from data.loader import open_data
     from data.unlabelled import with_unlabelled
     from mae.engine import distributed

@@ -24,6 +24,7 @@ from data.settings import FOUND_BY, Size
 from data.unlabelled import with_unlabelled
 from data.writing import keep_private, restoring_umask
 from mae.batch_size import with_batch_size
+from mae.branch import as_begun, branch_of, check_branch
 from mae.engine import distributed
 from mae.engine.checkpoint import Checkpoint, load_checkpoint, load_weights
 from mae.engine.console import as_rows, batch_text, best_epoch, ended_text, start_facts
@@ -48,7 +49,7 @@ RESUMABLE = Resumable(
     free=frozenset(
         {
             *("data.store", "data.workers", "data.max_rejected", "data.share", "data.patients", *FOUND_BY),
-            "pretrain.panel_images",
+            *("pretrain.panel_images", "pretrain.keep_epochs"),
         }
     ),
     epochs="pretrain.epochs",
@@ -74,13 +75,16 @@ def pretrain(
     device = training_device(config)
     start = starting_point(config)
     config = start.config if start else without_weights(config)
+    folder = Path(expand(config.run, "run"))
+    branch = branch_of(config, folder)
+    if branch:
+        config = as_begun(config, branch)
     keep_private(_credentialed(config, start), config.data.share)
     data = data or open_data(config.data)
     if not by_heart:
         data = with_unlabelled(data, config.data)
 
     # what the run is made with
-    folder = Path(expand(config.run, "run"))
     images = len(data.split("train"))
     config = with_batch_size(
         config, "pretrain", images, folder, device, lambda part: pretraining_memory(config, part, device)
@@ -95,9 +99,12 @@ def pretrain(
     }
     check_run(folder, config, RESUMABLE, facts)
 
-    finished = is_finished(folder, config.pretrain.epochs)
+    finished = is_finished(folder, config.pretrain.epochs, config.pretrain.keep_epochs)
     if not finished:
         stage = pretrain_stage(config, data, device, start)
+        if branch:
+            check_branch(config, branch, stage.meta["seen"], RESUMABLE)
+            stage = replace(stage, branch_of=branch)
         if by_heart:
             stage = replace(stage, goal=learnt_loss(stage.model, data))
         if distributed.is_main():
@@ -210,6 +217,7 @@ def pretrain_stage(
         step=step,
         validate=validate_and_probe,
         validate_every=settings.validate_every,
+        keep_epochs=settings.keep_epochs,
         name_images=lambda batch: image_names(train, batch, data.manifest.may_show(config.report.images)),
         meta=_meta(data, start) | {"credentialed": _credentialed(config, start)},
         show=show,
