@@ -94,6 +94,8 @@ EXAMPLES: dict[str, Any] = {
     "pretrain.epochs": 800,
     "pretrain.mask_ratio": 0.9,
     "pretrain.predict_ratio": 0.25,
+    "pretrain.masking": "green",
+    "pretrain.visible_loss": 0.1,
     "pretrain.probe_every": 10,
     "pretrain.select": "probe",
     "pretrain.continue_from": "runs/long/epoch100.pt",

@@ -67,13 +67,19 @@ class MaskedAutoencoder(nn.Module):
         return self.encoder.grid[0] * self.encoder.grid[1]
 
     def forward(
-        self, images: Tensor, mask_ratio: float = 0.75, noise: Tensor | None = None, predict_ratio: float | None = None
+        self,
+        images: Tensor,
+        mask_ratio: float = 0.75,
+        noise: Tensor | None = None,
+        predict_ratio: float | None = None,
+        visible_loss: float = 0.0,
     ) -> Reconstruction:
         """Standardised images (b c h w) → Reconstruction.
 
         noise: (b n), the lowest are kept; None draws it from torch's global generator.
         predict_ratio: share of the n patches to predict, of those masked the ones with the lowest noise;
         None predicts all masked ones.
+        visible_loss: weight of the loss on the visible patches, which is added (decoder self; arXiv 2402.03752).
         """
         # hide patches
         if noise is None:
@@ -89,12 +95,24 @@ class MaskedAutoencoder(nn.Module):
             masked = masked[:, :predicted]  # b m
 
         # predict what was hidden, and compare
-        pred = self.decoder(self._encode(images, keep), keep, masked)  # b m p·p·c
-        target = take(patchify(images, self.encoder.patch_size), masked)  # b m p·p·c
+        tokens = self._encode(images, keep)
+        if not visible_loss:
+            pred = self.decoder(tokens, keep, masked)  # b m p·p·c
+            return Reconstruction(self._error(pred, images, masked), pred, masked, mask)
+
+        if self.decoder.reads_depths:
+            raise UserError("visible_loss: found it with the decoder 'cross', expected 'self'")
+        both = self.decoder(tokens, keep, masked, visible_too=True)  # b k+m p·p·c
+        visible, pred = both.split([keep.shape[1], masked.shape[1]], dim=1)
+        loss = self._error(pred, images, masked) + visible_loss * self._error(visible, images, keep)
+        return Reconstruction(loss, pred, masked, mask)
+
+    def _error(self, pred: Tensor, images: Tensor, which: Tensor) -> Tensor:
+        """Mean squared error of what is predicted (b m p·p·c) for the patches `which` (b m) of the images."""
+        target = take(patchify(images, self.encoder.patch_size), which)  # b m p·p·c
         if self.norm_pixel_loss:
             target = normalize_patches(target)  # b m p·p·c
-        loss = (pred.to(target.dtype) - target).square().mean()  # float32 under autocast too
-        return Reconstruction(loss, pred, masked, mask)
+        return (pred.to(target.dtype) - target).square().mean()  # float32 under autocast too
 
     def _encode(self, images: Tensor, keep: Tensor) -> Tensor:
         if self.decoder.reads_depths:

@@ -33,6 +33,7 @@ from mae.engine.optim import adamw, autocast, parameter_groups, seeded
 from mae.engine.run import Resumable, check_run, configure_torch, holding, is_finished, start_run, training_device
 from mae.engine.schedule import schedule_of
 from mae.engine.stage import Stage, Validation
+from mae.mask_noise import mask_noise
 from mae.model import MaskedAutoencoder, check_sizes, mae_from, normalize_patches
 from mae.patches import patchify
 from mae.pretrain_cost import pretraining_memory, step_of
@@ -160,6 +161,8 @@ def check_model(model: ModelSettings, pretrain: PretrainSettings, image_size: Si
     check_sizes(model, image_size)
     if pretrain.predict_ratio is not None and model.decoder == "self":
         raise UserError("pretrain.predict_ratio: found it with model.decoder = self, expected model.decoder=cross")
+    if pretrain.visible_loss and model.decoder == "cross":
+        raise UserError("pretrain.visible_loss: found it with model.decoder = cross, expected model.decoder=self")
 
 
 def _seen(data: Data) -> pd.DataFrame:
@@ -286,10 +289,16 @@ def learnt_loss(model: MaskedAutoencoder, data: Data) -> float:
 
 def pretrain_step(model: MaskedAutoencoder, batch: Batch, epoch: int, settings: PretrainSettings, seed: int) -> Tensor:
     """The loss of a training batch; crops and masks depend on (seed, epoch, image)."""
+    encoder = model.encoder
     draws = uniform(seed, "augment", epoch, batch.numbers, DRAWS)
-    images = model.encoder.standardize(augment(batch.images, settings.augment, draws))  # b c h w
-    noise = uniform(seed, "mask", epoch, batch.numbers, model.patches)  # b n
-    return model(images, settings.mask_ratio, noise, settings.predict_ratio).loss
+    images = encoder.standardize(augment(batch.images, settings.augment, draws))  # b c h w
+    patches = patchify(images, encoder.patch_size)  # b n p·p·c
+
+    def draw(purpose: str, count: int) -> Tensor:
+        return uniform(seed, purpose, epoch, batch.numbers, count)
+
+    noise = mask_noise(settings.masking, seed, draw, patches, encoder.grid)  # b n
+    return model(images, settings.mask_ratio, noise, settings.predict_ratio, settings.visible_loss).loss
 
 
 # ---------------------------------------------------------------- validation

@@ -162,6 +162,14 @@ class PretrainSettings(Settings):
         le=1,
         description="share of the patches predicted in training, of the masked ones (decoder cross); null: all masked",
     )
+    masking: Literal["random", "red", "green", "blue", "content"] = Field(
+        "random",
+        description="which patches are hidden in training: random; by filtered noise (ColorMAE), which comes in large "
+        "(red), middling (green) or fine spots (blue); content: those whose pixels vary, more often than plain ones",
+    )
+    visible_loss: float = Field(
+        0.0, ge=0, description="weight of a loss on the visible patches beside that on the masked ones (decoder self)"
+    )
 
     # how it learns
     optimizer: PretrainOptimizerSettings = Field(default_factory=PretrainOptimizerSettings)
