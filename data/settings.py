@@ -235,6 +235,7 @@ class UnlabelledSettings(DataSettings):
     labelled: ClassVar[bool] = False
 
 
+LARGEST_CROP = 4  # share of the image's area: then it is half as high and wide
 # what unlabelled images have of the labelled ones' settings
 SHARED = ("views", "image_size", "resize", "tone", "credentialed", "share", "max_rejected", "store", "workers")
 
@@ -244,7 +245,9 @@ class AugmentSettings(Settings):
 
     enabled: bool = Field(True, description="false trains on the images as they are")
     crop_scale: tuple[float, float] = Field(
-        (0.7, 1.0), description="area of the random resized crop, share of the image; [1, 1] does not crop"
+        (0.7, 1.0),
+        description="area of the random resized crop, share of the image; [1, 1] does not crop, "
+        "and above 1 the image is made smaller, with black around it",
     )
     crop_ratio: float = Field(1.15, ge=1, le=2, description="most a crop's aspect ratio changes, either way")
     rotation: float = Field(7.0, ge=0, le=45, description="largest rotation either way, degrees")
@@ -253,13 +256,14 @@ class AugmentSettings(Settings):
     brightness: float = Field(0.1, ge=0, lt=1, description="largest brightness shift, share of the grey range")
     contrast: float = Field(0.2, ge=0, lt=1, description="largest relative contrast change")
     gamma: float = Field(0.2, ge=0, lt=1, description="largest relative gamma change")
+    blur: float = Field(0.0, ge=0, le=8, description="largest deviation of a Gaussian blur, pixels of the image")
     erase: float = Field(0.0, ge=0, le=1, description="probability that a rectangle is erased")
 
     @model_validator(mode="after")
     def _crop_is_a_share(self) -> "AugmentSettings":
         low, high = self.crop_scale
-        if not 0 < low <= high <= 1:
-            raise ValueError(f"crop_scale: found {[low, high]}, expected 0 < low <= high <= 1")
+        if not 0 < low <= high <= LARGEST_CROP:
+            raise ValueError(f"crop_scale: found {[low, high]}, expected 0 < low <= high <= {LARGEST_CROP}")
         return self
 
 

@@ -95,6 +95,8 @@ EXAMPLES: dict[str, Any] = {
     "pretrain.mask_ratio": 0.9,
     "pretrain.predict_ratio": 0.25,
     "pretrain.masking": "green",
+    "pretrain.augment.blur": 1.5,
+    "finetune.augment.blur": 1.0,
     "pretrain.visible_loss": 0.1,
     "pretrain.probe_every": 10,
     "pretrain.select": "probe",
