@@ -80,6 +80,7 @@ EXAMPLES: dict[str, Any] = {
     "model.preset": "vit_small_patch16",
     "model.init": "vit-mae-base",
     "model.in_channels": 3,
+    "model.embed": "conv",
     "model.patch_size": 8,
     "model.width": 256,
     "model.depth": 8,

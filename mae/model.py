@@ -136,6 +136,7 @@ def build_mae(
     pixel_mean: float | Sequence[float] = 0.5,
     pixel_std: float | Sequence[float] = 0.25,
     norm_eps: float = 1e-6,
+    embed: str = "linear",
     **sizes: int | None,
 ) -> MaskedAutoencoder:
     """A masked autoencoder by preset; `sizes` (patch_size, width, decoder_depth, …) override the preset's.
@@ -148,7 +149,11 @@ def build_mae(
         raise UserError(f"model.preset: found {preset!r}, expected one of {known}")
     if decoder not in ("self", "cross"):
         raise UserError(f"model.decoder: found {decoder!r}, expected 'self' or 'cross'")
+    if embed not in ("linear", "conv"):
+        raise UserError(f"model.embed: found {embed!r}, expected 'linear' or 'conv'")
     size = _overridden(PRESETS[preset], sizes)
+    if embed == "conv" and size["patch_size"] == 1:
+        raise UserError("model.patch_size: found 1, expected at least 2 with model.embed = conv")
     image_size = height_and_width(image_size)
     _check_geometry(image_size, size)
     pixels = size["patch_size"] ** 2 * in_channels  # values in a patch
@@ -166,6 +171,7 @@ def build_mae(
         pixel_mean=pixel_mean,
         pixel_std=pixel_std,
         eps=norm_eps,
+        embed=embed,
     )
     for_decoder: dict[str, Any] = {
         "grid": encoder.grid,

@@ -4,16 +4,19 @@ import math
 
 import pytest
 import torch
-from tiny_world import tiny_config
+from tiny_world import call, tiny_config
 
+from classify.cli import export
+from classify.finetune import finetune
 from data.draws import uniform
 from data.errors import UserError
 from data.loader import open_data
 from mae import build_mae, load_checkpoint
 from mae.mask_noise import BANK, mask_noise
-from mae.masking import random_masking
-from mae.patches import patchify
+from mae.masking import put, random_masking
+from mae.patches import patchify, unpatchify
 from mae.pretrain import check_model, pretrain
+from mae.weights import starting_point
 
 GRID = (5, 7)
 SIZES = {"patch_size": 4, "width": 12, "depth": 2, "heads": 3, "decoder_width": 8, "decoder_depth": 1}
@@ -156,3 +159,87 @@ def test_runs_end_and_are_validated_on_masked_patches_of_random_masks(tmp_path, 
     plain = tiny_config(tmp_path, run=str(tmp_path / "plain"), pretrain__epochs=1, pretrain__optimizer__base_lr=1e-12)
     other = load_checkpoint(pretrain(plain, data) / "last.pt")
     assert math.isclose(found.fact("validate_loss"), other.fact("validate_loss"), rel_tol=1e-6)
+
+
+# ---------------------------------------------------------------- what a patch embedding sees
+
+
+@pytest.mark.parametrize("patch", [2, 4])
+def test_convolutions_see_no_neighbour(patch):
+    model, images = model_of(embed="conv", patch_size=patch), images_of(3)
+    n = (20 // patch) * (28 // patch)
+    tokens = model.encoder.embed_kept(images, None)[:, 1:]
+    others = patchify(images_of(3, seed=9), patch)
+    for number in (0, n // 2, n - 1):
+        patches = others.clone()
+        patches[:, number] = patchify(images, patch)[:, number]
+        changed = unpatchify(patches, model.encoder.grid, patch)
+        found = model.encoder.embed_kept(changed, None)[:, 1:]
+        assert found[:, number].allclose(tokens[:, number], atol=1e-6)
+        assert not found[:, (number + 1) % n].allclose(tokens[:, (number + 1) % n], atol=1e-3)
+
+
+def test_what_is_hidden_changes_no_prediction():
+    model, images = model_of(embed="conv"), images_of(2)
+    noise = torch.rand(2, 35, generator=torch.Generator().manual_seed(1))
+    found = model(images, 0.6, noise)
+    patches = put(patchify(images, 4), found.masked, torch.full((2, found.masked.shape[1], 16), 9.0))
+    again = model(unpatchify(patches, GRID, 4), 0.6, noise)
+    assert again.pred.equal(found.pred)
+    assert again.loss != found.loss
+
+
+def test_keeping_every_patch_equals_not_masking():
+    model, images = model_of(embed="conv"), images_of(2)
+    keep = torch.arange(35).expand(2, -1)
+    assert model.encoder(images, keep).allclose(model.encoder(images), atol=1e-5)
+
+
+@pytest.mark.parametrize(("patch", "layers"), [(4, 2), (8, 3)])
+def test_larger_patches_have_a_third_convolution(patch, layers):
+    model = build_mae("vit_tiny_patch8", image_size=24, patch_size=patch, embed="conv")
+    assert sum(isinstance(module, torch.nn.Conv2d) for module in model.encoder.embed.modules()) == layers
+
+
+def test_a_linear_embedding_is_what_it_was():
+    names = set(model_of().state_dict())
+    assert {"encoder.embed.weight", "encoder.embed.bias"} <= names
+    assert {name for name in names if not name.startswith("encoder.embed")} == {
+        name for name in model_of(embed="conv").state_dict() if not name.startswith("encoder.embed")
+    }
+
+
+@pytest.fixture(scope="module")
+def convolved(tmp_path_factory):
+    root = tmp_path_factory.mktemp("convolved")
+    config = tiny_config(root, model__embed="conv", pretrain__epochs=1, finetune__epochs=1)
+    return root, pretrain(config, open_data(config.data)) / "last.pt"
+
+
+def test_convolutions_are_fine_tuned_and_begun_from(convolved):
+    root, checkpoint = convolved
+    saved = load_checkpoint(checkpoint)
+    run = finetune(tiny_config(root, model__embed="conv", finetune__epochs=1), checkpoint)
+    assert any("embed.convolutions" in name for name in load_checkpoint(run / "best.pt").weights)
+
+    config = tiny_config(root, run=str(root / "again"), model__init=str(checkpoint), pretrain__epochs=1)
+    start = starting_point(config, say=lambda text: None)
+    assert start.config.model.embed == "conv"
+    for name, tensor in saved.weights.items():
+        assert start.weights[name].equal(tensor), name
+
+
+def test_a_file_of_another_embedding_is_refused(convolved, tmp_path):
+    config = tiny_config(tmp_path, pretrain__epochs=1)
+    linear = pretrain(config, open_data(config.data)) / "last.pt"
+    with pytest.raises(UserError, match=r"found embed linear, expected conv by model\.embed"):
+        starting_point(tiny_config(tmp_path, model__embed="conv", model__init=str(linear)), say=lambda text: None)
+
+
+def test_exports_to_transformers_say_why_there_is_none(convolved, tmp_path):
+    root, checkpoint = convolved
+    said = call(export, "--checkpoint", checkpoint, "--out", tmp_path / "out")
+    assert said.code == 2
+    assert "found a patch embedding of convolutions (model.embed = conv), expected linear" in said.err
+    assert len(said.err.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
