@@ -6,6 +6,7 @@ branch is that run, bit for bit: hence all settings and images must be the same.
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -36,7 +37,7 @@ def branch_of(config: MAEConfig, folder: Path) -> Checkpoint | None:
 def as_begun(config: MAEConfig, branch: Checkpoint) -> MAEConfig:
     """The config, where it says auto with what the other run was begun with."""
     made = branch.config
-    decided = {}
+    decided: dict[str, Any] = {}
     if config.pretrain.batch_size == "auto":
         decided["pretrain.batch_size"] = made.pretrain.batch_size
     if config.product == "auto":

@@ -42,8 +42,8 @@ class ModelSettings(Settings):
     in_channels: Literal[1, 3] = Field(1, description="1, or 3 equal ones as published weights expect")
     embed: Literal["linear", "conv"] = Field(
         "linear",
-        description="how a patch becomes a token: one linear layer, as in the paper, or first 2 or 3 small convolutions "
-        "inside the patch (conv), which see no neighbour; only the former can be exported to transformers",
+        description="how a patch becomes a token: one linear layer, as in the paper, or first 2 or 3 small "
+        "convolutions inside the patch (conv), which see no neighbour; only linear can be exported to transformers",
     )
     patch_size: int | None = Field(None, ge=1, le=2048, description="side of a patch, pixels; null: the preset's")
     width: int | None = Field(None, ge=8, le=65536, description="encoder width; null: the preset's")

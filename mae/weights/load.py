@@ -104,8 +104,8 @@ def model_arguments(source: Source, target: Target) -> dict[str, Any]:
         )
     if channels != source.found.in_channels and source.embed != "linear":
         raise UserError(
-            f"{source.place}: found convolutions of {source.found.in_channels} channels (model.embed = {source.embed}), "
-            "expected a linear patch embedding, which alone can be folded into one channel"
+            f"{source.place}: found convolutions of {source.found.in_channels} channels (model.embed = {source.embed})"
+            ", expected a linear patch embedding, which alone can be folded into one channel"
         )
 
     # a decoder goes on with what it was trained for, unless something else is wished for

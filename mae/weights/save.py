@@ -100,8 +100,8 @@ def save_encoder(
 def _expect_linear(encoder: Encoder, folder: str | Path) -> None:
     if isinstance(encoder.embed, PatchConvolutions):
         raise UserError(
-            f"{folder}: found a patch embedding of convolutions (model.embed = conv), expected linear: transformers has "
-            "no ViT with another one, so nothing is written"
+            f"{folder}: found a patch embedding of convolutions (model.embed = conv), expected linear: transformers "
+            "has no ViT with another one, so nothing is written"
         )
 
 

@@ -237,7 +237,7 @@ def test_a_file_of_another_embedding_is_refused(convolved, tmp_path):
 
 
 def test_exports_to_transformers_say_why_there_is_none(convolved, tmp_path):
-    root, checkpoint = convolved
+    _, checkpoint = convolved
     said = call(export, "--checkpoint", checkpoint, "--out", tmp_path / "out")
     assert said.code == 2
     assert "found a patch embedding of convolutions (model.embed = conv), expected linear" in said.err
