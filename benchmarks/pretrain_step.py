@@ -269,30 +269,39 @@ def seconds_on_gpu(call: Callable[[], object], times: int = 5) -> float:
     return begin.elapsed_time(end) / 1000 / times
 
 
-def measure_in_turn(case: str, options: Options, batch: int) -> dict[str, list[float]]:
-    """On a GPU, one system after the other: several of a large batch would not fit beside each other."""
+def measure_in_turn(case: str, options: Options, batch: int) -> tuple[dict[str, list[float]], dict[str, int]]:
+    """Seconds and peak memory on a GPU, one system after the other: those of a large batch would not fit together."""
     seconds = {}
+    peaks = {}
     for name, system in systems_of(case, options).items():
-        step = stepper(system, options, batch)
-        seconds |= measure({name: step}, options.rounds, options.device)
-        del step
         gc.collect()
         torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
         torch.compiler.reset()
-    return seconds
+        step = stepper(system, options, batch)
+        seconds |= measure({name: step}, options.rounds, options.device)
+        peaks[name] = torch.cuda.max_memory_allocated()
+        del step
+    return seconds, peaks
 
 
 def run_case(case: str, options: Options) -> dict[str, Any]:
     """Every system's speed, memory and arithmetic in one case, and the products these are held against."""
     batch = options.batch or BATCH[case]
     systems = systems_of(case, options)
-    peaks = {name: peak_alone(case, name, options) for name in systems}  # first, while this process is small
+    peaks = {}
+    if options.device == "cpu":
+        peaks = {name: peak_alone(case, name, options) for name in systems}  # first, while this process is small
 
     # steps and products take turns, so that a machine whose speed drifts treats them alike
     multiplied = products(options, batch)
     multiply = {name: call for name, (_, call) in multiplied.items()}
     if options.device == "cuda":
-        seconds = measure(multiply, options.rounds, options.device) | measure_in_turn(case, options, batch)
+        seconds = measure(multiply, options.rounds, options.device)
+        multiplied = {name: (flops, multiply) for name, (flops, _) in multiplied.items()}  # lets go of the matrices
+        multiply.clear()
+        steps_seconds, peaks = measure_in_turn(case, options, batch)
+        seconds |= steps_seconds
     else:
         steps = {name: stepper(system, options, batch) for name, system in systems.items()}
         seconds = measure(steps | multiply, options.rounds, options.device)
@@ -336,8 +345,6 @@ def peak_of(case: str, name: str, options: Options) -> int:
     step = stepper(systems_of(case, options)[name], options, options.batch or BATCH[case])
     for _ in range(2):
         step()
-    if options.device == "cuda":
-        return torch.cuda.max_memory_allocated()
     return peak_of_this_process()
 
 

@@ -11,10 +11,11 @@ import torch
 from mae.engine.stage import Batch
 
 Item = TypeVar("Item")
+AnyBatch = TypeVar("AnyBatch", bound=Batch)
 AHEAD = 2  # batches read beyond the one that is copied
 
 
-def on_device(batches: Iterator[Batch], device: torch.device) -> Generator[tuple[Batch, Batch], None, None]:
+def on_device(batches: Iterator[AnyBatch], device: torch.device) -> Generator[tuple[AnyBatch, AnyBatch], None, None]:
     """Each batch, and the same on the device, in order.
 
     On a CPU a batch is read when it is asked for: all cores compute. A GPU computes while the next batch is read,
@@ -51,8 +52,8 @@ def read_ahead(
 
 
 def _copied_ahead(
-    batches: Generator[Batch, None, None], device: torch.device
-) -> Generator[tuple[Batch, Batch], None, None]:
+    batches: Generator[AnyBatch, None, None], device: torch.device
+) -> Generator[tuple[AnyBatch, AnyBatch], None, None]:
     """Copy each batch on a stream of its own while the one before it is worked on.
 
     The copy waits for what was asked of the GPU before: memory of a batch that is let go of is taken for the next but
@@ -61,7 +62,7 @@ def _copied_ahead(
     computing = torch.cuda.current_stream(device)
     copying = torch.cuda.Stream(device)
 
-    def copied(batch: Batch) -> tuple[Batch, Batch]:
+    def copied(batch: AnyBatch) -> tuple[AnyBatch, AnyBatch]:
         copying.wait_stream(computing)
         with torch.cuda.stream(copying):
             return batch, batch.to(device)

@@ -131,7 +131,7 @@ def test_a_run_from_a_store_is_compared_with_its_step_alone(tmp_path):
     small = ["--device", "cpu", "--preset", "vit_tiny_patch16", "--size", "32", "--images", "60", "--batch", "12"]
     result, printed = measure("end_to_end", tmp_path, *small, "--epochs", "3")
     assert min(result["step_alone"], result["from_the_store"], result["share_of_step_alone"]) > 0
-    assert result["looks"] >= 3 and 0 <= result["data_wait_share"] < 1
+    assert result["looks"] == 2 and 0 <= result["data_wait_share"] < 1
     assert f"{result['from_the_store']:,.0f} images/s" in printed
 
 
