@@ -296,16 +296,16 @@ def run_case(case: str, options: Options) -> dict[str, Any]:
     # steps and products take turns, so that a machine whose speed drifts treats them alike
     multiplied = products(options, batch)
     multiply = {name: call for name, (_, call) in multiplied.items()}
+    arithmetic = {name: flops for name, (flops, _) in multiplied.items()}
     if options.device == "cuda":
         seconds = measure(multiply, options.rounds, options.device)
-        multiplied = {name: (flops, multiply) for name, (flops, _) in multiplied.items()}  # lets go of the matrices
-        multiply.clear()
-        steps_seconds, peaks = measure_in_turn(case, options, batch)
-        seconds |= steps_seconds
+        del multiply, multiplied  # and their matrices
+        seconds_of_steps, peaks = measure_in_turn(case, options, batch)
+        seconds |= seconds_of_steps
     else:
         steps = {name: stepper(system, options, batch) for name, system in systems.items()}
         seconds = measure(steps | multiply, options.rounds, options.device)
-    rates = {name: flops / statistics.median(seconds[name]) for name, (flops, _) in multiplied.items()}
+    rates = {name: flops / statistics.median(seconds[name]) for name, flops in arithmetic.items()}
     best = max(rates.values())
     mm = max(rate for name, rate in rates.items() if name.startswith("torch.mm"))
 

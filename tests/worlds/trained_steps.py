@@ -92,6 +92,7 @@ def stage_of(kind: str, config: ClassifyConfig, device: torch.device, step=None,
         batches=OneBatch(),
         step=step or step_of(kind, config),
         validate=lambda model, epoch: Validation({}, 0.0, {}),
+        count=None if kind in ("mae", "cross") else lambda batch: (~batch.labels.isnan()).sum(),
     )
 
 
