@@ -26,7 +26,8 @@ install-test: .venv/tested
 
 demo: install
 	$(BIN)/mae-compare --config demo
-	$(BIN)/mae-predict --checkpoint runs/demo/mae-fine-tuned-mae75-n206-seed0 shipped:radiographs --out runs/demo/answers.csv
+	$(BIN)/mae-predict --checkpoint runs/demo/mae-fine-tuned-mae75-n206-seed0 shipped:radiographs \
+		--out runs/demo/answers.csv --heatmaps runs/demo/heatmaps
 
 test: install-test .venv/transformers4
 	$(BIN)/python -m pytest -n 2 --dist worksteal

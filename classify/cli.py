@@ -342,7 +342,8 @@ def _predict(argv: Arguments) -> None:
     for run in runs:  # bad paths are answered without torch
         checkpoint_file(run)
 
-    from classify.predict import Operating, predict
+    from classify.answers import Operating
+    from classify.predict import predict
 
     operating = Operating(arguments.threshold, arguments.sensitivity, arguments.specificity)
     predict(

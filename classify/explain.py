@@ -36,7 +36,7 @@ from mae.transformer import Attention, Block
 SUBSETS = 2  # for each cell; half of them are the complements of the others
 RIDGE = 0.1  # how far what a patch adds is shrunk, share of the number of subsets
 CELLS = 8  # a side, at most: of one patch or a few; what is left out at once
-LEAST_CELLS = 4  # a side of the map that Grad-CAM reads: one of 2 × 2 would tell a quadrant and no place
+LEAST_CELLS = 7  # a side of the map that Grad-CAM reads; of coarser ones it lost to the Gaussian
 SIGMA = 0.25  # of the Gaussian in the middle, share of a side
 BLUR = 0.125  # of the image that stands in for what a ResNet does not see, share of a side
 
@@ -49,15 +49,18 @@ OPACITY = 0.55  # of the hottest pixel; the radiograph stays to be read beneath
 # by the rule of benchmarks/heatmaps.py
 DEFAULTS = {"vit": "patch_subsets", "resnet": "patch_subsets"}
 JUDGED = {
-    "vit": "Heat of a ViT is by patch_subsets: what its logit loses without a cell of the image",
-    "resnet": "Heat of a ResNet is by patch_subsets: what its logit loses where a cell of the image is blurred",
+    "vit": "Heat of a ViT is by patch_subsets, which told better than a fixed Gaussian which cells decide",
+    "resnet": "Heat of a ResNet is by patch_subsets, which told better than a fixed Gaussian which cells decide",
 }
 
 Raw = Callable[[Model, Tensor, Tensor], Tensor]  # (model, standardised images b c h w, sign b) → heat b gh gw
 
 
 def heatmaps(
-    model: Model, images: Tensor, method: str | Raw | None = None, abnormal: Tensor | None = None
+    model: Model,
+    images: Tensor | np.ndarray,
+    method: str | Raw | None = None,
+    abnormal: Tensor | np.ndarray | None = None,
 ) -> np.ndarray:
     """8-bit images (b 1 h w) → heat (b h w), float32 from 0 to 1; the hottest pixel of an image has 1.
 
@@ -66,6 +69,8 @@ def heatmaps(
     which nothing speaks for the class gets none at all. The model is left as found. UserError for a method that this
     kind of model does not have.
     """
+    images = torch.as_tensor(images)
+    assert images.dtype == torch.uint8 and images.ndim == 4
     raw = _method(model, method)
     device = next(model.parameters()).device
     size = _at_a_time(model)
@@ -74,7 +79,9 @@ def heatmaps(
         parts = [torch.empty(0, *images.shape[2:])]
         for start in range(0, len(images), size):
             some = images[start : start + size].to(device)
-            called = None if abnormal is None else abnormal[start : start + size].to(device)
+            called = None
+            if abnormal is not None:
+                called = torch.as_tensor(abnormal[start : start + size]).to(device)
             parts.append(_heat(model, some, raw, called).cpu())
         return torch.cat(parts)
 

@@ -185,6 +185,8 @@ def _further(comparison: Comparison, contrasts: Sequence[Contrast]) -> str:
     for contrast in contrasts:
         ours = contrast.a == contrast.declared.pretrained
         higher += outcome(comparison, contrast) == ("higher" if ours else "lower")
+    if len(contrasts) == 1:
+        return f"One further contrast of pretraining {'finds' if higher else 'does not find'} it better."
     return f"Of {len(contrasts)} further contrasts of pretraining {higher} find it better."
 
 

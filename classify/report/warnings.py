@@ -30,7 +30,16 @@ def _leaks(comparison: Comparison) -> Iterator[str]:
     found.sort(key=lambda line: ("these very weights" not in line, tested not in line, "served pretraining" in line))
     for line in found:
         said = line.removeprefix(WARNING)
-        yield f"Leak: {said}{_rows_with(comparison, line)}."
+        rows = _rows_with(comparison, line)
+        if "served pretraining" in said and comparison.config.compare.split == "validate":
+            yield _seen_before(said, rows)
+        else:
+            yield f"Leak: {said}{rows}."
+
+
+def _seen_before(said: str, rows: str = "") -> str:
+    why = "validation images choose a pretraining's best epoch, and test has no part in it"
+    return f"Seen before: {said}{rows}, without labels: {why}."
 
 
 def _contamination(comparison: Comparison) -> Iterator[str]:
@@ -40,7 +49,9 @@ def _contamination(comparison: Comparison) -> Iterator[str]:
         for evaluation in line.evaluations:
             seen = evaluation.summary.get("pretrained_on", 0)
             told = any("served pretraining" in said for said in comparison.facts.audits.get(evaluation.run.name, ()))
-            if seen and not told:
+            if seen and not told and comparison.config.compare.split == "validate":
+                yield _seen_before(f"{seen:,} images that {line.name} is shown on served its pretraining")
+            elif seen and not told:
                 yield f"Leak: {seen:,} images that {line.name} is tested on served its pretraining."
 
     # of foreign weights nothing is known, and no audit can tell

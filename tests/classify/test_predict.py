@@ -13,12 +13,13 @@ from scipy.special import expit, logit
 from tiny_world import World, edit_table, succeed, tiny_config, write_table
 
 from classify import Predictor
+from classify.answers import COLUMNS, Operating, load_members
 from classify.cli import finetune
 from classify.domain import Domain
 from classify.evaluate import evaluate
 from classify.explain import heatmaps as explained
 from classify.finetune import finetune as train
-from classify.predict import COLUMNS, Operating, load_members, predict
+from classify.predict import predict
 from classify.trained import load_trained
 from data.errors import UserError
 from data.inputs import find_inputs, read_inputs

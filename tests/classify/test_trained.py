@@ -54,3 +54,13 @@ def test_features_are_what_the_head_sees(world: World, changed):
 def test_a_pretraining_is_refused_and_the_next_command_named(world: World):
     with pytest.raises(UserError, match=f"mae-finetune --checkpoint {world.pretrained}"):
         load_trained(world.pretrained)
+
+
+@pytest.mark.parametrize("model", ["vit", "resnet18"])
+def test_a_classifier_says_its_shapes_without_values(world: World, model):
+    """Costs, memory and products are counted so."""
+    config = load_trained(world.classifier, "cpu").config
+    config = config.model_copy(update={"finetune": config.finetune.model_copy(update={"model": model})})
+    with torch.device("meta"):
+        made = build_model(config)
+        assert made(torch.empty(3, 1, 12, 12)).shape == (3,)

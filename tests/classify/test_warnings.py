@@ -60,6 +60,14 @@ def test_contamination_is_said_without_an_audit_too(place):
     assert said == "Leak: 7 images that A is tested on served its pretraining."
 
 
+def test_on_validation_what_chose_the_pretraining_is_no_leak(place):
+    for told in ({"audits": {"a": (SERVED,)}}, {}):
+        [said] = warnings(compared(place, line("A", pretrained_on=5), split="validate", **told))
+        assert said.startswith("Seen before: 5 ") and "without labels" in said
+    copies = warnings(compared(place, line("A"), split="validate", audits={"a": (ELSEWHERE,)}))
+    assert copies[0].startswith("Leak: ")
+
+
 def test_foreign_weights_may_have_seen_anything(place):
     [said] = warnings(compared(place, line("A", seen_elsewhere=True), line("B")))
     assert said.startswith("Weights of another program had seen images that are not known")

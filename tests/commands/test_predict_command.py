@@ -13,9 +13,9 @@ from marked_hospital import DATE, MARK, write_dicom
 from PIL import Image
 from tiny_world import World, call, mistake, radiograph, succeed
 
-import classify.predict
+import classify.answers
+from classify.answers import COLUMNS, NOT_REACHED
 from classify.cli import predict
-from classify.predict import COLUMNS, NOT_REACHED
 from data.inputs import BATCH
 
 
@@ -148,7 +148,7 @@ def test_an_interrupted_table_leaves_the_old_one_and_what_is_known(world: World,
     words = ["--checkpoint", world.classifier, world.images, "--out", out]
     succeed(predict, *words)
     before = out.read_bytes()
-    read_inputs = classify.predict.read_inputs
+    read_inputs = classify.answers.read_inputs
 
     def stopped(*arguments):
         for number, part in enumerate(read_inputs(*arguments)):
@@ -157,7 +157,7 @@ def test_an_interrupted_table_leaves_the_old_one_and_what_is_known(world: World,
             yield part
 
     with monkeypatch.context() as patch:
-        patch.setattr(classify.predict, "read_inputs", stopped)
+        patch.setattr(classify.answers, "read_inputs", stopped)
         outcome = call(predict, *words)
     assert outcome.code == 75 and "stopped by SIGTERM" in outcome.err
     assert out.read_bytes() == before

@@ -7,6 +7,8 @@ import torch
 from tiny_world import tiny_config
 
 import mae.product
+from classify.finetune_cost import step_of
+from classify.start import resolved
 from data.config import change_config
 from mae import build_mae, load_checkpoint
 from mae.linear import Linear
@@ -36,6 +38,13 @@ def test_shapes_are_those_of_all_linear_layers_with_their_rows():
 def test_no_hook_stays_after_shapes_were_looked_at():
     linear_shapes(tiny_step)
     assert not torch.nn.modules.module._global_forward_hooks
+
+
+@pytest.mark.parametrize("mode", ["full", "linear"])
+def test_shapes_of_a_fine_tuning_are_seen_too(mode, tmp_path):
+    config = resolved(tiny_config(tmp_path, finetune__mode=mode))
+    shapes = linear_shapes(lambda: step_of(config, 7))
+    assert shapes[Shape(7 * 10, 12, 48)] == 2  # a class token and 9 patches
 
 
 @pytest.mark.parametrize("faster", ["onednn", "blas"])

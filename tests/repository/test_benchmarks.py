@@ -109,6 +109,23 @@ def test_images_of_other_kinds_are_counted_as_known_or_not(tmp_path):
     assert str(tmp_path) not in printed + json.dumps(result["settings"])
 
 
+def test_heatmaps_are_judged_against_what_does_not_look(world, tmp_path):
+    result, printed = measure("heatmaps", tmp_path, world.classifier, "--images", "6", "--replicates", "50")
+    [row] = result["runs"]
+    assert row["n"] == 6 and row["kind"] == "vit"
+    for name, found in row["methods"].items():
+        low, high = found["minus_gaussian"]["interval"]
+        assert low <= found["minus_gaussian"]["estimate"] <= high and name in printed
+        assert found["score"] == pytest.approx(found["insertion"] - found["deletion"])
+    winner = result["winners"]["vit"]
+    assert winner["score"] == max(winner["means"].values()) and not {"gaussian", "random"} & winner["means"].keys()
+
+    # what was measured before is decided upon again
+    earlier = (tmp_path / "out.json").rename(tmp_path / "earlier.json")
+    again, _ = measure("heatmaps", tmp_path, "--measured", earlier)
+    assert again["runs"] == result["runs"] and again["winners"] == result["winners"]
+
+
 @pytest.mark.skipif(find_spec("transformers") is None, reason="transformers, which ours is compared with, is missing")
 def test_pretrain_step_compares_speed_and_memory(tmp_path):
     small = ["--preset", "vit_tiny_patch16", "--size", "32", "--batch", "2", "--rounds", "1", "--square", "64"]

@@ -7,6 +7,8 @@ import pytest
 import yaml
 from checkout import ROOT
 
+from mae.recipes import RECIPES, recipe_for
+
 PAGES = [Path(name) for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
 PAGES += sorted(path.relative_to(ROOT) for path in ROOT.glob("docs/*.md"))
 MAP = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
@@ -85,3 +87,24 @@ def leaves(tree: object) -> list[str]:
     if isinstance(tree, list):
         return [leaf for part in tree for leaf in leaves(part)]
     return [str(tree)]
+
+
+# ---------------------------------------------------------------- numbers that stand in two places
+
+
+def test_the_faq_has_the_epochs_that_are_chosen():
+    text = (ROOT / "docs/faq.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (up to [\d,]+|more) \| (\d+)(?: epochs)? \| (\d+) \|$", text, re.M)
+    limits = {recipe.up_to for recipes in RECIPES.values() for recipe in recipes}
+    assert [limit for limit, _, _ in rows] == [f"up to {int(limit):,}" for limit in sorted(limits)[:-1]] + ["more"]
+    for (_, *told), images in zip(rows, sorted(limits), strict=True):
+        assert [int(epochs) for epochs in told] == [recipe_for(device, images).epochs for device in ("cpu", "cuda")]
+
+
+def test_the_faq_has_the_areas_of_the_results():
+    areas = re.findall(r"\.\d{3}", re.search(r"^\| 4,005.*\n\| 4,128.*$", (ROOT / "docs/faq.md").read_text(), re.M)[0])
+    results = (ROOT / "docs/results.md").read_text(encoding="utf-8")
+    table = r"^\| {name} +\|.* (\.\d+) \[[^|]*\|$"
+    names = ("MAE, linear probe", "MAE, fine-tuned", "Random encoder, linear probe", "Random ViT, trained", "ResNet-18")
+    found = [re.findall(table.replace("{name}", re.escape(name)), results, re.M)[:2] for name in names]
+    assert areas == [by_set[number] for number in (0, 1) for by_set in found]

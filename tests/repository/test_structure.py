@@ -38,6 +38,7 @@ ORDER_OF_CLASSIFY = (
         "jobs",
         "extra_rows",
         "predict",
+        "answers",
         "embed",
         "dry_run",
         "export",
