@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,8 @@ def parts_for(out: Path, device: str, store: Path | None, only: list[str]) -> li
         end += ["--precision", "bf16", "--batch", "256"]
     found.append(Part("end to end", end, 65, file))
     found.append(Part("evidence", evidence(out, device, store), 65, out / "evidence.json"))
+    if small:  # to see that they run: of a busy machine's CPU nobody asks how long they take
+        found = [replace(part, seconds=4 * part.seconds) for part in found]
     return [part for part in found if not only or part.name in only]
 
 

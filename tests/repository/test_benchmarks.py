@@ -144,14 +144,6 @@ def test_pretrain_step_compares_speed_and_memory(tmp_path):
     assert str(tmp_path) not in printed
 
 
-def test_a_run_from_a_store_is_compared_with_its_step_alone(tmp_path):
-    small = ["--device", "cpu", "--preset", "vit_tiny_patch16", "--size", "32", "--images", "60", "--batch", "12"]
-    result, printed = measure("end_to_end", tmp_path, *small, "--epochs", "3")
-    assert min(result["step_alone"], result["from_the_store"], result["share_of_step_alone"]) > 0
-    assert result["looks"] == 2 and 0 <= result["data_wait_share"] < 1
-    assert f"{result['from_the_store']:,.0f} images/s" in printed
-
-
 def test_without_a_gpu_cuda_sh_says_so_in_one_line(tmp_path):
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")
@@ -166,6 +158,7 @@ def test_without_a_gpu_cuda_sh_says_so_in_one_line(tmp_path):
     assert line.startswith("error: benchmarks/cuda.sh: found no CUDA device") and "expected one" in line
 
 
+@pytest.mark.skipif(find_spec("transformers") is None, reason="transformers, which ours is compared with, is missing")
 def test_cuda_sh_records_a_part_that_fails_and_goes_on(tmp_path, monkeypatch):
     """The parts on a CPU, in small; its tests, which this suite runs in any case, are ended by their limit."""
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
@@ -181,7 +174,10 @@ def test_cuda_sh_records_a_part_that_fails_and_goes_on(tmp_path, monkeypatch):
     report = json.loads((tmp_path / "cuda.json").read_text())["parts"]
     assert {name for name, outcome in report.items() if "failed" in outcome} == {"tests"}
     assert report["tests"]["failed"] == "ended by its limit of 0.5 s" and report["tests"]["seconds"] < 20
-    assert report["end to end"]["result"]["share_of_step_alone"] > 0
+    run = report["end to end"]["result"]
+    assert min(run["step_alone"], run["from_the_store"], run["share_of_step_alone"]) > 0
+    assert run["looks"] == 1 and 0 <= run["data_wait_share"] < 1  # of two epochs the first is left out
+    assert report["step"]["result"]["cases"]["same"]["systems"]["ours"]["images_per_second"] > 0
     assert 0 < report["evidence"]["result"]["probe/logistic_auc"] <= 1
     log = (tmp_path / "cuda.log").read_text()
     assert all(f"==== {name}: " in log for name in report)
