@@ -3,6 +3,7 @@
     python benchmarks/pretrain_step.py                               # the three cases at ViT-B/16, 224 pixels
     python benchmarks/pretrain_step.py --case same --facebook PATH --json out.json
     python benchmarks/pretrain_step.py --markdown                    # the tables of docs/speed.md
+    python benchmarks/pretrain_step.py --device cuda --precision bf16 --batch 256 --compile --case same
 
     same       MAE, 3 channels, the paper's decoder, 75 % masked: the same mathematics in every system
     fast       our fast recipe (grey, cross decoder, 90 % masked, a quarter predicted) against the others' default
@@ -11,9 +12,14 @@
 All systems of a case stand in one process and take turns, in an order that alternates, and so do the matrix
 products their arithmetic is held against; medians are shown, and the ratio is the median of the rounds'
 ratios. Memory is the peak of a process that holds one system alone. Each system has the AdamW its users have.
+
+On a CPU ours appears with each of both products too (mae/product.py): `ours` has the one that a run would choose. On a
+GPU time is the device's own (CUDA events), memory what torch allocates there, and a system is let go of before the next
+is built where several would not fit.
 """
 
 import argparse
+import gc
 import json
 import resource
 import statistics
@@ -21,7 +27,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,8 +44,9 @@ from mae.engine.memory import keep_freed_memory
 from mae.engine.optim import adamw, autocast, parameter_groups
 from mae.engine.run import environment
 from mae.engine.schedule import set_learning_rate
-from mae.linear import _multiply
+from mae.linear import _multiply, onednn_product
 from mae.model import PRESETS, build_mae
+from mae.product import configure_products, faster_product, linear_shapes
 from mae.transformer import configure_blocks
 
 LR, BETAS, DECAY = 1.5e-4, (0.9, 0.95), 0.05
@@ -56,6 +63,7 @@ class Model(NamedTuple):
 class System:
     build: Callable[[Options, int], Model]  # of a batch size
     ours: bool = False
+    product: str = "auto"  # of ours, on a CPU
 
 
 # ---------------------------------------------------------------- systems
@@ -76,7 +84,7 @@ def our_fast_mae(options: Options, batch: int) -> Model:
 
 def our_classifier(options: Options, batch: int) -> Model:
     model = build_classifier(build_mae(options.preset, options.size, 3).encoder)
-    images, labels = pixels(options, batch), torch.ones(batch)
+    images, labels = pixels(options, batch), torch.ones(batch, device=options.device)
     configure_blocks(model, options.compile, options.checkpointing)
     return Model(model, lambda: classification_loss(model(images), labels))
 
@@ -99,7 +107,7 @@ def huggingface_classifier(options: Options, batch: int) -> Model:
     from transformers import ViTConfig, ViTForImageClassification
 
     model = ViTForImageClassification(ViTConfig(**huggingface_sizes(options), num_labels=2))
-    images, labels = pixels(options, batch), torch.ones(batch, dtype=torch.long)
+    images, labels = pixels(options, batch), torch.ones(batch, dtype=torch.long, device=options.device)
     return Model(huggingface_settings(model, options), lambda: model(images, labels=labels).loss)
 
 
@@ -143,7 +151,7 @@ def facebook_mae(options: Options, batch: int) -> Model:
 
 
 def pixels(options: Options, batch: int, channels: int = 3) -> Tensor:
-    return torch.randn(batch, channels, options.size, options.size)
+    return torch.randn(batch, channels, options.size, options.size, device=options.device)
 
 
 CASES = {
@@ -154,8 +162,23 @@ CASES = {
 
 
 def systems_of(case: str, options: Options) -> dict[str, System]:
-    more = {"facebookresearch": System(facebook_mae)} if options.facebook and case != "finetune" else {}
-    return CASES[case] | more
+    systems = dict(CASES[case])
+    if options.facebook and case != "finetune":
+        systems["facebookresearch"] = System(facebook_mae)
+    if options.device == "cpu" and options.precision == "fp32" and not options.compile and onednn_product():
+        ours, system = next((name, system) for name, system in systems.items() if system.ours)
+        for product, name in (("onednn", "oneDNN"), ("blas", "BLAS")):
+            systems[f"{ours}, {name}"] = replace(system, product=product)
+    return systems
+
+
+def chosen_product(system: System, options: Options, batch: int) -> str:
+    """What a run of ours would compute by here."""
+    if not system.ours or options.device != "cpu" or options.precision != "fp32" or options.compile:
+        return "auto"
+    if system.product != "auto":
+        return system.product
+    return faster_product(linear_shapes(lambda: system.build(options, batch).loss))
 
 
 # ---------------------------------------------------------------- measuring
@@ -164,6 +187,8 @@ def systems_of(case: str, options: Options) -> dict[str, System]:
 def stepper(system: System, options: Options, batch: int) -> Callable[[], object]:
     """A whole training step: gradients, update."""
     model, loss = system.build(options, batch)
+    model.to(options.device)
+    configure_products(model, chosen_product(system, options, batch))
     if system.ours:
         optimizer = adamw(parameter_groups(model.named_parameters(), DECAY), BETAS)
         set_learning_rate(optimizer, LR)
@@ -173,7 +198,7 @@ def stepper(system: System, options: Options, batch: int) -> Callable[[], object
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        with autocast(torch.device("cpu"), options.precision):
+        with autocast(torch.device(options.device), options.precision):
             value = loss()
         value.backward()
         optimizer.step()
@@ -194,50 +219,108 @@ def products(options: Options, batch: int) -> dict[str, tuple[int, Callable[[], 
 
     calls = {}
     for name, (m, k, n) in shapes.items():
-        a, b = torch.randn(m, k, dtype=kind), torch.randn(n, k, dtype=kind)
+        a = torch.randn(m, k, dtype=kind, device=options.device)
+        b = torch.randn(n, k, dtype=kind, device=options.device)
         flops = 2 * m * k * n
         shape = f"{name} {m}x{k}x{n}"
         calls[f"torch.mm {shape}"] = (flops, lambda a=a, b=b: torch.mm(a, b.t()))
-        calls[f"oneDNN {shape}"] = (flops, lambda a=a, b=b: _multiply(a, b))
+        if options.device == "cpu" and onednn_product():
+            calls[f"oneDNN {shape}"] = (flops, lambda a=a, b=b: _multiply(a, b))
     return calls
 
 
-def measure(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+def measure(calls: dict[str, Callable[[], object]], rounds: int, device: str) -> dict[str, list[float]]:
     """Seconds of every call in every round but the first, in an order that turns round by round."""
+    warm_up(calls, device)
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(rounds + 1):
         for name in list(calls) if number % 2 else reversed(calls):
-            start = time.perf_counter()
             with torch.no_grad() if name.startswith(("torch.mm", "oneDNN")) else torch.enable_grad():
-                calls[name]()
+                taken = seconds_on_gpu(calls[name]) if device == "cuda" else seconds_of(calls[name])
             if number:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(taken)
     return seconds
+
+
+def warm_up(calls: dict[str, Callable[[], object]], device: str) -> None:
+    """On a GPU: kernels are chosen and compiled in the first steps, and clocks rise."""
+    if device == "cuda":
+        for call in calls.values():
+            for _ in range(3):
+                call()
+        torch.cuda.synchronize()
+
+
+def seconds_of(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def seconds_on_gpu(call: Callable[[], object], times: int = 5) -> float:
+    """Of one call among several that follow each other, as in a training: the host may run ahead of the device."""
+    begin = torch.cuda.Event(enable_timing=True)
+    end = torch.cuda.Event(enable_timing=True)
+    begin.record()
+    for _ in range(times):
+        call()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1000 / times
+
+
+def measure_in_turn(case: str, options: Options, batch: int) -> tuple[dict[str, list[float]], dict[str, int]]:
+    """Seconds and peak memory on a GPU, one system after the other: those of a large batch would not fit together."""
+    seconds = {}
+    peaks = {}
+    for name, system in systems_of(case, options).items():
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        torch.compiler.reset()
+        step = stepper(system, options, batch)
+        seconds |= measure({name: step}, options.rounds, options.device)
+        peaks[name] = torch.cuda.max_memory_allocated()
+        del step
+    return seconds, peaks
 
 
 def run_case(case: str, options: Options) -> dict[str, Any]:
     """Every system's speed, memory and arithmetic in one case, and the products these are held against."""
     batch = options.batch or BATCH[case]
     systems = systems_of(case, options)
-    peaks = {name: peak_alone(case, name, options) for name in systems}  # first, while this process is small
+    peaks = {}
+    if options.device == "cpu":
+        for name, system in systems.items():  # first, while this process is small
+            if system.product == "auto":
+                peaks[name] = peak_alone(case, name, options)
 
     # steps and products take turns, so that a machine whose speed drifts treats them alike
     multiplied = products(options, batch)
-    steps = {name: stepper(system, options, batch) for name, system in systems.items()}
-    seconds = measure(steps | {name: call for name, (_, call) in multiplied.items()}, options.rounds)
-    rates = {name: flops / statistics.median(seconds[name]) for name, (flops, _) in multiplied.items()}
+    multiply = {name: call for name, (_, call) in multiplied.items()}
+    arithmetic = {name: flops for name, (flops, _) in multiplied.items()}
+    if options.device == "cuda":
+        seconds = measure(multiply, options.rounds, options.device)
+        del multiply, multiplied  # and their matrices
+        seconds_of_steps, peaks = measure_in_turn(case, options, batch)
+        seconds |= seconds_of_steps
+    else:
+        steps = {name: stepper(system, options, batch) for name, system in systems.items()}
+        seconds = measure(steps | multiply, options.rounds, options.device)
+    rates = {name: flops / statistics.median(seconds[name]) for name, flops in arithmetic.items()}
     best = max(rates.values())
     mm = max(rate for name, rate in rates.items() if name.startswith("torch.mm"))
 
     rows = {}
-    plain = argparse.Namespace(**vars(options) | {"compile": False})
+    plain = argparse.Namespace(**vars(options) | {"compile": False, "device": "cpu"})
     for name, system in systems.items():
         flops = step_flops(lambda system=system: system.build(plain, 1).loss, "cpu")
         step = statistics.median(seconds[name])
         rows[name] = {
             "images_per_second": batch / step,
             "step_seconds": step,
-            "peak_memory_bytes": peaks[name],
+            "peak_memory_bytes": peaks.get(name, peaks[next(iter(systems))]),  # ours, by whatever product
+            "product": chosen_product(system, options, batch),
             "flops_per_image": flops,
             "flops_per_second": batch * flops / step,
             "share_of_best_product": batch * flops / step / best,
@@ -284,9 +367,14 @@ COLUMNS = ("images/s", "s a step", "× transformers", "peak GB", "GFLOPs/image",
 def table(case: str, result: dict[str, Any], options: Options) -> str:
     """One case as a Markdown table, and the products below it."""
     title = f"{case}: {options.preset}, {options.size} pixels, batch {result['batch']}, {options.precision}"
+    if options.device == "cuda":
+        title += f", {torch.cuda.get_device_name()}"
     settings = [name for name in ("compile", "checkpointing", "keep_freed") if getattr(options, name)]
     lines = [f"**{', '.join([title, *settings])}**", "", f"| | {' | '.join(COLUMNS)} |", "|---" * 8 + "|"]
     lines += [f"| {name} | {' | '.join(cells(row))} |" for name, row in result["systems"].items()]
+    chosen = next((row["product"] for name, row in result["systems"].items() if name.startswith("ours")), "auto")
+    if chosen != "auto":
+        lines += ["", f"By mae/product.py ours computes by {chosen} here."]
     rates = [f"{name} {rate / 1e9:.0f}" for name, rate in result["product_flops_per_second"].items()]
     return "\n".join([*lines, "", f"Matrix products, GFLOP/s: {', '.join(rates)}."])
 
@@ -322,6 +410,7 @@ def parser() -> argparse.ArgumentParser:
     add("--rounds", type=int, default=10)
 
     # how it computes
+    add("--device", choices=("cpu", "cuda"), default="cpu")
     add("--threads", type=int, help="default: torch's choice")
     add("--square", type=int, default=2048, help="side of the large matrix product")
     add("--precision", choices=("fp32", "bf16"), default="fp32")
@@ -341,6 +430,8 @@ def main() -> None:
     options = parser().parse_args()
     if find_spec("transformers") is None:
         raise SystemExit("error: found no transformers, which ours is compared with; pip install transformers")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit(f"error: found no CUDA device (torch {torch.__version__}), expected one, or --device cpu")
     if options.threads:
         torch.set_num_threads(options.threads)
     if options.keep_freed:

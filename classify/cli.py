@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING
 
 from data.cli import Arguments, Parser, command_parser, configure, print_and_stop, run_command
 from data.errors import UserError
-from mae.cli import add_data, data_layout, end_overfit, expect_named, parse_training, said, training_parser
+from mae.cli import (
+    add_data,
+    data_layout,
+    end_overfit,
+    expect_named,
+    launch_ranks,
+    parse_training,
+    said,
+    training_parser,
+)
 
 if TYPE_CHECKING:
     from classify.comparison import Comparison
@@ -76,6 +85,7 @@ def _finetune(argv: Arguments) -> None:
     # torch comes only now: --help, a wrong setting and a wrong path are answered at once
     if pretrained is None:
         expect_named(config, data=not arguments.dry_run)
+    launch_ranks(arguments, argv, "classify.cli", "finetune", config.device)
     from classify.finetune import finetune
     from classify.start import check_fit, resolved, run_folder
     from data.config import beside, change_config

@@ -357,8 +357,11 @@ def learnt_loss(smoothing: float) -> float:
 def classification_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
     """Binary cross-entropy of logits (b) with labels (b); unknown labels (NaN) carry no gradient."""
     known = ~labels.isnan()
-    targets = labels[known] * (1 - smoothing) + smoothing / 2
-    loss = F.binary_cross_entropy_with_logits(logits[known].to(targets.dtype), targets, reduction="sum")
+    targets = labels.nan_to_num() * (1 - smoothing) + smoothing / 2
+
+    # unknown ones count as 0: to pick the known ones out, a GPU would have to be asked how many there are
+    losses = F.binary_cross_entropy_with_logits(logits.to(targets.dtype), targets, reduction="none")  # b
+    loss = losses.masked_fill(~known, 0.0).sum()
     return loss / known.sum().clamp(min=1)
 
 

@@ -15,6 +15,7 @@ from classify.models.build import Model
 from classify.settings import Unit
 from data.errors import NotFinite
 from data.loader import Loader
+from mae.engine.prefetch import on_device
 
 UNIT_IDS = ["patient_id", "study_id", "image_id"]
 NUMBERS = {"label": float, "logit": float, "score": float, "calibrated": float, "predicted": int}  # beside the ids
@@ -29,8 +30,8 @@ def predict_logits(model: Model, loader: Loader, device: torch.device) -> Tensor
     """
     parts = [torch.empty(0, 2)]
     with full_precision(device):
-        for batch in loader.epoch():
-            logits = model(model.standardize(batch.to(device).images)).float().cpu()  # b
+        for batch, moved in on_device(loader.epoch(), device):
+            logits = model(model.standardize(moved.images)).float().cpu()  # b
             parts.append(torch.stack([logits, batch.labels], dim=1))
     return torch.cat(parts)
 

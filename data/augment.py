@@ -116,4 +116,4 @@ def _erase(grey: Tensor, probability: float, u: tuple[Tensor, ...]) -> Tensor:
     in_rows = (rows >= top[:, None]) & (rows < top[:, None] + side_y)  # b h
     in_columns = (columns >= left[:, None]) & (columns < left[:, None] + side_x)  # b w
     erased = in_rows[:, :, None] & in_columns[:, None, :] & (u[0] < probability)[:, None, None]  # b h w
-    return torch.where(erased[:, None], 0.5, grey)
+    return grey.masked_fill(erased[:, None], 0.5)

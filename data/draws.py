@@ -16,13 +16,25 @@ _MIX_2 = 0x94D049BB133111EB - (1 << 64)
 
 def uniform(seed: int, purpose: str, epoch: int, images: Tensor, count: int) -> Tensor:
     """Uniform draws in [0, 1), float32 (b count), for the image numbers (b) int64."""
-    stream = torch.tensor([seed, zlib.crc32(purpose.encode()), epoch], device=images.device)
-    state = torch.zeros_like(images)
-    for part in stream:
-        state = _mix(state + part + _GOLDEN)
-    state = _mix(state + images * _GOLDEN)[:, None]  # b 1
+    state = _mix(images * _GOLDEN + _stream(seed, purpose, epoch))[:, None]  # b 1
     draws = _mix(state + torch.arange(1, count + 1, device=images.device) * _GOLDEN)  # b count
     return ((draws >> 40) & 0xFFFFFF).float() / (1 << 24)
+
+
+def _stream(seed: int, purpose: str, epoch: int) -> int:
+    """What all images' draws begin from. Plain numbers: as a tensor it would have to be copied to the device."""
+    state = 0
+    for part in (seed, zlib.crc32(purpose.encode()), epoch):
+        state = _mix_number(state + part + _GOLDEN)
+    return state - (1 << 64) if state >> 63 else state
+
+
+def _mix_number(z: int) -> int:
+    """`_mix` of a plain number, as unsigned 64-bit."""
+    z %= 1 << 64
+    z = (z ^ z >> 30) * _MIX_1 % (1 << 64)
+    z = (z ^ z >> 27) * _MIX_2 % (1 << 64)
+    return z ^ z >> 31
 
 
 def _mix(z: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """The command line of stage one. Nothing is imported before its signals are followed (data/cli.py)."""
 
 import argparse
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -47,6 +48,12 @@ def training_parser(prog: str, about: str) -> Parser:
     parser.add_argument("--verbose", action="store_true", help="a line every engine.log_every steps")
     parser.add_argument("--deterministic", action="store_true", help="only deterministic algorithms, also on CUDA")
 
+    parser.add_argument(
+        "--launch",
+        metavar="auto | N",
+        help="train in several processes of this machine, which share each batch: one for each GPU, or N of them",
+    )
+
     # another run than the config's
     parser.add_argument("--dry-run", action="store_true", help="print what the run would cost here, and write nothing")
     parser.add_argument(
@@ -72,6 +79,17 @@ def parse_training(parser: Parser, argv: Arguments, section: str, overfit: Itera
         implied += [*overfit, *overfit_settings(section, count)]
     arguments.overrides = [*implied, *arguments.overrides]
     return arguments
+
+
+def launch_ranks(arguments: argparse.Namespace, argv: Arguments, module: str, name: str, device: str) -> None:
+    """With --launch: run the command in several processes instead of here, where that means more than one."""
+    if arguments.launch is None or arguments.dry_run:
+        return
+    from mae.engine.launch import launch, ranks_to_launch
+
+    ranks = ranks_to_launch(arguments.launch, device)
+    if ranks > 1:
+        launch(module, name, sys.argv[1:] if argv is None else argv, ranks)
 
 
 def expect_named(config: "MAEConfig", data: bool = True) -> None:
@@ -161,6 +179,7 @@ def _pretrain(argv: Arguments) -> None:
         expect_unlabelled(config.data)
     if config.pretrain.continue_from is not None and not stands_somewhere(Path(expand(config.run, "run"))):
         checkpoint_file(expand(config.pretrain.continue_from, "pretrain.continue_from"))
+    launch_ranks(arguments, argv, "mae.cli", "pretrain", config.device)
     from data.loader import open_data
     from data.unlabelled import with_unlabelled
     from mae.engine import distributed

@@ -30,6 +30,7 @@ from mae.engine.checkpoint import Checkpoint, load_checkpoint, load_weights
 from mae.engine.console import as_rows, batch_text, best_epoch, ended_text, start_facts
 from mae.engine.loop import fit
 from mae.engine.optim import adamw, autocast, parameter_groups, seeded
+from mae.engine.prefetch import on_device
 from mae.engine.run import Resumable, check_run, configure_torch, holding, is_finished, start_run, training_device
 from mae.engine.schedule import schedule_of
 from mae.engine.stage import Stage, Validation
@@ -310,8 +311,7 @@ def validate(
     """Reconstruction loss on the validation images, under the same masks every time."""
     total = torch.zeros((), device=device)
     count = torch.zeros((), device=device)
-    for batch in held_out.epoch():
-        batch = batch.to(device)
+    for _, batch in on_device(held_out.epoch(), device):
         noise = uniform(0, "validate", 0, batch.numbers, model.patches)  # b n
         with autocast(device, precision):
             loss = model(model.encoder.standardize(batch.images), mask_ratio, noise).loss

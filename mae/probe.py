@@ -18,6 +18,7 @@ from data.loader import Loader
 from mae.encoder import Encoder
 from mae.engine import distributed
 from mae.engine.optim import autocast
+from mae.engine.prefetch import on_device
 from mae.settings import Precision
 
 NEIGHBOURS = 20  # and the temperature: Wu et al. 2018, as DINO uses them
@@ -45,8 +46,8 @@ def _features_and_targets(
     """Mean patch tokens (n d) and targets (n) of the loader's images that have one."""
     pooled = [torch.empty(0, encoder.width)]  # so that a rank without images has rows, too: none
     labels = [torch.empty(0)]
-    for batch in loader.epoch():
-        images = encoder.standardize(batch.to(device).images)  # b c h w
+    for batch, moved in on_device(loader.epoch(), device):
+        images = encoder.standardize(moved.images)  # b c h w
         with autocast(device, precision):
             tokens = encoder(images)  # b 1+n d
             pooled.append(tokens[:, 1:].mean(1).float().cpu())  # b d

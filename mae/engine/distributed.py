@@ -37,7 +37,7 @@ def _variable(name: str, otherwise: int) -> int:
 
 def check_launch() -> None:
     """UserError where ranks could not meet, as far as one can tell alone; asked before anything is opened."""
-    if not launched():
+    if not launched() or dist.is_initialized():  # they have met, and the first one holds the port
         return
     size = _variable("WORLD_SIZE", 1)
     for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):

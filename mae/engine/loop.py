@@ -5,7 +5,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,6 +32,7 @@ from mae.engine.hparams import describe_run, end_session, write_hyperparameters
 from mae.engine.memory import keep_freed_memory
 from mae.engine.optim import load_optimizer
 from mae.engine.overfit import is_reached
+from mae.engine.prefetch import on_device
 from mae.engine.schedule import set_learning_rate
 from mae.engine.stage import AnyStage, Batch, Validation
 from mae.engine.tracker import Progress, Tracker
@@ -140,25 +141,26 @@ class _Run:
         stage.model.train()
         self.watch = _Watch()
         self.validated = {}
-        for batch in self.watch.waiting(stage.batches.epoch(position.epoch, position.batch)):
-            set_learning_rate(stage.optimizer, stage.learning_rate(position.step))
-            self.pending.append((self.update(batch.to(stage.device), position.epoch), batch))
-            position.step += 1
-            position.batch += 1
-            self.progress.advance(stage.batches.batch_size)
+        with closing(on_device(stage.batches.epoch(position.epoch, position.batch), stage.device)) as batches:
+            for batch, moved in self.watch.waiting(batches):
+                set_learning_rate(stage.optimizer, stage.learning_rate(position.step))
+                self.pending.append((self.update(moved, position.epoch), batch))
+                position.step += 1
+                position.batch += 1
+                self.progress.advance(stage.batches.batch_size)
 
-            # several ranks must look at the same steps, so a signal to one of them waits for the next look
-            ended = position.batch == len(stage.batches)
-            save_due = save_steps is not None and position.step % save_steps == 0
-            stop_due = bool(signals) and distributed.world_size() == 1
-            if not (ended or save_due or stop_due or len(self.pending) == self.settings.log_every):
-                continue
+                # several ranks must look at the same steps, so a signal to one of them waits for the next look
+                ended = position.batch == len(stage.batches)
+                save_due = save_steps is not None and position.step % save_steps == 0
+                stop_due = bool(signals) and distributed.world_size() == 1
+                if not (ended or save_due or stop_due or len(self.pending) == self.settings.log_every):
+                    continue
 
-            # `end_epoch` saves at the end; whoever stops before its validation goes on with that
-            self._look()
-            if not ended and (save_due or self.watch.since_saved() > 60 * self.settings.save_minutes):
-                self._save_last()
-            self.stop_if(signals)
+                # `end_epoch` saves at the end; whoever stops before its validation goes on with that
+                self._look()
+                if not ended and (save_due or self.watch.since_saved() > 60 * self.settings.save_minutes):
+                    self._save_last()
+                self.stop_if(signals)
 
     def _look(self) -> None:
         """Log the pending updates: the only point that waits for the device."""

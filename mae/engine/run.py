@@ -334,5 +334,6 @@ def configure_torch(config: MAEConfig) -> None:
     if config.engine.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
         torch.use_deterministic_algorithms(True)
-    if config.precision == "tf32" and torch.cuda.is_available():
-        torch.set_float32_matmul_precision("high")
+    if torch.cuda.is_available():  # torch by itself shortens the products of convolutions, and not those of matrices
+        torch.set_float32_matmul_precision("high" if config.precision == "tf32" else "highest")
+        torch.backends.cudnn.allow_tf32 = config.precision == "tf32"

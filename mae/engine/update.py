@@ -28,6 +28,7 @@ class Update:
         self.average: AveragedModel | None = None
         if stage.settings.ema:
             self.average = AveragedModel(stage.model, multi_avg_fn=get_ema_multi_avg_fn(stage.settings.ema))
+        self.averaged = False  # the average has weights in it
 
         self.parameters = [p for group in stage.optimizer.param_groups for p in group["params"]]
         self.statistics = batch_statistics(stage.model)
@@ -50,7 +51,7 @@ class Update:
         for statistic, old in zip(self.statistics, before, strict=True):
             statistic.copy_(torch.where(bad, old, statistic))
         if self.average is not None:
-            self.average.update_parameters(self.stage.model)
+            self._update_average(self.average)
         return torch.stack([loss, norm, bad.to(loss.dtype)])
 
     def _backward(self, batch: Batch, epoch: int) -> Tensor:
@@ -97,6 +98,21 @@ class Update:
         elif not bad.item():  # waits for the device
             optimizer.step()
 
+    @torch.no_grad()
+    def _update_average(self, average: AveragedModel) -> None:
+        """`average.update_parameters(model)`, which would copy its own count to the device each time, and wait."""
+        if not self.averaged:
+            average.update_parameters(self.stage.model)
+            self.averaged = True
+            return
+
+        assert average.multi_avg_fn is not None
+        weights = list(self.stage.model.parameters())
+        average.multi_avg_fn(list(average.parameters()), weights, average.n_averaged)
+        for kept, new in zip(average.module.buffers(), self.stage.model.buffers(), strict=True):
+            kept.copy_(new)
+        average.n_averaged += 1
+
     @property
     def kept(self) -> nn.Module:
         """The model that is validated and handed on: the average where there is one."""
@@ -118,6 +134,7 @@ class Update:
         if self.average is not None:
             self.stage.model.load_state_dict(state["weights"])
             self.average.n_averaged.copy_(state["averaged"])
+            self.averaged = bool(self.average.n_averaged > 0)
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
 

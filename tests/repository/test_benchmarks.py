@@ -1,12 +1,17 @@
 """The benchmarks run and say what they measured; how fast is not a test's business."""
 
 import json
+import subprocess
+import sys
+from dataclasses import replace
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
 import forked
 import pytest
-from checkout import ROOT
+import torch
+from checkout import ROOT, in_checkout
 from tiny_world import tiny_config, write_table
 
 from classify.finetune import finetune
@@ -126,7 +131,10 @@ def test_pretrain_step_compares_speed_and_memory(tmp_path):
     small = ["--preset", "vit_tiny_patch16", "--size", "32", "--batch", "2", "--rounds", "1", "--square", "64"]
     result, printed = measure("pretrain_step", tmp_path, *small, "--case", "same", "--markdown")
     systems = result["cases"]["same"]["systems"]
-    assert set(systems) == {"ours", "transformers"}
+    products = {"ours, oneDNN": "onednn", "ours, BLAS": "blas"}
+    assert {"ours", "transformers"} <= set(systems) <= {"ours", "transformers", *products}
+    assert {name: row["product"] for name, row in systems.items() if name in products} in ({}, products)
+    assert systems["ours"]["product"] in ("onednn", "blas")
     assert systems["transformers"]["ratio_of_transformers"] == 1
     for name, row in systems.items():
         assert all(row[number] > 0 for number in ("images_per_second", "peak_memory_bytes", "share_of_best_product"))
@@ -134,6 +142,57 @@ def test_pretrain_step_compares_speed_and_memory(tmp_path):
     assert 0.8 < systems["ours"]["flops_per_image"] / systems["transformers"]["flops_per_image"] < 1  # embeds fewer
     assert result["environment"]["cpu"] and result["environment"]["threads"]
     assert str(tmp_path) not in printed
+
+
+def test_without_a_gpu_cuda_sh_says_so_in_one_line(tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    done = subprocess.run(
+        ["bash", str(ROOT / "benchmarks/cuda.sh"), str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        env=in_checkout(PYTHON=sys.executable),
+    )
+    assert done.returncode == 2
+    [line] = done.stderr.splitlines()
+    assert line.startswith("error: benchmarks/cuda.sh: found no CUDA device") and "expected one" in line
+
+
+@pytest.mark.skipif(find_spec("transformers") is None, reason="transformers, which ours is compared with, is missing")
+def test_cuda_sh_records_a_part_that_fails_and_goes_on(tmp_path, monkeypatch):
+    """The parts on a CPU, in small; its tests, which this suite runs in any case, are ended by their limit."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    parts = import_module("cuda_parts")
+    whole = parts.parts_for(tmp_path, "cpu", None, [])
+    assert [part.name for part in whole] == ["tests", "step", "end to end", "evidence"]
+    monkeypatch.setattr(parts, "parts_for", lambda *_: [replace(whole[0], seconds=0.5), *whole[1:]])
+    monkeypatch.setattr(sys, "argv", ["cuda_parts.py", str(tmp_path), "--device", "cpu"])
+    with pytest.raises(SystemExit) as ended:
+        parts.main()
+    assert ended.value.code == 1
+
+    report = json.loads((tmp_path / "cuda.json").read_text())["parts"]
+    assert {name for name, outcome in report.items() if "failed" in outcome} == {"tests"}
+    assert report["tests"]["failed"] == "ended by its limit of 0.5 s" and report["tests"]["seconds"] < 20
+    run = report["end to end"]["result"]
+    assert min(run["step_alone"], run["from_the_store"], run["share_of_step_alone"]) > 0
+    assert run["looks"] == 1 and 0 <= run["data_wait_share"] < 1  # of two epochs the first is left out
+    assert report["step"]["result"]["cases"]["same"]["systems"]["ours"]["images_per_second"] > 0
+    assert 0 < report["evidence"]["result"]["probe/logistic_auc"] <= 1
+    log = (tmp_path / "cuda.log").read_text()
+    assert all(f"==== {name}: " in log for name in report)
+
+
+def test_cuda_sh_fits_into_nine_minutes_whatever_each_part_does(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    parts = import_module("cuda_parts")
+    monkeypatch.setattr(parts, "parts_for", lambda *_: [parts.Part(name, ["false"], 100) for name in "ab"])
+    monkeypatch.setattr(parts, "WHOLE", 4)
+    monkeypatch.setattr(sys, "argv", ["cuda_parts.py", str(tmp_path), "--device", "cpu"])
+    with pytest.raises(SystemExit):
+        parts.main()
+    report = json.loads((tmp_path / "cuda.json").read_text())["parts"]
+    assert {outcome["failed"] for outcome in report.values()} == {"no time was left"}
 
 
 @pytest.mark.slow

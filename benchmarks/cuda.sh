@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# What a machine with a GPU has to show, in at most nine minutes: tests, speed, and a short run that learns something.
+#
+#     bash benchmarks/cuda.sh OUT [STORE]      → OUT/cuda.json and OUT/cuda.log
+#
+# From a checkout, without installation and without network; wheels of what is missing are taken from .gpu/ where there
+# is such a folder (docs/speed.md). STORE: a folder with a `manifest.csv` of images (../shared/data/nih) for the short
+# run; without it the shipped radiographs serve. Each part has a time limit of its own; one that fails is recorded, and
+# the next goes on. DEVICE=cpu runs the same parts in small, to see that they run.
+set -u
+
+if [ $# -lt 1 ]; then
+    echo "error: benchmarks/cuda.sh: found no folder for results, expected one: bash benchmarks/cuda.sh OUT" >&2
+    exit 2
+fi
+mkdir -p "$1" || exit 2
+OUT=$(cd "$1" && pwd)
+STORE=${2:-}
+DEVICE=${DEVICE:-cuda}
+PYTHON=${PYTHON:-python3}
+cd "$(dirname "$0")/.." || exit 2
+export PYTHONPATH="$PWD"
+
+if compgen -G ".gpu/*.whl" > /dev/null; then
+    "$PYTHON" -m pip install --quiet --no-index --no-deps .gpu/*.whl >> "$OUT/cuda.log" 2>&1
+fi
+exec "$PYTHON" benchmarks/cuda_parts.py "$OUT" --device "$DEVICE" ${STORE:+--store "$STORE"}

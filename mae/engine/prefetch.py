@@ -1,0 +1,78 @@
+"""Batches ahead of the step that wants them: on a GPU a thread reads them, and they are copied while it computes."""
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from typing import TypeVar
+
+import torch
+
+from mae.engine.stage import Batch
+
+Item = TypeVar("Item")
+AnyBatch = TypeVar("AnyBatch", bound=Batch)
+AHEAD = 2  # batches read beyond the one that is copied
+
+
+def on_device(batches: Iterator[AnyBatch], device: torch.device) -> Generator[tuple[AnyBatch, AnyBatch], None, None]:
+    """Each batch, and the same on the device, in order.
+
+    On a CPU a batch is read when it is asked for: all cores compute. A GPU computes while the next batch is read,
+    pinned and copied, so that neither waits for the other.
+    """
+    if device.type != "cuda":
+        for batch in batches:
+            yield batch, batch.to(device)
+        return
+
+    # a thread's own current device is the first one, on which it would take memory
+    with closing(read_ahead(batches, AHEAD, lambda: torch.cuda.set_device(device))) as read:
+        yield from _copied_ahead(read, device)
+
+
+def read_ahead(
+    batches: Iterator[Item], count: int, begin: Callable[[], None] = lambda: None
+) -> Generator[Item, None, None]:
+    """The same in the same order, up to `count` of them read by a thread before they are asked for.
+
+    begin: called in that thread first.
+    """
+    end = object()  # batches may be anything, None included
+    with ThreadPoolExecutor(1, thread_name_prefix="reader", initializer=begin) as reader:
+        try:
+            coming = deque(reader.submit(next, batches, end) for _ in range(count))
+            while (batch := coming.popleft().result()) is not end:
+                coming.append(reader.submit(next, batches, end))
+                yield batch  # type: ignore[misc]
+        finally:
+            reader.shutdown(cancel_futures=True)
+            if isinstance(batches, Generator):  # it lets go of its files, and of readers of its own
+                batches.close()
+
+
+def _copied_ahead(
+    batches: Generator[AnyBatch, None, None], device: torch.device
+) -> Generator[tuple[AnyBatch, AnyBatch], None, None]:
+    """Copy each batch on a stream of its own while the one before it is worked on.
+
+    The copy waits for what was asked of the GPU before: memory of a batch that is let go of is taken for the next but
+    one, and the work on it must be over by then.
+    """
+    computing = torch.cuda.current_stream(device)
+    copying = torch.cuda.Stream(device)
+
+    def copied(batch: AnyBatch) -> tuple[AnyBatch, AnyBatch]:
+        copying.wait_stream(computing)
+        with torch.cuda.stream(copying):
+            return batch, batch.to(device)
+
+    ready = None
+    for batch in batches:
+        following = copied(batch)
+        if ready is not None:
+            yield ready
+        computing.wait_stream(copying)  # before the step that is asked for next
+        ready = following
+    if ready is not None:
+        yield ready
