@@ -108,9 +108,7 @@ NO_PLACES |= {
     "report.subgroups",
     "report.checklist",
 }
-NO_PLACES |= {"compare.contrasts.a", "compare.contrasts.b", "data.normal", "data.sources.normal"}
-COLUMNS = ("path", "label", "image_id", "patient_id", "study_id", "split", "view")  # of a table of one's own
-NO_PLACES |= {f"data.columns.{name}" for name in COLUMNS} | {f"data.sources.columns.{name}" for name in COLUMNS}
+NO_PLACES |= {"compare.contrasts.a", "compare.contrasts.b"}
 # settings of whatever kind, of which no command but mae-compare reads any
 ANY = {"compare.pretrainings", "compare.rows.set", "compare.tune", "compare.rows.tune"}
 
