@@ -131,7 +131,7 @@ def write_images(root: Path, train: int, side: int) -> None:
 
 def _run(code: str, *words: object) -> str:
     command = [sys.executable, "-c", code, *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    return subprocess.run(command, capture_output=True, encoding="utf-8", check=True, cwd=ROOT).stdout
 
 
 def _measured(code: str, *words: object) -> tuple[int, float]:

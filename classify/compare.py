@@ -28,8 +28,9 @@ from data.config import change_config, expand
 from data.errors import UserError
 from data.loader import Data, open_data
 from data.locks import locked
-from data.privacy import credentialed_sources
+from data.privacy import credentialed_sources, credentialed_unlabelled
 from data.settings import DataSettings
+from data.unlabelled import with_unlabelled
 from data.writing import keep_private, restoring_umask
 from mae.engine.checkpoint import load_checkpoint
 
@@ -69,7 +70,7 @@ def compare(config: ClassifyConfig, say: Say = print, jobs: int = 1) -> Comparis
     check_grid(config, cells, data_of)
     cells = with_batch_sizes(
         cells,
-        of_pretraining=lambda config: len(data_of(config.data).split("train")),
+        of_pretraining=lambda config: len(with_unlabelled(data_of(config.data), config.data).split("train")),
         of_finetuning=lambda config: len(splits_of(data_of(config.data), config).train),
     )
 
@@ -282,7 +283,8 @@ class _Grid:
         """What its training cost stands in its summary, with the pretraining's, and the tuning's at the first seed."""
         cost = finetuning_cost(evaluation.run, evaluation.config, evaluation.summary["meta"]["train_images"])
         if cell.pretrain_config:
-            images = len(self.data_of(cell.pretrain_config.data).split("train"))
+            settings = cell.pretrain_config.data
+            images = len(with_unlabelled(self.data_of(settings), settings).split("train"))
             cost |= pretraining_cost(Path(expand(cell.pretrain_config.run, "run")), cell.pretrain_config, images)
         choice = self.choices.get(cell.row)
         if choice and cell is self.first[cell.row]:
@@ -307,8 +309,8 @@ def _most_private(config: ClassifyConfig, cells: list[Cell]) -> tuple[list[str],
     found: set[str] = set()
     share = "group"
     for each in [config, *(cell.config for cell in cells), *(cell.pretrain_config for cell in cells)]:
-        if each is not None and credentialed_sources(each.data):
-            found |= {*credentialed_sources(each.data)}
+        if each is not None and _credentialed(each):
+            found |= {*_credentialed(each)}
             if each.data.share == "private":
                 share = "private"
     return sorted(found), share
@@ -318,7 +320,12 @@ def _keep_private(config: ClassifyConfig, cells: list[Cell]) -> None:
     """The comparison's folder holds what every cell makes, so it is as private as the most private of them."""
     for each in [config, *(cell.config for cell in cells), *(cell.pretrain_config for cell in cells)]:
         if each is not None:
-            keep_private(credentialed_sources(each.data), each.data.share)
+            keep_private(_credentialed(each), each.data.share)
+
+
+def _credentialed(config: ClassifyConfig) -> tuple[str, ...]:
+    """The credentialed data sets that a cell or its pretraining reads."""
+    return (*credentialed_sources(config.data), *credentialed_unlabelled(config.data))
 
 
 def _check_cases(evaluations: list[Evaluation]) -> None:

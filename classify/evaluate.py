@@ -299,8 +299,9 @@ def _trained_on(data: Data, table: pd.DataFrame, checkpoint: Checkpoint, split: 
 
 
 def _seen(data: Data, table: pd.DataFrame, checkpoint: Checkpoint) -> np.ndarray:
-    """(n) bool: which of the table's images served the pretraining, by their id or by their content."""
-    known = np.isin(data.known_by(table), checkpoint.fact("seen"))  # n k
+    """(n) bool: which of the table's images served the pretraining, by their id, their file or their pixels."""
+    by_pixels = isinstance(data.store, ImageStore)  # which knows them
+    known = np.isin(data.trained_by(table, by_pixels), checkpoint.fact("seen"))  # n k
     return np.asarray(known.any(axis=1))
 
 

@@ -53,6 +53,7 @@ RESUMABLE = Resumable(
     free=frozenset(
         {
             *("data.store", "data.workers", "data.max_rejected", "data.share", "data.patients", *FOUND_BY),
+            "data.unlabelled",  # which stage two never reads
             "finetune.run",
         }
     ),

@@ -27,6 +27,7 @@ from data.config import change_config, expand
 from data.errors import UserError, did_you_mean
 from data.loader import Data
 from data.manifest import digest
+from data.places import expect_unlabelled
 from data.privacy import with_settings
 from data.settings import DataSettings
 from mae.engine.run import Resumable, check_run, flat, training_device
@@ -474,6 +475,7 @@ def _check_cases(config: ClassifyConfig, cells: list[Cell], data_of: Callable[[D
 
 def _check_pretraining(config: ClassifyConfig) -> None:
     """A comparison owes nothing to labels before stage two."""
+    expect_unlabelled(config.data)
     check_model(config.model, config.pretrain, config.data.image_size)
     if config.pretrain.select == "probe":
         raise UserError("pretrain.select: found probe, expected reconstruction in a comparison")

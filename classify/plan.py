@@ -21,7 +21,7 @@ from data.config import expand
 from data.loader import Data
 from data.manifest import open_manifest
 from data.settings import DataSettings
-from mae.dry_run import UNKNOWN, duration, part_of, prepared_data, random_data
+from mae.dry_run import UNKNOWN, duration, part_of, prepared_data, pretraining_images, random_data
 from mae.engine.checkpoint import latest_checkpoint
 from mae.engine.loop import peak_memory
 from mae.engine.run import configure_torch, training_device
@@ -85,7 +85,7 @@ def plan(config: ClassifyConfig, jobs: int = 1) -> str:
         check_settings(config, cell)
     cells = with_batch_sizes(
         cells,
-        of_pretraining=lambda config: datasets.images(config.data) or UNKNOWN,
+        of_pretraining=lambda config: pretraining_images(config.data, datasets.images(config.data)) or UNKNOWN,
         of_finetuning=lambda config: _budget(config, datasets.labelled(config.data)) or UNKNOWN,
     )
 
@@ -179,7 +179,7 @@ def _runs(cells: list[Cell], datasets: "_Datasets") -> Iterator[_Run]:
 
 def _pretraining(config: ClassifyConfig, datasets: "_Datasets") -> _Run:
     folder = Path(expand(config.run, "run"))
-    images = datasets.images(config.data)
+    images = pretraining_images(config.data, datasets.images(config.data))
     return _Run(
         name=folder.name,
         stage="pretrain",

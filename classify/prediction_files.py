@@ -104,8 +104,6 @@ def _read(path: Path, config: ClassifyConfig, data: Data) -> PredictionFile:
     if not path.is_file():
         raise UserError(f"{path}: found no such file, expected a CSV of predictions")
     header = csv_columns(path)
-    if len(header) == 1 and (";" in header[0] or "\t" in header[0]):
-        raise UserError(f"{path}: found one column, {quoted(header[0], 'of several')}, expected commas between columns")
     image = _first(header, IMAGES)
     study = _first(header, STUDIES)
     patient = _first(header, PATIENTS)
@@ -131,6 +129,9 @@ def _read(path: Path, config: ClassifyConfig, data: Data) -> PredictionFile:
         row = int(table["id"].isna().to_numpy().argmax()) + 2
         raise UserError(f"{path}: row {row}: found no {name}, expected one in every row")
     table["id"] = table["id"].map(of_cell)
+    commas = table["value"].astype(str).str.fullmatch(r"\s*-?\d*,\d+\s*")
+    if commas.any():
+        raise UserError(f"{path}: column {scored}: found {table['value'][commas].iloc[0]}, expected decimal points")
     table["value"] = pd.to_numeric(table["value"], errors="coerce").astype(np.float64)
     if label is not None:
         table["label"] = read_words(table["label"], WORDS, path).astype(np.float64)

@@ -1,6 +1,7 @@
 """What a fine-tuning begins from, and whether config and checkpoint fit: the twin of `mae/weights/start.py`."""
 
 import hashlib
+import re
 import shlex
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -95,6 +96,10 @@ def with_paths_given(
             f"expected the paths on the command line: {command} {' '.join(words)}"
         )
 
+    # what served the pretraining alone is never read
+    if "data.unlabelled" not in given:
+        config = change_config(config, {"data.unlabelled": []})
+
     # a store is made anew wherever it is missing, so it needs no word
     if "data.store" in given or config.data.store is False:
         return config
@@ -129,6 +134,8 @@ def _paths_needed(config: ClassifyConfig, sections: Collection[str]) -> list[str
     for key, value in paths_in(config):
         if key.startswith("data.sources."):
             key = "data.sources"
+        if key.startswith("data.unlabelled."):  # pretraining alone reads them
+            continue
         unused = value is None or key in ASKED_OTHERWISE or (key == "data.root" and mixed)
         below_root = key == "data.table" and not _leads_elsewhere(value)
         shipped = key == "data.root" and value.startswith(SHIPPED)  # the same wherever the package is installed
@@ -158,11 +165,15 @@ def run_folder(config: ClassifyConfig, checkpoint: str | Path | None) -> Path:
 
 
 def _default_folder(config: ClassifyConfig, checkpoint: str | Path | None) -> Path:
-    """`<pretraining's folder>-<mode>`, or `<run>-<model>` (and `-linear`) without a checkpoint."""
+    """`<pretraining's folder>-<mode>`, or `<run>-<model>` (and `-linear`) without a checkpoint.
+
+    Of weights that a pretraining kept: `<pretraining's folder>-epoch010-<mode>`.
+    """
     settings = config.finetune
     if checkpoint:
         folder = Path(checkpoint).parent
-        ending = f"-{settings.mode}"
+        kept = Path(checkpoint).stem  # one pretraining's kept weights each have a folder
+        ending = f"-{kept}-{settings.mode}" if re.fullmatch(r"epoch\d+", kept) else f"-{settings.mode}"
     else:
         folder = Path(expand(config.run, "run"))
         ending = f"-{settings.model}"

@@ -8,12 +8,12 @@ from torch.nn import functional as F
 
 from data.settings import AugmentSettings
 
-DRAWS = 14  # uniform numbers an image's augmentation is made of
+DRAWS = 15  # uniform numbers an image's augmentation is made of
 CPU_IMAGES = 8  # of 224 pixels a side at a time: what they need on the way stays in a core's cache
 
 
 def augment(images: Tensor, settings: AugmentSettings, draws: Tensor) -> Tensor:
-    """Crop, rotate, shift, flip, change tone and erase 8-bit images (b c h w), by `draws` (b DRAWS) in [0, 1).
+    """Crop, rotate, shift, flip, blur, change tone and erase 8-bit images (b c h w), by `draws` (b DRAWS) in [0, 1).
 
     Returns 8-bit images of the same shape; what comes from outside the image is black.
     """
@@ -32,6 +32,8 @@ def _augment(images: Tensor, settings: AugmentSettings, u: tuple[Tensor, ...]) -
     with torch.autocast(images.device.type, enabled=False):  # bf16 would shift pixels and round greys
         grid = _grid(images, settings, u)
         grey = F.grid_sample(images.float() / 255, grid, padding_mode="zeros", align_corners=False)
+        if settings.blur:
+            grey = _blur(grey, settings.blur * u[14], settings.blur)
         grey = _tone(grey, settings, u[8:11])
         if settings.erase:
             grey = _erase(grey, settings.erase, u[11:14])
@@ -46,8 +48,11 @@ def _grid(images: Tensor, settings: AugmentSettings, u: tuple[Tensor, ...]) -> T
     # the crop's size, and where it lies
     area = low + (high - low) * u[0]
     ratio = torch.exp((2 * u[1] - 1) * math.log(settings.crop_ratio))
-    x_scale = (area * ratio).sqrt().clamp(max=1)
-    y_scale = (area / ratio).sqrt().clamp(max=1)
+    x_scale = (area * ratio).sqrt()
+    y_scale = (area / ratio).sqrt()
+    if high <= 1:  # no side of a crop is longer than the image's
+        x_scale = x_scale.clamp(max=1)
+        y_scale = y_scale.clamp(max=1)
     x_shift = (2 * u[2] - 1) * (1 - x_scale) + (2 * u[3] - 1) * 2 * settings.translation
     y_shift = (2 * u[4] - 1) * (1 - y_scale) + (2 * u[5] - 1) * 2 * settings.translation
 
@@ -69,6 +74,21 @@ def _grid(images: Tensor, settings: AugmentSettings, u: tuple[Tensor, ...]) -> T
 def _centres(side: int, device: torch.device) -> Tensor:
     """Where the pixels' centres (side) lie between -1 and 1."""
     return (2 * torch.arange(side, device=device) + 1) / side - 1
+
+
+def _blur(grey: Tensor, deviations: Tensor, largest: float) -> Tensor:
+    """Images (b c h w), each blurred by a Gaussian of its own deviation (b) in pixels; their edges go on outside."""
+    batch, channels, height, width = grey.shape
+    reach = math.ceil(3 * largest)  # for all alike: what an image becomes does not depend on its batch
+    offsets = torch.arange(-reach, reach + 1, device=grey.device)
+    kernels = torch.exp(-(offsets**2) / (2 * deviations.clamp(min=1e-3)[:, None] ** 2))  # b k
+    kernels = (kernels / kernels.sum(1, keepdim=True)).repeat_interleave(channels, 0)  # b·c k
+
+    # all images as channels of one, each of which has its own kernel: rows, then columns
+    flat = grey.reshape(1, batch * channels, height, width)
+    flat = F.conv2d(F.pad(flat, (reach, reach, 0, 0), "replicate"), kernels[:, None, None, :], groups=len(kernels))
+    flat = F.conv2d(F.pad(flat, (0, 0, reach, reach), "replicate"), kernels[:, None, :, None], groups=len(kernels))
+    return flat.reshape(grey.shape)
 
 
 def _tone(grey: Tensor, settings: AugmentSettings, u: tuple[Tensor, ...]) -> Tensor:

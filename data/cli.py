@@ -33,9 +33,10 @@ def _prepare(argv: Arguments) -> None:
     parser.add_argument("--verify", action="store_true", help="compare all of a finished store with what was written")
     arguments = parser.parse(argv)
     config = configure(arguments, DataConfig)
-    from data.places import expect_places
+    from data.places import expect_places, expect_unlabelled
 
     expect_places(config.data)
+    expect_unlabelled(config.data)
 
     from data.audit import audit_lines, audited
     from data.manifest import open_manifest
@@ -63,6 +64,14 @@ def _prepare(argv: Arguments) -> None:
     print(*audit_lines(audited(manifest, store), store.index, named), sep="\n")
     _, height, width = store.images.shape
     print(f"store: {store.folder} ({len(store)} images of {height}x{width})")
+
+    further = config.data.of_unlabelled()
+    if further is not None:
+        keep_private(credentialed_sources(further), further.share)
+        manifest = open_manifest(further, look_again=True)
+        store = prepare(further, manifest, try_again=True)
+        print("data.unlabelled:", *manifest.notes, manifest.summary(), sep="\n")
+        print(f"store: {store.folder} ({len(store)} images of {height}x{width})")
 
 
 # ---------------------------------------------------------------- what all commands share

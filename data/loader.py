@@ -89,10 +89,15 @@ class Data:
         encoded anew, and no other image of its name is. Where the files have not been read (`data.store: false`), the
         ids, hashed as in `identities`.
         """
-        by_file = self._contents(table)
-        if by_file is None:
+        if self._contents(table) is None:
             return np.unique(self.identities(table)[:, 0])
-        return np.unique([by_file, self._pixels(table)])
+        return np.unique(self.contents(table))
+
+    def contents(self, table: pd.DataFrame) -> np.ndarray:
+        """(n 2) int64 of each image's file and its pixels; the files must have been read."""
+        by_file = self._contents(table)
+        assert by_file is not None
+        return np.stack([by_file, self._pixels(table)], axis=1)
 
     def trained_by(self, table: pd.DataFrame, pixels: bool = True) -> np.ndarray:
         """(n k) int64: all by which `trained_on` may remember these images.

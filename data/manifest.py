@@ -20,6 +20,7 @@ from data.patients import with_patients
 from data.privacy import is_credentialed, may_show, recognised
 from data.settings import DataConfig, DataSettings
 from data.sources import COLUMNS, PEOPLE, SOURCES, SPLITS, LeftOut, kinds_of_columns, read_source
+from data.where import chosen_rows
 
 GIVEN = "the label of the data set's own table"  # where no rule decides
 
@@ -237,7 +238,7 @@ def _open_source(settings: DataSettings, mixed: bool, look_again: bool) -> _Part
     patients_known = bool(table["patient_id"].notna().all())
 
     # splits are drawn of the views that are kept, whether or not their files are downloaded yet
-    for step in (with_patients, _name_patients, _keep_views, _split):
+    for step in (with_patients, _name_patients, chosen_rows, _keep_views, _split):
         table, more = step(table, settings)
         notes += more
 
@@ -403,6 +404,8 @@ def _keep_views(table: pd.DataFrame, settings: DataSettings) -> tuple[pd.DataFra
 
 def _split(table: pd.DataFrame, settings: DataSettings) -> tuple[pd.DataFrame, list[str]]:
     """The official splits; what they lack is carved from train, test before validate."""
+    if not settings.labelled:
+        return _all_to_train_on(table)
     given = set(table["split"].dropna())
     if not given:
         table = table.assign(split="train")
@@ -419,6 +422,17 @@ def _split(table: pd.DataFrame, settings: DataSettings) -> tuple[pd.DataFrame, l
             table = _carve(table, split, fraction, settings.split_seed)
             notes.append(f"no {split} split is given: drawn {fraction:.0%} of the training patients of each label")
     return table, notes
+
+
+def _all_to_train_on(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """Images without labels, whatever their table says of these; those of its test split are left alone."""
+    tests = table["split"] == "test"
+    if tests.all():
+        raise UserError("data.unlabelled: found images of test splits alone, expected some to train on")
+    notes: list[str] = []
+    if tests.any():
+        notes.append(LeftOut(int(tests.sum()), "test images of a data set that serves pretraining"))
+    return table[~tests].assign(split="train", label=np.nan), notes
 
 
 def _carve(table: pd.DataFrame, split: str, fraction: float, seed: int) -> pd.DataFrame:

@@ -27,6 +27,18 @@ def expect_places(settings: DataSettings) -> None:
             require_table(root, source.table or settings.table)
 
 
+def expect_unlabelled(settings: DataSettings) -> None:
+    """The same of `data.unlabelled`, which pretraining reads and nobody else."""
+    for number, entry in enumerate(settings.unlabelled):
+        alone = settings.model_copy(update={"unlabelled": (entry,)}).of_unlabelled()
+        assert alone is not None
+        try:
+            expect_places(alone)
+        except UserError as error:
+            place = f"data.unlabelled.{number}"
+            raise UserError(f"{place}: {str(error).replace(f'; {GIVE}', '').removeprefix('data.root: ')}") from None
+
+
 def require_folder(root: Path) -> None:
     """UserError unless `root` is a folder."""
     if not root.is_dir():

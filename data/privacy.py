@@ -57,6 +57,12 @@ def credentialed_sources(settings: DataSettings) -> tuple[str, ...]:
     return tuple(name for name in settings.each_source() if name in names)
 
 
+def credentialed_unlabelled(settings: DataSettings) -> tuple[str, ...]:
+    """The same of the data sets that serve pretraining alone."""
+    further = settings.of_unlabelled()
+    return credentialed_sources(further) if further else ()
+
+
 def credentialed_by_name(settings: DataSettings) -> tuple[str, ...]:
     """The same by what the settings say alone: those of a stranger's checkpoint choose no place to look at."""
     names = []
@@ -157,7 +163,11 @@ def with_settings(
 def data_sets(settings: DataSettings) -> set[str]:
     """Each data set of the settings, as 16 hexadecimal digits of its source and the place it really lies at."""
     found = set()
-    for part in settings.each_source().values():
+    parts = list(settings.each_source().values())
+    further = settings.of_unlabelled()
+    if further is not None:
+        parts += further.each_source().values()
+    for part in parts:
         try:
             root, table = _places(part)
             where = [os.path.realpath(root), os.path.realpath(table) if table else ""]

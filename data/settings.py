@@ -1,8 +1,8 @@
 """Settings of the data room: where radiographs come from, how they are read, split and augmented."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from data.config import PathText, Settings, either
 
@@ -20,6 +20,14 @@ Names = Annotated[
     either("Input should be a name, or a list of such, or null"),
     BeforeValidator(lambda given: _as_names(given)),
 ]
+Value = str | int | float  # of a column, as a config writes it
+Values = Annotated[
+    tuple[Value, ...],
+    Field(min_length=1),
+    either("Input should be a text or a number, or a list of such"),
+    BeforeValidator(lambda given: given if isinstance(given, list | tuple) else [given]),
+]
+Where = Annotated[dict[Name, Values], AfterValidator(lambda given: Chosen(given))]
 Layout = Literal[
     "mimic-cxr-jpg", "mimic-cxr-dicom", "chexpert", "nih-cxr14", "folder", "images", "table", "medmnist", "phantom"
 ]
@@ -28,6 +36,13 @@ Tone = Literal["window", "mimic_jpg"]  # as a viewer shows it, or as MIMIC-CXR-J
 # by which the same images may be found otherwise: a run knows its images by their store, their splits and their labels
 FOUND_BY = ("data.root", "data.labels_root", "data.normal", "data.dicom_ids")
 Size = int | tuple[int, int]  # of an image: the side of a square, or height and width
+
+
+class Chosen(dict[str, tuple[Value, ...]]):
+    """Values by column, which nobody changes: like all settings it can be looked up by."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(frozenset(self.items()))
 
 
 def _as_names(given: object) -> object:
@@ -79,10 +94,13 @@ class SourceSettings(Settings):
     uncertain: Literal["unknown", "positive", "negative"] | None = Field(None, description="what -1 counts as")
     normal: Names = Field(None, description="class folders or labels that mean normal; null: by their names")
     views: tuple[str, ...] | None = Field(None, description="ViewPosition to keep; [] keeps all")
+    where: Where | None = Field(None, description="rows of this data set to keep, by their columns; {} keeps all")
 
 
 class DataSettings(Settings):
     """Files → manifest → store."""
+
+    labelled: ClassVar[bool] = True  # false where images serve pretraining alone, whatever their tables say of labels
 
     source: Literal[Layout, "mix"] = Field(
         "mix",
@@ -96,6 +114,11 @@ class DataSettings(Settings):
     )
     sources: tuple[SourceSettings, ...] = Field(
         (), description="several data sets as one: a list of {source, root, …}; what one leaves out is set here"
+    )
+    unlabelled: tuple[SourceSettings, ...] = Field(
+        (),
+        description="further data sets for pretraining alone, entries like those of `sources`: what one leaves out has "
+        "its default; stage two never reads them",
     )
     table: PathText = Field("manifest.csv", description="source table: the CSV, below root")
     columns: ColumnSettings = Field(default_factory=ColumnSettings)
@@ -128,6 +151,11 @@ class DataSettings(Settings):
     )
     views: tuple[str, ...] = Field(
         ("AP", "PA"), description="ViewPosition to keep; [] keeps all, also images without one"
+    )
+    where: Where = Field(
+        default_factory=Chosen,
+        description="rows to keep, by any column of the manifest: {pixels: 128}, or {view: [PA, AP], sex: F} where "
+        "each column must have one of its values; {} keeps all; chosen before splits are drawn",
     )
     sample: int | None = Field(
         None, ge=1, description="keep whole patients until this many labelled training images; null keeps all"
@@ -168,9 +196,10 @@ class DataSettings(Settings):
             raise ValueError(f"sources: found a list beside source {self.source}, expected [] or source mix")
         if self.sources and self.patients is not None:  # whose ids may be those of other patients elsewhere
             raise ValueError("patients: found it beside several sources, expected it in the entry it belongs to")
-        names = [part.name or part.source for part in self.sources]
-        if len(set(names)) < len(names):
-            raise ValueError(f"sources: found names {', '.join(names)}, expected different ones; give each its name")
+        for key in ("sources", "unlabelled"):
+            names = [part.name or part.source for part in getattr(self, key)]
+            if len(set(names)) < len(names):
+                raise ValueError(f"{key}: found names {', '.join(names)}, expected different ones; give each its name")
         return self
 
     def each_source(self) -> dict[str, "DataSettings"]:
@@ -183,6 +212,16 @@ class DataSettings(Settings):
             settings[part.name or part.source] = self.model_copy(update={"sources": (), **given})
         return settings
 
+    def of_unlabelled(self) -> "DataSettings | None":
+        """The settings of `unlabelled` as a data set of its own; None where there is none.
+
+        Of this one it has what is the same for all images that one model sees, and where stores are.
+        """
+        if not self.unlabelled:
+            return None
+        shared = {name: getattr(self, name) for name in SHARED}
+        return UnlabelledSettings.model_construct(**shared, source="mix", sources=self.unlabelled)
+
     @field_validator("image_size")
     @classmethod
     def _square_is_one_number(cls, size: Size) -> Size:
@@ -190,12 +229,25 @@ class DataSettings(Settings):
         return height if height == width else size  # [64, 64] is the store of 64
 
 
+class UnlabelledSettings(DataSettings):
+    """What `DataSettings.of_unlabelled` gives."""
+
+    labelled: ClassVar[bool] = False
+
+
+LARGEST_CROP = 4  # share of the image's area: then it is half as high and wide
+# what unlabelled images have of the labelled ones' settings
+SHARED = ("views", "image_size", "resize", "tone", "credentialed", "share", "max_rejected", "store", "workers")
+
+
 class AugmentSettings(Settings):
     """Light augmentation, drawn per (seed, epoch, image); one resampling per image."""
 
     enabled: bool = Field(True, description="false trains on the images as they are")
     crop_scale: tuple[float, float] = Field(
-        (0.7, 1.0), description="area of the random resized crop, share of the image; [1, 1] does not crop"
+        (0.7, 1.0),
+        description="area of the random resized crop, share of the image; [1, 1] does not crop, "
+        "and above 1 the image is made smaller, with black around it",
     )
     crop_ratio: float = Field(1.15, ge=1, le=2, description="most a crop's aspect ratio changes, either way")
     rotation: float = Field(7.0, ge=0, le=45, description="largest rotation either way, degrees")
@@ -204,13 +256,14 @@ class AugmentSettings(Settings):
     brightness: float = Field(0.1, ge=0, lt=1, description="largest brightness shift, share of the grey range")
     contrast: float = Field(0.2, ge=0, lt=1, description="largest relative contrast change")
     gamma: float = Field(0.2, ge=0, lt=1, description="largest relative gamma change")
+    blur: float = Field(0.0, ge=0, le=8, description="largest deviation of a Gaussian blur, pixels of the image")
     erase: float = Field(0.0, ge=0, le=1, description="probability that a rectangle is erased")
 
     @model_validator(mode="after")
     def _crop_is_a_share(self) -> "AugmentSettings":
         low, high = self.crop_scale
-        if not 0 < low <= high <= 1:
-            raise ValueError(f"crop_scale: found {[low, high]}, expected 0 < low <= high <= 1")
+        if not 0 < low <= high <= LARGEST_CROP:
+            raise ValueError(f"crop_scale: found {[low, high]}, expected 0 < low <= high <= {LARGEST_CROP}")
         return self
 
 

@@ -45,6 +45,7 @@ EXAMPLES: dict[str, Any] = {
     "data.source": "folder",
     "data.root": "${MIMIC_CXR_ROOT}",
     "data.sources": [{"source": "folder", "root": "clinic"}, {"source": "nih-cxr14", "root": "nih"}],
+    "data.unlabelled": [{"source": "images", "root": "archive"}],
     "data.table": "labels.csv",
     "data.labels_root": "mimic-cxr-jpg/2.1.0",
     "data.patients": "patients.csv.gz",
@@ -61,6 +62,7 @@ EXAMPLES: dict[str, Any] = {
     "data.columns.split": "fold",
     "data.columns.view": "projection",
     "data.views": ["PA"],
+    "data.where": {"pixels": 128},
     "data.sample": 10000,
     "data.validate_fraction": 0.2,
     "data.test_fraction": 0.2,
@@ -78,6 +80,7 @@ EXAMPLES: dict[str, Any] = {
     "model.preset": "vit_small_patch16",
     "model.init": "vit-mae-base",
     "model.in_channels": 3,
+    "model.embed": "conv",
     "model.patch_size": 8,
     "model.width": 256,
     "model.depth": 8,
@@ -92,8 +95,16 @@ EXAMPLES: dict[str, Any] = {
     "pretrain.epochs": 800,
     "pretrain.mask_ratio": 0.9,
     "pretrain.predict_ratio": 0.25,
+    "pretrain.masking": "green",
+    "pretrain.augment.blur": 1.5,
+    "finetune.augment.blur": 1.0,
+    "pretrain.visible_loss": 0.1,
     "pretrain.probe_every": 10,
     "pretrain.select": "probe",
+    "pretrain.continue_from": "runs/long/epoch100.pt",
+    "pretrain.keep_epochs": [10, 30, 100],
+    "pretrain.optimizer.schedule": "constant",
+    "pretrain.optimizer.cooldown_epochs": 20,
     "pretrain.optimizer.warmup_epochs": 40,
     "pretrain.optimizer.clip_grad": 1.0,
     "pretrain.optimizer.ema": 0.999,
@@ -113,6 +124,8 @@ EXAMPLES: dict[str, Any] = {
     "finetune.optimizer.base_lr": 1e-3,
     "finetune.optimizer.warmup_epochs": 5,
     "finetune.optimizer.weight_decay": 0.1,
+    "finetune.optimizer.schedule": "constant",
+    "finetune.optimizer.cooldown_epochs": 5,
     "finetune.optimizer.layer_decay": 0.65,
     "finetune.optimizer.ema": 0.999,
     "finetune.select": "loss",
@@ -148,11 +161,21 @@ TORCHVISION = {
     "finetune.init_std": [0.229, 0.224, 0.225],
 }
 
+CONSTANT = {"pretrain.optimizer.schedule": "constant", "pretrain.optimizer.warmup_epochs": 5}
+
 # what an example needs beside it to be a whole config
 BESIDE: dict[str, dict[str, Any]] = {
     "model.pixel_mean": {"model.in_channels": 3},
     "model.pixel_std": {"model.in_channels": 3},
     "pretrain.select": {"pretrain.probe_every": 5},
+    "pretrain.continue_from": CONSTANT,
+    "pretrain.optimizer.schedule": CONSTANT,
+    "pretrain.optimizer.cooldown_epochs": CONSTANT,
+    "finetune.optimizer.schedule": {"finetune.optimizer.warmup_epochs": 5},
+    "finetune.optimizer.cooldown_epochs": {
+        "finetune.optimizer.schedule": "constant",
+        "finetune.optimizer.warmup_epochs": 5,
+    },
     "finetune.init": {"finetune.model": "resnet18"},
     "finetune.init_mean": TORCHVISION,
     "finetune.init_std": TORCHVISION,
@@ -183,7 +206,7 @@ def sections(cls: type[BaseModel], prefix: str) -> Iterator[tuple[str, type[Base
         section = _section(field.annotation)
         if section is None:
             continue
-        if prefix + name == "data.sources":  # data.* again
+        if prefix + name in ("data.sources", "data.unlabelled"):  # data.* again
             continue
         yield prefix + name, section
         yield from sections(section, f"{prefix}{name}.")

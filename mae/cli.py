@@ -172,8 +172,16 @@ def _pretrain(argv: Arguments) -> None:
 
     # torch comes only now: --help, a wrong setting and a wrong path are answered at once
     expect_named(config, data=not arguments.dry_run)
+    from data.places import expect_unlabelled
+    from mae.engine.checkpoint_file import checkpoint_file, stands_somewhere
+
+    if not arguments.dry_run:
+        expect_unlabelled(config.data)
+    if config.pretrain.continue_from is not None and not stands_somewhere(Path(expand(config.run, "run"))):
+        checkpoint_file(expand(config.pretrain.continue_from, "pretrain.continue_from"))
     launch_ranks(arguments, argv, "mae.cli", "pretrain", config.device)
     from data.loader import open_data
+    from data.unlabelled import with_unlabelled
     from mae.engine import distributed
     from mae.engine.run import configure_torch, expect_checkpoint, training_device
     from mae.pretrain import check_model, pretrain
@@ -196,6 +204,8 @@ def _pretrain(argv: Arguments) -> None:
     data = open_data(config.data)
     if arguments.overfit:
         data = data.overfit(arguments.overfit)
+    else:
+        data = with_unlabelled(data, config.data)
     if distributed.is_main():
         print(*data.manifest.notes, data.manifest.summary(), sep="\n")
 

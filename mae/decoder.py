@@ -39,8 +39,10 @@ class Decoder(nn.Module):
         self.register_buffer("positions", sincos_positions(width, grid))  # n d, or what loaded weights bring
         self.apply(init_weights)
 
-    def forward(self, tokens: Tensor, keep: Tensor, masked: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, keep: Tensor, masked: Tensor, visible_too: bool = False) -> Tensor:
         """Encoder tokens (b 1+k d) of the patches `keep` (b k) → pixels (b m p·p·c) of `masked` (b m).
+
+        visible_too: pixels (b k+m p·p·c), those of the patches `keep` first.
 
         Attention does not mind the order of its tokens, so masked ones stand after the visible ones and
         nothing is shuffled back: each carries its own position.
@@ -52,7 +54,8 @@ class Decoder(nn.Module):
         for block in self.blocks:
             tokens = run_block(block, tokens, recompute=self.recompute)  # b 1+n e
 
-        return self.predict(self.norm(tokens[:, -masked.shape[1] :]))  # b m p·p·c
+        wanted = tokens[:, 1:] if visible_too else tokens[:, -masked.shape[1] :]  # b m e
+        return self.predict(self.norm(wanted))  # b m p·p·c
 
 
 class CrossDecoder(nn.Module):

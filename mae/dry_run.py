@@ -61,6 +61,7 @@ def forecast(config: MAEConfig) -> Forecast:
     """What a pretraining of a resolved config takes here, by doing every part of it once."""
     device = training_device(config)
     data, images = prepared_data(config.data)
+    images = pretraining_images(config.data, images)
     folder = Path(expand(config.run, "run"))
 
     def needs(part: int) -> int:
@@ -212,6 +213,15 @@ def prepared_data(settings: DataSettings) -> tuple[Data | None, int | None]:
         return None, len(manifest.of_split("train"))
     data = Data(manifest, ImageStore(folder))
     return data, len(data.split("train"))
+
+
+def pretraining_images(settings: DataSettings, labelled: int | None) -> int | None:
+    """How many images a pretraining trains on: so many of the data set, and those of `data.unlabelled`, if known."""
+    further = settings.of_unlabelled()
+    if further is None or labelled is None:
+        return labelled
+    more = prepared_data(further)[1]
+    return None if more is None else labelled + more
 
 
 def part_of(data: Data, batch: int) -> tuple[Data, float, float]:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from mae.linear import Linear
 from mae.masking import take
+from mae.patch_embedding import PatchConvolutions
 from mae.patches import patchify, sincos_positions
 from mae.transformer import Block, drop_path, init_weights, run_block, token
 
@@ -18,6 +19,7 @@ class Encoder(nn.Module):
     `image_size` (h w) and `patch_size` are in pixels. Preprocessing travels with the weights:
     `pixel_mean` and `pixel_std` (grey levels as a share of 255; one number, or one a channel) are
     buffers, applied by `standardize`. `eps` is the LayerNorms': 1e-6 in the paper's code.
+    `embed`: linear, as in the paper, or conv (`PatchConvolutions`).
     """
 
     positions: Tensor
@@ -35,6 +37,7 @@ class Encoder(nn.Module):
         pixel_mean: float | Sequence[float] = 0.5,
         pixel_std: float | Sequence[float] = 0.25,
         eps: float = 1e-6,
+        embed: str = "linear",
     ):
         super().__init__()
         self.patch_size = patch_size
@@ -47,7 +50,9 @@ class Encoder(nn.Module):
         self.recompute = False  # activations in the backward pass, instead of keeping them
 
         # what it learns
-        self.embed = Linear(patch_size * patch_size * in_channels, width)
+        self.embed: nn.Module = Linear(patch_size * patch_size * in_channels, width)
+        if embed == "conv":
+            self.embed = PatchConvolutions(patch_size, in_channels, width)
         self.class_token = token(width)
         self.blocks = nn.ModuleList(Block(width, heads, eps=eps) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps)

@@ -67,13 +67,19 @@ class MaskedAutoencoder(nn.Module):
         return self.encoder.grid[0] * self.encoder.grid[1]
 
     def forward(
-        self, images: Tensor, mask_ratio: float = 0.75, noise: Tensor | None = None, predict_ratio: float | None = None
+        self,
+        images: Tensor,
+        mask_ratio: float = 0.75,
+        noise: Tensor | None = None,
+        predict_ratio: float | None = None,
+        visible_loss: float = 0.0,
     ) -> Reconstruction:
         """Standardised images (b c h w) → Reconstruction.
 
         noise: (b n), the lowest are kept; None draws it from torch's global generator.
         predict_ratio: share of the n patches to predict, of those masked the ones with the lowest noise;
         None predicts all masked ones.
+        visible_loss: weight of the loss on the visible patches, which is added (decoder self; arXiv 2402.03752).
         """
         # hide patches
         if noise is None:
@@ -89,12 +95,24 @@ class MaskedAutoencoder(nn.Module):
             masked = masked[:, :predicted]  # b m
 
         # predict what was hidden, and compare
-        pred = self.decoder(self._encode(images, keep), keep, masked)  # b m p·p·c
-        target = take(patchify(images, self.encoder.patch_size), masked)  # b m p·p·c
+        tokens = self._encode(images, keep)
+        if not visible_loss:
+            pred = self.decoder(tokens, keep, masked)  # b m p·p·c
+            return Reconstruction(self._error(pred, images, masked), pred, masked, mask)
+
+        if self.decoder.reads_depths:
+            raise UserError("visible_loss: found it with the decoder 'cross', expected 'self'")
+        both = self.decoder(tokens, keep, masked, visible_too=True)  # b k+m p·p·c
+        visible, pred = both.split([keep.shape[1], masked.shape[1]], dim=1)
+        loss = self._error(pred, images, masked) + visible_loss * self._error(visible, images, keep)
+        return Reconstruction(loss, pred, masked, mask)
+
+    def _error(self, pred: Tensor, images: Tensor, which: Tensor) -> Tensor:
+        """Mean squared error of what is predicted (b m p·p·c) for the patches `which` (b m) of the images."""
+        target = take(patchify(images, self.encoder.patch_size), which)  # b m p·p·c
         if self.norm_pixel_loss:
             target = normalize_patches(target)  # b m p·p·c
-        loss = (pred.to(target.dtype) - target).square().mean()  # float32 under autocast too
-        return Reconstruction(loss, pred, masked, mask)
+        return (pred.to(target.dtype) - target).square().mean()  # float32 under autocast too
 
     def _encode(self, images: Tensor, keep: Tensor) -> Tensor:
         if self.decoder.reads_depths:
@@ -118,6 +136,7 @@ def build_mae(
     pixel_mean: float | Sequence[float] = 0.5,
     pixel_std: float | Sequence[float] = 0.25,
     norm_eps: float = 1e-6,
+    embed: str = "linear",
     **sizes: int | None,
 ) -> MaskedAutoencoder:
     """A masked autoencoder by preset; `sizes` (patch_size, width, decoder_depth, …) override the preset's.
@@ -130,7 +149,11 @@ def build_mae(
         raise UserError(f"model.preset: found {preset!r}, expected one of {known}")
     if decoder not in ("self", "cross"):
         raise UserError(f"model.decoder: found {decoder!r}, expected 'self' or 'cross'")
+    if embed not in ("linear", "conv"):
+        raise UserError(f"model.embed: found {embed!r}, expected 'linear' or 'conv'")
     size = _overridden(PRESETS[preset], sizes)
+    if embed == "conv" and size["patch_size"] == 1:
+        raise UserError("model.patch_size: found 1, expected at least 2 with model.embed = conv")
     image_size = height_and_width(image_size)
     _check_geometry(image_size, size)
     pixels = size["patch_size"] ** 2 * in_channels  # values in a patch
@@ -148,6 +171,7 @@ def build_mae(
         pixel_mean=pixel_mean,
         pixel_std=pixel_std,
         eps=norm_eps,
+        embed=embed,
     )
     for_decoder: dict[str, Any] = {
         "grid": encoder.grid,

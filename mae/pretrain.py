@@ -19,10 +19,12 @@ from data.draws import uniform
 from data.errors import NotFinite, UserError
 from data.loader import Batch, Data, Loader, image_names, open_data
 from data.manifest import digest
-from data.privacy import credentialed_sources
+from data.privacy import credentialed_sources, credentialed_unlabelled
 from data.settings import FOUND_BY, Size
+from data.unlabelled import with_unlabelled
 from data.writing import keep_private, restoring_umask
 from mae.batch_size import with_batch_size
+from mae.branch import as_begun, branch_of, check_branch
 from mae.engine import distributed
 from mae.engine.checkpoint import Checkpoint, load_checkpoint, load_weights
 from mae.engine.console import as_rows, batch_text, best_epoch, ended_text, start_facts
@@ -32,6 +34,7 @@ from mae.engine.prefetch import on_device
 from mae.engine.run import Resumable, check_run, configure_torch, holding, is_finished, start_run, training_device
 from mae.engine.schedule import schedule_of
 from mae.engine.stage import Stage, Validation
+from mae.mask_noise import mask_noise
 from mae.model import MaskedAutoencoder, check_sizes, mae_from, normalize_patches
 from mae.patches import patchify
 from mae.pretrain_cost import pretraining_memory, step_of
@@ -48,7 +51,7 @@ RESUMABLE = Resumable(
     free=frozenset(
         {
             *("data.store", "data.workers", "data.max_rejected", "data.share", "data.patients", *FOUND_BY),
-            "pretrain.panel_images",
+            *("pretrain.panel_images", "pretrain.keep_epochs"),
         }
     ),
     epochs="pretrain.epochs",
@@ -74,11 +77,16 @@ def pretrain(
     device = training_device(config)
     start = starting_point(config)
     config = start.config if start else without_weights(config)
-    keep_private(credentialed_by(config, start), config.data.share)
+    folder = Path(expand(config.run, "run"))
+    branch = branch_of(config, folder)
+    if branch:
+        config = as_begun(config, branch)
+    keep_private(_credentialed(config, start), config.data.share)
     data = data or open_data(config.data)
+    if not by_heart:
+        data = with_unlabelled(data, config.data)
 
     # what the run is made with
-    folder = Path(expand(config.run, "run"))
     images = len(data.split("train"))
     config = with_batch_size(
         config, "pretrain", images, folder, device, lambda part: pretraining_memory(config, part, device)
@@ -93,9 +101,12 @@ def pretrain(
     }
     check_run(folder, config, RESUMABLE, facts)
 
-    finished = is_finished(folder, config.pretrain.epochs)
+    finished = is_finished(folder, config.pretrain.epochs, config.pretrain.keep_epochs)
     if not finished:
         stage = pretrain_stage(config, data, device, start)
+        if branch:
+            check_branch(config, branch, stage.meta["seen"], RESUMABLE)
+            stage = replace(stage, branch_of=branch)
         if by_heart:
             stage = replace(stage, goal=learnt_loss(stage.model, data))
         if distributed.is_main():
@@ -141,11 +152,18 @@ def credentialed_by(config: MAEConfig, start: Checkpoint | None) -> list[str]:
     return sorted({*credentialed_sources(config.data), *earlier})
 
 
+def _credentialed(config: MAEConfig, start: Checkpoint | None) -> list[str]:
+    """The same of a pretraining, which learns from images without labels as well."""
+    return sorted({*credentialed_by(config, start), *credentialed_unlabelled(config.data)})
+
+
 def check_model(model: ModelSettings, pretrain: PretrainSettings, image_size: Size) -> None:
     """UserError where the model's settings do not fit together or the data, before anything is read or built."""
     check_sizes(model, image_size)
     if pretrain.predict_ratio is not None and model.decoder == "self":
         raise UserError("pretrain.predict_ratio: found it with model.decoder = self, expected model.decoder=cross")
+    if pretrain.visible_loss and model.decoder == "cross":
+        raise UserError("pretrain.visible_loss: found it with model.decoder = cross, expected model.decoder=self")
 
 
 def _seen(data: Data) -> pd.DataFrame:
@@ -203,8 +221,9 @@ def pretrain_stage(
         step=step,
         validate=validate_and_probe,
         validate_every=settings.validate_every,
+        keep_epochs=settings.keep_epochs,
         name_images=lambda batch: image_names(train, batch, data.manifest.may_show(config.report.images)),
-        meta=_meta(data, start) | {"credentialed": credentialed_by(config, start)},
+        meta=_meta(data, start) | {"credentialed": _credentialed(config, start)},
         show=show,
         hyperparameters=hyperparameters(config),
     )
@@ -271,10 +290,16 @@ def learnt_loss(model: MaskedAutoencoder, data: Data) -> float:
 
 def pretrain_step(model: MaskedAutoencoder, batch: Batch, epoch: int, settings: PretrainSettings, seed: int) -> Tensor:
     """The loss of a training batch; crops and masks depend on (seed, epoch, image)."""
+    encoder = model.encoder
     draws = uniform(seed, "augment", epoch, batch.numbers, DRAWS)
-    images = model.encoder.standardize(augment(batch.images, settings.augment, draws))  # b c h w
-    noise = uniform(seed, "mask", epoch, batch.numbers, model.patches)  # b n
-    return model(images, settings.mask_ratio, noise, settings.predict_ratio).loss
+    images = encoder.standardize(augment(batch.images, settings.augment, draws))  # b c h w
+    patches = patchify(images, encoder.patch_size)  # b n p·p·c
+
+    def draw(purpose: str, count: int) -> Tensor:
+        return uniform(seed, purpose, epoch, batch.numbers, count)
+
+    noise = mask_noise(settings.masking, seed, draw, patches, encoder.grid)  # b n
+    return model(images, settings.mask_ratio, noise, settings.predict_ratio, settings.visible_loss).loss
 
 
 # ---------------------------------------------------------------- validation

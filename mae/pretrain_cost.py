@@ -84,7 +84,9 @@ def step_of(config: MAEConfig, images: int) -> Callable[[], Tensor]:
 
     def loss() -> Tensor:
         with autocast(CPU, config.precision):
-            return model(pixels, settings.mask_ratio, None, settings.predict_ratio).loss
+            return model(
+                pixels, settings.mask_ratio, None, settings.predict_ratio, visible_loss=settings.visible_loss
+            ).loss
 
     return loss
 

@@ -40,6 +40,11 @@ class ModelSettings(Settings):
 
     # sizes
     in_channels: Literal[1, 3] = Field(1, description="1, or 3 equal ones as published weights expect")
+    embed: Literal["linear", "conv"] = Field(
+        "linear",
+        description="how a patch becomes a token: one linear layer, as in the paper, or first 2 or 3 small "
+        "convolutions inside the patch (conv), which see no neighbour; only linear can be exported to transformers",
+    )
     patch_size: int | None = Field(None, ge=1, le=2048, description="side of a patch, pixels; null: the preset's")
     width: int | None = Field(None, ge=8, le=65536, description="encoder width; null: the preset's")
     depth: int | None = Field(None, ge=1, le=1000, description="encoder blocks; null: the preset's")
@@ -77,11 +82,12 @@ class ModelSettings(Settings):
         return self
 
 
+Epoch = Annotated[int, Field(ge=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimizerSettings(Settings):
-    """AdamW with linear warm-up and cosine decay (Loshchilov & Hutter 2019), the same for both stages.
+    """AdamW with linear warm-up and, unless asked otherwise, cosine decay (Loshchilov & Hutter 2019), in both stages.
 
     Each stage has its own defaults; what they leave null, the stage fills in.
     """
@@ -90,6 +96,12 @@ class OptimizerSettings(Settings):
         None, gt=0, description="learning rate at batch 256; used: base_lr * batch_size / 256; null: the stage's own"
     )
     min_lr: float = Field(0.0, ge=0, description="learning rate at the end of the cosine, at batch 256")
+    schedule: Literal["cosine", "constant"] = Field(
+        "cosine",
+        description="after the warm-up: cosine, down to min_lr over all epochs; constant, down to it over the last "
+        "cooldown_epochs alone, so that one long run gives several ends (pretrain.continue_from)",
+    )
+    cooldown_epochs: float = Field(0.0, ge=0, description="last epochs of a constant rate, linear down to min_lr")
     warmup_epochs: float | None = Field(None, ge=0, description="epochs of linear warm-up; null: a tenth of them")
     weight_decay: float | None = Field(None, ge=0, description="decoupled decay, not on biases, norms and tokens")
     betas: tuple[Beta, Beta] = Field((0.9, 0.95), description="AdamW's momentum coefficients")
@@ -155,10 +167,28 @@ class PretrainSettings(Settings):
         le=1,
         description="share of the patches predicted in training, of the masked ones (decoder cross); null: all masked",
     )
+    masking: Literal["random", "red", "green", "blue", "content"] = Field(
+        "random",
+        description="which patches are hidden in training: random; by filtered noise (ColorMAE), which comes in large "
+        "(red), middling (green) or fine spots (blue); content: those whose pixels vary, more often than plain ones",
+    )
+    visible_loss: float = Field(
+        0.0, ge=0, description="weight of a loss on the visible patches beside that on the masked ones (decoder self)"
+    )
 
     # how it learns
     optimizer: PretrainOptimizerSettings = Field(default_factory=PretrainOptimizerSettings)
     augment: PretrainAugmentSettings = Field(default_factory=PretrainAugmentSettings)
+
+    # where it begins, and what stays of it
+    continue_from: PathText | None = Field(
+        None,
+        description="a kept checkpoint of another run (RUN/epoch100.pt) from which this one goes on as that one would, "
+        "for another end of it: schedule constant, with this run's epochs and cooldown_epochs; null: none",
+    )
+    keep_epochs: tuple[Epoch, ...] = Field(
+        (), description="epochs whose weights stay, with the optimizer's state, as epoch010.pt; each is validated"
+    )
 
     # how it is watched
     validate_every: int = Field(1, ge=1, description="epochs between held-out reconstruction losses")
@@ -178,6 +208,11 @@ class PretrainSettings(Settings):
     @model_validator(mode="after")
     def _settings_agree(self) -> "PretrainSettings":
         check_warmup(self.optimizer, self.epochs)
+        beyond = [epoch for epoch in self.keep_epochs if epoch > self.epochs]
+        if beyond:
+            raise ValueError(f"keep_epochs: found {beyond[0]}, expected at most the {self.epochs} epochs")
+        if self.continue_from is not None and self.optimizer.schedule != "constant":
+            raise ValueError("continue_from: found it with optimizer.schedule = cosine, expected constant")
         if self.select == "probe" and self.probe_every is None:
             raise ValueError("select: found probe without probe_every, expected a number of epochs there")
         return self
@@ -189,8 +224,19 @@ def number_of(batch_size: BatchSize) -> int:
 
 
 def check_warmup(optimizer: OptimizerSettings, epochs: int) -> None:
-    """ValueError for a warm-up that would never reach the peak learning rate."""
+    """ValueError for a warm-up that would never reach the peak learning rate, and for a schedule without sense."""
     warmup = optimizer.warmup_epochs
+    if optimizer.schedule == "cosine" and optimizer.cooldown_epochs:
+        found = f"found {optimizer.cooldown_epochs:g} with schedule cosine"
+        raise ValueError(f"optimizer.cooldown_epochs: {found}, expected schedule constant")
+    if optimizer.schedule == "constant" and warmup is None:
+        raise ValueError(
+            "optimizer.warmup_epochs: found null with schedule constant, expected a number: it must not depend on how "
+            "long the run is"
+        )
+    if optimizer.cooldown_epochs and warmup is not None and warmup + optimizer.cooldown_epochs > epochs:
+        found = f"{optimizer.cooldown_epochs:g} after {warmup:g} of warm-up"
+        raise ValueError(f"optimizer.cooldown_epochs: found {found}, expected at most the {epochs} epochs")
     if warmup is not None and warmup >= epochs:
         raise ValueError(f"optimizer.warmup_epochs: found {warmup:g}, expected fewer than the {epochs} epochs")
 

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from data.class_names import says, told_apart
@@ -45,7 +46,9 @@ def read(settings: DataSettings, root: Path) -> tuple[pd.DataFrame, list[str]]:
         if column in table:
             require_one_spelling(table[column], place)
 
-    if settings.target is None:
+    if not settings.labelled:
+        table["label"] = np.nan
+    elif settings.target is None:
         table["label"], about_labels = _read_labels(table["label"], settings, place)
         notes += about_labels
     else:
@@ -62,7 +65,7 @@ def _read_table(place: Path, settings: DataSettings) -> tuple[pd.DataFrame, list
     """The columns under the manifest's names, which of them are findings, which are further ones, and notes."""
     target = settings.target
     header = csv_columns(place)
-    needed = ["path"] if target else ["path", "label"]
+    needed = ["path", "label"] if settings.labelled and not target else ["path"]
     named, notes = named_columns(header, settings.columns, needed, place)
     other = with_commas(place)
     if other:
@@ -82,7 +85,7 @@ def _read_table(place: Path, settings: DataSettings) -> tuple[pd.DataFrame, list
         table = pd.concat([table, read_csv(place, others, optional=words, words=words)], axis=1)
     else:
         optional = [*named.values(), "source", *findings, *words]
-        needed = [named["path"], named["label"]]
+        needed = [named[name] for name in needed]
         table = read_csv(place, needed, optional, numbers=findings, words=words)
 
     table = _under_our_names(table, named)

@@ -117,6 +117,24 @@ def latest_checkpoint(folder: Path, kind: str | None = None) -> Checkpoint | Non
         return load_checkpoint(previous, kind)
 
 
+def kept_name(epoch: int) -> str:
+    """The file of weights that stay as they are after an epoch."""
+    return f"epoch{epoch:03}.pt"
+
+
+def check_kept(folder: Path, last: Checkpoint, epochs: Collection[int]) -> None:
+    """UserError unless the weights of those epochs that a run has passed are there, and are these."""
+    for epoch in epochs:
+        if epoch > last.epoch:
+            continue
+        path = folder / kept_name(epoch)
+        if not path.exists() or load_checkpoint(path, last.kind, numbers=False).epoch != epoch:
+            raise UserError(
+                f"{path}: found no weights of epoch {epoch}, which the run has passed, expected those it kept there; "
+                f"put them back, or take {epoch} out of pretrain.keep_epochs"
+            )
+
+
 def check_finished(folder: Path, last: Checkpoint) -> None:
     """UserError unless the best.pt that belongs to the folder's last checkpoint is there, and whole."""
     best = folder / "best.pt"

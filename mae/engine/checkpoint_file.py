@@ -62,6 +62,11 @@ def _of_a_hub(path: Path) -> str:
     return f"; nothing is downloaded here: hf download {path} --local-dir {path.name}, then give that folder"
 
 
+def stands_somewhere(folder: Path) -> bool:
+    """Whether the folder holds a training to go on with: one that has saved a checkpoint."""
+    return any((folder / name).exists() for name in ("last.pt", "previous.pt"))
+
+
 def is_run(folder: Path) -> bool:
     """Whether a training has begun in the folder."""
     if any((folder / name).is_file() for name in ("best.pt", "last.pt", "previous.pt")):

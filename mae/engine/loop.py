@@ -22,6 +22,7 @@ from mae.engine.checkpoint import (
     NotSaved,
     check_finished,
     check_weights,
+    kept_name,
     latest_checkpoint,
     load_checkpoint,
     save_checkpoint,
@@ -116,7 +117,7 @@ class _Run:
         self.pending: list[tuple[Tensor, Batch]] = []  # updates nobody has looked at yet, with their batches
         self.validated: dict[str, Any] = {}  # what last.pt is to know of the validation at this step
         self.saved = replace(self.position)  # where last.pt stands
-        self.owed: Checkpoint | None = None  # the best weights, where the disk did not take them
+        self.owed: dict[str, Checkpoint] = {}  # by file: weights to stay, where the disk did not take them
         self.watch = _Watch()
         self.pace = _Pace(self.position.step)
         self.data_sets = sorted(data_sets(stage.config.data))  # what they are now: links and variables may change
@@ -245,7 +246,9 @@ class _Run:
         if validation.score > position.best:
             position.best = validation.score
             self.tracker.best(position.step, validation.metrics)
-            self._save_best()
+            self._save(self._checkpoint(), "best.pt")
+        if epoch in stage.keep_epochs:
+            self._save(self._resumable(), kept_name(epoch))
         self._save_last()
 
         # pictures come last: one that fails costs nothing but itself
@@ -317,18 +320,19 @@ class _Run:
         self.progress.close()
         self.tracker.close()
 
-    def _save_best(self) -> None:
-        """Write best.pt. Weights that the disk does not take are kept in memory until it does."""
-        checkpoint = self._checkpoint()
-        self.owed = None
-        if distributed.is_main() and not self._write(checkpoint, "best.pt"):
-            weights = checkpoint.weights.copy()
-            for name, weight in weights.items():
-                weights[name] = weight.cpu().clone()
-            self.owed = replace(checkpoint, weights=weights)
+    def _save(self, checkpoint: Checkpoint, name: str) -> None:
+        """Write weights that stay. Those that the disk does not take are kept in memory until it does."""
+        self.owed.pop(name, None)
+        if distributed.is_main() and not self._write(checkpoint, name):
+            self.owed[name] = replace(
+                checkpoint,
+                weights=_copied(checkpoint.weights),
+                optimizer=_copied(checkpoint.optimizer),
+                state=_copied(checkpoint.state),
+            )
 
     def _save_last(self) -> None:
-        """Write last.pt, after a best.pt that is still owed.
+        """Write last.pt, after what is still owed.
 
         last.pt never stands beyond a best.pt that is not written: a run that goes on from it would not find it again.
         """
@@ -336,16 +340,18 @@ class _Run:
         if not distributed.is_main():
             self.saved = replace(self.position)
             return
-        if self.owed:
-            if not self._write(self.owed, "best.pt"):
+        for name, checkpoint in list(self.owed.items()):
+            if not self._write(checkpoint, name):
                 return
-            self.owed = None
+            del self.owed[name]
 
-        # what is to be resumed from
-        optimizer = self.stage.optimizer.state_dict()
-        checkpoint = replace(self._checkpoint(), optimizer=optimizer, state=self.update.state_dict())
-        if self._write(checkpoint, "last.pt", previous=self.folder / "previous.pt"):
+        if self._write(self._resumable(), "last.pt", previous=self.folder / "previous.pt"):
             self.saved = replace(self.position)
+
+    def _resumable(self) -> Checkpoint:
+        """The run as it stands, with what resuming needs."""
+        optimizer = self.stage.optimizer.state_dict()
+        return replace(self._checkpoint(), optimizer=optimizer, state=self.update.state_dict())
 
     def _checkpoint(self) -> Checkpoint:
         """The run as it stands, without what only resuming needs."""
@@ -369,6 +375,9 @@ class _Run:
 
     def _resume(self) -> Position:
         checkpoint = latest_checkpoint(self.folder, self.stage.kind)
+        branches_off = checkpoint is None
+        if checkpoint is None:
+            checkpoint = self.stage.branch_of
         if checkpoint is None:
             return Position()
 
@@ -382,7 +391,22 @@ class _Run:
             ) from None
         load_optimizer(self.stage.optimizer, checkpoint.optimizer, checkpoint.place)
         self.reached = self.stage.goal is not None and bool(checkpoint.meta.get("overfit", {}).get("reached"))
-        return _position(checkpoint)
+        position = _position(checkpoint)
+        if branches_off:  # the best weights so far stand in another folder
+            position.best = -math.inf
+        return position
+
+
+def _copied(content: Any) -> Any:
+    """The same content, its tensors copied to the CPU: training changes the ones there are."""
+    if isinstance(content, dict):
+        copied = content.copy()  # of the same kind
+        for name, part in content.items():
+            copied[name] = _copied(part)
+        return copied
+    if isinstance(content, list | tuple):
+        return type(content)(_copied(part) for part in content)
+    return content.detach().cpu().clone() if isinstance(content, Tensor) else content
 
 
 def _position(checkpoint: Checkpoint) -> Position:

@@ -6,7 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,7 +23,8 @@ from data.locks import locked
 from data.plain_values import read_json_values, read_yaml
 from data.writing import expect_no_links_out, write_json, write_text
 from mae.engine import distributed
-from mae.engine.checkpoint import check_finished, latest_checkpoint, load_checkpoint
+from mae.engine.checkpoint import check_finished, check_kept, latest_checkpoint, load_checkpoint
+from mae.engine.checkpoint_file import stands_somewhere
 from mae.settings import MAEConfig
 
 
@@ -145,12 +146,15 @@ def _with_newer_settings(made: dict[str, Any]) -> dict[str, Any]:
     return made
 
 
-def is_finished(folder: Path, epochs: int) -> bool:
+def is_finished(folder: Path, epochs: int, kept: Collection[int] = ()) -> bool:
     """Whether the folder's run has trained for that many epochs, to its very end.
 
-    Raises UserError where it has, but its best.pt is not there or another's.
+    kept: epochs whose weights stay. Raises UserError where it has, but its best.pt is not there or another's, and
+    where it has passed an epoch whose weights are not there.
     """
     last = latest_checkpoint(folder)
+    if last is not None:
+        check_kept(folder, last, kept)
     if last is None or last.epoch < epochs or (folder / "previous.pt").exists():
         return False
     check_finished(folder, last)
@@ -159,7 +163,7 @@ def is_finished(folder: Path, epochs: int) -> bool:
 
 def expect_checkpoint(folder: Path) -> None:
     """UserError where the folder has nothing to go on from, for who insists on that."""
-    if not any((folder / name).exists() for name in ("last.pt", "previous.pt")):
+    if not stands_somewhere(folder):
         raise UserError(f"{folder}: found no last.pt, expected one with --resume; leave --resume out for a new run")
 
 

@@ -1,4 +1,4 @@
-"""The learning rate of every step: warm-up, then half a cosine."""
+"""The learning rate of every step: warm-up, then half a cosine, or a constant rate that cools down at its end."""
 
 import math
 from dataclasses import dataclass
@@ -16,11 +16,16 @@ class Schedule:
     warmup_epochs: float | None  # None: a tenth of the epochs
     peak: float
     floor: float
+    cooldown_epochs: float | None = None  # the last ones of a constant rate; None: half a cosine
 
     def at(self, step: int, steps_per_epoch: int) -> float:
         """The learning rate of a step, counted over the whole run."""
         warmup = self.epochs / 10 if self.warmup_epochs is None else self.warmup_epochs
-        return warmup_cosine(step, warmup * steps_per_epoch, self.epochs * steps_per_epoch, self.peak, self.floor)
+        total = self.epochs * steps_per_epoch
+        if self.cooldown_epochs is None:
+            return warmup_cosine(step, warmup * steps_per_epoch, total, self.peak, self.floor)
+        cooldown = self.cooldown_epochs * steps_per_epoch
+        return warmup_constant(step, warmup * steps_per_epoch, total, cooldown, self.peak, self.floor)
 
 
 def schedule_of(settings: OptimizerSettings, base_lr: float, batch_size: int, epochs: int) -> Schedule:
@@ -29,7 +34,10 @@ def schedule_of(settings: OptimizerSettings, base_lr: float, batch_size: int, ep
     batch_size: of the batches that are trained on; few training images make smaller ones than the config asks for.
     """
     scale = batch_size / 256
-    return Schedule(epochs, settings.warmup_epochs, peak=base_lr * scale, floor=settings.min_lr * scale)
+    cooldown = settings.cooldown_epochs if settings.schedule == "constant" else None
+    return Schedule(
+        epochs, settings.warmup_epochs, peak=base_lr * scale, floor=settings.min_lr * scale, cooldown_epochs=cooldown
+    )
 
 
 def warmup_cosine(step: int, warmup: float, total: int, peak: float, floor: float = 0.0) -> float:
@@ -38,6 +46,19 @@ def warmup_cosine(step: int, warmup: float, total: int, peak: float, floor: floa
         return peak * step / warmup
     progress = min((step - warmup) / max(total - warmup, 1), 1.0)
     return floor + (peak - floor) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def warmup_constant(step: int, warmup: float, total: int, cooldown: float, peak: float, floor: float = 0.0) -> float:
+    """Linear up to `peak` over `warmup` steps, `peak`, then linear to `floor` over the last `cooldown` steps.
+
+    Until that begins the rate does not depend on how long the run is (Hägele et al. 2024), so one run has many ends.
+    """
+    if step < warmup:
+        return peak * step / warmup
+    left = max(total - step, 0)
+    if left >= cooldown:
+        return peak
+    return floor + (peak - floor) * left / cooldown
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -1,6 +1,6 @@
 """What a stage gives the loop: model, step and validation, typed. The loop knows no task beyond this."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
+from mae.engine.checkpoint import Checkpoint
 from mae.engine.overfit import looked_at
 from mae.engine.schedule import Schedule
 from mae.settings import MAEConfig, OptimizerSettings
@@ -65,6 +66,8 @@ class Stage(Generic[Network]):
     step: Callable[[Network, Any, int], Tensor]  # (model, batch, epoch) → loss
     validate: Callable[[Network, int], Validation]  # (model, epochs done)
     validate_every: int = 1
+    keep_epochs: Collection[int] = ()  # after which the weights are kept for good
+    branch_of: Checkpoint | None = None  # where another run stood, from which this one goes on
     goal: float | None = None  # of --overfit: the loss at which the training ends
     meta: dict[str, Any] = field(default_factory=dict)
     name_images: Callable[[Any], list[str]] = _names_nobody  # ids of a batch's images
@@ -78,7 +81,7 @@ class Stage(Generic[Network]):
 
     def validates_after(self, epoch: int) -> bool:
         """Whether an epoch, the first being 1, ends with a validation; the last one does."""
-        if epoch == self.epochs:
+        if epoch == self.epochs or epoch in self.keep_epochs:
             return True
         return looked_at(epoch) if self.goal is not None else epoch % self.validate_every == 0
 

@@ -102,6 +102,11 @@ def model_arguments(source: Source, target: Target) -> dict[str, Any]:
             f"{source.place}: found weights for {source.found.in_channels} channel(s), expected {channels}; "
             "give model.in_channels=1"
         )
+    if channels != source.found.in_channels and source.embed != "linear":
+        raise UserError(
+            f"{source.place}: found convolutions of {source.found.in_channels} channels (model.embed = {source.embed})"
+            ", expected a linear patch embedding, which alone can be folded into one channel"
+        )
 
     # a decoder goes on with what it was trained for, unless something else is wished for
     norm_pixel_loss = target.norm_pixel_loss
@@ -125,6 +130,7 @@ def model_arguments(source: Source, target: Target) -> dict[str, Any]:
         "decoder": source.decoder or target.decoder or "self",
         "norm_pixel_loss": norm_pixel_loss,
         "norm_eps": source.eps,
+        "embed": source.embed,
         **_statistics(source, target, channels),
         **sizes,
         **decoder_sizes,

@@ -17,6 +17,7 @@ from mae.decoder import Decoder
 from mae.encoder import Encoder
 from mae.engine.checkpoint import expect_finite
 from mae.model import MaskedAutoencoder
+from mae.patch_embedding import PatchConvolutions
 from mae.transformer import Block
 from mae.weights.layouts import DINOV2, HUGGINGFACE, to_huggingface
 from mae.weights.licenses import License, fields_of, front_matter, spoken
@@ -54,6 +55,7 @@ def save_huggingface(
     """
     license = license or getattr(getattr(model, "report", None), "license", None)
     encoder, decoder = model.encoder, model.decoder
+    _expect_linear(encoder, folder)
     if isinstance(decoder, Decoder) and encoder.grid[0] == encoder.grid[1]:
         weights = to_huggingface(_weights(encoder, "encoder") | _weights(decoder, "decoder"), encoder.patch_size)
         config = encoder_config(encoder, "ViTMAEForPreTraining") | _decoder_config(decoder, model.norm_pixel_loss)
@@ -82,6 +84,7 @@ def save_encoder(
     `Dinov2ForImageClassification` is one too: a ViT whose residual branches have a scale, here 1, and whose head reads
     class token and mean of the patch tokens.
     """
+    _expect_linear(encoder, folder)
     reading = Reading.of(encoder, resize)
     settings = encoder_config(encoder, architecture)
     layout = DINOV2 if settings["model_type"] == "dinov2" else HUGGINGFACE
@@ -92,6 +95,14 @@ def save_encoder(
         weights = {name.removeprefix("vit."): tensor for name, tensor in weights.items()}
     card = card or _plain_card(reading, license, owed)
     write_folder(folder, weights, settings | dict(config or {}), reading, license, say, card)
+
+
+def _expect_linear(encoder: Encoder, folder: str | Path) -> None:
+    if isinstance(encoder.embed, PatchConvolutions):
+        raise UserError(
+            f"{folder}: found a patch embedding of convolutions (model.embed = conv), expected linear: transformers "
+            "has no ViT with another one, so nothing is written"
+        )
 
 
 def _scales_of_one(encoder: Encoder) -> dict[str, Tensor]:

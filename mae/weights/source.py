@@ -56,6 +56,7 @@ class Source:
     eps: float
     norm_pixel_loss: bool | None  # what the decoder predicts; None where there is none
     license: License | None  # of the weights, where they have one
+    embed: str = "linear"
     decoder: str | None = None
     decoder_heads: int | None = None
     assumed: tuple[str, ...] = ()
@@ -115,6 +116,7 @@ def own_source(checkpoint: Checkpoint) -> Source:
         eps=settings.norm_eps,
         norm_pixel_loss=settings.norm_pixel_loss is not False,
         license=checkpoint.meta.get("license"),
+        embed=settings.embed,
         decoder=settings.decoder,
         decoder_heads=sizes["decoder_heads"],
         consumed=STATISTICS,

@@ -19,7 +19,7 @@ from mae.weights.state_dicts import holds_a_model, state_dict_of
 from mae.weights.timm import is_of_facebook, of_facebook, of_timm, timm_source
 
 Kind = TypeVar("Kind", bound=MAEConfig)
-GEOMETRY = ("patch_size", "width", "depth", "heads", "norm_eps")  # the file decides
+GEOMETRY = ("patch_size", "embed", "width", "depth", "heads", "norm_eps")  # the file decides
 
 
 def _say_once(text: str) -> None:

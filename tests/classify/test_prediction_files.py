@@ -265,9 +265,16 @@ def test_a_row_is_trained_or_read(settings, said):
 
 
 @pytest.mark.parametrize("between", [";", "\t"])
-def test_other_separators_than_commas_are_named(place, opened, tmp_path, between):
-    path = tmp_path / "reader.csv"
+def test_other_separators_than_commas_are_read_and_decimal_commas_named(place, opened, tmp_path, between):
     test = rows(opened)
-    pd.DataFrame({"path": test["path"], "score": probabilities(test)}).to_csv(path, sep=between, decimal=",")
-    with pytest.raises(UserError, match=r"found one column, .*, expected commas between columns"):
-        predictions_of(RowSettings(name="Reader", predictions=str(path)), config(place), opened)
+    row = RowSettings(name="Reader", predictions=str(tmp_path / "reader.csv"))
+    table = pd.DataFrame({"path": test["path"], "score": probabilities(test)})
+    table.to_csv(tmp_path / "reader.csv", index=False)
+    [expected] = predictions_of(row, config(place), opened)
+    table.to_csv(tmp_path / "reader.csv", sep=between, index=False)
+    [found] = predictions_of(row, config(place), opened)
+    assert found.units.equals(expected.units)
+
+    table.to_csv(tmp_path / "reader.csv", sep=between, decimal=",", index=False)
+    with pytest.raises(UserError, match=r"column score: found 0,\d+, expected decimal points"):
+        predictions_of(row, config(place), opened)

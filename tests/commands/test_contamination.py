@@ -6,7 +6,18 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from tiny_world import ONE_EPOCH, SETTINGS, other_split, places, succeed, tiny_config, write_config, write_table
+from PIL import Image
+from tiny_world import (
+    ONE_EPOCH,
+    SETTINGS,
+    mistake,
+    other_split,
+    places,
+    succeed,
+    tiny_config,
+    write_config,
+    write_table,
+)
 
 from classify.cli import evaluate, export, finetune
 from data.loader import open_data
@@ -109,3 +120,43 @@ def test_a_mix_keeps_each_images_own_id(tmp_path):
     of_two = mixed.split("train")
     of_two = of_two[of_two["image_id"].str.startswith("two/")]
     assert mixed.identities(of_two).tolist() == alone.identities(alone.split("train")).tolist()
+
+
+def as_archive(root: Path, table: pd.DataFrame) -> dict[str, str]:
+    """Some of the labelled images in a folder without labels, encoded anew under other names."""
+    (root / "archive").mkdir()
+    for number, name in enumerate(table["path"]):
+        Image.open(root / "images" / name).save(root / f"archive/x{number}.png", compress_level=1)
+    return {"source": "images", "root": f"{root}/archive"}
+
+
+def test_test_images_among_those_without_labels_are_counted(classified, tmp_path):
+    table = pd.read_csv(tmp_path / "images/manifest.csv")
+    archive = as_archive(tmp_path, table[table["split"] == "test"].head(3))
+    run = classified(data__unlabelled=[archive])
+    count, n, said = served(run)
+    assert (count, n) == (3, 10)
+    assert "3 images of them served pretraining" in said
+
+
+def test_images_without_labels_train_stage_one_and_nothing_else(classified, tmp_path):
+    write_table(tmp_path / "other", seed=9)
+    archive = {"source": "images", "root": f"{tmp_path}/other"}  # whose files have the names of the labelled ones
+    run = classified(data__unlabelled=[archive])
+    seen = load_checkpoint(tmp_path / "mae/last.pt")
+    assert len(seen.meta["seen"]) == 2 * (40 + 10 + 60)
+    assert seen.progress["step"] == (40 + 60) // ONE_EPOCH["pretrain.batch_size"]
+    assert served(run)[:2] == (0, 10)
+    assert load_checkpoint(run / "best.pt").meta["train_images"] == 40
+
+    # stage two from the checkpoint's own config, when the archive is gone
+    shutil.rmtree(tmp_path / "other")
+    succeed(finetune, "--checkpoint", tmp_path / "mae/last.pt", f"finetune.run={tmp_path}/again")
+    assert served(tmp_path / "again")[:2] == (0, 10)
+
+
+def test_a_run_goes_on_with_its_images_without_labels_alone(classified, tmp_path):
+    write_table(tmp_path / "other", seed=9)
+    classified(data__unlabelled=[{"source": "images", "root": f"{tmp_path}/other"}])
+    line = mistake(pretrain, "--config", tmp_path / "pretrain.yaml", "data.unlabelled=[]", keep=tmp_path / "mae")
+    assert "found a run made with data.unlabelled" in line

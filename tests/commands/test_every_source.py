@@ -68,7 +68,7 @@ def test_files_to_table(source: Callable, tmp_path):
     config.write_text("data: {source: table}\n")  # replaced below: overrides beat the file
     settings = ["--config", config, *settings, *TINY, f"run={tmp_path}/runs/mae", f"data.store={tmp_path}/stores"]
     assert "store: " in succeed(prepare, *settings)
-    assert f"{tmp_path}/runs/mae/last.pt" in succeed(pretrain, *settings)
+    assert f"next: mae-finetune --checkpoint {tmp_path}/runs/mae\n" in succeed(pretrain, *settings)
     assert f"{tmp_path}/runs/mae-full" in succeed(finetune, "--checkpoint", tmp_path / "runs/mae/last.pt")
     if test_images is None:  # drawn: as many as have a label
         manifest = open_data(load_config(config, settings[2:]).data).manifest

@@ -23,6 +23,7 @@ from classify.cli import evaluate, export, finetune
 from classify.settings import ClassifyConfig
 from data.config import is_path, load_config, make_config, paths_in
 from data.errors import UserError
+from data.settings import ColumnSettings
 from mae import load_checkpoint
 from mae.cli import pretrain, reconstruct
 from mae.engine.checkpoint import save_checkpoint
@@ -95,7 +96,10 @@ def test_a_copied_run_is_evaluated_where_it_is_told(world, tmp_path, monkeypatch
 
 
 # texts that name no place
-NO_PLACES = {"device", "data.target", "data.views", "data.sources.name", "data.sources.views"}
+OF_A_DATA_SET = {"views", "normal", "where", *(f"columns.{name}" for name in ColumnSettings.model_fields)}
+NO_PLACES = {"device", "data.target", "data.sources.name", "data.unlabelled.name"}
+for section in ("data", "data.sources", "data.unlabelled"):
+    NO_PLACES |= {f"{section}.{name}" for name in OF_A_DATA_SET}
 NO_PLACES |= {
     "compare.rows.name",
     "compare.rows.pretraining",
@@ -104,7 +108,9 @@ NO_PLACES |= {
     "report.subgroups",
     "report.checklist",
 }
-NO_PLACES |= {"compare.contrasts.a", "compare.contrasts.b"}
+NO_PLACES |= {"compare.contrasts.a", "compare.contrasts.b", "data.normal", "data.sources.normal"}
+COLUMNS = ("path", "label", "image_id", "patient_id", "study_id", "split", "view")  # of a table of one's own
+NO_PLACES |= {f"data.columns.{name}" for name in COLUMNS} | {f"data.sources.columns.{name}" for name in COLUMNS}
 # settings of whatever kind, of which no command but mae-compare reads any
 ANY = {"compare.pretrainings", "compare.rows.set", "compare.tune", "compare.rows.tune"}
 
@@ -130,14 +136,17 @@ def test_every_setting_that_holds_a_text_is_known_to_name_a_place_or_none():
     found = dict(texts_of(ClassifyConfig))
     places = {name for name, field in found.items() if is_path(field)}
     assert found.keys() - places == NO_PLACES | ANY
-    config = make_config({"data": {"sources": [{"source": "table", "root": "a"}]}}, "test")
+    part = [{"source": "table", "root": "a"}]
+    config = make_config({"data": {"sources": part, "unlabelled": part}}, "test")
     assert {key for key, _ in paths_in(config)} == {name for name in places if not name.startswith("compare.rows.")}
 
     # what the code reads as a path, by the name that `expand` is given
     root = Path(import_module("data").__file__).parents[1]
     text = "".join(path.read_text() for room in ("data", "mae", "classify") for path in (root / room).rglob("*.py"))
     named = {part.split('"')[1] for part in text.split("expand(")[1:] if '"' in part.split(")")[0]}
-    assert named == {name for name in places if not name.startswith(("data.sources.", "compare.rows."))}
+    assert named == {
+        name for name in places if not name.startswith(("data.sources.", "data.unlabelled.", "compare.rows."))
+    }
 
 
 # ---------------------------------------------------------------- links

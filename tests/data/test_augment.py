@@ -35,6 +35,61 @@ def settings(**changed) -> AugmentSettings:
     return AugmentSettings(**STILL | changed)
 
 
+# ---------------------------------------------------------------- smaller images, and blur
+
+
+def test_an_image_of_twice_the_area_lies_wholly_inside_with_black_around_it():
+    white = torch.full((64, 1, 40, 56), 255, dtype=torch.uint8)
+    small = augment(white, settings(crop_scale=(2.0, 2.0), crop_ratio=1.2), uniform(3, "a", 0, torch.arange(64), DRAWS))
+    shares = small.float().mean((1, 2, 3)) / 255
+    assert shares.sub(0.5).abs().max() < 0.01
+    assert len({tuple(image.flatten().tolist()) for image in small}) > 50  # at places of their own
+
+
+def test_crops_go_both_ways_where_the_range_does():
+    white = torch.full((200, 1, 30, 30), 255, dtype=torch.uint8)
+    draws = uniform(0, "a", 0, torch.arange(200), DRAWS)
+    shares = augment(white, settings(crop_scale=(0.5, 2.0)), draws).float().mean((1, 2, 3)) / 255
+    whole = shares > 0.999  # areas up to 1
+    assert 0.2 < whole.float().mean() < 0.5
+    assert shares.min() < 0.6
+
+
+def test_sigma_of_each_blur_is_its_draw():
+    spot = torch.zeros(3, 1, 41, 41, dtype=torch.uint8)
+    spot[..., 20, 20] = 255
+    spot[..., 18:23, 18:23] = 255
+    draws = middle(3)
+    draws[:, 14] = torch.tensor([0.0, 0.5, 1.0])
+    blurred = augment(spot, settings(blur=3.0), draws).double()
+    assert blurred[0].equal(spot[0].double())
+    offsets = torch.arange(-20, 21.0, dtype=torch.float64)
+    variances = [(image[0].sum(0) * offsets**2).sum() / image.sum() for image in blurred]
+    for found, sigma in zip(variances, (0, 1.5, 3.0), strict=True):
+        assert found - variances[0] == pytest.approx(sigma**2, abs=0.35)
+
+
+def test_blur_leaves_plain_images_and_works_on_any_shape():
+    plain = torch.full((2, 3, 7, 5), 90, dtype=torch.uint8)
+    assert augment(plain, settings(blur=4.0), middle(2, u14=0.9)).equal(plain)
+
+
+@pytest.mark.parametrize("changed", [{"crop_scale": (0.5, 2.0)}, {"blur": 2.0}])
+def test_smaller_and_blurred_images_do_not_depend_on_their_batch(changed):
+    images = images_of(11)
+    draws = uniform(5, "a", 1, torch.arange(11), DRAWS)
+    together = augment(images, settings(**changed), draws)
+    for number in range(11):
+        alone = augment(images[number : number + 1], settings(**changed), draws[number : number + 1])
+        assert alone.equal(together[number : number + 1])
+
+
+@pytest.mark.parametrize("wrong", [(0.5, 5.0), (0.0, 1.0), (1.5, 1.0)])
+def test_crops_have_bounds(wrong):
+    with pytest.raises(ValueError, match="expected 0 < low <= high <= 4"):
+        AugmentSettings(crop_scale=wrong)
+
+
 # ---------------------------------------------------------------- draws
 
 

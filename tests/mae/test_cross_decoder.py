@@ -181,9 +181,9 @@ def test_validation_predicts_every_hidden_patch_whatever_training_does(tmp_path,
     stage = pretrain_stage(part, data, CPU)
     forward = MaskedAutoencoder.forward
 
-    def watched(model, images, mask_ratio, noise, predict_ratio=None):
+    def watched(model, images, mask_ratio, noise, predict_ratio=None, visible_loss=0.0):
         ratios.append(predict_ratio)
-        return forward(model, images, mask_ratio, noise, predict_ratio)
+        return forward(model, images, mask_ratio, noise, predict_ratio, visible_loss)
 
     monkeypatch.setattr(MaskedAutoencoder, "forward", watched)
     with torch.no_grad():
