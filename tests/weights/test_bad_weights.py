@@ -90,7 +90,13 @@ def test_a_bad_folder_is_one_clear_line(what, said, tmp_path):
     folder = folder_of(tiny(), tmp_path / "weights")
     break_folder(folder, what)
     (tmp_path / "empty.yaml").write_text("{}")
-    words = [f"model.init={folder}", "data.source=table", "data.image_size=16", f"run={tmp_path}/run"]
+    words = [
+        f"model.init={folder}",
+        "data.source=folder",
+        f"data.root={tmp_path}",
+        "data.image_size=16",
+        f"run={tmp_path}/run",
+    ]
     outcome = call(mae_pretrain, "--config", tmp_path / "empty.yaml", *words)
     assert (outcome.code, outcome.out) == (2, "")
     assert outcome.err.startswith("error: ")
@@ -115,7 +121,7 @@ def test_weights_that_do_not_fit_the_config_are_one_clear_line(change, said, tmp
     monkeypatch.chdir(tmp_path)
     folder = folder_of(tiny(), tmp_path / "weights")
     for main in (mae_pretrain, mae_finetune):
-        words = [f"model.init={folder}", "data.source=table", f"run={tmp_path}/run", change]
+        words = [f"model.init={folder}", "data.source=folder", f"data.root={tmp_path}", f"run={tmp_path}/run", change]
         (tmp_path / "empty.yaml").write_text("{}")
         outcome = call(main, "--config", tmp_path / "empty.yaml", "data.image_size=12", *words)
         assert outcome.code == 2
