@@ -158,6 +158,7 @@ def test_without_a_gpu_cuda_sh_says_so_in_one_line(tmp_path):
     assert line.startswith("error: benchmarks/cuda.sh: found no CUDA device") and "expected one" in line
 
 
+@pytest.mark.slow  # 45 s: make test-slow
 @pytest.mark.skipif(find_spec("transformers") is None, reason="transformers, which ours is compared with, is missing")
 def test_cuda_sh_records_a_part_that_fails_and_goes_on(tmp_path, monkeypatch):
     """The parts on a CPU, in small; its tests, which this suite runs in any case, are ended by their limit."""
