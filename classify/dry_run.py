@@ -7,6 +7,7 @@ import pandas as pd
 import torch
 
 from classify.cases import LabelledSplits, check_unit, splits_of
+from classify.domain import MOST
 from classify.finetune import finetune_stage
 from classify.finetune_cost import finetuning_memory
 from classify.settings import ClassifyConfig
@@ -80,7 +81,11 @@ def forecast(config: ClassifyConfig, checkpoint: str | Path | None = None) -> Fo
 
     whole = "not known: the images are not there; see data.root"
     seconds = rehearsed.whole_run(steps, stage.epochs) if images else None
-    if seconds is not None:
+    if seconds is not None and images:
+        # at its end it looks at images of both splits, so that it knows its domain
+        validated = max(round(len(splits.validate) / held_out), 1)
+        looked_at = min(MOST, images) + min(MOST, validated)
+        seconds += rehearsed.validate * looked_at / validated
         whole = (
             f"{duration(seconds)}: {stage.epochs:,} epochs, {steps:,} steps, with "
             f"validations ({rehearsed.validate:.2g} s each), and what is written and drawn after each"
