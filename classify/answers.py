@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.special import expit, logit
+from scipy.special import expit
 from tqdm import tqdm
 
 from classify.domain import Domain
@@ -112,9 +112,7 @@ class Operating:
 
 def probability_of(member: Trained, unit: Unit, score: float) -> float:
     """The calibrated probability of a score."""
-    with np.errstate(divide="ignore"):
-        raw = logit(np.clip(score, 0, 1))
-    return float(member.calibration_for(unit).probabilities(raw))
+    return member.calibration_for(unit).probability_of(np.clip(score, 0, 1))
 
 
 # ---------------------------------------------------------------- networks

@@ -50,7 +50,7 @@ def _pretrainings_decided(cells: list[Cell], images: Count) -> Iterator[Cell]:
     number = 0
     if pretrainings:
         kept = _kept((Path(expand(run, "run")) for run in pretrainings), "pretrain")
-        number = kept or min(_pretraining_batch(config, images) for config in _different(pretrainings.values()))
+        number = kept or min(_fitting(config, "pretrain", images) for config in _different(pretrainings.values()))
     for cell in cells:
         if cell.config.pretrain.batch_size == "auto" and number:  # a row's config says what its pretraining was made of
             changed = change_config(cell.config, {"pretrain.batch_size": number})
@@ -73,31 +73,22 @@ def _different(configs: Iterable[ClassifyConfig]) -> list[ClassifyConfig]:
     return list(found.values())
 
 
-def _pretraining_batch(config: ClassifyConfig, images: Count) -> int:
-    device = training_device(config)
-    parts = config.pretrain.optimizer.accumulate
-
-    def needs(part: int) -> int:
-        return pretraining_memory(config, part, device)
-
-    return chosen_batch("pretrain", images(config), parts, device, needs)
-
-
 def _finetuning_batch(group: list[Cell], images: Count) -> int:
     kept = _kept((Path(expand(cell.run, "run")) for cell in group), "finetune")
     if kept:
         return kept
-    return min(_one_finetuning_batch(config, images) for config in _different(cell.config for cell in group))
+    return min(_fitting(config, "finetune", images) for config in _different(cell.config for cell in group))
 
 
-def _one_finetuning_batch(config: ClassifyConfig, images: Count) -> int:
+def _fitting(config: ClassifyConfig, stage: StageName, images: Count) -> int:
+    """What is good for learning, and fits the memory, in one cell."""
     device = training_device(config)
-    parts = config.finetune.optimizer.accumulate
+    memory = pretraining_memory if stage == "pretrain" else finetuning_memory
 
     def needs(part: int) -> int:
-        return finetuning_memory(config, part, device)
+        return memory(config, part, device)
 
-    return chosen_batch("finetune", images(config), parts, device, needs)
+    return chosen_batch(stage, images(config), getattr(config, stage).optimizer.accumulate, device, needs)
 
 
 def _kept(folders: Iterable[Path], stage: StageName) -> int | None:

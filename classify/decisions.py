@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from scipy.special import logit
-
 from classify.metrics.recalibration import Calibration
 from classify.settings import Unit
 from classify.start import config_of
@@ -53,7 +51,7 @@ class Decisions:
         """An image's calibrated probability where its score is this one; above 1 stays there, as it calls none."""
         if score > 1:
             return score
-        return float(self.calibration.probabilities(logit(score)))
+        return self.calibration.probability_of(score)
 
     @property
     def probability_threshold(self) -> float | None:

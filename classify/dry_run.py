@@ -47,10 +47,11 @@ def forecast(config: ClassifyConfig, checkpoint: str | Path | None = None) -> Fo
 
     config = with_batch_size(config, "finetune", labelled, folder, device, needs)
     part = min(max(config.finetune.batch // config.finetune.optimizer.accumulate, 1), labelled)
-    counted = memory_in_use() + needs(part)
-    if needs(part) > free_memory(device):
-        needed = f"{gb(needs(part))} at least, of which {gb(free_memory(device))} are free on {device}"
-        lines = [f"memory       {needed}", "speed        not measured: a step needs more memory than is free"]
+    needed = needs(part)
+    counted = memory_in_use() + needed
+    if needed > free_memory(device):
+        least = f"{gb(needed)} at least, of which {gb(free_memory(device))} are free on {device}"
+        lines = [f"memory       {least}", "speed        not measured: a step needs more memory than is free"]
         return Forecast(lines, counted)
 
     # images of noise stand in for those that are not prepared

@@ -26,6 +26,7 @@ from classify.scores import in_units, predict_logits, with_scores
 from classify.settings import ClassifyConfig, FinetuneSettings, ThresholdRule
 from classify.start import beginning, check_fit, file_digest, run_folder
 from data.augment import DRAWS, augment
+from data.cli import say_nothing
 from data.draws import uniform
 from data.labels import words
 from data.loader import Batch, Data, Loader, image_names, open_data
@@ -61,16 +62,12 @@ RESUMABLE = Resumable(
 )
 
 
-def _quiet(text: str) -> None:
-    pass
-
-
 @restoring_umask()
 def finetune(
     config: ClassifyConfig,
     checkpoint: str | Path | None = None,
     data: Data | None = None,
-    say: Callable[[str], None] = _quiet,
+    say: Callable[[str], None] = say_nothing,
     by_heart: bool = False,
 ) -> Path:
     """Train a classifier, from a pretraining's checkpoint, weights of others or random ones; returns the run folder.

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 Arguments = list[str] | None  # of a command line; None: those of this process
 
 
+def say_nothing(text: str) -> None:
+    """Who is told what a command has to say, where nobody is to be."""
+
+
 def prepare(argv: Arguments = None) -> None:
     """The command mae-prepare."""
     run_command(_prepare, argv)

@@ -15,7 +15,6 @@ from mae.recipes import good_batch
 from mae.settings import MAEConfig
 
 Kind = TypeVar("Kind", bound=MAEConfig)
-Answer = TypeVar("Answer")
 StageName = Literal["pretrain", "finetune"]
 Needs = Callable[[int], int]  # images of a step that one process works through at once → bytes
 SHARE = {"cuda": 0.85, "cpu": 0.7}  # of the free memory: some is lost between tensors, and others may want more
@@ -40,7 +39,7 @@ def with_batch_size(
             print(f"{stage}.batch_size: auto → {number}, for {images:,} training images and the memory that is free")
         return number
 
-    return change_config(config, {f"{stage}.batch_size": told_to_all(choose)})
+    return change_config(config, {f"{stage}.batch_size": distributed.told_to_all(choose)})
 
 
 def batch_of_run(folder: Path, stage: StageName) -> int | None:
@@ -49,22 +48,6 @@ def batch_of_run(folder: Path, stage: StageName) -> int | None:
     section = made.get(stage) if made else None
     number = section.get("batch_size") if isinstance(section, dict) else None
     return number if isinstance(number, int) else None
-
-
-def told_to_all(choose: Callable[[], Answer]) -> Answer:
-    """What the first rank chooses, or its UserError, on all ranks: machines and moments differ."""
-    answer: Answer | None = None
-    problem = ""
-    if distributed.rank() == 0:
-        try:
-            answer = choose()
-        except UserError as error:
-            problem = str(error)
-    [(answer, problem), *_] = distributed.all_gather_objects((answer, problem))
-    if problem:
-        raise UserError(problem)
-    assert answer is not None
-    return answer
 
 
 def chosen_batch(stage: StageName, images: int, parts: int, device: torch.device, needs: Needs) -> int:

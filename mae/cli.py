@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from data.cli import Arguments, Parser, command_parser, configure, print_and_stop, run_command
+from data.cli import Arguments, Parser, command_parser, configure, print_and_stop, run_command, say_nothing
 from data.errors import UserError
 
 if TYPE_CHECKING:
@@ -129,11 +129,7 @@ def data_layout(arguments: argparse.Namespace, labels: bool) -> "Detected":
 
 def said(arguments: argparse.Namespace) -> Callable[[str], None]:
     """Who is told what was chosen; --print-config prints a config and nothing beside it."""
-    return _say_nothing if arguments.print_config else print
-
-
-def _say_nothing(text: str) -> None:
-    pass
+    return say_nothing if arguments.print_config else print
 
 
 def _config_for_data(arguments: argparse.Namespace) -> "MAEConfig":

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from data.augment import DRAWS, augment
+from data.cli import say_nothing
 from data.config import expand
 from data.draws import uniform
 from data.errors import NotFinite, UserError
@@ -58,13 +59,9 @@ RESUMABLE = Resumable(
 )
 
 
-def _quiet(text: str) -> None:
-    pass
-
-
 @restoring_umask()
 def pretrain(
-    config: MAEConfig, data: Data | None = None, say: Callable[[str], None] = _quiet, by_heart: bool = False
+    config: MAEConfig, data: Data | None = None, say: Callable[[str], None] = say_nothing, by_heart: bool = False
 ) -> Path:
     """Pretrain into `config.run`, continuing what stands there; returns the run folder.
 

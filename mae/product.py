@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from data.config import change_config
 from data.writing import write_text
-from mae.batch_size import told_to_all
 from mae.cost import Build, without_values
+from mae.engine import distributed
 from mae.engine.machine import processor
 from mae.engine.run import settings_of_run
 from mae.linear import Linear, Product, onednn_product
@@ -68,7 +68,7 @@ def with_product(config: Kind, folder: Path, device: torch.device, build: Build)
             return str(made["product"])
         return faster_product(linear_shapes(build))
 
-    return change_config(config, {"product": told_to_all(choose)})
+    return change_config(config, {"product": distributed.told_to_all(choose)})
 
 
 def linear_shapes(build: Build) -> Counter[Shape]:

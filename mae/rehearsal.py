@@ -52,20 +52,25 @@ def rehearse(stage: AnyStage, held_out: float = 1.0, probe_every: int | None = N
     held_out: the share of the validation images that the stage validates on. probe_every: after how many epochs
     validation has a probe, which here looks at the share `probed` of its images.
     """
+    # one that always has a probe: nearly all of the time is the probe's
+    always_probed = probe_every is not None and (probe_every == 1 or stage.epochs == 1)
+
     start = seconds_since_start()
     keep_freed_memory()
     step = statistics.median(step_seconds(stage))
     with TemporaryDirectory(prefix="mae-dry-run-") as folder:
         validation, validate = timed(lambda: _validation(stage, 1))
         validate /= held_out
+
+        # with a probe less without one is the probe's
         probe = 0.0
-        if probe_every == 1 or (
-            probe_every and stage.epochs == 1
-        ):  # that was with a probe, which took nearly all of it
+        if always_probed:
             validate *= held_out / probed
         elif probe_every:
             _, both = timed(lambda: _validation(stage, probe_every))
             probe = max(both - validate * held_out, 0.0) / probed
+
+        # what is written and drawn after an epoch
         show = _show(stage, validation, Path(folder))
         save, finish = _save(stage, validation, Path(folder))
     return Rehearsal(

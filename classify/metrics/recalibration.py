@@ -37,6 +37,11 @@ class Calibration:
         """Calibrated probabilities of abnormal, of logits of any shape."""
         return np.asarray(expit(self.logits(logits)))
 
+    def probability_of(self, score: float) -> float:
+        """The calibrated probability where the uncalibrated one is `score`, 0 to 1."""
+        with np.errstate(divide="ignore"):
+            return float(self.probabilities(logit(score)))
+
     def as_dict(self) -> dict[str, float]:
         return asdict(self)
 

@@ -4,10 +4,10 @@ import importlib
 import os
 import socket
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from data.errors import UserError
 
+Answer = TypeVar("Answer")
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
@@ -199,6 +200,22 @@ def all_gather_objects(part: Any) -> list[Any]:
     parts: list[Any] = [None] * world_size()
     dist.all_gather_object(parts, part)
     return parts
+
+
+def told_to_all(choose: Callable[[], Answer]) -> Answer:
+    """What the first rank chooses, or its UserError, on all ranks: machines and moments differ."""
+    answer: Answer | None = None
+    problem = ""
+    if rank() == 0:
+        try:
+            answer = choose()
+        except UserError as error:
+            problem = str(error)
+    [(answer, problem), *_] = all_gather_objects((answer, problem))
+    if problem:
+        raise UserError(problem)
+    assert answer is not None
+    return answer
 
 
 def all_gather_rows(part: Tensor) -> Tensor:

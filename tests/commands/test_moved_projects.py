@@ -30,6 +30,7 @@ GRID = {
     "rows": [{"name": "probe", "pretraining": ["own"], "set": LINEAR}, {"name": "random", "set": LINEAR}],
 }
 OF_GRID = f"compare={yaml.safe_dump(GRID, default_flow_style=True, width=10**6).strip()}"
+MAKE_GRID = ("--config", "tiny.yaml", "run=runs/grid", OF_GRID)
 
 
 @pytest.fixture(scope="module")
@@ -44,13 +45,7 @@ def project(tmp_path_factory) -> Path:
         succeed(pretrain, "--config", "tiny.yaml")
         succeed(finetune, "--checkpoint", "runs/mae/last.pt")
         succeed(evaluate, "runs/mae-full", "evaluate.split=test")
-        succeed(
-            compare,
-            "--config",
-            "tiny.yaml",
-            "run=runs/grid",
-            OF_GRID,
-        )
+        succeed(compare, *MAKE_GRID)
     return root
 
 
@@ -91,13 +86,7 @@ def test_predictions_are_read_back_and_the_ledger_knows_them(moved):
 def test_a_comparison_is_not_made_again(moved):
     before = {path: path.stat().st_mtime_ns for path in Path("runs/grid").rglob("last.pt")}
     assert before
-    succeed(
-        compare,
-        "--config",
-        "tiny.yaml",
-        "run=runs/grid",
-        OF_GRID,
-    )
+    succeed(compare, *MAKE_GRID)
     assert {path: path.stat().st_mtime_ns for path in Path("runs/grid").rglob("last.pt")} == before
 
 

@@ -9,7 +9,7 @@ from classify.finetune import finetune
 from classify.finetune_cost import finetuning_memory
 from data.config import load_config, make_config
 from data.errors import UserError
-from mae.batch_size import chosen_batch, told_to_all
+from mae.batch_size import chosen_batch
 from mae.engine import machine
 from mae.engine.machine import free_memory
 from mae.pretrain import pretrain
@@ -72,16 +72,16 @@ def test_ranks_take_what_the_first_one_chose(monkeypatch):
     monkeypatch.setattr(
         mae.batch_size.distributed, "all_gather_objects", lambda mine: [mine if mine[0] else (24, ""), (0, "")]
     )
-    assert told_to_all(lambda: 48) == 48
+    assert mae.batch_size.distributed.told_to_all(lambda: 48) == 48
     monkeypatch.setattr(mae.batch_size.distributed, "rank", lambda: 1)
-    assert told_to_all(lambda: 48) == 24  # though it would have chosen otherwise
+    assert mae.batch_size.distributed.told_to_all(lambda: 48) == 24  # though it would have chosen otherwise
 
 
 def test_ranks_end_together_where_nothing_fits_the_first_one(monkeypatch):
     monkeypatch.setattr(mae.batch_size.distributed, "all_gather_objects", lambda mine: [(None, "too little"), mine])
     monkeypatch.setattr(mae.batch_size.distributed, "rank", lambda: 1)
     with pytest.raises(UserError, match="too little"):
-        told_to_all(lambda: 48)
+        mae.batch_size.distributed.told_to_all(lambda: 48)
 
 
 # ---------------------------------------------------------------- what is counted

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from checkout import ROOT
 from foreign_weights import folder_of, grey, quiet, tiny
 from PIL import Image
 from saved_classifiers import META, SHALLOW, save_classifier
 from tiny_world import mistake, succeed
+from transformers_versions import with_transformers
 
 from classify.cli import export as mae_export
 from classify.export import export
@@ -43,7 +43,6 @@ KINDS = {
     ),
 }
 CALIBRATION = Calibration(**META["calibration"]["image"])
-FOUR = ROOT / ".venv/transformers4"  # where `make test` puts a transformers 4, if it installs
 READ_BY_TRANSFORMERS = """
 import json, sys, torch, transformers
 said = {"version": transformers.__version__}
@@ -95,16 +94,8 @@ def exported(tmp_path_factory) -> dict[str, Exported]:
 @pytest.mark.parametrize("version", ["4", "5"])
 def test_either_transformers_gives_our_calibrated_probability(version, exported, tmp_path):
     """In a process of its own: only one of them can be imported."""
-    path = []
-    if version == "4":
-        if not (FOUR / "transformers").is_dir():
-            pytest.skip("transformers 4 is not installed in .venv/transformers4")
-        path = [str(FOUR)]
-    else:
-        pytest.importorskip("transformers", minversion="5")
-
     torch.save({str(each.folder): each.images for each in exported.values()}, tmp_path / "given.pt")
-    program = f"import sys; sys.path[:0] = {path!r}" + READ_BY_TRANSFORMERS
+    program = with_transformers(version, READ_BY_TRANSFORMERS)
     answer = subprocess.run([sys.executable, "-c", program, tmp_path / "given.pt"], capture_output=True, text=True)
     assert answer.returncode == 0, answer.stderr
     said = json.loads(answer.stdout.splitlines()[-1])

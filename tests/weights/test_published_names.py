@@ -11,9 +11,9 @@ import sys
 
 import pytest
 import torch
-from checkout import ROOT
 from foreign_weights import HEADS, folder_of, quiet, random, same, tiny
 from safetensors.torch import load_file, save_file
+from transformers_versions import with_transformers
 
 from mae.weights import load_huggingface
 
@@ -36,7 +36,6 @@ PUBLISHED_BLOCK = {
     "output.dense.weight",
     "output.dense.bias",
 }
-FOUR = ROOT / ".venv/transformers4"  # where `make test` puts a transformers 4, if it installs
 READ_BY_TRANSFORMERS = """
 import json, sys, torch, transformers
 model, found = transformers.ViTMAEForPreTraining.from_pretrained(sys.argv[1], output_loading_info=True)
@@ -82,18 +81,10 @@ def test_a_decoder_that_lacks_a_block_is_refused(tmp_path):
 @pytest.mark.parametrize("version", ["4", "5"])
 def test_transformers_reads_what_we_write_whole(version, tmp_path):
     """In a process of its own: only one of them can be imported."""
-    path = []
-    if version == "4":
-        if not (FOUR / "transformers").is_dir():
-            pytest.skip("transformers 4 is not installed in .venv/transformers4")
-        path = [str(FOUR)]
-    else:
-        pytest.importorskip("transformers", minversion="5")
-
     model = tiny(norm_pixel_loss=False)
     images, noise = random(5, 3, 12, 12), torch.rand(5, 9, generator=torch.Generator().manual_seed(3))
     torch.save({"images": images, "noise": noise}, tmp_path / "given.pt")
-    program = f"import sys; sys.path[:0] = {path!r}" + READ_BY_TRANSFORMERS
+    program = with_transformers(version, READ_BY_TRANSFORMERS)
     command = [sys.executable, "-c", program, str(folder_of(model, tmp_path / "ours")), str(tmp_path / "given.pt")]
     answer = subprocess.run(command, capture_output=True, text=True)
     assert answer.returncode == 0, answer.stderr
