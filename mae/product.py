@@ -64,8 +64,8 @@ def with_product(config: Kind, folder: Path, device: torch.device, build: Build)
 
     def choose() -> str:
         made = settings_of_run(folder)
-        if made and made.get("product") in PRODUCTS:
-            return str(made["product"])
+        if made:  # one of an earlier version says nothing, and had oneDNN's
+            return made["product"] if made.get("product") in PRODUCTS else Linear.product
         return faster_product(linear_shapes(build))
 
     return change_config(config, {"product": distributed.told_to_all(choose)})
@@ -110,7 +110,7 @@ def faster_product(shapes: Mapping[Shape, int]) -> Product:
 def _answer_place(shapes: Mapping[Shape, int]) -> Path:
     """The file for the answer: one for each machine, torch and step."""
     given = os.environ.get("XDG_CACHE_HOME", "")
-    folder = Path(given) if given.startswith("/") else Path("~/.cache").expanduser()
+    folder = Path(given) if given.startswith("/") else Path(os.path.expanduser("~/.cache"))  # noqa: PTH111 (no error)
     asked = [processor(), torch.__version__, *map(str, sorted(shapes.items()))]
     return folder / "mae-cxr/products" / hashlib.sha256("\n".join(asked).encode()).hexdigest()[:16]
 
@@ -125,12 +125,15 @@ def _kept_answer(place: Path) -> Product | None:
 def _keep_answer(place: Path, answer: Product) -> None:
     """Of several processes that begin at once, the first one's stands; without a place for it, each measures."""
     temporary = place.with_name(f"{place.name}.{os.getpid()}")
+    if not place.is_absolute():  # nobody's home
+        return
     with suppress(OSError):
         place.parent.mkdir(parents=True, exist_ok=True)
         write_text(temporary, answer)
-        with suppress(FileExistsError):
+        try:
             place.hardlink_to(temporary)
-        temporary.unlink()
+        finally:
+            temporary.unlink()
 
 
 def seconds_of_products(shapes: Mapping[Shape, int]) -> dict[Product, float]:

@@ -86,6 +86,15 @@ def test_without_a_place_for_the_answer_it_is_measured(monkeypatch, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["mae-cxr"]
 
 
+def test_without_a_home_it_is_measured_and_nothing_is_written(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(mae.product.os.path, "expanduser", lambda path: path)  # as for a user whom nobody knows
+    monkeypatch.setattr(mae.product, "_measured", lambda shape: {"onednn": 2.0, "blas": 1.0})
+    assert faster_product({Shape(3, 5, 7): 2}) == "blas"
+    assert not list(tmp_path.iterdir())
+
+
 def test_without_onednn_there_is_nothing_to_choose(monkeypatch):
     monkeypatch.setattr(mae.product, "onednn_product", lambda: None)
     assert faster_product({Shape(1, 2, 3): 1}) == "blas"
@@ -144,6 +153,13 @@ def test_a_run_keeps_the_product_it_began_with(place, tmp_path, choices):
     pretrain(change_config(config, {"pretrain.epochs": 2}))
     assert load_checkpoint(folder / "last.pt").config.product == "blas"
     assert choices == ["onednn"]  # it was not measured again
+
+
+def test_a_run_of_an_earlier_version_goes_on_as_it_began(place, tmp_path, choices):
+    config = tiny_config(place)
+    (tmp_path / "config.yaml").write_text("run: runs/old\n")
+    assert mae.product.with_product(config, tmp_path, CPU, tiny_step).product == "onednn"
+    assert len(choices) == 2
 
 
 def test_a_product_that_is_given_is_not_measured(place, tmp_path, choices):
