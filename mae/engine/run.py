@@ -317,9 +317,8 @@ def _why_no_cuda(name: str) -> str:
     build = f"torch {torch.__version__}"
     if torch.version.cuda is None and torch.version.hip is None:
         return (
-            f"; {build} is built for CPUs alone: install one with CUDA, pip install --force-reinstall torch "
-            "--index-url https://download.pytorch.org/whl/cu128 (or the version that pytorch.org names), or give "
-            "device=cpu"
+            f"; {build} is built for CPUs alone: install one with CUDA by the command that pytorch.org gives, with "
+            "--force-reinstall, or give device=cpu"
         )
     count = torch.cuda.device_count()
     if count:
