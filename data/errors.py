@@ -37,7 +37,9 @@ class Diverged(UserError):
 
 def printable(text: object, longest: int = 200) -> str:
     """A stranger's name as it may stand in a line: nothing in it ends the line or moves the cursor, and it is short."""
-    shown = "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in str(text))
+    shown = str(text)
+    if not shown.isprintable():
+        shown = "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in shown)
     return shown if len(shown) <= longest else shown[:longest] + "…"
 
 

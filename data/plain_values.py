@@ -44,51 +44,55 @@ def plain(value: Any, place: str) -> Any:
 
 
 def _copied(value: Any, name: str, left: Iterator[int], depth: int = 0) -> Any:
-    where = f"{printable(name)}: " if name else ""
     if next(left, None) is None:
-        raise Refused(f"{where}found more than {MOST:,} values, expected settings")
+        raise Refused(f"{_place(name)}found more than {MOST:,} values, expected settings")
     if depth > DEEPEST:
-        raise Refused(f"{where}found values nested more than {DEEPEST} deep, expected settings")
+        raise Refused(f"{_place(name)}found values nested more than {DEEPEST} deep, expected settings")
 
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int):
-        return _whole_number(int(value), where)
+        return _whole_number(int(value), name)
     if isinstance(value, float):
         return float(value)
     if isinstance(value, str | PurePath):
-        return _text(str(value), where)
+        return _text(str(value), name)
 
     if isinstance(value, Mapping):
         copy = {}
         for key, part in value.items():
-            named = _name(key, where)
+            named = _name(key, name)
             copy[named] = _copied(part, f"{name}.{named}".strip("."), left, depth + 1)
         return copy
     if isinstance(value, list | tuple):
         return [_copied(part, f"{name}.{number}".strip("."), left, depth + 1) for number, part in enumerate(value)]
-    raise Refused(f"{where}found {type(value).__name__}, expected a plain value")
+    raise Refused(f"{_place(name)}found {type(value).__name__}, expected a plain value")
 
 
-def _whole_number(value: int, where: str) -> int:
+def _place(name: str) -> str:
+    """How a line begins that is about the value of this name."""
+    return f"{printable(name)}: " if name else ""
+
+
+def _whole_number(value: int, name: str) -> int:
     if -LARGEST <= value < LARGEST:
         return value
-    raise Refused(f"{where}found a whole number of {value.bit_length()} bits, expected at most 64")
+    raise Refused(f"{_place(name)}found a whole number of {value.bit_length()} bits, expected at most 64")
 
 
-def _text(value: str, where: str) -> str:
-    if any("\ud800" <= each <= "\udfff" for each in value):
-        raise Refused(f"{where}found half a character in {value!r}, expected text")
+def _text(value: str, name: str) -> str:
+    if not value.isascii() and any("\ud800" <= each <= "\udfff" for each in value):
+        raise Refused(f"{_place(name)}found half a character in {value!r}, expected text")
     return value
 
 
-def _name(key: Any, where: str) -> str:
-    """A name in a mapping; YAML and a checkpoint may have numbers there."""
+def _name(key: Any, name: str) -> str:
+    """A name in the mapping of that name; YAML and a checkpoint may have numbers there."""
     if isinstance(key, str):
-        return _text(key, where)
+        return _text(key, name)
     if key is None or isinstance(key, bool | int | float):
         return json.dumps(_copied(key, "", iter(range(1))))
-    raise Refused(f"{where}found {type(key).__name__} for a name, expected text")
+    raise Refused(f"{_place(name)}found {type(key).__name__} for a name, expected text")
 
 
 # ---------------------------------------------------------------- YAML

@@ -12,6 +12,10 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; child processes inherit it
 
+# what is not kept as bytecode would be compiled anew in each of some hundred processes: __pycache__ is ignored by git
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 # secrets of tests, and what they measure, are none of this machine's
 OWN_HOME = tempfile.mkdtemp(prefix="mae-tests-")
 atexit.register(shutil.rmtree, OWN_HOME, ignore_errors=True)
@@ -27,14 +31,14 @@ def pytest_collection_finish() -> None:
 
 
 # how the names of the modules begin that need them
-REAL_PICTURES = ("test_report", "test_dashboard", "test_readme", "test_prediction_docs")
+REAL_PICTURES = ("test_report", "test_dashboard", "test_prediction_docs", "test_explain")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def blank_pictures(request: pytest.FixtureRequest) -> Iterator[None]:
     """Trainings and reports show blank pictures: matplotlib would take four times as long as all else they do.
 
-    Real processes draw them, and tests of what they look like do.
+    Real processes draw them, and tests of what they look like do. Heat is of 3 cells a side instead of 8.
     """
     if request.path.name.startswith(REAL_PICTURES) or "torch" not in sys.modules:  # without torch nothing is trained
         yield
@@ -44,8 +48,10 @@ def blank_pictures(request: pytest.FixtureRequest) -> Iterator[None]:
     from matplotlib.figure import Figure
 
     import classify.dashboard
+    import classify.explain
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(classify.explain, "CELLS", 3)
         patch.setattr(classify.dashboard, "raster", lambda *_: np.zeros((2, 3, 3), np.uint8))
         patch.setattr(Figure, "savefig", lambda _, buffer, **how: buffer.write('<svg width="5pt" height="7pt"></svg>'))
         yield

@@ -138,8 +138,7 @@ def test_rows_of_metrics_keep_their_names(pretrained, classifier):
 def test_the_text_tab_shows_the_resolved_config_and_the_environment(place, classifier):
     [(step, shown)] = text(classifier, "config")
     assert step == 1
-    product = load_checkpoint(classifier / "last.pt").config.product
-    begun = change_config(config_of(place, classifier), {"product": product})
+    begun = config_of(place, classifier)
     assert shown == f"```\n{print_config(begun).strip()}\n```"
     [(_, environment)] = text(classifier, "environment")
     assert '"torch"' in environment

@@ -1,16 +1,15 @@
 """Laws of ranks, held by real processes over gloo: two ranks equal one."""
 
+import re
 import socket
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
+import forked
 import pytest
 import torch
-from checkout import WORLDS, in_checkout
-from forked import Forked
+from checkout import WORLDS
 from tiny_world import tiny_config
 from two_ranks import CPU, stage_of
 
@@ -41,17 +40,10 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
-def torchrun(*command: str, timeout: float = 240) -> subprocess.CompletedProcess:
-    """Two ranks of a python script, by torch's own launcher."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]
-    environment = in_checkout(OMP_NUM_THREADS="1")
-    return subprocess.run([*launcher, *command], capture_output=True, text=True, timeout=timeout, env=environment)
-
-
 def launched(*command: object) -> tuple[int, str]:
     """Two ranks of it, as a scheduler launches them: exit code and what they say on stderr."""
     place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    ranks = [Forked(*command, RANK=rank, LOCAL_RANK=rank, **place) for rank in "01"]
+    ranks = [forked.Forked(*command, RANK=rank, LOCAL_RANK=rank, **place) for rank in "01"]
     errors = [rank.communicate(timeout=240)[1] for rank in ranks]
     return max(abs(rank.wait()) for rank in ranks), "".join(errors)
 
@@ -123,11 +115,23 @@ def test_a_checkpoint_of_one_rank_goes_on_with_two(runs):
 
 
 def test_a_rank_that_dies_ends_the_others_within_a_minute(place):
-    done = torchrun(str(WORLDS / "two_ranks.py"), "lose_one", str(place))
+    """Under torch's own launcher, which ends the others by a signal: maybe before they have noticed anything."""
+    words = ["--nproc_per_node=2", f"--master_port={free_port()}", WORLDS / "two_ranks.py", "lose_one", place]
+    done = forked.run("from torch.distributed.run import main; main()", *words)
     assert done.returncode != 0
     assert time.time() - (place / "died").stat().st_mtime < 60
     assert load_checkpoint(place / "lost/last.pt").progress["epoch"] == 2
-    assert "lost another rank" in done.stderr
+    assert re.search(r"rank +: 1 .*\n *exitcode +: 3 ", done.stderr)
+
+
+def test_a_rank_notices_within_a_minute_that_another_has_died_and_says_so(tmp_path):
+    """Where nobody ends it: ranks that a scheduler started."""
+    open_data(tiny_config(tmp_path).data)
+    code, errors = launched(WORLDS / "two_ranks.py", "lose_one", tmp_path)
+    assert code != 0
+    assert time.time() - (tmp_path / "died").stat().st_mtime < 60
+    assert load_checkpoint(tmp_path / "lost/last.pt").progress["epoch"] == 2
+    assert "rank 0: lost another rank" in errors
 
 
 def test_one_ranks_bad_batch_is_skipped_by_all(place, done):

@@ -143,7 +143,7 @@ def choices(monkeypatch) -> list[str]:
 
 
 def test_a_run_keeps_the_product_it_began_with(place, tmp_path, choices):
-    config = tiny_config(place)
+    config = tiny_config(place, product="auto")
     config = change_config(config, {"run": str(tmp_path / "run"), "pretrain.epochs": 1})
     folder = pretrain(config)
     assert load_checkpoint(folder / "last.pt").config.product == "blas"
@@ -156,19 +156,19 @@ def test_a_run_keeps_the_product_it_began_with(place, tmp_path, choices):
 
 
 def test_a_run_of_an_earlier_version_goes_on_as_it_began(place, tmp_path, choices):
-    config = tiny_config(place)
+    config = tiny_config(place, product="auto")
     (tmp_path / "config.yaml").write_text("run: runs/old\n")
     assert mae.product.with_product(config, tmp_path, CPU, tiny_step).product == "onednn"
     assert len(choices) == 2
 
 
 def test_a_product_that_is_given_is_not_measured(place, tmp_path, choices):
-    config = tiny_config(place)
+    config = tiny_config(place, product="auto")
     pretrain(change_config(config, {"run": str(tmp_path / "run"), "pretrain.epochs": 1, "product": "onednn"}))
     assert len(choices) == 2
 
 
 @pytest.mark.parametrize("given", [{"precision": "bf16"}, {"compile": True}])
 def test_where_linear_layers_choose_otherwise_it_stays_auto(given, place, choices):
-    config = change_config(tiny_config(place), given)
+    config = change_config(tiny_config(place, product="auto"), given)
     assert mae.product.with_product(config, Path("nowhere"), CPU, tiny_step).product == "auto"

@@ -1,7 +1,7 @@
 """Python programs as real processes that begin with torch imported: forked from a server that has done nothing else.
 
 Importing torch and what goes with it takes longer than most of what tests do with it. A program that is forked has a
-process, a session, signals and an end of its own, and imports this checkout's packages itself. What depends on how
+process, a session, signals and an end of its own; this checkout's packages are imported too. What depends on how
 Python starts (a locale, an environment that libraries read as they are imported) is started by `subprocess` instead.
 """
 
@@ -21,10 +21,12 @@ from typing import IO
 
 from checkout import in_checkout
 
-# what our packages import, and nothing that starts a thread
+# our packages and what they import, and nothing that starts a thread
 LOADED = ["torch", "torch.utils.tensorboard", "torch.export", "torch._dynamo", "safetensors.torch", "einops"]
 LOADED += ["pandas", "scipy.stats", "sklearn.linear_model", "sklearn.metrics", "sklearn.pipeline", "pydantic.main"]
 LOADED += ["matplotlib.figure", "matplotlib.backends.backend_agg", "PIL.ImageDraw", "PIL.ImageOps", "yaml"]
+LOADED += ["data.cli", "data.preparation", "mae.cli", "mae.pretrain", "mae.engine.loop"]
+LOADED += ["classify.cli", "classify.compare", "classify.evaluate", "classify.finetune"]
 PLACE = "FORKED_FROM"  # the environment's word for the server's socket
 
 

@@ -35,6 +35,7 @@ MODEL = {
 SETTINGS = {
     "device": "cpu",
     "threads": 1,
+    "product": "onednn",  # which of the two is faster is found out by tests of just that
     "data.image_size": 12,
     "data.workers": 1,
     **{f"model.{name}": size for name, size in MODEL.items()},
