@@ -24,6 +24,14 @@ os.environ["XDG_DATA_HOME"] = os.environ["XDG_CACHE_HOME"] = OWN_HOME
 pytest_plugins = ["tiny_world", "stage_runs"]  # fixtures that tests of several folders share
 
 
+# how the names of the modules begin whose tests take longest: begun last, one would be waited for alone
+LONGEST = ("test_readme", "test_tutorial", "test_grid_runs", "test_interruptions", "test_distributed")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not item.path.name.startswith(LONGEST))
+
+
 def pytest_collection_finish() -> None:
     """What stands in memory by now stays: the collections that tests ask for need not look through all of torch."""
     gc.collect()

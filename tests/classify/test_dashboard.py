@@ -24,9 +24,8 @@ import classify.finetune
 from classify.dashboard import DRAWINGS, MISTAKES, worst_mistakes
 from classify.finetune import finetune
 from classify.settings import ClassifyConfig
-from data.config import change_config, print_config
+from data.config import print_config
 from data.loader import open_data
-from mae.engine.checkpoint import load_checkpoint
 from mae.engine.hparams import HYPERPARAMETERS
 from mae.engine.tracker import read_metrics
 from mae.pretrain import pretrain

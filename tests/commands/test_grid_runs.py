@@ -18,7 +18,7 @@ ROWS = "compare.rows=[{name: M, pretraining: [mae]}, {name: V}]"
 PRETRAINED = "compare.pretrainings={mae: {}}"
 RATES = "compare.tune={finetune.optimizer.base_lr: [1.0e-3, 0.5]}"
 PAIR = "compare.rows=[{name: V}, {name: W, set: {finetune.drop_path: 0.0}}]"
-LONG = "finetune.epochs=8"  # a training that a signal can meet
+LONG = ["finetune.epochs=8", "engine.pictures_every=4"]  # a training that a signal can meet
 
 
 def words(world, folder: Path, *more: str) -> list[str]:
@@ -179,7 +179,7 @@ def alone(world, tmp_path_factory) -> Path:
     """The rows of both grids, run by one process."""
     folder = tmp_path_factory.mktemp("alone") / "grid"
     rows = f"{ROWS[:-1]}, {PAIR.partition('}, ')[2]}"
-    succeed(compare, *words(world, folder, PRETRAINED, rows, LONG))
+    succeed(compare, *words(world, folder, PRETRAINED, rows, *LONG))
     return folder
 
 
@@ -203,7 +203,7 @@ def _open_files(number: int) -> list[Path]:
 
 def test_a_killed_cell_is_shown_as_failed_and_tried_again(world, alone, tmp_path):
     folder = tmp_path / "grid"
-    process = start_forked("compare", *words(world, folder, PRETRAINED, ROWS, LONG), "--jobs", "2")
+    process = start_forked("compare", *words(world, folder, PRETRAINED, ROWS, *LONG), "--jobs", "2")
     when(process, lambda: (folder / "v-seed0/last.pt").exists() and working(process, "v-seed0"), every=0.02)
     os.kill(working(process, "v-seed0"), signal.SIGKILL)
     code, errors = ended(process)
@@ -213,7 +213,7 @@ def test_a_killed_cell_is_shown_as_failed_and_tried_again(world, alone, tmp_path
     assert "Traceback" not in errors
     assert [row["Model"] for row in written(folder)["rows"]] == ["M"]
 
-    said = succeed(compare, *words(world, folder, PRETRAINED, ROWS, LONG))
+    said = succeed(compare, *words(world, folder, PRETRAINED, ROWS, *LONG))
     assert "| V " in said
     assert same_runs(folder, alone) == ["m-mae-seed0", "pretrain-mae-seed0", "v-seed0"]
 
@@ -221,13 +221,13 @@ def test_a_killed_cell_is_shown_as_failed_and_tried_again(world, alone, tmp_path
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_grid_that_is_ended_leaves_nothing_behind_and_goes_on(number, world, alone, tmp_path):
     folder = tmp_path / "grid"
-    process = start_forked("compare", *words(world, folder, PAIR, LONG), "--jobs", "2")
+    process = start_forked("compare", *words(world, folder, PAIR, *LONG), "--jobs", "2")
     when(process, lambda: (folder / "v-seed0/last.pt").exists() and working(process, "v-seed0"), every=0.02)
     process.send_signal(number)
     code, errors = ended(process)  # and all that it has started
     assert code == (TRY_AGAIN if number == signal.SIGTERM else -number), errors
     assert "Traceback" not in errors
-    succeed(compare, *words(world, folder, PAIR, LONG))
+    succeed(compare, *words(world, folder, PAIR, *LONG))
     assert same_runs(folder, alone) == ["v-seed0", "w-seed0"]
 
 

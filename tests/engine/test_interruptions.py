@@ -26,6 +26,7 @@ def world(tmp_path_factory) -> Path:
     write_table(folder / "images")
     settings = SETTINGS | FOUR_EPOCHS | places(folder, "mae")
     settings |= {"pretrain.epochs": 6, "finetune.epochs": 6, "finetune.drop_path": 0.5}
+    settings |= {"engine.pictures_every": 3}  # drawing takes longer than all else
     settings |= {"engine.log_every": 1, "engine.save_steps": 2, "pretrain.optimizer.ema": 0.9}
     write_config(folder / "config.yaml", settings)
     return folder
