@@ -87,9 +87,14 @@ def expand_grid(config: ClassifyConfig, images: int | None = None) -> Iterator[C
         )
     if all(row.predictions is not None for row in grid.rows):
         raise UserError("compare.rows: found predictions in files alone, expected a row that is trained here")
-    for number, seed in enumerate(grid.seeds):
-        if seed in grid.seeds[:number]:
-            raise UserError(f"compare.seeds: found {seed} twice, expected each once: each is a training of its own")
+    _check_seeds(grid.seeds, "compare.seeds")
+    if grid.pretraining_seeds is not None:
+        _check_seeds(grid.pretraining_seeds, "compare.pretraining_seeds")
+        if len(grid.pretraining_seeds) > len(grid.seeds):
+            raise UserError(
+                f"compare.pretraining_seeds: found {len(grid.pretraining_seeds)}, expected at most as many as "
+                f"compare.seeds has ({len(grid.seeds)}): each is to serve a training"
+            )
     names = row_names(grid)
     if grid.baseline is not None:
         expect_row(grid.baseline, names, "compare.baseline")
@@ -104,6 +109,12 @@ def expand_grid(config: ClassifyConfig, images: int | None = None) -> Iterator[C
                 _claim(folders, cell.pretrain_config.run, Owner("pretraining", cell.pretraining))
             _claim(folders, cell.run, Owner("row", cell.name))
             yield cell
+
+
+def _check_seeds(seeds: tuple[int, ...], place: str) -> None:
+    for number, seed in enumerate(seeds):
+        if seed in seeds[:number]:
+            raise UserError(f"{place}: found {seed} twice, expected each once: each is a training of its own")
 
 
 # ---------------------------------------------------------------- names
@@ -267,8 +278,9 @@ def _cell(config: ClassifyConfig, row: TableRow, place: int) -> Cell:
     seed = grid.seeds[place]
     pretrain_config = None
     if row.pretraining is not None:
-        folder = Path(config.run, f"pretrain-{pretraining_folder_name(row.pretraining)}-seed{seed}")
-        changes = _settings_of(grid, row.pretraining) | {"run": str(folder), "seed": seed}
+        of_stage_one = grid.pretraining_seed(place)
+        folder = Path(config.run, f"pretrain-{pretraining_folder_name(row.pretraining)}-seed{of_stage_one}")
+        changes = _settings_of(grid, row.pretraining) | {"run": str(folder), "seed": of_stage_one}
         pretrain_config = resolve(with_settings(config, changes, place="compare.pretrainings"))
 
     # all rows see the same subset of a label budget, and each seed another one

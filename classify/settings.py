@@ -75,6 +75,13 @@ class FinetuneSettings(Settings):
     )
     optimizer: FinetuneOptimizerSettings = Field(default_factory=FinetuneOptimizerSettings)
     drop_path: float = Field(0.1, ge=0, lt=1, description="stochastic depth of the last ViT block, 0 at the first")
+    drop_patches: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of the patches that a training step leaves out where all weights of a ViT are trained "
+        "(PatchDropout): less time; whatever is predicted is looked at whole",
+    )
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="targets become s/2 and 1 - s/2")
     select: Select = Field("auc", description="validation metric that picks the best epoch")
     threshold: ThresholdRule = Field(
@@ -223,6 +230,12 @@ class CompareSettings(Settings):
     seeds: tuple[int, ...] = Field(
         (0, 1, 2), min_length=1, description="training seeds of both stages; each has its own subset of a label budget"
     )
+    pretraining_seeds: tuple[int, ...] | None = Field(
+        None,
+        min_length=1,
+        description="seeds of stage one where it is to have fewer than stage two: the first training seed begins from "
+        "the first of these, the next from the next, and so on in turn; null: each from a pretraining of its own",
+    )
     labelled: tuple[Budget, ...] = Field(
         (None,),
         min_length=1,
@@ -245,6 +258,16 @@ class CompareSettings(Settings):
         description="pairs of rows that are tested, at every label budget: [[a, b], …] or {a:, b:, margin: 0.01}; "
         "null: each model against the baseline, and pretrained against the same from random weights; []: none",
     )
+
+    def pretraining_seed(self, place: int) -> int:
+        """The seed of stage one for the training seed at this place."""
+        seeds = self.pretraining_seeds or self.seeds
+        return seeds[place % len(seeds)]
+
+    @property
+    def shares_pretrainings(self) -> bool:
+        """Whether trainings of a row begin from the same weights, so that their spread is of stage two alone."""
+        return self.pretraining_seeds is not None and len(self.pretraining_seeds) < len(self.seeds)
 
 
 def _expect_hundredths(rate: float) -> float:

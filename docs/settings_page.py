@@ -133,6 +133,7 @@ EXAMPLES: dict[str, Any] = {
     "evaluate.split": "test",
     "evaluate.unit": "study",
     "compare.seeds": [0, 1, 2, 3, 4],
+    "compare.pretraining_seeds": [0],
     "compare.labelled": ["5 %", "all"],
     "compare.tune": {"finetune.optimizer.base_lr": [5e-4, 1e-3]},
     "compare.pretrainings": {"mae75": {"pretrain.mask_ratio": 0.75}, "mae90": {"pretrain.mask_ratio": 0.9}},

@@ -108,6 +108,30 @@ def test_a_seed_that_stands_twice_is_no_training_more(place):
     assert refusal(place, seeds=[3, 0, 3]).startswith("compare.seeds: found 3 twice, expected each once")
 
 
+def test_seeds_may_share_their_pretrainings_in_turn(place):
+    two = grid(place, TWO, pretrainings=PRETRAININGS, seeds=[3, 5, 7], pretraining_seeds=[11, 2], labelled=[11])
+    found = [cell for cell in expand_grid(two) if cell.name == "B"]
+    assert [cell.config.seed for cell in found] == [3, 5, 7]
+    assert [cell.config.finetune.draw for cell in found] == [0, 1, 2]
+    assert [cell.pretrain_config.seed for cell in found] == [11, 2, 11]
+    assert found[0].pretrain_config == found[2].pretrain_config
+    assert [cell.pretrain_config for cell in expand_grid(two) if cell.name == "C"] == [None] * 3
+
+    own = grid(place, TWO, pretrainings=PRETRAININGS, seeds=[3, 5, 7])
+    assert [cell.pretrain_config.seed for cell in expand_grid(own) if cell.name == "B"] == [3, 5, 7]
+
+
+@pytest.mark.parametrize(
+    ("seeds", "message"),
+    [
+        ([1, 1], "compare.pretraining_seeds: found 1 twice, expected each once"),
+        ([1, 2, 3], "compare.pretraining_seeds: found 3, expected at most as many as compare.seeds has (2)"),
+    ],
+)
+def test_pretraining_seeds_that_serve_nothing_are_refused(place, seeds, message):
+    assert refusal(place, seeds=[3, 5], pretraining_seeds=seeds).startswith(message)
+
+
 @pytest.mark.parametrize("name", ["", "  ", "\n"])
 def test_a_row_without_a_name_is_refused(place, name):
     with pytest.raises(UserError, match=r"compare\.rows\.0\.name: found no letters"):
