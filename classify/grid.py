@@ -101,7 +101,7 @@ def expand_grid(config: ClassifyConfig, images: int | None = None) -> Iterator[C
     _check_tuning(config)
 
     folders: dict[str, Owner] = {}
-    for row in _table_rows(config, _counts(grid, images)):
+    for row in _table_rows(config, _budgets(grid, images)):
         for place in range(len(grid.seeds)):
             cell = _cell(config, row, place)
             if cell.pretrain_config:
@@ -179,17 +179,26 @@ def _claim(folders: dict[str, Owner], folder: str, owner: Owner) -> None:
 
 def shares(grid: CompareSettings) -> bool:
     """Whether a budget is a share of the labelled training images, so that these have to be counted first."""
-    return any(isinstance(budget, str) and budget != "all" for budget in grid.labelled)
+    return any(isinstance(budget, str) and budget != "all" for budget in (*grid.labelled, *grid.labelled_settings))
 
 
-def _counts(grid: CompareSettings, images: int | None) -> list[int | None]:
-    """The label budgets in images, None for everything; what comes to the same stands there once."""
-    counts: list[int | None] = []
-    for budget in grid.labelled:
+def _budgets(grid: CompareSettings, images: int | None) -> dict[int | None, dict[str, Any]]:
+    """The label budgets in images, None for everything, each with its settings; what comes to the same is one."""
+    budgets: dict[int | None, dict[str, Any]] = {_count_of(budget, images): {} for budget in grid.labelled}
+    for budget, settings in grid.labelled_settings.items():
+        place = f"compare.labelled_settings: {budget}"
         count = _count_of(budget, images)
-        if count not in counts:
-            counts.append(count)
-    return counts
+        if count not in budgets:
+            shown = ", ".join("all" if each is None else str(each) for each in grid.labelled)
+            raise UserError(f"{place}: found it, expected a budget of compare.labelled: {shown}")
+        if budgets[count]:
+            raise UserError(f"{place}: found settings of this number of images twice, expected them once")
+        _check_own(settings, place)
+        for key in flat(settings):
+            if not key.startswith("finetune.") or key.removeprefix("finetune.").split(".")[0] in NEVER_TUNED:
+                raise UserError(f"{place}: found {key}, expected settings of finetune such as finetune.epochs")
+        budgets[count] = flat(settings)
+    return budgets
 
 
 def _count_of(budget: int | str | None, images: int | None) -> int | None:
@@ -224,7 +233,7 @@ def labelled_images(table: Any, covers: SampleCovers = "train") -> int:
 # ---------------------------------------------------------------- rows
 
 
-def _table_rows(config: ClassifyConfig, budgets: list[int | None]) -> Iterator[TableRow]:
+def _table_rows(config: ClassifyConfig, budgets: dict[int | None, dict[str, Any]]) -> Iterator[TableRow]:
     """The rows of all tables, each under the label budget that its own settings leave it, and there once."""
     grid = config.compare
     for row in grid.rows:
@@ -240,7 +249,7 @@ def _table_rows(config: ClassifyConfig, budgets: list[int | None]) -> Iterator[T
             if settings.predictions is not None:  # nothing is trained for it: see classify/extra_rows.py
                 continue
             for which, pretraining in enumerate(settings.pretraining or (None,)):
-                changes = _changes(grid, settings, pretraining, labelled)
+                changes = _changes(grid, settings, pretraining, labelled, budgets)
                 both = changes[0] | changes[1]
                 sample = change_config(config, both, f"compare.rows: {settings.name}").finetune.sample
 
@@ -253,16 +262,21 @@ def _table_rows(config: ClassifyConfig, budgets: list[int | None]) -> Iterator[T
 
 
 def _changes(
-    grid: CompareSettings, row: RowSettings, pretraining: str | None, labelled: int | None
+    grid: CompareSettings,
+    row: RowSettings,
+    pretraining: str | None,
+    labelled: int | None,
+    budgets: dict[int | None, dict[str, Any]],
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What a row changes of the config: its pretraining's settings; the label budget and its own, which overrule."""
+    """What a row changes of the config: its pretraining's settings; the label budget's and its own, which overrule."""
     earlier: dict[str, Any] = {}
     if pretraining is not None:  # counts in both stages
         earlier = flat(_settings_of(grid, pretraining))
     own: dict[str, Any] = {}
     if labelled is not None:
         own["finetune.sample"] = labelled
-    return earlier, own | flat(row.set)
+    own |= flat(row.set)
+    return earlier, budgets.get(own.get("finetune.sample"), {}) | own
 
 
 def _check_own(settings: dict[str, Any], place: str) -> None:
@@ -402,6 +416,7 @@ def _check_tuning(config: ClassifyConfig) -> None:
 
         # a value of its own would be one more try, or none
         given = [row.set, *(_settings_of(grid, name) for name in row.pretraining)]
+        given += grid.labelled_settings.values()
         keys = {key for settings in given for key in flat(settings)}
         fixed = [key for key in tune if any(_overlap(key, other) for other in keys)]
         if fixed and row.tune is None:

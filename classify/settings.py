@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from data.config import PathText, Settings, either
@@ -144,6 +144,16 @@ Budget = Annotated[
     AfterValidator(_expect_a_share),
     either("Input should be a count such as 500, a share such as '5 %' of up to 100 %, or null for all"),
 ]
+
+
+def _as_a_key(budget: Any) -> Any:
+    """A budget as the key of a mapping, which JSON makes a text of."""
+    if budget is None:
+        return "all"
+    return int(budget) if isinstance(budget, str) and budget.isdecimal() else budget
+
+
+BudgetKey = Annotated[int | str, AfterValidator(_expect_a_share), BeforeValidator(_as_a_key)]
 Tune = dict[str, tuple[Any, ...]]
 
 
@@ -240,6 +250,11 @@ class CompareSettings(Settings):
         (None,),
         min_length=1,
         description="labelled training images, a table each: counts, or shares such as '5 %'; null: all",
+    )
+    labelled_settings: dict[BudgetKey, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="settings of stage two that all rows have at a label budget, e.g. {5 %: {finetune.epochs: 100}}: "
+        "few images need more passes; what a row has of its own overrules them",
     )
     tune: Tune = Field(
         default_factory=dict,

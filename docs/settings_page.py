@@ -135,6 +135,7 @@ EXAMPLES: dict[str, Any] = {
     "compare.seeds": [0, 1, 2, 3, 4],
     "compare.pretraining_seeds": [0],
     "compare.labelled": ["5 %", "all"],
+    "compare.labelled_settings": {"5 %": {"finetune.epochs": 100}},
     "compare.tune": {"finetune.optimizer.base_lr": [5e-4, 1e-3]},
     "compare.pretrainings": {"mae75": {"pretrain.mask_ratio": 0.75}, "mae90": {"pretrain.mask_ratio": 0.9}},
     "compare.rows": [

@@ -1,5 +1,7 @@
 """What a grid's config means: names, label budgets, draws, settings to tune, and what differs between rows."""
 
+import json
+
 import pandas as pd
 import pytest
 from tiny_world import tiny_config
@@ -8,7 +10,7 @@ from classify.cases import label_budget, labelled_splits
 from classify.grid import expand_grid, labelled_images, row_names, trials_of
 from classify.plan import plan
 from classify.row_differences import differences_between_rows
-from data.config import load_config
+from data.config import load_config, make_config
 from data.errors import UserError
 from data.manifest import sample_patients
 
@@ -142,6 +144,49 @@ def test_what_a_row_has_of_its_own_is_not_tuned_by_its_section(place):
     row = {"name": "A", "set": {"finetune.optimizer.base_lr": 0.003}}
     tune = {"finetune.optimizer": [{"base_lr": 0.001}, {"base_lr": 0.01}]}
     assert refusal(place, rows=[row], tune=tune).startswith("compare.rows: A: found finetune.optimizer of its own")
+
+
+def test_a_budget_has_settings_for_all_rows_which_their_own_overrule(place):
+    settings = {"5 %": {"finetune.epochs": 7}, "all": {"finetune": {"drop_path": 0.3}}, 11: {"finetune.epochs": 5}}
+    rows = [{"name": "A"}, {"name": "B", "set": {"finetune.epochs": 3}}, {"name": "C", "set": {"finetune.sample": 11}}]
+    config = grid(place, rows, labelled=["5 %", 11, None], labelled_settings=settings)
+    again = make_config(json.loads(config.model_dump_json()), "again")
+    assert again.compare.labelled_settings == config.compare.labelled_settings
+    for each in (config, again):
+        found = {}
+        for cell in expand_grid(each, 40):
+            found[cell.name, cell.labelled] = (cell.config.finetune.epochs, cell.config.finetune.drop_path)
+        assert found == {
+            **{("A", 2): (7, 0.1), ("A", 11): (5, 0.1), ("A", None): (4, 0.3)},
+            **{("B", 2): (3, 0.1), ("B", 11): (3, 0.1), ("B", None): (3, 0.3), ("C", 11): (5, 0.1)},
+        }
+
+
+@pytest.mark.parametrize(
+    ("labelled", "settings", "message"),
+    [
+        ([None], {"5 %": {"finetune.epochs": 7}}, "5 %: found it, expected a budget of compare.labelled: all"),
+        (
+            [2],
+            {2: {"finetune.epochs": 7}, "5 %": {"finetune.epochs": 3}},
+            "5 %: found settings of this number of images",
+        ),
+        ([2], {2: {"finetune.sample": 7}}, "2: found finetune.sample, expected"),
+        ([2], {2: {"pretrain.epochs": 7}}, "2: found pretrain.epochs, expected settings of finetune"),
+        ([2], {2: {"seed": 7}}, "2: found seed, expected it outside"),
+    ],
+)
+def test_what_a_budget_cannot_have_is_one_line(place, labelled, settings, message):
+    assert refusal(place, 40, labelled=labelled, labelled_settings=settings).startswith(
+        f"compare.labelled_settings: {message}"
+    )
+
+
+def test_what_a_budget_sets_is_not_tuned(place):
+    settings = {2: {"finetune.optimizer.base_lr": 0.1}}
+    assert "found finetune.optimizer.base_lr of its own" in refusal(
+        place, labelled=[2], labelled_settings=settings, tune=RATES
+    )
 
 
 def test_each_seed_has_a_subset_of_its_own_and_all_rows_the_same(place, opened):
