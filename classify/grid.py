@@ -101,7 +101,7 @@ def expand_grid(config: ClassifyConfig, images: int | None = None) -> Iterator[C
     _check_tuning(config)
 
     folders: dict[str, Owner] = {}
-    for row in _table_rows(config, _budgets(grid, images)):
+    for row in _table_rows(config, images):
         for place in range(len(grid.seeds)):
             cell = _cell(config, row, place)
             if cell.pretrain_config:
@@ -179,7 +179,10 @@ def _claim(folders: dict[str, Owner], folder: str, owner: Owner) -> None:
 
 def shares(grid: CompareSettings) -> bool:
     """Whether a budget is a share of the labelled training images, so that these have to be counted first."""
-    return any(isinstance(budget, str) and budget != "all" for budget in (*grid.labelled, *grid.labelled_settings))
+    budgets = [*grid.labelled, *grid.labelled_settings]
+    for row in grid.rows:
+        budgets += row.labelled or ()
+    return any(isinstance(budget, str) and budget != "all" for budget in budgets)
 
 
 def _budgets(grid: CompareSettings, images: int | None) -> dict[int | None, dict[str, Any]]:
@@ -199,6 +202,16 @@ def _budgets(grid: CompareSettings, images: int | None) -> dict[int | None, dict
                 raise UserError(f"{place}: found {key}, expected settings of finetune such as finetune.epochs")
         budgets[count] = flat(settings)
     return budgets
+
+
+def _own_budgets(row: RowSettings, budgets: dict[int | None, dict[str, Any]], images: int | None) -> list[int | None]:
+    """Those at which the row is to stand; UserError where the comparison has none such."""
+    counts = []
+    for budget in row.labelled or ():
+        counts.append(_count_of(budget, images))
+        if counts[-1] not in budgets:
+            raise UserError(f"compare.rows: {row.name}: labelled: found {budget}, expected one of compare.labelled")
+    return counts
 
 
 def _count_of(budget: int | str | None, images: int | None) -> int | None:
@@ -233,9 +246,10 @@ def labelled_images(table: Any, covers: SampleCovers = "train") -> int:
 # ---------------------------------------------------------------- rows
 
 
-def _table_rows(config: ClassifyConfig, budgets: dict[int | None, dict[str, Any]]) -> Iterator[TableRow]:
+def _table_rows(config: ClassifyConfig, images: int | None) -> Iterator[TableRow]:
     """The rows of all tables, each under the label budget that its own settings leave it, and there once."""
     grid = config.compare
+    budgets = _budgets(grid, images)
     for row in grid.rows:
         _check_own(row.set, f"compare.rows: {row.name}")
     for name, pretrained in grid.pretrainings.items():
@@ -247,6 +261,8 @@ def _table_rows(config: ClassifyConfig, budgets: dict[int | None, dict[str, Any]
     for labelled in budgets:
         for place, settings in enumerate(grid.rows):
             if settings.predictions is not None:  # nothing is trained for it: see classify/extra_rows.py
+                continue
+            if settings.labelled is not None and labelled not in _own_budgets(settings, budgets, images):
                 continue
             for which, pretraining in enumerate(settings.pretraining or (None,)):
                 changes = _changes(grid, settings, pretraining, labelled, budgets)

@@ -175,6 +175,9 @@ class RowSettings(Settings):
         (), description="names from compare.pretrainings, a row each; []: random weights"
     )
     set: dict[str, Any] = Field(default_factory=dict, description="settings that differ, e.g. {finetune.mode: linear}")
+    labelled: tuple[Budget, ...] | None = Field(
+        None, min_length=1, description="those of compare.labelled at which it stands in a table; null: all of them"
+    )
     tune: Tune | None = Field(
         None, description="values of its own to choose from, as many settings as in compare.tune; null: compare.tune"
     )
@@ -202,7 +205,7 @@ class RowSettings(Settings):
             return self
         if not self.predictions:
             raise ValueError("predictions: found no file, expected a CSV")
-        if self.pretraining or self.set or self.ensemble or self.tune is not None:
+        if self.pretraining or self.set or self.ensemble or self.tune is not None or self.labelled is not None:
             raise ValueError(
                 "predictions: found it beside pretraining, set or ensemble, expected a name and files alone"
             )

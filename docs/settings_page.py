@@ -145,6 +145,7 @@ EXAMPLES: dict[str, Any] = {
     "compare.rows.name": "MAE, probe",
     "compare.rows.pretraining": ["mae75"],
     "compare.rows.set": {"finetune.mode": "linear"},
+    "compare.rows.labelled": ["5 %", "all"],
     "compare.rows.tune": {"finetune.optimizer.base_lr": [0.01, 0.1]},
     "compare.rows.ensemble": True,
     "compare.rows.predictions": "reader.csv",

@@ -189,6 +189,16 @@ def test_what_a_budget_sets_is_not_tuned(place):
     )
 
 
+def test_a_row_may_stand_in_some_of_the_tables(place):
+    rows = [{"name": "A"}, {"name": "B", "labelled": ["50 %", "all"]}, {"name": "C", "labelled": [20]}]
+    config = grid(place, rows, labelled=[2, 20, None])
+    assert [(cell.name, cell.labelled) for cell in expand_grid(config, 40)] == [
+        *(("A", 2), ("A", 20), ("B", 20), ("C", 20), ("A", None), ("B", None))
+    ]
+    message = refusal(place, 40, rows=[{"name": "A"}, {"name": "B", "labelled": [7]}], labelled=[2])
+    assert message == "compare.rows: B: labelled: found 7, expected one of compare.labelled"
+
+
 def test_each_seed_has_a_subset_of_its_own_and_all_rows_the_same(place, opened):
     config = grid(place, [{"name": "A"}, {"name": "B"}], labelled=[11, None], seeds=[3, 5, 7])
     drawn: dict = {}
