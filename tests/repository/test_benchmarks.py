@@ -15,6 +15,8 @@ from checkout import ROOT, in_checkout
 from tiny_world import ONE_EPOCH, SETTINGS, places, tiny_config, write_config, write_table
 
 from classify.finetune import finetune
+from classify.grid import expand_grid
+from data.config import load_config
 
 # The benchmark, and what it starts, each in a process that has torch imported; and the machine itself is measured by a
 # smaller product of matrices.
@@ -239,3 +241,14 @@ def test_recipes_are_compared_in_time_and_in_what_they_reach(tmp_path):
 
     with pytest.raises(AssertionError, match=r"found compare\.split test, expected validate"):
         measure("time_to_quality", tmp_path, config, "compare.split=test")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks/recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_recipes_are_grids_on_validation_with_margins_against_the_first_row(path):
+    config = load_config(path, ["data.root=/nowhere"])
+    cells = list(expand_grid(config, 4000))
+    names = {cell.name for cell in cells}
+    assert config.compare.split == "validate" and len({cell.run for cell in cells}) == len(cells)
+    assert config.compare.contrasts
+    for contrast in config.compare.contrasts:
+        assert contrast.a in names and contrast.b == cells[0].name and contrast.margin
