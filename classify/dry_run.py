@@ -1,6 +1,7 @@
 """mae-finetune --dry-run: what a fine-tuning would cost on this machine. Writes nothing and keeps no weights."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -10,13 +11,16 @@ from classify.cases import LabelledSplits, check_unit, splits_of
 from classify.domain import MOST
 from classify.finetune import finetune_stage
 from classify.finetune_cost import finetuning_memory
+from classify.models.build import Model
 from classify.settings import ClassifyConfig
 from classify.start import beginning, check_fit, run_folder
+from data.loader import Data
 from mae.batch_size import with_batch_size
 from mae.dry_run import UNKNOWN, Forecast, duration, gb, measured_where, prepared_data, preparing, random_data
 from mae.engine.machine import free_memory, memory_in_use
 from mae.engine.run import training_device
-from mae.rehearsal import rehearse
+from mae.engine.stage import Stage
+from mae.rehearsal import Rehearsal, rehearse
 
 VALIDATED = 256  # images, at least
 
@@ -35,7 +39,7 @@ def forecast(config: ClassifyConfig, checkpoint: str | Path | None = None) -> Fo
 
     # how many images there are to learn from
     data, images = prepared_data(config.data)
-    prepared = data is not None
+    splits = None
     labelled = images or UNKNOWN
     if data is not None:
         splits = splits_of(data, config)
@@ -54,54 +58,52 @@ def forecast(config: ClassifyConfig, checkpoint: str | Path | None = None) -> Fo
         lines = [f"memory       {least}", "speed        not measured: a step needs more memory than is free"]
         return Forecast(lines, counted)
 
-    # images of noise stand in for those that are not prepared
-    held_out = 1.0
-    source = "the config's images"
-    if data is None:
-        data = random_data(max(config.finetune.batch, 4), config.data.image_size)
-        splits = LabelledSplits(train=data.split("train"), validate=data.split("validate"))
-        source = "random images, as the config's are not prepared"
-        held_out = min(len(splits.validate) / max(labelled * config.data.validate_fraction, 1), 1.0)
-    else:
-        some = few_of(splits.validate, max(config.evaluate.batch_size, VALIDATED))
-        held_out = len(some) / len(splits.validate)
-        splits = LabelledSplits(train=splits.train, validate=some)
-
     # measured
-    stage = finetune_stage(config, data, splits, device, pretrained)
-    batch_size = stage.batches.batch_size
-    rehearsed = rehearse(stage, held_out)
-
-    # counted
-    trained = sum(p.numel() for p in stage.model.parameters() if p.requires_grad)
-    total = sum(p.numel() for p in stage.model.parameters())
-    steps_per_epoch = len(stage.batches)
-    if images and not prepared:
-        steps_per_epoch = max(images // batch_size, 1)
-    steps = stage.epochs * steps_per_epoch
+    looked_at = _few_images(config, data, splits, labelled)
+    stage = finetune_stage(config, looked_at.data, looked_at.splits, device, pretrained)
+    rehearsed = rehearse(stage, looked_at.held_out)
 
     whole = "not known: the images are not there; see data.root"
-    seconds = rehearsed.whole_run(steps, stage.epochs) if images else None
-    if seconds is not None and images:
-        # at its end it looks at images of both splits, so that it knows its domain
-        validated = max(round(len(splits.validate) / held_out), 1)
-        looked_at = min(MOST, images) + min(MOST, validated)
-        seconds += rehearsed.validate * looked_at / validated
+    seconds = None
+    if images:
+        batches = len(stage.batches) if data is not None else max(images // stage.batches.batch_size, 1)
+        seconds = rehearsed.whole_run(stage.epochs * batches, stage.epochs)
+        seconds += _look_at_domain(rehearsed, images, looked_at)
         whole = (
-            f"{duration(seconds)}: {stage.epochs:,} epochs, {steps:,} steps, with "
+            f"{duration(seconds)}: {stage.epochs:,} epochs, {stage.epochs * batches:,} steps, with "
             f"validations ({rehearsed.validate:.2g} s each), and what is written and drawn after each"
         )
-    kind = f"{config.finetune.model}, {config.finetune.mode}"
-    speed = f"{batch_size / rehearsed.step:,.1f} images/s, {rehearsed.step:.3g} s a step"
     lines = [
-        f"parameters   {total:,}, of which {trained:,} are trained ({kind})",
-        f"memory       {gb(rehearsed.memory)} at most, {measured_where(device)}, in steps of {batch_size} images "
-        f"({config.precision})",
-        f"speed        {speed} on {device} with {torch.get_num_threads()} threads; {source}",
+        *_measured_lines(config, stage, rehearsed, looked_at.source),
         *(preparing(config.data) if images else []),
         f"whole run    {whole}",
     ]
     return Forecast(lines, counted, rehearsed.memory, seconds)
+
+
+# ---------------------------------------------------------------- images to rehearse on
+
+
+class _Looked(NamedTuple):
+    """What a rehearsal looks at."""
+
+    data: Data
+    splits: LabelledSplits
+    held_out: float  # share of the validation images that these are
+    source: str
+
+
+def _few_images(config: ClassifyConfig, data: Data | None, splits: LabelledSplits | None, labelled: int) -> _Looked:
+    """All training images and few for validation; noise stands in for those that are not prepared."""
+    if data is not None and splits is not None:
+        some = few_of(splits.validate, max(config.evaluate.batch_size, VALIDATED))
+        held_out = len(some) / len(splits.validate)
+        return _Looked(data, LabelledSplits(train=splits.train, validate=some), held_out, "the config's images")
+
+    noise = random_data(max(config.finetune.batch, 4), config.data.image_size)
+    drawn = LabelledSplits(train=noise.split("train"), validate=noise.split("validate"))
+    held_out = min(len(drawn.validate) / max(labelled * config.data.validate_fraction, 1), 1.0)
+    return _Looked(noise, drawn, held_out, "random images, as the config's are not prepared")
 
 
 def few_of(table: pd.DataFrame, most: int) -> pd.DataFrame:
@@ -109,3 +111,26 @@ def few_of(table: pd.DataFrame, most: int) -> pd.DataFrame:
     ordered = table.sort_values("label", kind="stable")
     places = np.linspace(0, len(ordered) - 1, min(most, len(ordered))).round().astype(int)
     return ordered.iloc[np.unique(places)]
+
+
+# ---------------------------------------------------------------- what it took
+
+
+def _look_at_domain(rehearsed: Rehearsal, images: int, looked_at: _Looked) -> float:
+    """Seconds in which a training that ends looks at images of both splits, so that it knows its domain."""
+    validated = max(round(len(looked_at.splits.validate) / looked_at.held_out), 1)
+    return rehearsed.validate * (min(MOST, images) + min(MOST, validated)) / validated
+
+
+def _measured_lines(config: ClassifyConfig, stage: Stage[Model], rehearsed: Rehearsal, source: str) -> list[str]:
+    trained = sum(p.numel() for p in stage.model.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in stage.model.parameters())
+    batch_size = stage.batches.batch_size
+    kind = f"{config.finetune.model}, {config.finetune.mode}"
+    speed = f"{batch_size / rehearsed.step:,.1f} images/s, {rehearsed.step:.3g} s a step"
+    return [
+        f"parameters   {total:,}, of which {trained:,} are trained ({kind})",
+        f"memory       {gb(rehearsed.memory)} at most, {measured_where(stage.device)}, in steps of {batch_size} images "
+        f"({config.precision})",
+        f"speed        {speed} on {stage.device} with {torch.get_num_threads()} threads; {source}",
+    ]

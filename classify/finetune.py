@@ -323,6 +323,7 @@ def hyperparameters(
         "weight_decay": optimizer.weight_decay,
         "layer_decay": optimizer.layer_decay,
         "drop_path": settings.drop_path,
+        "drop_patches": settings.drop_patches,
         "label_smoothing": settings.label_smoothing,
         "batch_size": settings.batch,
         "epochs": settings.epochs,
@@ -334,15 +335,18 @@ def hyperparameters(
 
 
 def finetune_step(model: Model, batch: Batch, epoch: int, settings: FinetuneSettings, seed: int) -> Tensor:
-    """The loss of a training batch; augmentation and stochastic depth depend on (seed, epoch, image)."""
+    """The loss of a training batch; what is random in it depends on (seed, epoch, image)."""
     draws = uniform(seed, "augment", epoch, batch.numbers, DRAWS)
     images = model.standardize(augment(batch.images, settings.augment, draws))
 
     noise = None
     if model.depth_draws:
         noise = uniform(seed, "drop path", epoch, batch.numbers, model.depth_draws)
+    patch_noise = None
+    if model.patch_draws:
+        patch_noise = uniform(seed, "drop patches", epoch, batch.numbers, model.patch_draws)
 
-    return classification_loss(model(images, noise), batch.labels, settings.label_smoothing)
+    return classification_loss(model(images, noise, patch_noise), batch.labels, settings.label_smoothing)
 
 
 def learnt_loss(smoothing: float) -> float:

@@ -16,19 +16,21 @@ from mae.transformer import configure_blocks
 CPU = torch.device("cpu")
 
 
-def step_of(config: ClassifyConfig, images: int, drops: bool = False) -> Callable[[], Tensor]:
+def step_of(config: ClassifyConfig, images: int, drops: bool = True) -> Callable[[], Tensor]:
     """The loss of a training step on images without values; augmentation multiplies no matrices.
 
-    drops: with stochastic depth, which multiplies none either but keeps what it has multiplied.
+    drops: with stochastic depth, which multiplies none either but keeps what it has multiplied, and without the patches
+    that training leaves out.
     """
     model = build_model(config)
     configure_blocks(model, compiled=False, recompute=config.activation_checkpointing)
     model.train()
     pixels = torch.empty(images, config.model.in_channels, *height_and_width(config.data.image_size))
     noise = torch.empty(images, model.depth_draws) if drops and model.depth_draws else None
+    patch_noise = torch.empty(images, model.patch_draws) if drops and model.patch_draws else None
 
     def loss() -> Tensor:
-        return model(pixels, noise).sum()
+        return model(pixels, noise, patch_noise).sum()
 
     return loss
 

@@ -87,16 +87,21 @@ def expand_grid(config: ClassifyConfig, images: int | None = None) -> Iterator[C
         )
     if all(row.predictions is not None for row in grid.rows):
         raise UserError("compare.rows: found predictions in files alone, expected a row that is trained here")
-    for number, seed in enumerate(grid.seeds):
-        if seed in grid.seeds[:number]:
-            raise UserError(f"compare.seeds: found {seed} twice, expected each once: each is a training of its own")
+    _check_seeds(grid.seeds, "compare.seeds")
+    if grid.pretraining_seeds is not None:
+        _check_seeds(grid.pretraining_seeds, "compare.pretraining_seeds")
+        if len(grid.pretraining_seeds) > len(grid.seeds):
+            raise UserError(
+                f"compare.pretraining_seeds: found {len(grid.pretraining_seeds)}, expected at most as many as "
+                f"compare.seeds has ({len(grid.seeds)}): each is to serve a training"
+            )
     names = row_names(grid)
     if grid.baseline is not None:
         expect_row(grid.baseline, names, "compare.baseline")
     _check_tuning(config)
 
     folders: dict[str, Owner] = {}
-    for row in _table_rows(config, _counts(grid, images)):
+    for row in _table_rows(config, images):
         for place in range(len(grid.seeds)):
             cell = _cell(config, row, place)
             if cell.pretrain_config:
@@ -104,6 +109,12 @@ def expand_grid(config: ClassifyConfig, images: int | None = None) -> Iterator[C
                 _claim(folders, cell.pretrain_config.run, Owner("pretraining", cell.pretraining))
             _claim(folders, cell.run, Owner("row", cell.name))
             yield cell
+
+
+def _check_seeds(seeds: tuple[int, ...], place: str) -> None:
+    for number, seed in enumerate(seeds):
+        if seed in seeds[:number]:
+            raise UserError(f"{place}: found {seed} twice, expected each once: each is a training of its own")
 
 
 # ---------------------------------------------------------------- names
@@ -168,16 +179,38 @@ def _claim(folders: dict[str, Owner], folder: str, owner: Owner) -> None:
 
 def shares(grid: CompareSettings) -> bool:
     """Whether a budget is a share of the labelled training images, so that these have to be counted first."""
-    return any(isinstance(budget, str) and budget != "all" for budget in grid.labelled)
+    budgets = [*grid.labelled, *grid.labelled_settings]
+    for row in grid.rows:
+        budgets += row.labelled or ()
+    return any(isinstance(budget, str) and budget != "all" for budget in budgets)
 
 
-def _counts(grid: CompareSettings, images: int | None) -> list[int | None]:
-    """The label budgets in images, None for everything; what comes to the same stands there once."""
-    counts: list[int | None] = []
-    for budget in grid.labelled:
+def _budgets(grid: CompareSettings, images: int | None) -> dict[int | None, dict[str, Any]]:
+    """The label budgets in images, None for everything, each with its settings; what comes to the same is one."""
+    budgets: dict[int | None, dict[str, Any]] = {_count_of(budget, images): {} for budget in grid.labelled}
+    for budget, settings in grid.labelled_settings.items():
+        place = f"compare.labelled_settings: {budget}"
         count = _count_of(budget, images)
-        if count not in counts:
-            counts.append(count)
+        if count not in budgets:
+            shown = ", ".join("all" if each is None else str(each) for each in grid.labelled)
+            raise UserError(f"{place}: found it, expected a budget of compare.labelled: {shown}")
+        if budgets[count]:
+            raise UserError(f"{place}: found settings of this number of images twice, expected them once")
+        _check_own(settings, place)
+        for key in flat(settings):
+            if not key.startswith("finetune.") or key.removeprefix("finetune.").split(".")[0] in NEVER_TUNED:
+                raise UserError(f"{place}: found {key}, expected settings of finetune such as finetune.epochs")
+        budgets[count] = flat(settings)
+    return budgets
+
+
+def _own_budgets(row: RowSettings, budgets: dict[int | None, dict[str, Any]], images: int | None) -> list[int | None]:
+    """Those at which the row is to stand; UserError where the comparison has none such."""
+    counts = []
+    for budget in row.labelled or ():
+        counts.append(_count_of(budget, images))
+        if counts[-1] not in budgets:
+            raise UserError(f"compare.rows: {row.name}: labelled: found {budget}, expected one of compare.labelled")
     return counts
 
 
@@ -213,9 +246,10 @@ def labelled_images(table: Any, covers: SampleCovers = "train") -> int:
 # ---------------------------------------------------------------- rows
 
 
-def _table_rows(config: ClassifyConfig, budgets: list[int | None]) -> Iterator[TableRow]:
+def _table_rows(config: ClassifyConfig, images: int | None) -> Iterator[TableRow]:
     """The rows of all tables, each under the label budget that its own settings leave it, and there once."""
     grid = config.compare
+    budgets = _budgets(grid, images)
     for row in grid.rows:
         _check_own(row.set, f"compare.rows: {row.name}")
     for name, pretrained in grid.pretrainings.items():
@@ -228,8 +262,10 @@ def _table_rows(config: ClassifyConfig, budgets: list[int | None]) -> Iterator[T
         for place, settings in enumerate(grid.rows):
             if settings.predictions is not None:  # nothing is trained for it: see classify/extra_rows.py
                 continue
+            if settings.labelled is not None and labelled not in _own_budgets(settings, budgets, images):
+                continue
             for which, pretraining in enumerate(settings.pretraining or (None,)):
-                changes = _changes(grid, settings, pretraining, labelled)
+                changes = _changes(grid, settings, pretraining, labelled, budgets)
                 both = changes[0] | changes[1]
                 sample = change_config(config, both, f"compare.rows: {settings.name}").finetune.sample
 
@@ -242,16 +278,21 @@ def _table_rows(config: ClassifyConfig, budgets: list[int | None]) -> Iterator[T
 
 
 def _changes(
-    grid: CompareSettings, row: RowSettings, pretraining: str | None, labelled: int | None
+    grid: CompareSettings,
+    row: RowSettings,
+    pretraining: str | None,
+    labelled: int | None,
+    budgets: dict[int | None, dict[str, Any]],
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What a row changes of the config: its pretraining's settings; the label budget and its own, which overrule."""
+    """What a row changes of the config: its pretraining's settings; the label budget's and its own, which overrule."""
     earlier: dict[str, Any] = {}
     if pretraining is not None:  # counts in both stages
         earlier = flat(_settings_of(grid, pretraining))
     own: dict[str, Any] = {}
     if labelled is not None:
         own["finetune.sample"] = labelled
-    return earlier, own | flat(row.set)
+    own |= flat(row.set)
+    return earlier, budgets.get(own.get("finetune.sample"), {}) | own
 
 
 def _check_own(settings: dict[str, Any], place: str) -> None:
@@ -267,8 +308,9 @@ def _cell(config: ClassifyConfig, row: TableRow, place: int) -> Cell:
     seed = grid.seeds[place]
     pretrain_config = None
     if row.pretraining is not None:
-        folder = Path(config.run, f"pretrain-{pretraining_folder_name(row.pretraining)}-seed{seed}")
-        changes = _settings_of(grid, row.pretraining) | {"run": str(folder), "seed": seed}
+        of_stage_one = grid.pretraining_seed(place)
+        folder = Path(config.run, f"pretrain-{pretraining_folder_name(row.pretraining)}-seed{of_stage_one}")
+        changes = _settings_of(grid, row.pretraining) | {"run": str(folder), "seed": of_stage_one}
         pretrain_config = resolve(with_settings(config, changes, place="compare.pretrainings"))
 
     # all rows see the same subset of a label budget, and each seed another one
@@ -390,6 +432,7 @@ def _check_tuning(config: ClassifyConfig) -> None:
 
         # a value of its own would be one more try, or none
         given = [row.set, *(_settings_of(grid, name) for name in row.pretraining)]
+        given += grid.labelled_settings.values()
         keys = {key for settings in given for key in flat(settings)}
         fixed = [key for key in tune if any(_overlap(key, other) for other in keys)]
         if fixed and row.tune is None:

@@ -11,7 +11,7 @@ from classify.settings import ClassifyConfig
 from mae.engine.run import flat
 
 NOT_TOLD = {"finetune.run", "finetune.sample", "finetune.draw"}  # whose heading or folder says it, equal in all rows
-OF_VITS = {"finetune.pool", "finetune.drop_path", "finetune.optimizer.layer_decay"}
+OF_VITS = {"finetune.pool", "finetune.drop_path", "finetune.drop_patches", "finetune.optimizer.layer_decay"}
 OF_RESNETS = {"finetune.stem", "finetune.init", "finetune.init_mean", "finetune.init_std"}
 OF_BOTH = {"model.in_channels", "model.pixel_mean", "model.pixel_std"}
 NONE = "–"  # a setting that a row's network does not have

@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from data.config import PathText, Settings, either
@@ -75,6 +75,13 @@ class FinetuneSettings(Settings):
     )
     optimizer: FinetuneOptimizerSettings = Field(default_factory=FinetuneOptimizerSettings)
     drop_path: float = Field(0.1, ge=0, lt=1, description="stochastic depth of the last ViT block, 0 at the first")
+    drop_patches: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of the patches that a training step leaves out where all weights of a ViT are trained "
+        "(PatchDropout): less time; whatever is predicted is looked at whole",
+    )
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="targets become s/2 and 1 - s/2")
     select: Select = Field("auc", description="validation metric that picks the best epoch")
     threshold: ThresholdRule = Field(
@@ -137,6 +144,16 @@ Budget = Annotated[
     AfterValidator(_expect_a_share),
     either("Input should be a count such as 500, a share such as '5 %' of up to 100 %, or null for all"),
 ]
+
+
+def _as_a_key(budget: Any) -> Any:
+    """A budget as the key of a mapping, which JSON makes a text of."""
+    if budget is None:
+        return "all"
+    return int(budget) if isinstance(budget, str) and budget.isdecimal() else budget
+
+
+BudgetKey = Annotated[int | str, AfterValidator(_expect_a_share), BeforeValidator(_as_a_key)]
 Tune = dict[str, tuple[Any, ...]]
 
 
@@ -158,6 +175,9 @@ class RowSettings(Settings):
         (), description="names from compare.pretrainings, a row each; []: random weights"
     )
     set: dict[str, Any] = Field(default_factory=dict, description="settings that differ, e.g. {finetune.mode: linear}")
+    labelled: tuple[Budget, ...] | None = Field(
+        None, min_length=1, description="those of compare.labelled at which it stands in a table; null: all of them"
+    )
     tune: Tune | None = Field(
         None, description="values of its own to choose from, as many settings as in compare.tune; null: compare.tune"
     )
@@ -185,7 +205,7 @@ class RowSettings(Settings):
             return self
         if not self.predictions:
             raise ValueError("predictions: found no file, expected a CSV")
-        if self.pretraining or self.set or self.ensemble or self.tune is not None:
+        if self.pretraining or self.set or self.ensemble or self.tune is not None or self.labelled is not None:
             raise ValueError(
                 "predictions: found it beside pretraining, set or ensemble, expected a name and files alone"
             )
@@ -223,10 +243,21 @@ class CompareSettings(Settings):
     seeds: tuple[int, ...] = Field(
         (0, 1, 2), min_length=1, description="training seeds of both stages; each has its own subset of a label budget"
     )
+    pretraining_seeds: tuple[int, ...] | None = Field(
+        None,
+        min_length=1,
+        description="seeds of stage one where it is to have fewer than stage two: the first training seed begins from "
+        "the first of these, the next from the next, and so on in turn; null: each from a pretraining of its own",
+    )
     labelled: tuple[Budget, ...] = Field(
         (None,),
         min_length=1,
         description="labelled training images, a table each: counts, or shares such as '5 %'; null: all",
+    )
+    labelled_settings: dict[BudgetKey, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="settings of stage two that all rows have at a label budget, e.g. {5 %: {finetune.epochs: 100}}: "
+        "few images need more passes; what a row has of its own overrules them",
     )
     tune: Tune = Field(
         default_factory=dict,
@@ -245,6 +276,16 @@ class CompareSettings(Settings):
         description="pairs of rows that are tested, at every label budget: [[a, b], …] or {a:, b:, margin: 0.01}; "
         "null: each model against the baseline, and pretrained against the same from random weights; []: none",
     )
+
+    def pretraining_seed(self, place: int) -> int:
+        """The seed of stage one for the training seed at this place."""
+        seeds = self.pretraining_seeds or self.seeds
+        return seeds[place % len(seeds)]
+
+    @property
+    def shares_pretrainings(self) -> bool:
+        """Whether trainings of a row begin from the same weights, so that their spread is of stage two alone."""
+        return self.pretraining_seeds is not None and len(self.pretraining_seeds) < len(self.seeds)
 
 
 def _expect_hundredths(rate: float) -> float:

@@ -133,7 +133,9 @@ EXAMPLES: dict[str, Any] = {
     "evaluate.split": "test",
     "evaluate.unit": "study",
     "compare.seeds": [0, 1, 2, 3, 4],
+    "compare.pretraining_seeds": [0],
     "compare.labelled": ["5 %", "all"],
+    "compare.labelled_settings": {"5 %": {"finetune.epochs": 100}},
     "compare.tune": {"finetune.optimizer.base_lr": [5e-4, 1e-3]},
     "compare.pretrainings": {"mae75": {"pretrain.mask_ratio": 0.75}, "mae90": {"pretrain.mask_ratio": 0.9}},
     "compare.rows": [
@@ -143,6 +145,7 @@ EXAMPLES: dict[str, Any] = {
     "compare.rows.name": "MAE, probe",
     "compare.rows.pretraining": ["mae75"],
     "compare.rows.set": {"finetune.mode": "linear"},
+    "compare.rows.labelled": ["5 %", "all"],
     "compare.rows.tune": {"finetune.optimizer.base_lr": [0.01, 0.1]},
     "compare.rows.ensemble": True,
     "compare.rows.predictions": "reader.csv",

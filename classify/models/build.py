@@ -37,7 +37,11 @@ def build_model(config: ClassifyConfig, pretrained: Checkpoint | None = None) ->
         load_weights(mae, pretrained)
     configure_products(mae, config.product)  # a run's scores are made by the product it was trained with
     return build_classifier(
-        mae.encoder, pool=settings.pool, probe=settings.mode == "linear", drop_path=settings.drop_path
+        mae.encoder,
+        pool=settings.pool,
+        probe=settings.mode == "linear",
+        drop_path=settings.drop_path,
+        drop_patches=settings.drop_patches,
     )
 
 

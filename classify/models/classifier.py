@@ -9,6 +9,7 @@ from classify.settings import Pool
 from data.errors import UserError
 from mae.encoder import Encoder
 from mae.engine.optim import without_autocast
+from mae.masking import random_masking
 
 
 class Classifier(nn.Module):
@@ -17,13 +18,16 @@ class Classifier(nn.Module):
     pool: "mean" of the patch tokens or the "cls" token.
     probe: freeze the encoder and put a BatchNorm without affine parameters before the linear head, so
     that the probe does not depend on the features' scale (He et al. 2022, appendix A.1).
+    drop_patches: the share of patches that a step of fine-tuning leaves out (PatchDropout, Liu et al. 2023, arXiv
+    2208.07220). An encoder that was pretrained by masking knows images with holes.
     """
 
-    def __init__(self, encoder: Encoder, pool: Pool = "mean", probe: bool = False):
+    def __init__(self, encoder: Encoder, pool: Pool = "mean", probe: bool = False, drop_patches: float = 0.0):
         super().__init__()
         self.encoder = encoder
         self.pool = pool
         self.probe = probe
+        self.drop_patches = drop_patches
 
         # a frozen encoder's features come at any scale
         self.norm: nn.Module = nn.Identity()
@@ -40,6 +44,13 @@ class Classifier(nn.Module):
         """How many draws an image's stochastic depth takes."""
         return 2 * len(self.encoder.blocks)
 
+    @property
+    def patch_draws(self) -> int:
+        """How many draws decide which patches of an image a training step looks at; 0: it looks at all."""
+        if self.probe or not self.drop_patches:
+            return 0
+        return len(self.encoder.positions)
+
     def train(self, mode: bool = True) -> "Classifier":
         super().train(mode)
         if self.probe:
@@ -49,9 +60,12 @@ class Classifier(nn.Module):
     def standardize(self, images: Tensor) -> Tensor:
         return self.encoder.standardize(images)
 
-    def forward(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
-        """`noise` (b 2·depth): draws for stochastic depth, see `Encoder`."""
-        return self.classify(self.encoder(images, noise=noise))
+    def forward(self, images: Tensor, noise: Tensor | None = None, patch_noise: Tensor | None = None) -> Tensor:
+        """`noise` (b 2·depth): draws for stochastic depth, see `Encoder`; `patch_noise` (b n): the lowest are kept."""
+        keep = None
+        if patch_noise is not None:
+            keep, _ = random_masking(patch_noise, self.drop_patches)
+        return self.classify(self.encoder(images, keep, noise))
 
     def features(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
         """Standardised images (b c h w) → what the head sees (b d)."""
@@ -70,12 +84,14 @@ class Classifier(nn.Module):
             return self.head(self.norm(pooled.to(self.head.weight.dtype))).squeeze(1)  # b
 
 
-def build_classifier(encoder: Encoder, pool: Pool = "mean", probe: bool = False, drop_path: float = 0.0) -> Classifier:
+def build_classifier(
+    encoder: Encoder, pool: Pool = "mean", probe: bool = False, drop_path: float = 0.0, drop_patches: float = 0.0
+) -> Classifier:
     """A classifier on a (pretrained or fresh) encoder; `drop_path` is the last block's rate in training."""
     if pool not in get_args(Pool):
         raise UserError(f"finetune.pool: found {pool!r}, expected one of {', '.join(get_args(Pool))}")
     encoder.drop_path = drop_path
-    return Classifier(encoder, pool, probe)
+    return Classifier(encoder, pool, probe, drop_patches)
 
 
 def layer_scale(decay: float, depth: int) -> Callable[[str], float]:

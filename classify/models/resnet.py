@@ -79,6 +79,7 @@ class ResNet(nn.Module):
     """
 
     depth_draws = 0  # it has no stochastic depth
+    patch_draws = 0  # and no patches
 
     mean: Tensor
     std: Tensor
@@ -148,8 +149,8 @@ class ResNet(nn.Module):
         """8-bit grey levels (b c h w) → what the model reads; one channel serves as all of them."""
         return (images.float() / 255 - self.mean) / self.std
 
-    def forward(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
-        """`noise` is for models with stochastic depth; a ResNet has none."""
+    def forward(self, images: Tensor, noise: Tensor | None = None, patch_noise: Tensor | None = None) -> Tensor:
+        """`noise` is for models with stochastic depth, `patch_noise` for those with patches; a ResNet has neither."""
         return self.classify(self.maps(images))
 
     def features(self, images: Tensor) -> Tensor:

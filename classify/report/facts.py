@@ -61,6 +61,8 @@ def facts(comparison: Comparison) -> Iterator[tuple[str, str]]:
     images = [f"{images_of(comparison, labelled)} images" for labelled in comparison.budgets]
     yield "Labelled for training", "; ".join(images)
     yield "Training seeds", ", ".join(map(str, config.compare.seeds))
+    if config.compare.pretraining_seeds is not None:
+        yield "Pretraining seeds", ", ".join(map(str, config.compare.pretraining_seeds))
     whom = "patients" if summary["patients_known"] else units_of(summary)
     yield "Intervals", f"{100 * config.evaluate.level:g} %, clustered by {whom}"
     yield "Contrasts", f"{len(comparison.contrasts)}, in {comparison.tests} tests, adjusted by Holm's method"

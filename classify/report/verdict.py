@@ -145,10 +145,11 @@ def _of_pretraining(comparison: Comparison, contrasts: Sequence[Contrast], other
     if not ours:
         found = {"higher": "lower", "lower": "higher"}.get(found, found)  # type: ignore[assignment]
     effect = _effect(first, flipped=not ours)
+    what = _of_what(comparison, first)
     say = {"higher": "Yes", "lower": "No, it harms", "not told apart": "Not shown"}[found]
     lines = {line.name: line for line in comparison.lines_of(first.labelled)}
     sentence = (
-        f"{say}, {_of_what(first)}: {better} reaches AUC {_auc(lines[better])} against {_auc(lines[than])} of {than}, "
+        f"{say}, {what}: {better} reaches AUC {_auc(lines[better])} against {_auc(lines[than])} of {than}, "
         f"{effect}, Holm {show_p(first.p_holm, named=True)}."
     )
 
@@ -199,19 +200,26 @@ def _of_two_rows(comparison: Comparison, contrast: Contrast) -> Answer:
     lines = {line.name: line for line in comparison.lines_of(contrast.labelled)}
     effect = _effect(contrast)
     sentence = (
-        f"{say}, {_of_what(contrast)}: AUC {_auc(lines[contrast.a])} against {_auc(lines[contrast.b])}, "
+        f"{say}, {_of_what(comparison, contrast)}: AUC {_auc(lines[contrast.a])} against {_auc(lines[contrast.b])}, "
         f"{effect}, Holm {show_p(contrast.p_holm, named=True)}."
     )
     return Answer(question, (sentence,), effect)
 
 
-def _of_what(contrast: Contrast) -> str:
+def _of_what(comparison: Comparison, contrast: Contrast) -> str:
     """Of what a sentence speaks."""
     if contrast.of_single_models:
         return "for these two trained models (one training seed says nothing of the methods)"
     a, b = contrast.seeds
-    seeds = f"{a}" if a == b else f"{a} and {b}"
-    return f"for the methods as trained here ({seeds} seeds)"
+    seeds = f"{a} seeds" if a == b else f"{a} and {b} seeds"
+
+    # how much pretrainings differ is not known where they are fewer
+    grid = comparison.config.compare
+    pretrained = [row.name for row in grid.rows if row.pretraining]
+    if grid.shares_pretrainings and any(side.split("/")[0] in pretrained for side in (contrast.a, contrast.b)):
+        assert grid.pretraining_seeds is not None
+        seeds += f", {len(grid.pretraining_seeds)} of pretraining"
+    return f"for the methods as trained here ({seeds})"
 
 
 def _effect(contrast: Contrast, flipped: bool = False) -> str:

@@ -18,6 +18,7 @@ def warnings(comparison: Comparison) -> tuple[str, ...]:
         *_openings(comparison),
         *_failed(comparison),
         *_few_cases(comparison),
+        *_shared_pretrainings(comparison),
         *_unknown(comparison),
     ]
     return tuple(dict.fromkeys(lines))
@@ -119,6 +120,19 @@ def _few_cases(comparison: Comparison) -> Iterator[str]:
         if few:
             why = "epochs and thresholds were chosen on them" if split == "validate" else "the numbers rest on them"
             yield f"Few cases: {' and '.join(few)} in split {split} (fewer than {FEW}); {why}."
+
+
+def _shared_pretrainings(comparison: Comparison) -> Iterator[str]:
+    """Trainings of a row that begin from the same weights: their spread is not that of the method."""
+    grid = comparison.config.compare
+    if grid.shares_pretrainings and any(row.pretraining for row in grid.rows):
+        assert grid.pretraining_seeds is not None
+        count = _counted(len(grid.pretraining_seeds), "pretraining")
+        serve = "serves" if len(grid.pretraining_seeds) == 1 else "serve"
+        yield (
+            f"{count} {serve} the {len(grid.seeds)} trainings of each pretrained row: how much pretraining varies "
+            "is not, or not wholly, in the intervals."
+        )
 
 
 def _unknown(comparison: Comparison) -> Iterator[str]:

@@ -7,23 +7,26 @@ from scipy.special import logit
 from torch import Tensor, nn
 
 from classify import build_classifier, build_resnet
-from classify.finetune import classification_loss, decision_threshold
+from classify.finetune import classification_loss, decision_threshold, finetune_step
 from classify.models.classifier import Classifier, layer_scale
 from classify.scores import in_units
+from classify.settings import FinetuneSettings
 from data.errors import UserError
+from data.loader import Batch
 from mae import build_mae
 from mae.engine.optim import adamw, parameter_groups, seeded
 from mae.engine.schedule import set_learning_rate
+from mae.patches import patchify, unpatchify
 
 DEPTH = 3
 
 
-def tiny(pool: str = "mean", probe: bool = False, drop_path: float = 0.0) -> Classifier:
+def tiny(pool: str = "mean", probe: bool = False, drop_path: float = 0.0, drop_patches: float = 0.0) -> Classifier:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         sizes = {"width": 12, "depth": DEPTH, "heads": 3, "decoder_depth": 1}
         encoder = build_mae("vit_tiny_patch16", (6, 10), patch_size=2, **sizes).encoder
-        return build_classifier(encoder, pool, probe, drop_path)
+        return build_classifier(encoder, pool, probe, drop_path, drop_patches)
 
 
 def pixels(b: int = 7) -> Tensor:
@@ -112,6 +115,44 @@ def test_fine_tuning_trains_everything():
         before["head.weight"] *= 100
     take_step(model, noise=torch.ones(7, 2 * DEPTH))
     assert not [name for name, p in model.named_parameters() if p.equal(before[name])]
+
+
+# ---------------------------------------------------------------- dropped patches
+
+
+@pytest.mark.parametrize(("share", "kept"), [(0.2, 12), (0.5, 7), (0.99, 1)])
+def test_of_the_patches_those_with_the_lowest_draws_are_looked_at(share, kept):
+    model = tiny(drop_patches=share).eval()
+    assert model.patch_draws == 15
+    noise = torch.rand(7, 15, generator=torch.Generator().manual_seed(2))
+
+    # what lies elsewhere may be anything
+    looked_at = noise.argsort(dim=1)[:, :kept]
+    patches = patchify(pixels(), 2)
+    elsewhere = torch.ones(7, 15, 1).scatter(1, looked_at[:, :, None], 0.0)
+    changed = unpatchify(patches + 100 * elsewhere, (3, 5), 2)
+    torch.testing.assert_close(model(changed, None, noise), model(pixels(), None, noise))
+    assert not torch.allclose(model(changed), model(pixels()), atol=1e-4)
+
+
+def test_a_step_draws_its_patches_by_seed_epoch_and_image_and_predictions_look_at_all():
+    settings = FinetuneSettings(drop_patches=0.5, augment={"enabled": False}, drop_path=0.0)
+    model = tiny(drop_patches=0.5).train()
+    images = torch.randint(0, 256, (7, 1, 6, 10), generator=torch.Generator().manual_seed(3)).to(torch.uint8)
+    batch = Batch(images, LABELS, torch.arange(7))
+
+    def loss(epoch: int, seed: int) -> float:
+        return finetune_step(model, batch, epoch, settings, seed).item()
+
+    assert loss(2, 5) == loss(2, 5)
+    assert len({loss(1, 5), loss(2, 5), loss(2, 7)}) == 3
+    whole = tiny()
+    torch.testing.assert_close(model.eval()(pixels()), whole.eval()(pixels()), rtol=0, atol=0)
+
+
+def test_a_probe_and_a_resnet_leave_nothing_out():
+    assert tiny(probe=True, drop_patches=0.5).patch_draws == tiny().patch_draws == 0
+    assert build_resnet("resnet18", stem="small").patch_draws == 0
 
 
 # ---------------------------------------------------------------- layer decay

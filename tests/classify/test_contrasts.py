@@ -3,6 +3,7 @@
 import itertools
 import math
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -218,6 +219,15 @@ def test_one_seed_speaks_of_models_and_several_of_methods(place):
         )
     assert MODELS not in verdict(several, None)
     assert "for the methods as trained here (3 seeds)" in answer(several).sentences[0]
+
+    shared = {
+        "rows": [{"name": "A", "pretraining": ["p"]}, {"name": "BB"}],
+        "seeds": [0, 1, 2],
+        "pretraining_seeds": [5],
+    }
+    settings = {f"compare__{name}": value for name, value in shared.items()}
+    config = tiny_config(place, compare__pretrainings={"p": {}}, **settings)
+    assert "(3 seeds, 1 of pretraining)" in answer(replace(several, config=config)).sentences[0]
 
 
 def test_contrasts_of_several_seeds_are_not_told_to_speak_of_models(place):

@@ -1,5 +1,7 @@
 """What a grid's config means: names, label budgets, draws, settings to tune, and what differs between rows."""
 
+import json
+
 import pandas as pd
 import pytest
 from tiny_world import tiny_config
@@ -8,7 +10,7 @@ from classify.cases import label_budget, labelled_splits
 from classify.grid import expand_grid, labelled_images, row_names, trials_of
 from classify.plan import plan
 from classify.row_differences import differences_between_rows
-from data.config import load_config
+from data.config import load_config, make_config
 from data.errors import UserError
 from data.manifest import sample_patients
 
@@ -108,6 +110,30 @@ def test_a_seed_that_stands_twice_is_no_training_more(place):
     assert refusal(place, seeds=[3, 0, 3]).startswith("compare.seeds: found 3 twice, expected each once")
 
 
+def test_seeds_may_share_their_pretrainings_in_turn(place):
+    two = grid(place, TWO, pretrainings=PRETRAININGS, seeds=[3, 5, 7], pretraining_seeds=[11, 2], labelled=[11])
+    found = [cell for cell in expand_grid(two) if cell.name == "B"]
+    assert [cell.config.seed for cell in found] == [3, 5, 7]
+    assert [cell.config.finetune.draw for cell in found] == [0, 1, 2]
+    assert [cell.pretrain_config.seed for cell in found] == [11, 2, 11]
+    assert found[0].pretrain_config == found[2].pretrain_config
+    assert [cell.pretrain_config for cell in expand_grid(two) if cell.name == "C"] == [None] * 3
+
+    own = grid(place, TWO, pretrainings=PRETRAININGS, seeds=[3, 5, 7])
+    assert [cell.pretrain_config.seed for cell in expand_grid(own) if cell.name == "B"] == [3, 5, 7]
+
+
+@pytest.mark.parametrize(
+    ("seeds", "message"),
+    [
+        ([1, 1], "compare.pretraining_seeds: found 1 twice, expected each once"),
+        ([1, 2, 3], "compare.pretraining_seeds: found 3, expected at most as many as compare.seeds has (2)"),
+    ],
+)
+def test_pretraining_seeds_that_serve_nothing_are_refused(place, seeds, message):
+    assert refusal(place, seeds=[3, 5], pretraining_seeds=seeds).startswith(message)
+
+
 @pytest.mark.parametrize("name", ["", "  ", "\n"])
 def test_a_row_without_a_name_is_refused(place, name):
     with pytest.raises(UserError, match=r"compare\.rows\.0\.name: found no letters"):
@@ -118,6 +144,59 @@ def test_what_a_row_has_of_its_own_is_not_tuned_by_its_section(place):
     row = {"name": "A", "set": {"finetune.optimizer.base_lr": 0.003}}
     tune = {"finetune.optimizer": [{"base_lr": 0.001}, {"base_lr": 0.01}]}
     assert refusal(place, rows=[row], tune=tune).startswith("compare.rows: A: found finetune.optimizer of its own")
+
+
+def test_a_budget_has_settings_for_all_rows_which_their_own_overrule(place):
+    settings = {"5 %": {"finetune.epochs": 7}, "all": {"finetune": {"drop_path": 0.3}}, 11: {"finetune.epochs": 5}}
+    rows = [{"name": "A"}, {"name": "B", "set": {"finetune.epochs": 3}}, {"name": "C", "set": {"finetune.sample": 11}}]
+    config = grid(place, rows, labelled=["5 %", 11, None], labelled_settings=settings)
+    again = make_config(json.loads(config.model_dump_json()), "again")
+    assert again.compare.labelled_settings == config.compare.labelled_settings
+    for each in (config, again):
+        found = {}
+        for cell in expand_grid(each, 40):
+            found[cell.name, cell.labelled] = (cell.config.finetune.epochs, cell.config.finetune.drop_path)
+        assert found == {
+            **{("A", 2): (7, 0.1), ("A", 11): (5, 0.1), ("A", None): (4, 0.3)},
+            **{("B", 2): (3, 0.1), ("B", 11): (3, 0.1), ("B", None): (3, 0.3), ("C", 11): (5, 0.1)},
+        }
+
+
+@pytest.mark.parametrize(
+    ("labelled", "settings", "message"),
+    [
+        ([None], {"5 %": {"finetune.epochs": 7}}, "5 %: found it, expected a budget of compare.labelled: all"),
+        (
+            [2],
+            {2: {"finetune.epochs": 7}, "5 %": {"finetune.epochs": 3}},
+            "5 %: found settings of this number of images",
+        ),
+        ([2], {2: {"finetune.sample": 7}}, "2: found finetune.sample, expected"),
+        ([2], {2: {"pretrain.epochs": 7}}, "2: found pretrain.epochs, expected settings of finetune"),
+        ([2], {2: {"seed": 7}}, "2: found seed, expected it outside"),
+    ],
+)
+def test_what_a_budget_cannot_have_is_one_line(place, labelled, settings, message):
+    assert refusal(place, 40, labelled=labelled, labelled_settings=settings).startswith(
+        f"compare.labelled_settings: {message}"
+    )
+
+
+def test_what_a_budget_sets_is_not_tuned(place):
+    settings = {2: {"finetune.optimizer.base_lr": 0.1}}
+    assert "found finetune.optimizer.base_lr of its own" in refusal(
+        place, labelled=[2], labelled_settings=settings, tune=RATES
+    )
+
+
+def test_a_row_may_stand_in_some_of_the_tables(place):
+    rows = [{"name": "A"}, {"name": "B", "labelled": ["50 %", "all"]}, {"name": "C", "labelled": [20]}]
+    config = grid(place, rows, labelled=[2, 20, None])
+    assert [(cell.name, cell.labelled) for cell in expand_grid(config, 40)] == [
+        *(("A", 2), ("A", 20), ("B", 20), ("C", 20), ("A", None), ("B", None))
+    ]
+    message = refusal(place, 40, rows=[{"name": "A"}, {"name": "B", "labelled": [7]}], labelled=[2])
+    assert message == "compare.rows: B: labelled: found 7, expected one of compare.labelled"
 
 
 def test_each_seed_has_a_subset_of_its_own_and_all_rows_the_same(place, opened):

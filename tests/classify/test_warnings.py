@@ -41,6 +41,22 @@ def test_nothing_is_said_where_nothing_is_wrong(place):
     assert warnings(compared(place, line("A"), audits=clean)) == ()
 
 
+def test_trainings_that_share_a_pretraining_are_said_and_no_others(place):
+    def said(row: dict, **grid) -> tuple[str, ...]:
+        settings = {f"compare__{name}": value for name, value in grid.items()}
+        config = tiny_config(place, compare__rows=[row], compare__pretrainings={"p": {}}, **settings)
+        clean = {"a": ("leak audit of 60 images: no patient in two splits, no image or near copy of one in two",)}
+        return warnings(replace(compared(place, line("A"), audits=clean), config=config))
+
+    row = {"name": "A", "pretraining": ["p"]}
+    assert said(row, seeds=[0, 1, 2]) == said(row, seeds=[0, 1], pretraining_seeds=[5, 7]) == ()
+    assert said({"name": "A"}, seeds=[0, 1, 2], pretraining_seeds=[5]) == ()
+    [one] = said(row, seeds=[0, 1, 2], pretraining_seeds=[5])
+    assert one.startswith("1 pretraining serves the 3 trainings of each pretrained row: ")
+    [two] = said(row, seeds=[0, 1, 2], pretraining_seeds=[5, 0])
+    assert two.startswith("2 pretrainings serve the 3 trainings ")
+
+
 def test_the_tested_split_comes_before_others_and_leaks_before_the_rest(place):
     audits = {"a": (ELSEWHERE, COPIES, SERVED), "b": (ELSEWHERE, COPIES)}
     gone = FailedRow({"Model": "C"}, None, ("c-seed0: diverged",))

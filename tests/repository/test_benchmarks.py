@@ -12,9 +12,11 @@ import forked
 import pytest
 import torch
 from checkout import ROOT, in_checkout
-from tiny_world import tiny_config, write_table
+from tiny_world import ONE_EPOCH, SETTINGS, places, tiny_config, write_config, write_table
 
 from classify.finetune import finetune
+from classify.grid import expand_grid
+from data.config import load_config
 
 # The benchmark, and what it starts, each in a process that has torch imported; and the machine itself is measured by a
 # smaller product of matrices.
@@ -201,3 +203,52 @@ def test_coverage_is_simulated_for_every_cell(tmp_path):
     result, _ = measure("interval_coverage", tmp_path, "--trials", "2")
     cells = result["cells"]
     assert len({(cell["area"], cell["n"]) for cell in cells}) == len(cells) == 8
+
+
+def test_recipes_are_compared_in_time_and_in_what_they_reach(tmp_path):
+    half = {"finetune.drop_patches": 0.5, "finetune.epochs": 1}
+    settings = {
+        **SETTINGS,
+        **ONE_EPOCH,
+        **places(tmp_path, "grid"),
+        "pretrain.epochs": 2,
+        "pretrain.probe_every": 1,
+        "finetune.epochs": 3,
+        "compare.seeds": [3, 5],
+        "compare.pretraining_seeds": [7],
+        "compare.labelled": [None, 20],
+        "compare.pretrainings": {"long": {}, "short": {"pretrain.epochs": 1}},
+        "compare.rows": [
+            {"name": "Slow", "pretraining": ["long"]},
+            {"name": "Fast", "pretraining": ["short"], "set": half},
+        ],
+        "compare.contrasts": [{"a": "Fast", "b": "Slow", "margin": 0.3}],
+    }
+    write_table(tmp_path / "images")
+    config = write_config(tmp_path / "recipes.yaml", settings)
+    result, printed = measure("time_to_quality", tmp_path, config, "--rounds", "1")
+
+    slow, fast = ([row for row in result["recipes"] if row["recipe"] == name] for name in ("Slow", "Fast"))
+    assert [row["labelled"] for row in slow] == [row["labelled"] for row in fast] == [40, 20]
+    assert [row["share_of_reference"] for row in slow] == [1, 1] and not any("difference" in row for row in slow)
+    for row, of_reference in zip(fast, slow, strict=True):
+        assert 0 < row["pretraining_seconds"] < row["seconds"] and row["seeds"] == 2 and row["n"] == 10
+        assert row["flops"] < of_reference["flops"] / 2
+        assert row["difference"][0] == pytest.approx(row["auc"][0] - of_reference["auc"][0])
+        assert row["margin"] == 0.3 and 0 <= row["p_inferior"] <= 1 and row["probe_auc"] is not None
+        assert of_reference["seconds_to_reference_probe"] <= of_reference["pretraining_seconds"]
+        assert f"{row['seconds']:,.0f}" in printed
+
+    with pytest.raises(AssertionError, match=r"found compare\.split test, expected validate"):
+        measure("time_to_quality", tmp_path, config, "compare.split=test")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks/recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_recipes_are_grids_on_validation_with_margins_against_the_first_row(path):
+    config = load_config(path, ["data.root=/nowhere"])
+    cells = list(expand_grid(config, 4000))
+    names = {cell.name for cell in cells}
+    assert config.compare.split == "validate" and len({cell.run for cell in cells}) == len(cells)
+    assert config.compare.contrasts
+    for contrast in config.compare.contrasts:
+        assert contrast.a in names and contrast.b == cells[0].name and contrast.margin

@@ -1,0 +1,135 @@
+"""Fills the tables of docs/results.md from the comparisons that are committed in docs/results/: from predictions alone.
+
+python docs/results_page.py                       # write the tables
+python docs/results_page.py --check               # exit 1 if they are not what this would write
+python docs/results_page.py --keep runs/NAME      # first take over what a finished comparison needs: docs/results/NAME
+
+A table stands between the lines `<!-- made of NAME: KIND -->` and `<!-- end -->`. KIND is efficiency (AUC by labels),
+contrasts, subgroups, table, calibration or costs; the last three may name a label budget, as in `table 1000`, and have
+all labels without one. What stands between such lines is written anew; all else is prose.
+"""
+
+import argparse
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
+from pathlib import Path
+
+from classify.comparison import Comparison
+from classify.report.calibrations import calibration_rows
+from classify.report.costs import cost_rows
+from classify.report.labels import efficiency_rows
+from classify.report.read import read_comparison
+from classify.report.subgroup_tables import subgroup_rows
+from classify.report.tables import caption, contrast_caption, contrast_rows, markdown, table_rows
+
+PAGE = Path(__file__).with_name("results.md")
+KEPT = Path(__file__).with_name("results")
+MADE = re.compile(r"(<!-- made of (\S+): (\w+)(?: (\d+))? -->\n).*?(<!-- end -->)", re.S)
+Rows = Iterable[dict[str, str]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if the page is another")
+    parser.add_argument("--keep", nargs="+", type=Path, default=[], metavar="RUN", help="finished comparisons")
+    arguments = parser.parse_args()
+    for run in arguments.keep:
+        keep(run)
+
+    found = PAGE.read_text(encoding="utf-8")
+    if not arguments.check:
+        PAGE.write_text(filled(found), encoding="utf-8")
+    elif found != filled(found):
+        sys.exit(f"{PAGE}: found other tables than the predictions give; run python {Path(__file__).name}")
+
+
+def keep(run: Path) -> None:
+    """Take over a comparison's JSON and predictions, which every number is made of."""
+    comparison = read_comparison(run)
+    if comparison.credentialed:
+        sys.exit(f"{run}: found predictions of {', '.join(comparison.credentialed)}, expected none that are private")
+    place = KEPT / run.name
+    shutil.rmtree(place, ignore_errors=True)
+    for path in [run / "comparison.json", *(each.path for each in comparison.evaluations)]:
+        for file in {path, path.with_suffix(".json")}:
+            copy = place / file.relative_to(run)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, copy)
+
+
+def filled(page: str) -> str:
+    """The page with each of its tables made anew."""
+    return MADE.sub(lambda found: f"{found[1]}\n{block(found[2], found[3], found[4])}\n{found[5]}", page)
+
+
+def block(name: str, kind: str, labelled: str | None) -> str:
+    """A table with what is to be known of it, as Markdown."""
+    if kind not in KINDS:
+        sys.exit(f"{PAGE}: found a table {kind!r} of {name}, expected one of {', '.join(KINDS)}")
+    made = KINDS[kind](comparison_of(name), int(labelled) if labelled else None)
+    if not made:
+        sys.exit(f"{PAGE}: found nothing to make the table {kind!r} of {name} from, expected rows")
+    return made
+
+
+@cache
+def comparison_of(name: str) -> Comparison:
+    return read_comparison(KEPT / name)
+
+
+# ---------------------------------------------------------------- kinds of tables
+
+
+def efficiency(comparison: Comparison, _: int | None) -> str:
+    return shown(efficiency_rows(comparison), caption(comparison, comparison.budgets[-1]))
+
+
+def table(comparison: Comparison, labelled: int | None) -> str:
+    return shown(table_rows(comparison, labelled), caption(comparison, labelled))
+
+
+def contrasts(comparison: Comparison, _: int | None) -> str:
+    return shown(contrasts_of_all(comparison), contrast_caption(comparison))
+
+
+def contrasts_of_all(comparison: Comparison) -> Iterator[dict[str, str]]:
+    """The contrasts of every label budget in one table."""
+    for labelled in comparison.budgets:
+        images = comparison.lines_of(labelled)[0].evaluations[0].summary["meta"]["train_images"]
+        for row in contrast_rows(comparison, labelled):
+            yield {"Labels": f"{images:,}", **row}
+
+
+def calibration(comparison: Comparison, labelled: int | None) -> str:
+    return shown(calibration_rows(comparison, labelled))
+
+
+def subgroups(comparison: Comparison, _: int | None) -> str:
+    return shown(subgroup_rows(comparison))
+
+
+def costs(comparison: Comparison, labelled: int | None) -> str:
+    return shown(cost_rows(comparison, labelled))
+
+
+def shown(rows: Rows, text: str = "") -> str:
+    rows = list(rows)
+    if not rows:
+        return ""
+    return "\n".join([markdown(rows).strip(), "", *([text, ""] if text else [])])
+
+
+KINDS: dict[str, Callable[[Comparison, int | None], str]] = {
+    "efficiency": efficiency,
+    "table": table,
+    "contrasts": contrasts,
+    "calibration": calibration,
+    "subgroups": subgroups,
+    "costs": costs,
+}
+
+if __name__ == "__main__":
+    main()
