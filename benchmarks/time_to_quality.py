@@ -64,7 +64,11 @@ def main() -> None:
     comparison = compare(config, jobs=arguments.jobs)
     rows = measure(comparison, arguments.rounds)
     print(markdown([shown(row) for row in rows]))
-    result = {"recipes": rows, "config": config.model_dump(mode="json"), "manifest": comparison.facts.manifest}
+
+    # without the places where things lie on this machine
+    del arguments.settings
+    shown_config = config.model_dump(mode="json", exclude={"run": True, "data": {"root", "store"}})
+    result = {"rows": rows, "config": shown_config, "manifest": comparison.facts.manifest}
     report(arguments.json, arguments, result)
 
 

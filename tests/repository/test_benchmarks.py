@@ -228,7 +228,7 @@ def test_recipes_are_compared_in_time_and_in_what_they_reach(tmp_path):
     config = write_config(tmp_path / "recipes.yaml", settings)
     result, printed = measure("time_to_quality", tmp_path, config, "--rounds", "1")
 
-    slow, fast = ([row for row in result["recipes"] if row["recipe"] == name] for name in ("Slow", "Fast"))
+    slow, fast = ([row for row in result["rows"] if row["recipe"] == name] for name in ("Slow", "Fast"))
     assert [row["labelled"] for row in slow] == [row["labelled"] for row in fast] == [40, 20]
     assert [row["share_of_reference"] for row in slow] == [1, 1] and not any("difference" in row for row in slow)
     for row, of_reference in zip(fast, slow, strict=True):
@@ -238,6 +238,7 @@ def test_recipes_are_compared_in_time_and_in_what_they_reach(tmp_path):
         assert row["margin"] == 0.3 and 0 <= row["p_inferior"] <= 1 and row["probe_auc"] is not None
         assert of_reference["seconds_to_reference_probe"] <= of_reference["pretraining_seconds"]
         assert f"{row['seconds']:,.0f}" in printed
+    assert str(tmp_path / "images") not in json.dumps(result["config"])
 
     with pytest.raises(AssertionError, match=r"found compare\.split test, expected validate"):
         measure("time_to_quality", tmp_path, config, "compare.split=test")
