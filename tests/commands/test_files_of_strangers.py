@@ -105,12 +105,13 @@ NO_PLACES |= {
     "compare.rows.pretraining",
     "compare.baseline",
     "compare.labelled",
+    "compare.rows.labelled",
     "report.subgroups",
     "report.checklist",
 }
 NO_PLACES |= {"compare.contrasts.a", "compare.contrasts.b"}
 # settings of whatever kind, of which no command but mae-compare reads any
-ANY = {"compare.pretrainings", "compare.rows.set", "compare.tune", "compare.rows.tune"}
+ANY = {"compare.pretrainings", "compare.rows.set", "compare.tune", "compare.rows.tune", "compare.labelled_settings"}
 
 
 def texts_of(kind: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:

@@ -214,7 +214,7 @@ def test_recipes_are_compared_in_time_and_in_what_they_reach(tmp_path):
         "pretrain.epochs": 2,
         "pretrain.probe_every": 1,
         "finetune.epochs": 3,
-        "compare.seeds": [3, 5],
+        "compare.seeds": [3],
         "compare.pretraining_seeds": [7],
         "compare.labelled": [None, 20],
         "compare.pretrainings": {"long": {}, "short": {"pretrain.epochs": 1}},
@@ -232,7 +232,7 @@ def test_recipes_are_compared_in_time_and_in_what_they_reach(tmp_path):
     assert [row["labelled"] for row in slow] == [row["labelled"] for row in fast] == [40, 20]
     assert [row["share_of_reference"] for row in slow] == [1, 1] and not any("difference" in row for row in slow)
     for row, of_reference in zip(fast, slow, strict=True):
-        assert 0 < row["pretraining_seconds"] < row["seconds"] and row["seeds"] == 2 and row["n"] == 10
+        assert 0 < row["pretraining_seconds"] < row["seconds"] and row["seeds"] == 1 and row["n"] == 10
         assert row["flops"] < of_reference["flops"] / 2
         assert row["difference"][0] == pytest.approx(row["auc"][0] - of_reference["auc"][0])
         assert row["margin"] == 0.3 and 0 <= row["p_inferior"] <= 1 and row["probe_auc"] is not None
