@@ -5,6 +5,8 @@ the command line is answered before torch is loaded.
 """
 
 import argparse
+import atexit
+import contextlib
 import os
 import sys
 import threading
@@ -141,6 +143,27 @@ def _warn_of_thread(failed: threading.ExceptHookArgs) -> None:
 
 def run_command(command: Callable[[Arguments], None], argv: Arguments) -> NoReturn:
     """Run a command: a user's mistake becomes one line on stderr and exit code 2, a signal one and 75."""
+    try:
+        _run_to_its_end(command, argv)
+    except SystemExit as end:
+        if argv is None and os.environ.get("WORLD_SIZE", "") not in ("", "0", "1"):
+            _leave(end.code if isinstance(end.code, int) else 1)
+        raise
+
+
+def _leave(code: int) -> NoReturn:
+    """End a rank without taking the interpreter apart.
+
+    Threads of gloo may still hold tensors, and would be waited for by whoever has them wait: now and then for ever.
+    """
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # nobody reads it any more, or it is closed
+            stream.flush()
+    os._exit(code)
+
+
+def _run_to_its_end(command: Callable[[Arguments], None], argv: Arguments) -> NoReturn:
     own_process = argv is None
     if own_process:
         print_in_any_locale()

@@ -146,3 +146,32 @@ def test_what_is_finished_is_not_undone():
         if not listens(process):  # it is on its way out
             process.send_signal(signal.SIGTERM)
     assert ended(process) == (0, "")
+
+
+@pytest.mark.parametrize("ranks", ["2", "1"])
+def test_a_rank_does_not_wait_for_what_the_interpreter_waits_for_at_its_very_end(ranks):
+    """Gloo's threads may never end; alone, a process has none, and ends as any other."""
+    text = textwrap.dedent("""
+        import atexit, sys
+        from data.cli import run_command
+        from data.errors import UserError
+
+        class Held:
+            def __del__(self):
+                print("taken apart", file=sys.stderr)
+
+        held = Held()
+
+        def fail(_):
+            raise UserError("place: found nothing, expected something")
+
+        atexit.register(lambda: print("at exit", file=sys.stderr))
+        print("so far")
+        run_command(fail, None)
+    """)
+    done = subprocess.run(
+        [sys.executable, "-c", text], env=in_checkout(WORLD_SIZE=ranks), capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (2, "so far\n")
+    lines = ["error: place: found nothing, expected something", "at exit", "taken apart"]
+    assert done.stderr.splitlines() == (lines[:2] if ranks == "2" else lines)
