@@ -12,7 +12,6 @@ declares.
 
 import argparse
 import statistics
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +25,7 @@ from classify.finetune import finetune_stage
 from classify.grid import Cell, expand_grid, labelled_images
 from classify.report.tables import markdown
 from classify.settings import ClassifyConfig
-from data.config import load_config
+from data.config import expand, load_config
 from data.loader import Data, open_data
 from data.unlabelled import with_unlabelled
 from mae.engine.run import configure_torch, training_device
@@ -38,11 +37,18 @@ from mae.rehearsal import step_seconds
 PROBE = "probe/logistic_auc"
 
 
+Place = tuple[str, int | None]  # a recipe's name, and its label budget
+
+
+class Probe(NamedTuple):
+    epoch: int
+    auc: float
+
+
 class Part(NamedTuple):
     """A training of a recipe: its steps, and what they calculate."""
 
-    key: str  # what trainings with equal steps have in common
-    stage: Callable[[], AnyStage]
+    run: str  # its folder: trainings of several rows begin from one pretraining
     steps: int
     flops: int
 
@@ -80,36 +86,39 @@ def measure(comparison: Comparison, rounds: int) -> list[dict[str, Any]]:
     config = comparison.config
     configure_torch(config)
     data = open_data(config.data)
-    cells: dict[tuple[str, int | None], Cell] = {}
+    cells: dict[Place, list[Cell]] = {}
     for cell in expand_grid(config, labelled_images(data.everything())):
-        cells.setdefault((cell.name, cell.labelled), cell)
+        cells.setdefault((cell.name, cell.labelled), []).append(cell)
 
-    parts = {place: parts_of(cell, data) for place, cell in cells.items()}
-    seconds = timed([part for of_cell in parts.values() for part in of_cell], rounds)
-    reference = comparison.lines[0].name
-    wanted = probed(comparison, cells, reference)[-1:]
+    # the seeds of a recipe take the same steps
+    stages: dict[str, AnyStage] = {}
+    parts = {place: parts_of(of_place[0], data, stages) for place, of_place in cells.items()}
+    seconds = timed(stages, rounds)
+    taken = {place: [part.steps * seconds[part.run] for part in of_place] for place, of_place in parts.items()}
 
+    first = (comparison.lines[0].name, comparison.lines[0].labelled)
+    reference = first[0]
+    of_reference = probed(cells[first])
+    wanted = of_reference[-1] if of_reference else None
     rows = []
     for line in comparison.lines:
         place = (line.name, line.labelled)
-        taken = [part.steps * seconds[part.key] for part in parts[place]]
-        of_reference = parts.get((reference, line.labelled), parts[next(iter(parts))])
-        whole = sum(part.steps * seconds[part.key] for part in of_reference)
+        *pretraining, finetuning = taken[place]
         rows.append(
             {
                 "recipe": line.name,
                 "labelled": line.evaluations[0].summary["meta"]["train_images"],
                 "seeds": len(line.evaluations),
                 "n": len(line.labels),
-                "seconds": sum(taken),
-                "pretraining_seconds": sum(taken[:-1]),
-                "step_seconds": [seconds[part.key] for part in parts[place]],
-                "share_of_reference": sum(taken) / whole,
+                "seconds": sum(pretraining) + finetuning,
+                "pretraining_seconds": sum(pretraining),
+                "step_seconds": [seconds[part.run] for part in parts[place]],
+                "share_of_reference": sum(taken[place]) / sum(taken.get((reference, line.labelled), taken[first])),
                 "flops": sum(part.flops for part in parts[place]),
                 "auc": found(line.intervals["auc"]),
                 "auc_of_seeds": [evaluation.summary["metrics"]["auc"] for evaluation in line.evaluations],
                 **against_reference(comparison, line, reference),
-                **of_probes(comparison, cells, line, wanted, taken),
+                **of_probes(cells[place], wanted, sum(pretraining)),
             }
         )
     return rows
@@ -141,6 +150,7 @@ def shown(row: dict[str, Any]) -> dict[str, str]:
         inferior = f"{row['p_inferior']:.3f} at {row['margin']:g}"
     if row["probe_auc"] is not None:
         probe = f"{row['probe_auc']:.3f}"
+
     return {
         "Recipe": row["recipe"],
         "Labels": f"{row['labelled']:,}",
@@ -159,77 +169,57 @@ def shown(row: dict[str, Any]) -> dict[str, str]:
 # ---------------------------------------------------------------- probes
 
 
-def of_probes(
-    comparison: Comparison, cells: dict[tuple[str, int | None], Cell], line: Line, wanted: list[Any], taken: list[float]
-) -> dict[str, Any]:
-    """The last logistic probe of a pretraining, and the seconds until one reached the reference's last."""
-    curve = probed(comparison, cells, line.name)
-    result: dict[str, Any] = {"probe_auc": curve[-1][1] if curve else None, "seconds_to_reference_probe": None}
-    reached = [epoch for epoch, auc in curve if wanted and auc >= wanted[0][1]]
+def of_probes(cells: list[Cell], wanted: Probe | None, seconds: float) -> dict[str, Any]:
+    """The last logistic probe of a pretraining of so many seconds, and how many until one was as good as wanted."""
+    curve = probed(cells)
+    result: dict[str, float | None] = {"probe_auc": None, "seconds_to_reference_probe": None}
+    if curve:
+        result["probe_auc"] = curve[-1].auc
+    reached = [probe.epoch for probe in curve if wanted and probe.auc >= wanted.auc]
     if reached:
-        epochs = cells[line.name, line.labelled].config.pretrain.epochs
-        result["seconds_to_reference_probe"] = sum(taken[:-1]) * reached[0] / epochs
+        result["seconds_to_reference_probe"] = seconds * reached[0] / cells[0].config.pretrain.epochs
     return result
 
 
-def probed(comparison: Comparison, cells: dict[tuple[str, int | None], Cell], name: str) -> list[tuple[int, float]]:
-    """(epoch, AUC) of the probes during a recipe's pretraining, mean over its seeds; [] without any."""
+def probed(cells: list[Cell]) -> list[Probe]:
+    """The probes during a recipe's pretraining by epoch, mean over its seeds; [] without any."""
     curves: dict[int, list[float]] = {}
-    first = next((cell for cell in cells.values() if cell.name == name), None)
-    for folder, config in comparison.pretrain_configs.items():
-        if first is None or first.pretrain_config is None or not same_but_seed(config, first.pretrain_config):
-            continue
-        for row in read_metrics(comparison.pretrainings[folder], warn=False):
+    for run in dict.fromkeys(cell.pretrain_config.run for cell in cells if cell.pretrain_config):
+        for row in read_metrics(Path(expand(run, "run")), warn=False):
             if PROBE in row:
                 curves.setdefault(row["epoch"], []).append(row[PROBE])
-    return [(epoch, statistics.fmean(aucs)) for epoch, aucs in sorted(curves.items())]
-
-
-def same_but_seed(one: ClassifyConfig, other: ClassifyConfig) -> bool:
-    return one.pretrain == other.pretrain and one.model == other.model and one.data == other.data
+    return [Probe(epoch, statistics.fmean(aucs)) for epoch, aucs in sorted(curves.items())]
 
 
 # ---------------------------------------------------------------- time
 
 
-def parts_of(cell: Cell, data: Data) -> list[Part]:
-    """The trainings of a recipe: its pretraining, if it has one, and its fine-tuning."""
+def parts_of(cell: Cell, data: Data, stages: dict[str, AnyStage]) -> list[Part]:
+    """The trainings of a recipe: its pretraining, if it has one, and its fine-tuning. `stages` gets what is timed."""
     device = training_device(cell.config)
     parts = []
-    if cell.pretrain_config:
-        config = cell.pretrain_config
-        images = with_unlabelled(data, config.data)
-        steps = config.pretrain.epochs * (len(images.split("train")) // config.pretrain.batch)
-        flops = steps * config.pretrain.batch * pretraining_flops_of(config)
-        without = config.pretrain.model_copy(update={"epochs": 0})
-        key = f"{config.model.model_dump_json()} {without.model_dump_json(exclude={'optimizer', 'keep_epochs'})}"
-        parts.append(Part(key, lambda: pretrain_stage(config, images, device), steps, flops))
+    if config := cell.pretrain_config:
+        if config.run not in stages:
+            stages[config.run] = pretrain_stage(config, with_unlabelled(data, config.data), device)
+        parts.append(part_of(config.run, stages[config.run], pretraining_flops_of(config)))
 
-    splits = splits_of(data, cell.config)
-    settings = cell.config.finetune
-    batch = min(settings.batch, len(splits.train))
-    steps = settings.epochs * (len(splits.train) // batch)
-    sizes = (cell.config.model, settings.model, settings.mode, settings.drop_patches, settings.augment, batch)
-    stage_two = Part(
-        " ".join(map(str, sizes)),
-        lambda: finetune_stage(cell.config, data, splits, device, None),
-        steps,
-        steps * batch * finetuning_flops(cell.config),
-    )
-    return [*parts, stage_two]
+    stages[cell.run] = finetune_stage(cell.config, data, splits_of(data, cell.config), device, None)
+    return [*parts, part_of(cell.run, stages[cell.run], finetuning_flops(cell.config))]
 
 
-def timed(parts: list[Part], rounds: int) -> dict[str, float]:
-    """Median seconds of a step of each kind, measured in turn."""
-    stages = {}
-    for part in parts:
-        if part.key not in stages:
-            stages[part.key] = part.stage()
-    taken: dict[str, list[float]] = {key: [] for key in stages}
+def part_of(run: str, stage: AnyStage, flops: int) -> Part:
+    """flops: of an image."""
+    steps = stage.epochs * len(stage.batches)
+    return Part(run, steps, steps * stage.batches.batch_size * flops)
+
+
+def timed(stages: dict[str, AnyStage], rounds: int) -> dict[str, float]:
+    """Median seconds of a step of each training, measured in turn."""
+    taken: dict[str, list[float]] = {run: [] for run in stages}
     for _ in range(rounds):
-        for key, stage in stages.items():
-            taken[key] += step_seconds(stage)
-    return {key: statistics.median(seconds) for key, seconds in taken.items()}
+        for run, stage in stages.items():
+            taken[run] += step_seconds(stage)
+    return {run: statistics.median(seconds) for run, seconds in taken.items()}
 
 
 if __name__ == "__main__":

@@ -247,6 +247,7 @@ def _meta(data: Data, splits: LabelledSplits, pretrained: Checkpoint | None) -> 
             "seen_elsewhere": pretrained.meta.get("seen_elsewhere", False),
             "license": pretrained.meta.get("license"),
         }
+
     names = words(data.manifest.target)
     return {
         **owed,

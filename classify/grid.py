@@ -196,9 +196,11 @@ def _budgets(grid: CompareSettings, images: int | None) -> dict[int | None, dict
             raise UserError(f"{place}: found it, expected a budget of compare.labelled: {shown}")
         if budgets[count]:
             raise UserError(f"{place}: found settings of this number of images twice, expected them once")
+
+        # of stage two, and none that says what a row is
         _check_own(settings, place)
         for key in flat(settings):
-            if not key.startswith("finetune.") or key.removeprefix("finetune.").split(".")[0] in NEVER_TUNED:
+            if _field_of_stage_two(key) in (None, *NEVER_TUNED):
                 raise UserError(f"{place}: found {key}, expected settings of finetune such as finetune.epochs")
         budgets[count] = flat(settings)
     return budgets
@@ -450,16 +452,22 @@ def _checked(tune: Tune, place: str) -> tuple[dict[str, Any], ...]:
         if _overlap(one, other):
             raise UserError(f"{place}: found {one} and {other}, expected one of the two: one is part of the other")
     for key, values in tune.items():
-        section, _, name = key.partition(".")
-        if section != "finetune" or name.split(".")[0] not in FinetuneSettings.model_fields:
+        if _field_of_stage_two(key) is None:
             raise UserError(f"{place}: found {key}, expected settings of finetune such as finetune.optimizer.base_lr")
-        if name in NEVER_TUNED:
+        if _field_of_stage_two(key) in NEVER_TUNED:
             raise UserError(f"{place}: found {key}, expected it as a row's own or the comparison's: it is not tuned")
         if not values:
             raise UserError(f"{place}: {key}: found no values, expected some to choose from")
         if any(value in values[:number] for number, value in enumerate(values)):
             raise UserError(f"{place}: {key}: found a value twice, expected each once")
     return settings_of(tune)
+
+
+def _field_of_stage_two(key: str) -> str | None:
+    """The field of `finetune` that a dotted key sets, or sets a part of; None for any other key."""
+    section, _, name = key.partition(".")
+    field = name.split(".")[0]
+    return field if section == "finetune" and field in FinetuneSettings.model_fields else None
 
 
 def _overlap(one: str, other: str) -> bool:

@@ -283,9 +283,13 @@ class CompareSettings(Settings):
         return seeds[place % len(seeds)]
 
     @property
-    def shares_pretrainings(self) -> bool:
-        """Whether trainings of a row begin from the same weights, so that their spread is of stage two alone."""
-        return self.pretraining_seeds is not None and len(self.pretraining_seeds) < len(self.seeds)
+    def shared_pretrainings(self) -> int:
+        """How many pretrainings serve each row, where they are fewer than its trainings; else 0.
+
+        The spread of trainings that begin from the same weights is that of stage two alone.
+        """
+        count = len(self.pretraining_seeds or self.seeds)
+        return count if count < len(self.seeds) else 0
 
 
 def _expect_hundredths(rate: float) -> float:

@@ -23,7 +23,7 @@ from classify.report.costs import cost_rows
 from classify.report.labels import efficiency_rows
 from classify.report.read import read_comparison
 from classify.report.subgroup_tables import subgroup_rows
-from classify.report.tables import caption, contrast_caption, contrast_rows, markdown, table_rows
+from classify.report.tables import caption, contrast_caption, contrast_rows, images_of, markdown, table_rows
 
 PAGE = Path(__file__).with_name("results.md")
 KEPT = Path(__file__).with_name("results")
@@ -98,9 +98,8 @@ def contrasts(comparison: Comparison, _: int | None) -> str:
 def contrasts_of_all(comparison: Comparison) -> Iterator[dict[str, str]]:
     """The contrasts of every label budget in one table."""
     for labelled in comparison.budgets:
-        images = comparison.lines_of(labelled)[0].evaluations[0].summary["meta"]["train_images"]
         for row in contrast_rows(comparison, labelled):
-            yield {"Labels": f"{images:,}", **row}
+            yield {"Labels": images_of(comparison, labelled), **row}
 
 
 def calibration(comparison: Comparison, labelled: int | None) -> str:

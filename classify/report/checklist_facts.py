@@ -407,7 +407,7 @@ def _robustness(comparison: Comparison) -> str | None:
     texts = []
     if len(comparison.config.compare.seeds) > 1:
         texts.append(f"{len(comparison.config.compare.seeds)} training seeds, whose spread is in the intervals")
-    if comparison.config.compare.shares_pretrainings:
+    if comparison.config.compare.shared_pretrainings:
         texts.append("fewer pretrainings than seeds, so that their spread is not")
     if len(comparison.budgets) > 1:
         texts.append(f"{len(comparison.budgets)} label budgets")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from classify.comparison import Comparison, Contrast, Line
+from classify.grid import row_names
 from classify.report.numbers import show, show_number, show_p
 from data.labels import words
 
@@ -215,10 +216,10 @@ def _of_what(comparison: Comparison, contrast: Contrast) -> str:
 
     # how much pretrainings differ is not known where they are fewer
     grid = comparison.config.compare
-    pretrained = [row.name for row in grid.rows if row.pretraining]
-    if grid.shares_pretrainings and any(side.split("/")[0] in pretrained for side in (contrast.a, contrast.b)):
-        assert grid.pretraining_seeds is not None
-        seeds += f", {len(grid.pretraining_seeds)} of pretraining"
+    names = row_names(grid)
+    pretrained = {names[f"{row.name}/{pretraining}"] for row in grid.rows for pretraining in row.pretraining}
+    if grid.shared_pretrainings and pretrained & {contrast.a, contrast.b}:
+        seeds += f", {grid.shared_pretrainings} of pretraining"
     return f"for the methods as trained here ({seeds})"
 
 

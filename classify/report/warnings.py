@@ -125,13 +125,12 @@ def _few_cases(comparison: Comparison) -> Iterator[str]:
 def _shared_pretrainings(comparison: Comparison) -> Iterator[str]:
     """Trainings of a row that begin from the same weights: their spread is not that of the method."""
     grid = comparison.config.compare
-    if grid.shares_pretrainings and any(row.pretraining for row in grid.rows):
-        assert grid.pretraining_seeds is not None
-        count = _counted(len(grid.pretraining_seeds), "pretraining")
-        serve = "serves" if len(grid.pretraining_seeds) == 1 else "serve"
+    count = grid.shared_pretrainings
+    if count and any(row.pretraining for row in grid.rows):
+        serve = "serves" if count == 1 else "serve"
         yield (
-            f"{count} {serve} the {len(grid.seeds)} trainings of each pretrained row: how much pretraining varies "
-            "is not, or not wholly, in the intervals."
+            f"{_counted(count, 'pretraining')} {serve} the {len(grid.seeds)} trainings of each pretrained row: how "
+            "much pretraining varies is not, or not wholly, in the intervals."
         )
 
 

@@ -229,6 +229,13 @@ def test_one_seed_speaks_of_models_and_several_of_methods(place):
     config = tiny_config(place, compare__pretrainings={"p": {}}, **settings)
     assert "(3 seeds, 1 of pretraining)" in answer(replace(several, config=config)).sentences[0]
 
+    others = [line("A/small", 2, 3), line("BB", 0, 3)]  # a row of random weights that is called so
+    shared["rows"] = [{"name": "A", "pretraining": ["p"]}, {"name": "A/small"}, {"name": "BB"}]
+    settings = {f"compare__{name}": value for name, value in shared.items()}
+    config = tiny_config(place, compare__pretrainings={"p": {}}, **settings)
+    random = replace(compared(place, others, [Declared("A/small", "BB")]), config=config)
+    assert "(3 seeds)" in answer(random).sentences[0]
+
 
 def test_contrasts_of_several_seeds_are_not_told_to_speak_of_models(place):
     """An ensemble, one model of its kind, stands beside rows of three seeds."""

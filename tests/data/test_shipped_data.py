@@ -1,12 +1,11 @@
 """Laws of the data that come with the package: found from anywhere, honest splits, and their authors named."""
 
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
-from checkout import ROOT, SHARED
+from checkout import ROOT, SHARED, as_module
 from source_files import touch
 from tiny_world import call, mistake
 
@@ -34,12 +33,7 @@ def shipped() -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = spec_from_file_location("shipped_data", ROOT / "benchmarks/shipped_data.py")
-    assert spec
-    assert spec.loader
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return as_module("benchmarks/shipped_data.py")
 
 
 # ---------------------------------------------------------------- what is shipped

@@ -1,10 +1,9 @@
 """docs/results.md says what the committed predictions say, and is made of nothing else."""
 
-import importlib.util
-from typing import Any
+from types import ModuleType
 
 import pytest
-from checkout import ROOT
+from checkout import as_module
 from tiny_world import tiny_config
 
 from classify.compare import compare
@@ -13,12 +12,8 @@ from data.errors import UserError
 
 
 @pytest.fixture
-def page() -> Any:
-    """docs/results_page.py as a module."""
-    spec = importlib.util.spec_from_file_location("results_page", ROOT / "docs/results_page.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def page() -> ModuleType:
+    return as_module("docs/results_page.py")
 
 
 def test_the_page_is_what_the_predictions_say(page):

@@ -1,24 +1,12 @@
 """docs/settings.md is what the code says, and every example on it can be given."""
 
-import importlib.util
-from typing import Any
-
 import pytest
-from checkout import ROOT
+from checkout import ROOT, as_module
 
 from classify.settings import ClassifyConfig
 from data.config import describe, make_config
 
-
-def _page() -> Any:
-    """docs/settings_page.py as a module."""
-    spec = importlib.util.spec_from_file_location("settings_page", ROOT / "docs/settings_page.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-PAGE = _page()
+PAGE = as_module("docs/settings_page.py")
 START = {"data.source": "phantom"}  # what must be given
 
 
