@@ -10,7 +10,7 @@ import os
 import pkgutil
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar, get_args
 
@@ -419,7 +419,12 @@ _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", WRITTEN_FLOAT, list("-+
 
 def _inline(value: Any) -> str:
     """A value as YAML in one line, which moves no cursor whatever a checkpoint of strangers says."""
-    plainly = json.loads(json.dumps(value, default=lambda section: section.model_dump(mode="json")))
+    return _inline_of_json(json.dumps(value, default=lambda section: section.model_dump(mode="json")))
+
+
+@lru_cache(maxsize=1000)  # most settings of most runs have the same values, and each takes YAML a millisecond
+def _inline_of_json(value: str) -> str:
+    plainly = json.loads(value)
     for readable in (True, False):  # the latter: every letter but ASCII's as an escape
         text = yaml.dump(
             plainly, Dumper=_Dumper, default_flow_style=True, width=10**6, sort_keys=False, allow_unicode=readable

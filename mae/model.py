@@ -212,8 +212,9 @@ def mae_from(settings: ModelSettings, image_size: Size) -> MaskedAutoencoder:
 
 def check_sizes(settings: ModelSettings, image_size: Size) -> None:
     """UserError where the sizes do not fit together, without building anything: before hours of decoding."""
+    one_of_each = settings.model_copy(update={"depth": 1, "decoder_depth": 1})  # all blocks are alike
     with torch.device("meta"):
-        mae_from(settings, image_size)
+        mae_from(one_of_each, image_size)
 
 
 def _check_geometry(image_size: tuple[int, int], size: dict[str, int]) -> None:

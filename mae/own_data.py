@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -287,6 +288,7 @@ def _of_machine(facts: Facts, given: dict[str, Any]) -> list[Pick]:
 def _batch(config: MAEConfig, facts: Facts) -> Pick:
     """The batch of stage one."""
 
+    @cache
     def needs(part: int) -> int:
         return pretraining_memory(config, part, facts.device)
 

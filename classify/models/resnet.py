@@ -11,6 +11,7 @@ from data.errors import UserError
 from mae.encoder import per_channel
 from mae.engine.optim import without_autocast
 
+WIDTH = 64  # channels of the stem and the first layer
 OFFSET = "conv1.offset"  # what weights have that were made to read images standardised as here
 Depths = tuple[int, int, int, int]  # blocks of each of the four layers
 
@@ -103,22 +104,23 @@ class ResNet(nn.Module):
         self.maxpool: nn.Module
         side, stride = (3, 1) if small_stem else (7, 2)
         if folded:
-            self.conv1: nn.Conv2d = OffsetConv2d(in_channels, 64, side, stride, padding=side // 2)
+            self.conv1: nn.Conv2d = OffsetConv2d(in_channels, WIDTH, side, stride, padding=side // 2)
         else:
-            self.conv1 = nn.Conv2d(in_channels, 64, side, stride, padding=side // 2, bias=False)
-        self.bn1 = nn.BatchNorm2d(64)
+            self.conv1 = nn.Conv2d(in_channels, WIDTH, side, stride, padding=side // 2, bias=False)
+        self.bn1 = nn.BatchNorm2d(WIDTH)
         if small_stem:
             self.maxpool = nn.Identity()
         else:
             self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
 
         # four layers: the later three halve the side and double the width
-        expansion = block.expansion
-        self.layer1 = _layer(block, inputs=64, width=64, depth=depths[0], stride=1)
-        self.layer2 = _layer(block, inputs=64 * expansion, width=128, depth=depths[1], stride=2)
-        self.layer3 = _layer(block, inputs=128 * expansion, width=256, depth=depths[2], stride=2)
-        self.layer4 = _layer(block, inputs=256 * expansion, width=512, depth=depths[3], stride=2)
-        self.fc = nn.Linear(512 * expansion, classes)
+        wider = WIDTH * block.expansion  # what a layer of width WIDTH returns
+        self.layer1 = _layer(block, inputs=WIDTH, width=WIDTH, depth=depths[0], stride=1)
+        self.layer2 = _layer(block, inputs=wider, width=2 * WIDTH, depth=depths[1], stride=2)
+        self.layer3 = _layer(block, inputs=2 * wider, width=4 * WIDTH, depth=depths[2], stride=2)
+        self.layer4 = _layer(block, inputs=4 * wider, width=8 * WIDTH, depth=depths[3], stride=2)
+        features = 8 * wider
+        self.fc = nn.Linear(features, classes)
 
         # preprocessing is the config's, not the weights': no checkpoint holds it
         self.register_buffer("mean", per_channel(pixel_mean, in_channels), persistent=False)  # c 1 1
@@ -132,7 +134,7 @@ class ResNet(nn.Module):
         self.norm: nn.Module = nn.Identity()
         if probe:
             self.requires_grad_(False)
-            self.norm = nn.BatchNorm1d(512 * expansion, eps=1e-6, affine=False)
+            self.norm = nn.BatchNorm1d(features, eps=1e-6, affine=False)
             self.fc.requires_grad_(True)
             nn.init.normal_(self.fc.weight, std=0.01)
             nn.init.zeros_(self.fc.bias)
@@ -162,7 +164,7 @@ class ResNet(nn.Module):
         return self.layer4(self.layer3(self.layer2(self.layer1(self.stem(images)))))
 
     def stem(self, images: Tensor) -> Tensor:
-        """Standardised images (b c h w) → what the four layers read (b 64 h w)."""
+        """Standardised images (b c h w) → what the four layers read (b d h w)."""
         return self.maxpool(F.relu(self.bn1(self.conv1(images))))
 
     def classify(self, maps: Tensor) -> Tensor:

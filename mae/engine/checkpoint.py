@@ -26,6 +26,10 @@ FORMAT = "mae-cxr 1"
 SAID = ("kind", "settings", "meta", "progress")  # what a checkpoint says; digested apart, as some read this alone
 NUMBERS = ("weights", "optimizer", "state")
 
+# files that this process has looked through, by what the file system says of them, and whether at their numbers too:
+# a command reads some of them ten times, and of a gigabyte each look takes seconds
+_LOOKED_THROUGH: dict[tuple[int, ...], bool] = {}
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -166,7 +170,8 @@ def load_checkpoint(path: str | Path, kind: str | None = None, numbers: bool = T
     """
     path = checkpoint_file(path)
     try:
-        raw = load_torch_file(path)
+        file = _identity(path)
+        raw = load_torch_file(path, held=file in _LOOKED_THROUGH)
     except Oversized as odd:
         raise UserError(f"{path}: {odd}") from None
     except Exception:  # what torch raises for a file that is damaged or not its own has many names
@@ -181,6 +186,21 @@ def load_checkpoint(path: str | Path, kind: str | None = None, numbers: bool = T
     if kind and checkpoint.kind != kind:
         raise UserError(f"{path}: found a checkpoint of kind {checkpoint.kind}, expected {kind}{_advice(checkpoint)}")
 
+    looked_at_numbers = _LOOKED_THROUGH.get(file)
+    if looked_at_numbers is None or (numbers and not looked_at_numbers):
+        _look_through(checkpoint, raw, digests, path, numbers)
+        _LOOKED_THROUGH[file] = numbers
+    return checkpoint
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    """What is another for another file, and for the same one after any change."""
+    stat = path.stat()
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+
+
+def _look_through(checkpoint: Checkpoint, raw: dict[str, Any], digests: Any, path: Path, numbers: bool) -> None:
+    """UserError where a number is not finite, or where anything is not as it was written."""
     # whatever it is for: to go on from, to begin from, to be evaluated, exported or shown
     if numbers:
         expect_finite(checkpoint.weights, path)
@@ -189,7 +209,6 @@ def load_checkpoint(path: str | Path, kind: str | None = None, numbers: bool = T
     # checkpoints of earlier versions have no digests
     if digests is not None:
         _expect_unchanged(raw, digests, path, numbers)
-    return checkpoint
 
 
 def _advice(checkpoint: Checkpoint) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -252,6 +253,7 @@ def environment() -> dict[str, Any]:
     }
 
 
+@cache
 def _version(package: str) -> str | None:
     try:
         return metadata.version(package)
@@ -259,8 +261,12 @@ def _version(package: str) -> str | None:
         return None
 
 
+@cache
 def commit() -> str | None:
-    """The commit of the checkout this code runs from, marked if files differ; None from a wheel."""
+    """The commit of the checkout this code runs from, marked if files differ; None from a wheel.
+
+    Asked once: what is in memory by now stays what it is, whatever becomes of the checkout.
+    """
     here = Path(__file__).parents[2]
     if not (here / ".git").exists():
         return None

@@ -33,26 +33,33 @@ class Oversized(ValueError):
     """The file asks for more than it has, in words that a place can stand before."""
 
 
-def load_torch_file(path: Path, allowed: Sequence[type | tuple[type, str]] = ()) -> Any:
+def load_torch_file(path: Path, allowed: Sequence[type | tuple[type, str]] = (), held: bool = False) -> Any:
     """What a torch file holds: tensors, plain values and objects of the `allowed` classes, on the CPU.
 
-    allowed: classes, or a class and the name in the file that it stands for. Raises Oversized where the file declares
-    more than it has; for a file that is damaged or not torch's, what torch raises.
+    allowed: classes, or a class and the name in the file that it stands for. held: what the file declares has been held
+    against it before. Raises Oversized where it declares more than it has; for a file that is damaged or not torch's,
+    what torch raises.
     """
-    zipped = check_sizes(path)
+    if not held:
+        check_sizes(path)
     with torch.serialization.safe_globals(list(allowed)), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what torch finds odd in it: it is read, or refused
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_archive(path))
 
 
-def check_sizes(path: Path) -> bool:
-    """Oversized where the file declares more than it has; returns whether it is an archive, as torch writes them."""
-    size = path.stat().st_size
+def _is_archive(path: Path) -> bool:
+    """Whether torch finds in it what it writes today."""
     with path.open("rb") as file:
-        if file.read(len(ZIP)) == ZIP:
-            _check_archive(path, size)
-            return True
-        file.seek(0)
+        return file.read(len(ZIP)) == ZIP
+
+
+def check_sizes(path: Path) -> None:
+    """Oversized where the file declares more than it has."""
+    size = path.stat().st_size
+    if _is_archive(path):
+        _check_archive(path, size)
+        return
+    with path.open("rb") as file:
         older = io.BytesIO(file.read(LONGEST))
 
     # one of torch before 1.6: the content, and then the numbers of its storages
@@ -61,7 +68,6 @@ def check_sizes(path: Path) -> bool:
     declared = _Declared({})
     declared.follow(older)
     declared.check(size)
-    return False
 
 
 def _check_archive(path: Path, size: int) -> None:

@@ -80,7 +80,7 @@ def test_a_resnet_has_features_and_no_tokens(world: World, radiographs, tmp_path
     succeed(finetune, "--config", world.config, "finetune.model=resnet18", f"finetune.run={run}")
     out = tmp_path / "resnet.npy"
     succeed(embed, "--checkpoint", run, radiographs, "--out", out)
-    assert np.load(out).shape == (5, 512)
+    assert np.load(out).shape == (5, 8 * classify.models.resnet.WIDTH)
     words = ["--checkpoint", run, radiographs, "--out", tmp_path / "other.npy", "--pool", "cls"]
     assert "leave --pool out" in mistake(embed, *words, keep=tmp_path)
 

@@ -11,6 +11,8 @@ from pathlib import Path
 from checkout import in_checkout
 from forked import Forked
 
+from data.signals import SIGNALS
+
 ROOMS = {"prepare": "data.cli", "pretrain": "mae.cli", "finetune": "classify.cli"}
 ROOMS |= dict.fromkeys(("evaluate", "compare", "export"), "classify.cli")
 Process = subprocess.Popen | Forked
@@ -48,10 +50,10 @@ def when(process: Process, happens: Callable[[], object], seconds: float = 100, 
 
 
 def listens(process: Process) -> bool:
-    """Whether it has set a handler for SIGTERM."""
+    """Whether it has set its handlers, the last of them too."""
     status = Path(f"/proc/{process.pid}/status").read_text()
     [caught] = [line.split()[1] for line in status.splitlines() if line.startswith("SigCgt")]
-    return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
+    return bool(int(caught, 16) >> (SIGNALS[-1] - 1) & 1)
 
 
 def members(process: Process) -> list[int]:
