@@ -1,5 +1,6 @@
 """mae-finetune --dry-run: what a fine-tuning would cost on this machine. Writes nothing and keeps no weights."""
 
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -67,7 +68,7 @@ def forecast(config: ClassifyConfig, checkpoint: str | Path | None = None) -> Fo
     seconds = None
     if images:
         batches = len(stage.batches) if data is not None else max(images // stage.batches.batch_size, 1)
-        seconds = rehearsed.whole_run(stage.epochs * batches, stage.epochs)
+        seconds = rehearsed.whole_run(stage.epochs * batches, math.ceil(stage.epochs / stage.validate_every))
         seconds += _look_at_domain(rehearsed, images, looked_at)
         whole = (
             f"{duration(seconds)}: {stage.epochs:,} epochs, {stage.epochs * batches:,} steps, with "

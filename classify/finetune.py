@@ -229,6 +229,7 @@ def finetune_stage(
         batches=train,
         step=step,
         validate=validate_held_out,
+        validate_every=settings.validate_every,
         name_images=lambda batch: image_names(splits.train, batch, data.manifest.may_show(config.report.images)),
         count=lambda batch: (~batch.labels.isnan()).sum(),
         meta=_meta(data, splits, pretrained) | {"credentialed": credentialed_by(config, pretrained)},

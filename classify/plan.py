@@ -1,5 +1,6 @@
 """mae-compare --dry-run: what a grid consists of, how far it is, and how long the rest takes. Writes nothing."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,8 @@ class _Speed:
     """Seconds of the parts of a training."""
 
     step: float
-    epoch: float = 0.0  # what comes after each: validation, pictures, checkpoints; 0 where only steps were logged
+    look: float = 0.0  # validation, with pictures and checkpoints; 0 where only steps were logged
+    probe: float = 0.0
     ends: float = 0.0  # beginning and end
 
 
@@ -62,6 +64,17 @@ class _Run:
     def steps(self) -> int:
         """All of them, as if there were one an epoch where nobody knows."""
         return self.epochs * max((self.images or 0) // self.batch_size, 1)
+
+    @property
+    def looks(self) -> int:
+        """Its validations."""
+        section = self.config.pretrain if self.stage == "pretrain" else self.config.finetune
+        return math.ceil(self.epochs / section.validate_every)
+
+    @property
+    def probes(self) -> int:
+        every = self.config.pretrain.probe_every if self.stage == "pretrain" else None
+        return math.ceil(self.epochs / every) if every else 0
 
     def steps_done(self) -> int:
         """Of the last checkpoint; all of them where nothing is left to do."""
@@ -106,7 +119,7 @@ def plan(config: ClassifyConfig, jobs: int = 1) -> str:
     for run in runs:
         todo = run.steps - done[run.name]
         speed = speeds.get(run.kind, _Speed(0.0))
-        seconds = todo * (speed.step + speed.epoch * run.epochs / run.steps)
+        seconds = todo * (speed.step + (speed.look * run.looks + speed.probe * run.probes) / run.steps)
         if todo:
             seconds += speed.ends
         left += seconds
@@ -277,7 +290,5 @@ def _measure(run: _Run, datasets: _Datasets) -> _Speed:
         few = LabelledSplits(train=splits.train, validate=some)
         rehearsed = rehearse(finetune_stage(config, data, few, device, None), len(some) / len(splits.validate))
 
-    after_epoch = rehearsed.validate + rehearsed.show + rehearsed.save
-    if run.stage == "pretrain" and config.pretrain.probe_every:
-        after_epoch += rehearsed.probe / config.pretrain.probe_every
-    return _Speed(rehearsed.step, after_epoch, rehearsed.finish)
+    look = rehearsed.validate + rehearsed.show + rehearsed.save
+    return _Speed(rehearsed.step, look, rehearsed.probe, rehearsed.finish)

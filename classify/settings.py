@@ -83,6 +83,9 @@ class FinetuneSettings(Settings):
         "(PatchDropout): less time; whatever is predicted is looked at whole",
     )
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="targets become s/2 and 1 - s/2")
+    validate_every: int = Field(
+        1, ge=1, description="epochs between validations, each of which may become best.pt; the last epoch has one"
+    )
     select: Select = Field("auc", description="validation metric that picks the best epoch")
     threshold: ThresholdRule = Field(
         "youden", description="rule that picks the decision threshold on validation; half is 0.5"

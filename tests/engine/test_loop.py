@@ -8,6 +8,7 @@ from stage_runs import Stop
 from tiny_world import tiny_config
 from toy_stage import Toy, spoiling, toy_stage
 
+from classify.finetune import finetune
 from data.errors import UserError
 from mae import load_checkpoint
 from mae.engine.loop import evaluating, fit
@@ -25,6 +26,13 @@ def test_best_follows_validation(config, tmp_path):
 def test_the_last_epoch_is_always_validated(config, tmp_path):
     fit(toy_stage(config, [0.1, 0.2], schedule={"epochs": 5}, validate_every=3), tmp_path)
     assert [row["epoch"] for row in read_metrics(tmp_path) if "epoch" in row] == [3, 5]
+
+
+def test_a_fine_tuning_is_validated_as_often_as_it_is_told(place, tmp_path):
+    config = tiny_config(place, finetune__run=f"{tmp_path}/run", finetune__epochs=5, finetune__validate_every=2)
+    run = finetune(config)
+    assert [row["epoch"] for row in read_metrics(run) if "epoch" in row] == [2, 4, 5]
+    assert load_checkpoint(run / "best.pt").epoch in (2, 4, 5)
 
 
 @pytest.mark.parametrize(("every", "drawn"), [(1, [1, 2, 3, 4, 5]), (2, [2, 4, 5]), (5, [5]), (7, [5])])
