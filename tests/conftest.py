@@ -7,6 +7,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
+from multiprocessing import get_context
 from types import SimpleNamespace
 
 import pytest
@@ -40,7 +41,15 @@ def pytest_collection_finish() -> None:
 
 
 # how the names of the modules begin that need a ResNet as wide as published weights
-REAL_RESNETS = ("test_resnets", "test_init", "test_classifier", "test_steps", "test_cost_of", "test_exported")
+REAL_RESNETS = (
+    "test_resnets",
+    "test_init",
+    "test_classifier",
+    "test_steps",
+    "test_cost_of",
+    "test_exported",
+    "test_cookbook",
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -57,8 +66,20 @@ def narrow_resnets(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def forked_readers() -> Iterator[None]:
+    """Processes that read images are forked from one that can read them already. Commands start them as they do."""
+    import data.workers
+
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["data.inputs", "data.image_files", "data.preparation"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data.workers, "get_context", lambda _: context)
+        yield
+
+
 # how the names of the modules begin that need them
-REAL_PICTURES = ("test_report.", "test_dashboard", "test_prediction_docs", "test_explain")
+REAL_PICTURES = ("test_dashboard", "test_prediction_docs", "test_explain")
 
 
 @pytest.fixture(scope="module", autouse=True)

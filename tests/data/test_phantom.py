@@ -20,7 +20,7 @@ from sklearn.preprocessing import StandardScaler
 from data import phantom, phantom_drawing
 from data.locks import locked
 
-IMAGES = 1500
+IMAGES = 700
 METADATA_COLUMNS = [
     "dicom_id",
     "subject_id",

@@ -4,6 +4,7 @@ The store is the same to the byte, or one line says what is wanting.
 """
 
 import errno
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -162,6 +163,7 @@ def test_processes_that_cannot_be_forked_are_done_without(tmp_path, monkeypatch,
     def refused(*_):
         raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
 
+    monkeypatch.setattr(data.workers, "get_context", multiprocessing.get_context)
     monkeypatch.setattr(popen_spawn_posix.Popen, "_launch", refused)
     assert bytes_of(prepare(two_processes(tmp_path, monkeypatch))) == bytes_of(whole)
     assert "note: found no way to start processes" in capsys.readouterr().err

@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +12,7 @@ from foreign_weights import folder_of, grey, quiet, tiny
 from PIL import Image
 from saved_classifiers import META, SHALLOW, save_classifier
 from tiny_world import mistake, succeed
-from transformers_versions import with_transformers
+from transformers_versions import printed_by, printed_with
 
 from classify.cli import export as mae_export
 from classify.export import export
@@ -93,12 +91,8 @@ def exported(tmp_path_factory) -> dict[str, Exported]:
 
 @pytest.mark.parametrize("version", ["4", "5"])
 def test_either_transformers_gives_our_calibrated_probability(version, exported, tmp_path):
-    """In a process of its own: only one of them can be imported."""
     torch.save({str(each.folder): each.images for each in exported.values()}, tmp_path / "given.pt")
-    program = with_transformers(version, READ_BY_TRANSFORMERS)
-    answer = subprocess.run([sys.executable, "-c", program, tmp_path / "given.pt"], capture_output=True, text=True)
-    assert answer.returncode == 0, answer.stderr
-    said = json.loads(answer.stdout.splitlines()[-1])
+    said = json.loads(printed_with(version, READ_BY_TRANSFORMERS, tmp_path / "given.pt").splitlines()[-1])
     assert said["version"].split(".")[0] == version
     for name, each in exported.items():
         found = said[str(each.folder)]
@@ -184,15 +178,10 @@ def test_a_readmes_code_gives_our_answer(name, exported, tmp_path):
     size = tuple(each.images.shape[2:])
     for number, image in enumerate(grey(5, size).numpy()):
         Image.fromarray(image[0]).save(tmp_path / f"{number}.png")
-    program = tmp_path / "use.py"
-    program.write_text(code_of(each.folder))
-    pictures = [str(tmp_path / f"{number}.png") for number in range(5)]
-    answer = subprocess.run(
-        [sys.executable, program, *pictures], capture_output=True, text=True, cwd=each.folder, check=False
-    )
-    assert answer.returncode == 0, answer.stderr
+    pictures = [tmp_path / f"{number}.png" for number in range(5)]
+    printed = printed_by(code_of(each.folder), *pictures, folder=each.folder)
     words = list(each.config["id2label"].values())
-    rows = [line.split() for line in answer.stdout.splitlines() if line.startswith(str(tmp_path))]
+    rows = [line.split() for line in printed.splitlines() if line.startswith(str(tmp_path))]
     assert [float(row[1]) for row in rows] == pytest.approx(each.probabilities, abs=1e-4)
     assert [row[2] for row in rows] == [words[int(score >= META["threshold"]["image"])] for score in each.scores]
 
@@ -212,18 +201,10 @@ def test_a_pretrainings_readme_has_code_that_runs(tmp_path):
 
     image = grey(1)
     Image.fromarray(image[0, 0].numpy()).save(tmp_path / "x.png")
-    (tmp_path / "use.py").write_text(code_of(tmp_path / "mae"))
-    answer = subprocess.run(
-        [sys.executable, tmp_path / "use.py", "../x.png"],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path / "mae",
-        check=False,
-    )
-    assert answer.returncode == 0, answer.stderr
+    printed = printed_by(code_of(tmp_path / "mae"), "../x.png", folder=tmp_path / "mae")
     with torch.no_grad():
         tokens = model.encoder(model.encoder.standardize(image))
-    assert answer.stdout.splitlines()[-1].endswith(f"(1, 10, 12) {tokens[0, 1:].mean():.6f}")
+    assert printed.splitlines()[-1].endswith(f"(1, 10, 12) {tokens[0, 1:].mean():.6f}")
 
 
 def test_weights_alone_have_a_readme_too(tmp_path):

@@ -1,4 +1,11 @@
-"""transformers 4 and 5, of which a process can import only one."""
+"""Programs that import transformers 4 or 5, of which a process can import only one."""
+
+import contextlib
+import io
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from checkout import ROOT
@@ -6,13 +13,28 @@ from checkout import ROOT
 FOUR = ROOT / ".venv/transformers4"  # where `make test` puts a transformers 4, if it installs
 
 
-def with_transformers(version: str, program: str) -> str:
-    """The program with this major version before others in its path; the test is skipped where it is not installed."""
-    path = []
-    if version == "4":
-        if not (FOUR / "transformers").is_dir():
-            pytest.skip("transformers 4 is not installed in .venv/transformers4")
-        path = [str(FOUR)]
-    else:
+def printed_with(version: str, program: str, *words: object) -> str:
+    """What the program prints with this major version; the test is skipped where it is not installed."""
+    if version == "5":
         pytest.importorskip("transformers", minversion="5")
-    return f"import sys; sys.path[:0] = {path!r}" + program
+        return printed_by(program, *words)
+    if not (FOUR / "transformers").is_dir():
+        pytest.skip("transformers 4 is not installed in .venv/transformers4")
+    code = f"import sys; sys.path[:0] = [{str(FOUR)!r}]" + program
+    answer = subprocess.run([sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+    return answer.stdout
+
+
+def printed_by(program: str, *words: object, folder: Path | None = None) -> str:
+    """What a program prints that stands in this folder; here, where transformers is imported already.
+
+    It may not lean on what else is imported here: on any package of ours.
+    """
+    assert not re.search(r"^\s*(?:import|from)\s+(?:mae|classify|data)\b", program, re.M)
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.chdir(folder or Path.cwd())
+        patch.setattr(sys, "argv", ["program.py", *map(str, words)])
+        exec(compile(program, "program.py", "exec"), {"__name__": "__main__"})
+    return printed.getvalue()
