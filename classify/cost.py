@@ -16,6 +16,12 @@ SPEED = "train/images_per_second"
 MEMORY = "train/peak_memory_gb"
 PAIR = 2  # images: batch statistics of one are none
 
+# the settings of a stage that a step's arithmetic depends on
+ARITHMETIC = {
+    "pretrain": ("mask_ratio", "predict_ratio", "visible_loss"),
+    "finetune": ("model", "mode", "pool", "stem", "init", "drop_path", "drop_patches"),
+}
+
 
 @dataclass(frozen=True)
 class Spent:
@@ -84,11 +90,12 @@ def _what_counts(config: ClassifyConfig, stage: str) -> str:
     """The settings that a step's arithmetic may depend on, as a text that can be remembered by."""
     plain = make_config({"data": {"source": "phantom"}}, "cost")
     assert isinstance(plain, ClassifyConfig)
+    section = getattr(config, stage)
     counted = {
         "data": plain.data.model_copy(update={"image_size": config.data.image_size}),
         "model": config.model.model_copy(update={"init": None}),
         "activation_checkpointing": config.activation_checkpointing,
-        stage: getattr(config, stage),
+        stage: getattr(plain, stage).model_copy(update={name: getattr(section, name) for name in ARITHMETIC[stage]}),
     }
     return plain.model_copy(update=counted).model_dump_json()
 

@@ -2,14 +2,13 @@
 
 import os
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from checkout import WORLDS, in_checkout
+from checkout import WORLDS
+from forked import Forked
 from stage_runs import Runner, Stop, assert_same_runs
 from tiny_world import tiny_config
 
@@ -158,8 +157,7 @@ def test_two_ranks_on_one_device_compute_what_one_does(device, tmp_path):
     ranks = []
     for rank in ("0", "1"):
         place = {"RANK": rank, "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        command = [sys.executable, str(script), device.type]
-        ranks.append(subprocess.Popen(command, env=in_checkout(**place), stderr=subprocess.PIPE, text=True))
+        ranks.append(Forked(script, device.type, **place))
     errors = [rank.communicate(timeout=200)[1] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(errors)
     assert os.environ.get("RANK") is None

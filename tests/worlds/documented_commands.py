@@ -33,7 +33,7 @@ MAINS = {
 REPLICATES = "evaluate.replicates=100"
 SMALL = [
     *("precision=fp32", "data.image_size=16", "data.phantom.images=60", "model.preset=vit_tiny_patch16"),
-    "threads=1",
+    *("threads=1", "product=onednn"),  # which product is faster is found out by tests of just that
     *("model.patch_size=8", "model.width=24", "model.depth=1", "model.heads=3", "model.decoder_width=16"),
     *("model.decoder_depth=1", "model.decoder_heads=2", "pretrain.epochs=1", "pretrain.batch_size=16"),
     *("finetune.epochs=1", "finetune.batch_size=16", REPLICATES),
