@@ -85,6 +85,27 @@ def test_a_bit_that_flipped_in_a_weight_is_refused(tmp_path):
     assert load_checkpoint(path, numbers=False).meta == {"n": 5}  # who reads no weight does not compare them
 
 
+def test_a_file_is_looked_through_once_and_again_after_any_change(tmp_path, monkeypatch):
+    path = tmp_path / "last.pt"
+    save_checkpoint(checkpoint_of(5.0), path)
+    really = mae.engine.checkpoint._expect_unchanged
+    looked = []
+    monkeypatch.setattr(
+        mae.engine.checkpoint, "_expect_unchanged", lambda *given: (looked.append(given[-1]), really(*given))
+    )
+    for numbers in (False, False, True, True, False):
+        assert load_checkpoint(path, numbers=numbers).meta == {"n": 5}
+    assert looked == [False, True]
+
+    raw = path.read_bytes()
+    place = raw.index(torch.full((2, 3), 5.0).numpy().tobytes())
+    path.write_bytes(raw[:place] + b"\x01" + raw[place + 1 :])  # as many bytes
+    assert "found weights that were changed" in refusal(path)
+    path.write_bytes(raw)
+    load_checkpoint(path)
+    assert looked[2:] == [True, True]
+
+
 @pytest.mark.parametrize("part", ["settings", "optimizer", "state"])
 def test_what_stands_for_endless_values_is_refused_at_once(part, tmp_path):
     path = tmp_path / "last.pt"
