@@ -41,15 +41,7 @@ def pytest_collection_finish() -> None:
 
 
 # how the names of the modules begin that need a ResNet as wide as published weights
-REAL_RESNETS = (
-    "test_resnets",
-    "test_init",
-    "test_classifier",
-    "test_steps",
-    "test_cost_of",
-    "test_exported",
-    "test_cookbook",
-)
+REAL_RESNETS = ("test_init", "test_classifier", "test_cost_of", "test_exported", "test_cookbook")
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from tiny_world import call
 from torch import Tensor, nn
 
+import classify.models.resnet
 from classify.cli import finetune as mae_finetune
 from classify.finetune import finetune, optimizer_choice
 from classify.models import resnet_weights
@@ -29,6 +30,12 @@ from classify.models.resnet_weights import is_resnet, resnet_start
 from data.errors import UserError
 from mae import load_checkpoint
 from mae.engine.optim import seeded
+
+
+@pytest.fixture
+def wide(monkeypatch):
+    """ResNets are as wide as published ones, which those of other tests are not."""
+    monkeypatch.setattr(classify.models.resnet, "WIDTH", 64)
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +117,7 @@ def test_three_channels_of_the_files_own_standardisation_stay_bit_for_bit(tmp_pa
     assert not model["conv1.offset"].any()
 
 
-def test_transformers_agrees(tmp_path):
+def test_transformers_agrees(wide, tmp_path):
     transformers = pytest.importorskip("transformers")
     settings = transformers.ResNetConfig(layer_type="basic", hidden_sizes=[64, 128, 256, 512], depths=[2, 2, 2, 2])
     with torch.random.fork_rng():
@@ -277,7 +284,7 @@ def spoilt(**changed: Tensor) -> dict[str, Tensor]:
         ({"epoch": 3}, {}, "found no state dict, expected names with tensors"),
     ],
 )  # fmt: skip
-def test_what_is_no_such_resnet_is_one_line(tmp_path, content, changes, said):
+def test_what_is_no_such_resnet_is_one_line(wide, tmp_path, content, changes, said):
     file = pth(tmp_path / "weights.pth", content)
     with pytest.raises(UserError) as error:
         resnet_start(resnet_config(tmp_path, file, changes), quiet)

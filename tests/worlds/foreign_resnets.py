@@ -8,6 +8,7 @@ from tiny_world import tiny_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from classify.models import resnet
 from classify.settings import ClassifyConfig
 from data.config import change_config
 
@@ -33,11 +34,11 @@ def torchvision_weights(
             weights[f"{name}.{leaf}"] = drawn + 0.5 if leaf in ("weight", "running_var") else 0.2 * (drawn - 0.5)
         weights[f"{name}.num_batches_tracked"] = torch.tensor(17)
 
-    convolution("conv1", channels, 64, kernel)
-    norm("bn1", 64)
-    inputs = 64
+    convolution("conv1", channels, resnet.WIDTH, kernel)
+    norm("bn1", resnet.WIDTH)
+    inputs = resnet.WIDTH
     for stage, depth in enumerate(DEPTHS[network]):
-        width = 64 * 2**stage
+        width = resnet.WIDTH * 2**stage
         outputs = 4 * width if bottleneck else width
         for block in range(depth):
             place = f"layer{stage + 1}.{block}"
