@@ -1,6 +1,7 @@
 """`--data FOLDER`: no settings by hand, whatever the folder; it trains, or one line says what is the matter."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import yaml
 from odd_folders import FOLDERS, TRAINS, OddFolder, classes, plain, save
 from tiny_world import call, mistake, succeed
 
+import mae.own_data
 from classify.cli import compare
 from data.config import load_config
 from mae.cli import pretrain
@@ -15,11 +17,36 @@ from mae.weights import without_weights
 
 # what is chosen would take minutes; what is left to be chosen are size, patch and batch
 QUICK = [
-    *("device=cpu", "threads=1", "data.workers=1", "model.width=12", "model.depth=1", "model.heads=3"),
+    *(
+        "device=cpu",
+        "threads=1",
+        "product=onednn",
+        "data.workers=1",
+        "model.width=12",
+        "model.depth=1",
+        "model.heads=3",
+    ),
     *("model.decoder_width=8", "model.decoder_depth=1", "model.decoder_heads=2", "pretrain.epochs=1"),
     *("pretrain.panel_images=0", "finetune.epochs=1", "finetune.stem=imagenet", "evaluate.replicates=100"),
 ]
 GRID = 'compare.rows=[{name: MAE, pretraining: [mae75], set: {finetune.mode: linear}}, {name: "Random ViT"}]'
+
+
+@pytest.fixture(scope="module", autouse=True)
+def counted_once() -> Iterator[None]:
+    """A step's memory is counted once for a model and a batch: to count it takes longer than these trainings."""
+    known: dict[tuple, int] = {}
+    really = mae.own_data.pretraining_memory
+
+    def remembered(config, part, device):
+        asked = config.model.model_dump_json(), config.data.image_size, part
+        if asked not in known:
+            known[asked] = really(config, part, device)
+        return known[asked]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mae.own_data, "pretraining_memory", remembered)
+        yield
 
 
 @pytest.fixture(autouse=True)
