@@ -30,13 +30,14 @@ def main() -> None:
     parser.add_argument("before", type=Path, help="a checkout")
     parser.add_argument("after", type=Path, help="another checkout")
     parser.add_argument("--config", default=str(PHANTOM), help="a config that both know, or a file that both read")
+    parser.add_argument("--stages", nargs="+", default=list(COMMANDS), choices=list(COMMANDS))
     parser.add_argument("--rounds", type=int, default=5, help="runs of each stage in each checkout")
     parser.add_argument("--data", type=Path, default=Path(), help="where relative data roots start from")
     parser.add_argument("--json", type=Path, help="write the numbers here too")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     arguments = parser.parse_intermixed_args()
 
-    results = {stage: rates_of(stage, arguments) for stage in COMMANDS}
+    results = {stage: rates_of(stage, arguments) for stage in arguments.stages}
     print(f"images/s, medians of {arguments.rounds} runs in turn")
     for stage, result in results.items():
         print(f"{stage}: before {result['before']:.1f}, after {result['after']:.1f}, ratio {result['ratio']:.3f}")
