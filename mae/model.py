@@ -30,6 +30,9 @@ def _sizes(patch: int, encoder: tuple[int, int, int], decoder: tuple[int, int, i
 
 
 PRESETS = {
+    "vit_micro_patch4": _sizes(4, encoder=(128, 6, 4), decoder=(64, 2, 2)),
+    "vit_micro_patch8": _sizes(8, encoder=(128, 6, 4), decoder=(64, 2, 2)),
+    "vit_micro_patch16": _sizes(16, encoder=(128, 6, 4), decoder=(64, 2, 2)),
     "vit_tiny_patch4": _sizes(4, encoder=(192, 12, 3), decoder=(128, 4, 4)),
     "vit_small_patch4": _sizes(4, encoder=(384, 12, 6), decoder=(256, 8, 8)),
     "vit_tiny_patch8": _sizes(8, encoder=(192, 12, 3), decoder=(128, 4, 4)),

@@ -36,7 +36,7 @@ from mae.model import check_sizes
 from mae.pretrain_cost import pretraining_memory
 from mae.recipes import (
     BASE_LR,
-    DEPTH,
+    DROP_PATCHES,
     FINETUNE_LR,
     PRESETS,
     SMALL_GPU,
@@ -234,8 +234,6 @@ def _of_images(facts: Facts, given: dict[str, Any]) -> list[Pick]:
         Pick("model.preset", PRESETS[width, patch], about),
         Pick("model.patch_size", patch, f"{(size.side // patch) ** 2} patches an image"),
     ]
-    if width in DEPTH and facts.kind == "cpu":
-        picks.append(Pick("model.depth", DEPTH[width], "blocks: what a CPU trains in the time"))
     rate = f"for {width} models, at batch 256"
     picks += [
         Pick("pretrain.epochs", recipe.epochs, about),
@@ -248,6 +246,8 @@ def _of_images(facts: Facts, given: dict[str, Any]) -> list[Pick]:
             Pick("finetune.optimizer.base_lr", FINETUNE_LR[width], rate),
             Pick("finetune.batch_size", good_batch("finetune", labelled), "an epoch has some steps"),
         ]
+        if DROP_PATCHES[facts.kind]:
+            picks.append(Pick("finetune.drop_patches", DROP_PATCHES[facts.kind], "of a ViT's training steps"))
     return picks
 
 

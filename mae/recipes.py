@@ -1,9 +1,9 @@
 """What `--data` and `batch_size: auto` choose, in one place: how large, how long and in what steps.
 
-Where the numbers come from: on two CPU cores Kermany's 4,005 images at 64 pixels and PneumoniaMNIST's 4,128 at 28,
-each 30 epochs of pretraining and 8 of fine-tuning (docs/results.md, commit aea19f153ce7); so are the rates. For
-GPUs nothing of ours is measured yet: sizes, epochs and rates are those of the MAE paper and of medical_mae, which
-pretrains 800 epochs on 0.3 million radiographs. Better measurements replace rows here, and nothing else.
+Where the numbers come from: on CPUs from Kermany's 4,005 images at 64 pixels and PneumoniaMNIST's 4,128 at 28, with 30
+epochs of pretraining and 8 of fine-tuning (docs/speed.md, "Time to quality"); so are the rates. For GPUs nothing of
+ours is measured yet: sizes, epochs and rates are those of the MAE paper and of medical_mae, which pretrains 800 epochs
+on 0.3 million radiographs. Better measurements replace rows here, and nothing else.
 """
 
 from typing import Literal, NamedTuple
@@ -23,7 +23,7 @@ class Recipe(NamedTuple):
 
     up_to: float  # training images
     side: int  # of the images, at most
-    width: Literal["tiny", "small", "base"]  # of the presets
+    width: Literal["micro", "small", "base"]  # of the presets
     epochs: int  # of stage one
     finetune_epochs: int
 
@@ -34,10 +34,10 @@ SMALLEST = 8  # pixels that a side may have
 
 RECIPES: dict[Device, tuple[Recipe, ...]] = {
     "cpu": (
-        Recipe(up_to=500, side=64, width="tiny", epochs=200, finetune_epochs=30),
-        Recipe(up_to=2_000, side=64, width="tiny", epochs=80, finetune_epochs=15),
-        Recipe(up_to=10_000, side=64, width="tiny", epochs=30, finetune_epochs=8),
-        Recipe(up_to=float("inf"), side=64, width="tiny", epochs=15, finetune_epochs=5),
+        Recipe(up_to=500, side=64, width="micro", epochs=200, finetune_epochs=30),
+        Recipe(up_to=2_000, side=64, width="micro", epochs=80, finetune_epochs=15),
+        Recipe(up_to=10_000, side=64, width="micro", epochs=30, finetune_epochs=8),
+        Recipe(up_to=float("inf"), side=64, width="micro", epochs=15, finetune_epochs=5),
     ),
     "cuda": (
         Recipe(up_to=1_000, side=224, width="small", epochs=800, finetune_epochs=50),
@@ -47,16 +47,17 @@ RECIPES: dict[Device, tuple[Recipe, ...]] = {
     ),
 }
 # the learning rate of small models in short runs is far above the paper's, which is for 800 epochs at batch 4096
-BASE_LR = {"tiny": 4e-3, "small": 1.5e-3, "base": 1.5e-4}
-FINETUNE_LR = {"tiny": 2e-3, "small": 1e-3, "base": 5e-4}
+BASE_LR = {"micro": 4e-3, "small": 1.5e-3, "base": 1.5e-4}
+FINETUNE_LR = {"micro": 2e-3, "small": 1e-3, "base": 5e-4}
 PROBE_LR = 2e-2
-DEPTH = {"tiny": 8}  # blocks, where a model computes on a CPU; null of others: the preset's
+# the share of patches that a ViT's fine-tuning leaves out: as good, in two thirds of the time; not tried on GPUs
+DROP_PATCHES = {"cpu": 0.5, "cuda": 0.0}
 
 # of each width and patch the preset that is nearest; a patch that it does not have is set beside it
 PRESETS = {
-    ("tiny", 4): "vit_tiny_patch4",
-    ("tiny", 8): "vit_tiny_patch8",
-    ("tiny", 16): "vit_tiny_patch16",
+    ("micro", 4): "vit_micro_patch4",
+    ("micro", 8): "vit_micro_patch8",
+    ("micro", 16): "vit_micro_patch16",
     ("small", 4): "vit_small_patch4",
     ("small", 8): "vit_small_patch8",
     ("small", 16): "vit_small_patch16",

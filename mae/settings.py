@@ -22,6 +22,9 @@ class ModelSettings(Settings):
     """Sizes of the masked autoencoder; a preset gives what is left null."""
 
     preset: Literal[
+        "vit_micro_patch4",
+        "vit_micro_patch8",
+        "vit_micro_patch16",
         "vit_tiny_patch4",
         "vit_small_patch4",
         "vit_tiny_patch8",
@@ -31,7 +34,7 @@ class ModelSettings(Settings):
         "vit_base_patch16",
         "vit_large_patch16",
         "vit_huge_patch14",
-    ] = Field("vit_base_patch16", description="encoder and decoder sizes, by the paper's names")
+    ] = Field("vit_base_patch16", description="encoder and decoder sizes, by the paper's names; micro is for CPUs")
     init: PathText | None = Field(
         None,
         description="weights to begin from, and their sizes: a checkpoint of ours, a Hugging Face folder, a "
