@@ -226,6 +226,17 @@ def test_presets_have_the_published_sizes(preset, published, positions):
     assert grey.encoder.positions.shape == (positions // size["width"] - 1, size["width"])
 
 
+@pytest.mark.parametrize("patch", [4, 8, 16])
+def test_the_micro_presets_are_what_was_measured(patch):
+    """128 x 6 in heads of 32, decoder 64 x 2, as in benchmarks/recipes: what docs/speed.md says holds of these."""
+    with torch.device("meta"):
+        model = build_mae(f"vit_micro_patch{patch}", 64)
+    assert count(model.encoder) == encoder_size(128, 6, patch**2)
+    assert [block.attention.heads for block in model.encoder.blocks] == [4] * 6
+    assert [block.attention.heads for block in model.decoder.blocks] == [2] * 2
+    assert model.decoder.positions.shape[1] == 64
+
+
 def test_the_base_decoder_is_the_papers():
     with torch.device("meta"):
         model = build_mae("vit_base_patch16", in_channels=3)
@@ -244,7 +255,7 @@ def test_sizes_override_the_preset():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"preset": "vit_giant"}, "model.preset: found 'vit_giant', expected one of vit_tiny_patch4"),
+        ({"preset": "vit_giant"}, "model.preset: found 'vit_giant', expected one of vit_micro_patch4"),
         ({"decoder": "none"}, "model.decoder: found 'none'"),
         ({"widht": 8}, "model: found size 'widht', expected one of patch_size"),
         ({"patch_size": 5}, "model.patch_size: found 5, expected a divisor of the image size"),
