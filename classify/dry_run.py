@@ -1,6 +1,5 @@
 """mae-finetune --dry-run: what a fine-tuning would cost on this machine. Writes nothing and keeps no weights."""
 
-import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +20,7 @@ from mae.dry_run import UNKNOWN, Forecast, duration, gb, measured_where, prepare
 from mae.engine.machine import free_memory, memory_in_use
 from mae.engine.run import training_device
 from mae.engine.stage import Stage
-from mae.rehearsal import Rehearsal, rehearse
+from mae.rehearsal import Rehearsal, looks, rehearse
 
 VALIDATED = 256  # images, at least
 
@@ -68,7 +67,7 @@ def forecast(config: ClassifyConfig, checkpoint: str | Path | None = None) -> Fo
     seconds = None
     if images:
         batches = len(stage.batches) if data is not None else max(images // stage.batches.batch_size, 1)
-        seconds = rehearsed.whole_run(stage.epochs * batches, math.ceil(stage.epochs / stage.validate_every))
+        seconds = rehearsed.whole_run(stage.epochs * batches, looks(stage.epochs, stage.validate_every))
         seconds += _look_at_domain(rehearsed, images, looked_at)
         whole = (
             f"{duration(seconds)}: {stage.epochs:,} epochs, {stage.epochs * batches:,} steps, with "

@@ -1,6 +1,5 @@
 """mae-compare --dry-run: what a grid consists of, how far it is, and how long the rest takes. Writes nothing."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,7 @@ from mae.engine.checkpoint import latest_checkpoint
 from mae.engine.loop import peak_memory
 from mae.engine.run import configure_torch, training_device
 from mae.pretrain import pretrain_stage
-from mae.rehearsal import rehearse
+from mae.rehearsal import looks, rehearse
 
 Kind = tuple[str, int, int]  # what runs of one speed have in common: stage, operations of an image, images of a step
 
@@ -66,15 +65,13 @@ class _Run:
         return self.epochs * max((self.images or 0) // self.batch_size, 1)
 
     @property
-    def looks(self) -> int:
-        """Its validations."""
+    def validations(self) -> int:
         section = self.config.pretrain if self.stage == "pretrain" else self.config.finetune
-        return math.ceil(self.epochs / section.validate_every)
+        return looks(self.epochs, section.validate_every)
 
     @property
     def probes(self) -> int:
-        every = self.config.pretrain.probe_every if self.stage == "pretrain" else None
-        return math.ceil(self.epochs / every) if every else 0
+        return looks(self.epochs, self.config.pretrain.probe_every if self.stage == "pretrain" else None)
 
     def steps_done(self) -> int:
         """Of the last checkpoint; all of them where nothing is left to do."""
@@ -119,7 +116,7 @@ def plan(config: ClassifyConfig, jobs: int = 1) -> str:
     for run in runs:
         todo = run.steps - done[run.name]
         speed = speeds.get(run.kind, _Speed(0.0))
-        seconds = todo * (speed.step + (speed.look * run.looks + speed.probe * run.probes) / run.steps)
+        seconds = todo * (speed.step + (speed.look * run.validations + speed.probe * run.probes) / run.steps)
         if todo:
             seconds += speed.ends
         left += seconds

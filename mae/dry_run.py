@@ -1,6 +1,5 @@
 """mae-pretrain --dry-run: what a pretraining would cost on this machine. Writes nothing and keeps no weights."""
 
-import math
 import time
 from collections.abc import Generator, Iterable
 from contextlib import suppress
@@ -29,7 +28,7 @@ from mae.engine.machine import free_memory, memory_in_use
 from mae.engine.run import training_device
 from mae.pretrain import pretrain_stage
 from mae.pretrain_cost import Cost, pretraining_cost, pretraining_memory
-from mae.rehearsal import Rehearsal, rehearse
+from mae.rehearsal import Rehearsal, looks, rehearse
 from mae.settings import MAEConfig
 
 UNKNOWN = 10_000  # training images, where they are not there to be counted
@@ -123,8 +122,8 @@ def _steps(config: MAEConfig, images: int) -> int:
 
 def _seconds(config: MAEConfig, rehearsed: Rehearsal, images: int) -> float:
     settings = config.pretrain
-    validations = math.ceil(settings.epochs / settings.validate_every)
-    probes = math.ceil(settings.epochs / settings.probe_every) if settings.probe_every else 0
+    validations = looks(settings.epochs, settings.validate_every)
+    probes = looks(settings.epochs, settings.probe_every)
     return rehearsed.whole_run(_steps(config, images), validations, probes)
 
 

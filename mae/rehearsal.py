@@ -1,5 +1,6 @@
 """A training in small: each of its parts is done once for real, timed, and thrown away. What it costs is then known."""
 
+import math
 import os
 import shutil
 import statistics
@@ -44,6 +45,11 @@ class Rehearsal:
         """Seconds of a training of so many steps, from its start to its end."""
         after_epochs = validations * (self.validate + self.show + self.save) + probes * self.probe
         return self.start + steps * self.step + after_epochs + self.finish
+
+
+def looks(epochs: int, every: int | None) -> int:
+    """How many of so many epochs end with a look that is taken every so often, and after the last one; null: never."""
+    return math.ceil(epochs / every) if every else 0
 
 
 def rehearse(stage: AnyStage, held_out: float = 1.0, probe_every: int | None = None, probed: float = 1.0) -> Rehearsal:

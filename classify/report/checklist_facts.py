@@ -155,6 +155,8 @@ def _subsets(comparison: Comparison) -> str:
     texts = []
     if config.data.sample is not None:
         texts.append(f"whole patients drawn until {config.data.sample:,} labelled training images were together")
+
+    # what each row is trained on
     budgets = [labelled for labelled in comparison.budgets if labelled is not None]
     if budgets:
         counts = listed(f"{labelled:,}" for labelled in budgets)
@@ -162,6 +164,7 @@ def _subsets(comparison: Comparison) -> str:
         texts.append(f"label budgets of {counts} images: whole patients at random, smaller within larger; {seeds}")
     if None in comparison.budgets:
         texts.append(f"all labelled training images ({images_of(comparison, None)})")
+
     views = config.data.views
     if views and any(each["column"] == "view" for each in comparison.facts.people):
         texts.append(f"views {', '.join(views)}")
@@ -181,6 +184,8 @@ def _privacy(comparison: Comparison) -> str:
 
 def _missing(comparison: Comparison) -> str:
     facts = comparison.facts
+
+    # labels
     unknown = sum(split["unknown"] for split in facts.splits)
     texts = ["No label is unknown"]
     if unknown:
@@ -189,6 +194,8 @@ def _missing(comparison: Comparison) -> str:
         texts.append("classifiers are neither trained nor tested on them")
         if comparison.pretrainings:
             texts.append("pretraining, which reads no labels, uses those in its splits")
+
+    # files, and what is known of patients
     if facts.unreadable:
         texts.append(f"{facts.unreadable:,} files cannot be read and are left out")
     blank = [each for each in facts.people if each["value"] == UNKNOWN]

@@ -77,10 +77,12 @@ def _openings(comparison: Comparison) -> Iterator[str]:
     """The test split opened by others than these rows, or by these more than once: it is a validation split then."""
     if comparison.config.compare.split != "test":
         return
+
     own = {evaluation.summary["origin"].get("checkpoint") for evaluation in comparison.evaluations}
     times = Counter(str(opening["checkpoint"]) for opening in comparison.facts.openings)
     others = {checkpoint: count for checkpoint, count in times.items() if checkpoint not in own}
     again = {checkpoint: count for checkpoint, count in times.items() if checkpoint in own and count > 1}
+
     if others:
         times_opened = _counted(sum(others.values()), "time")
         yield (

@@ -13,6 +13,7 @@ from data.errors import UserError
 from mae import load_checkpoint
 from mae.engine.loop import evaluating, fit
 from mae.engine.tracker import read_metrics
+from mae.rehearsal import looks
 
 
 def test_best_follows_validation(config, tmp_path):
@@ -26,6 +27,14 @@ def test_best_follows_validation(config, tmp_path):
 def test_the_last_epoch_is_always_validated(config, tmp_path):
     fit(toy_stage(config, [0.1, 0.2], schedule={"epochs": 5}, validate_every=3), tmp_path)
     assert [row["epoch"] for row in read_metrics(tmp_path) if "epoch" in row] == [3, 5]
+
+
+@pytest.mark.parametrize("epochs", [1, 5, 7])
+@pytest.mark.parametrize("every", [1, 2, 3, 7, 11])
+def test_a_forecast_counts_as_many_validations_as_a_run_has(config, epochs, every):
+    stage = toy_stage(config, schedule={"epochs": epochs}, validate_every=every)
+    assert looks(epochs, every) == sum(stage.validates_after(epoch) for epoch in range(1, epochs + 1))
+    assert looks(epochs, None) == 0
 
 
 def test_a_fine_tuning_is_validated_as_often_as_it_is_told(place, tmp_path):
