@@ -285,10 +285,12 @@ def remember_domain(folder: Path, data: Data, device: torch.device, pretraining:
     pretraining: the checkpoint that it began from. Of several ranks the first one does it, for all.
     """
     best = folder / "best.pt"
-    if not distributed.is_main() or not _is_owed(best):
+    if not distributed.is_main():
+        return
+    checkpoint = load_checkpoint(best, "classifier")
+    if not _is_owed(checkpoint):
         return
     with holding(folder):
-        checkpoint = load_checkpoint(best, "classifier")
         meta, state = learn_domain(checkpoint, data, device, pretraining)
         checkpoint = replace(
             checkpoint, meta={**checkpoint.meta, "domain": meta}, state={**checkpoint.state, "domain": state}
@@ -302,10 +304,9 @@ def remember_domain(folder: Path, data: Data, device: torch.device, pretraining:
             ) from None
 
 
-def _is_owed(best: Path) -> bool:
+def _is_owed(checkpoint: Checkpoint) -> bool:
     """Whether this version trained it, and has not come to the end; those of earlier versions stay as they are."""
-    meta = load_checkpoint(best, "classifier", numbers=False).meta
-    return "domain" in meta and meta["domain"] is None
+    return checkpoint.meta.get("domain", "never") is None
 
 
 def learn_domain(

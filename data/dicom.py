@@ -250,7 +250,7 @@ def _number(dataset: Any, keyword: str, wanted: range | tuple[int, ...]) -> int:
         refuse(f"no {_named(keyword)}", expected)
     if not isinstance(value, int):
         refuse(f"no number in {_named(keyword)}", expected)
-    if value not in wanted:
+    if int(value) not in wanted:  # of a range a number that is more than an int would be looked for one by one
         refuse(f"{_quoted(value)} in {_named(keyword)}", expected)
     return int(value)
 

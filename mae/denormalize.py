@@ -94,7 +94,8 @@ def _lowest(energy: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
     residual = -gradient
     direction = residual
     size = _squared(residual)
-    for _ in range(STEPS):
+    unknowns = start[0].numel()  # in exact numbers as many steps are enough
+    for _ in range(min(STEPS, 2 * unknowns)):
         [bend] = multiply(direction)
         step = size / (direction * bend).sum((1, 2), keepdim=True).clamp(min=1e-30)
         levels = levels + step * direction

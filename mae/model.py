@@ -1,6 +1,7 @@
 """MaskedAutoencoder: encoder, decoder and the loss (He et al. 2022, arXiv 2111.06377)."""
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -213,6 +214,7 @@ def mae_from(settings: ModelSettings, image_size: Size) -> MaskedAutoencoder:
     return build_mae(image_size=image_size, **arguments)
 
 
+@cache  # of sizes that fit: a run asks several times
 def check_sizes(settings: ModelSettings, image_size: Size) -> None:
     """UserError where the sizes do not fit together, without building anything: before hours of decoding."""
     one_of_each = settings.model_copy(update={"depth": 1, "decoder_depth": 1})  # all blocks are alike

@@ -1,5 +1,6 @@
 """Images ↔ patches, and where each patch stands."""
 
+import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor
@@ -20,11 +21,12 @@ def sincos_positions(width: int, grid: tuple[int, int]) -> Tensor:
 
     Vaswani et al. 2017 in two dimensions, as in the MAE paper's code; `width` must divide by 4.
     """
-    rows, columns = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
-    return torch.cat([_sincos(width // 2, columns.flatten()), _sincos(width // 2, rows.flatten())], dim=1).float()
+    rows, columns = np.indices(grid)
+    positions = np.concatenate([_sincos(width // 2, columns.ravel()), _sincos(width // 2, rows.ravel())], axis=1)
+    return torch.tensor(positions, dtype=torch.float32)
 
 
-def _sincos(width: int, places: Tensor) -> Tensor:
-    frequencies = 10000.0 ** -(torch.arange(width // 2, dtype=torch.float64) / (width / 2))
-    angles = places.double()[:, None] * frequencies  # n width/2
-    return torch.cat([angles.sin(), angles.cos()], dim=1)  # n width
+def _sincos(width: int, places: np.ndarray) -> np.ndarray:
+    frequencies = 10000.0 ** -(np.arange(width // 2) / (width / 2))
+    angles = places[:, None] * frequencies  # n width/2
+    return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)  # n width

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import forked
+import numpy as np
 import pytest
 import torch
 from checkout import ROOT, in_checkout
@@ -16,7 +17,11 @@ from tiny_world import ONE_EPOCH, SETTINGS, places, tiny_config, write_config, w
 
 from classify.finetune import finetune
 from classify.grid import expand_grid
+from classify.trained import load_trained
 from data.config import load_config
+from data.errors import UserError
+from mae.engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from mae.model import mae_from
 
 # The benchmark, and what it starts, each in a process that has torch imported; and the machine itself is measured by a
 # smaller product of matrices.
@@ -109,6 +114,33 @@ def test_images_of_other_kinds_are_counted_as_known_or_not(tmp_path):
     assert rows["own validation images"]["domain"] <= 5 and rows["its own"]["n"] == 156
     assert rows["nearly white"]["domain"] == 100
     assert str(tmp_path) not in printed + json.dumps(result["settings"])
+
+
+def test_models_are_asked_about_images_with_faults(world, tmp_path, monkeypatch):
+    run = world.classifier
+    result, printed = measure("robustness", tmp_path, f"One={run}", f"Twice={run},{run}")
+    aucs = {row["fault"]: row["auc"] for row in result["rows"]}
+    assert aucs["none"]["One"] == load_checkpoint(run).fact("validate_auc")
+    assert all(auc["One"] == auc["Twice"] for auc in aucs.values()) and result["n"] > result["abnormal"] > 0
+    assert all(fault in printed for fault in aucs) and str(tmp_path) not in json.dumps(result["settings"])
+
+    # each fault is another one, on images of any shape
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    faults = import_module("robustness").FAULTS
+    assert faults.keys() == aucs.keys()
+    images = np.random.default_rng(0).integers(0, 256, (3, 1, 14, 10), dtype=np.uint8)
+    spoilt = [fault(images) for fault in faults.values()]
+    assert all(each.shape == images.shape and each.dtype == np.uint8 for each in spoilt)
+    assert len({each.tobytes() for each in spoilt}) == len(faults) and spoilt[0] is images
+
+
+def test_models_of_other_images_are_not_compared_by_their_faults(world, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    model = load_trained(world.classifier)
+    other = model.config.data.model_copy(update={"image_size": (96, 96)})
+    elsewhere = replace(model, config=model.config.model_copy(update={"data": other}))
+    with pytest.raises(UserError, match="found other images than those of"):
+        import_module("robustness").validation_of([model, elsewhere])
 
 
 def test_heatmaps_are_judged_against_what_does_not_look(world, tmp_path):
@@ -245,8 +277,14 @@ def test_recipes_are_compared_in_time_and_in_what_they_reach(tmp_path):
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "benchmarks/recipes").glob("*.yaml")), ids=lambda path: path.stem)
-def test_recipes_are_grids_on_validation_with_margins_against_the_first_row(path):
+def test_recipes_are_grids_on_validation_with_margins_against_the_first_row(path, tmp_path, monkeypatch):
     config = load_config(path, ["data.root=/nowhere"])
+    if "SMALL_IMAGES" in path.read_text():  # what the first of its two commands makes
+        smaller = load_config(path, ["data.root=/nowhere", "data.image_size=16"])
+        weights = mae_from(smaller.model, smaller.data.image_size).state_dict()
+        meta = {"seen": torch.tensor([1])}
+        save_checkpoint(Checkpoint("mae", smaller.model_dump(mode="json"), weights, meta), tmp_path / "best.pt")
+        monkeypatch.setenv("SMALL_IMAGES", str(tmp_path / "best.pt"))
     cells = list(expand_grid(config, 4000))
     names = {cell.name for cell in cells}
     assert config.compare.split == "validate" and len({cell.run for cell in cells}) == len(cells)
