@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,13 @@ def main() -> None:
     parser.add_argument("--part", action="append", default=[], help="this part alone; may be repeated")
     arguments = parser.parse_args()
 
+    if find_spec("torch") is None:
+        print(
+            f"error: benchmarks/cuda.sh: found no torch in {sys.executable}, expected a Python that has it; "
+            "give PYTHON=/path/to/python",
+            file=sys.stderr,
+        )
+        raise SystemExit(2)
     import torch  # after --help
 
     if arguments.device == "cuda" and not torch.cuda.is_available():

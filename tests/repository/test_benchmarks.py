@@ -192,6 +192,21 @@ def test_without_a_gpu_cuda_sh_says_so_in_one_line(tmp_path):
     assert line.startswith("error: benchmarks/cuda.sh: found no CUDA device") and "expected one" in line
 
 
+def test_without_torch_cuda_sh_says_so_in_one_line(tmp_path):
+    bare = tmp_path / "python"  # without site-packages
+    bare.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "$@"\n')
+    bare.chmod(0o755)
+    done = subprocess.run(
+        ["bash", str(ROOT / "benchmarks/cuda.sh"), str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        env=in_checkout(PYTHON=str(bare)),
+    )
+    assert done.returncode == 2
+    [line] = done.stderr.splitlines()
+    assert line.startswith("error: benchmarks/cuda.sh: found no torch in ") and "PYTHON=/path/to/python" in line
+
+
 @pytest.mark.slow  # 45 s: make test-slow
 @pytest.mark.skipif(find_spec("transformers") is None, reason="transformers, which ours is compared with, is missing")
 def test_cuda_sh_records_a_part_that_fails_and_goes_on(tmp_path, monkeypatch):
