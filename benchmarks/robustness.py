@@ -19,6 +19,7 @@ from PIL import Image
 from results import report
 from sklearn.metrics import roc_auc_score
 
+from classify.cases import splits_of
 from classify.report.tables import markdown
 from classify.trained import Trained, load_trained
 from data.augment import DRAWS, augment
@@ -58,8 +59,7 @@ def validation_of(models: list[Trained]) -> tuple[np.ndarray, np.ndarray]:
         if (model.config.data.root, model.config.data.image_size) != (first.root, first.image_size):
             raise UserError(f"{model.place}: found other images than those of {models[0].place}, expected the same")
     data = open_data(first)
-    table = data.split("validate")
-    table = table[table["label"].isin((0, 1))]
+    table = splits_of(data, models[0].config).validate
     images = np.concatenate([batch.images.numpy() for batch in Loader(data, table, AT_ONCE).epoch()])
     return images, table["label"].to_numpy(dtype=int)
 
@@ -74,7 +74,7 @@ def auc(team: list[Trained], images: np.ndarray, labels: np.ndarray) -> float:
 
 def changed(settings: AugmentSettings, **draws: float) -> Fault:
     """An augmentation by the same draws for every image: 0 and 1 are its ends, 0.5 changes nothing."""
-    places = {"crop": 0, "shift": 3, "angle": 6, "contrast": 8, "brightness": 9, "gamma": 10, "blur": 14}
+    places = {"shift": 3, "angle": 6, "contrast": 8, "brightness": 9, "gamma": 10, "blur": 14}
     row = torch.full((DRAWS,), 0.5)
     for name, draw in draws.items():
         row[places[name]] = draw

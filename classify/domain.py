@@ -290,6 +290,7 @@ def remember_domain(folder: Path, data: Data, device: torch.device, pretraining:
     checkpoint = load_checkpoint(best, "classifier")
     if not _is_owed(checkpoint):
         return
+
     with holding(folder):
         meta, state = learn_domain(checkpoint, data, device, pretraining)
         checkpoint = replace(
