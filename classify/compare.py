@@ -23,7 +23,7 @@ from classify.report.write import write_comparison
 from classify.scores import UNIT_IDS
 from classify.settings import ClassifyConfig
 from classify.subgroups import check_columns
-from classify.tuning import Choice, choose, kept_choice
+from classify.tuning import Choice, choose, kept_choice, serve_first_seed
 from data.config import change_config, expand
 from data.errors import UserError
 from data.loader import Data, open_data
@@ -177,6 +177,8 @@ class _Grid:
 
             chosen = self._chosen(cell)
             if cell.choices:
+                if cell is self.first[cell.row]:
+                    serve_first_seed(cell, self.choices[cell.row])
                 check_folder(chosen)
             overrides = _how_to_evaluate(self.config, chosen) if evaluated else None
             return Work("finetune", chosen.config, checkpoint, overrides)

@@ -140,7 +140,10 @@ def _summary(
     counts = {stage: sum(run.stage == stage for run in runs) for stage in ("pretrain", "tune", "finetune")}
     finished = sum(done[run.name] >= run.steps for run in runs)
     begun = sum(0 < done[run.name] < run.steps for run in runs)
-    tuned = f"{counts['tune']} settings tried on validation, " if counts["tune"] else ""
+    cells = f"{counts['finetune']} cells"
+    if counts["tune"]:
+        tried = f"{counts['tune']} settings tried on validation"
+        cells = f"{tried}, of which each row's best serves its first seed, {counts['finetune']} further cells"
 
     how = "by the speed that runs of this grid have logged"
     if measured:
@@ -154,8 +157,7 @@ def _summary(
     elif jobs > 1:
         whole += f"; with --jobs {jobs} at least {duration(left / jobs)}, where each runs as fast as one alone"
     lines = [
-        f"trainings    {len(runs)}: {counts['pretrain']} pretrainings, {tuned}{counts['finetune']} cells; "
-        f"{finished} done, {begun} begun",
+        f"trainings    {len(runs)}: {counts['pretrain']} pretrainings, {cells}; {finished} done, {begun} begun",
         f"left         {whole}",
     ]
     if memory:
@@ -176,12 +178,15 @@ def _runs(cells: list[Cell], datasets: "_Datasets") -> Iterator[_Run]:
             pretrainings.add(config.run)
             yield _pretraining(config, datasets)
 
-        # a tuned cell costs what the first of its settings costs, until one is chosen
+        # the first seed's training will be one of its trials
         first = rows.setdefault(cell.row, cell)
         kept = kept_choice(first) if cell.choices else None
         if cell.choices and not kept and cell is first:
             for trial in trials_of(cell):
                 yield _finetuning(trial, "tune", datasets)
+            continue
+
+        # a tuned cell costs what the first of its settings costs, until one is chosen
         if cell.choices:
             cell = with_choice(cell, kept.setting if kept else cell.choices[0])
         yield _finetuning(cell, "finetune", datasets)

@@ -68,6 +68,17 @@ def choose(cell: Cell, diverged: Collection[str], costs: Sequence[tuple[float | 
     return choice
 
 
+def serve_first_seed(cell: Cell, choice: Choice) -> None:
+    """Let the trial that won be the cell's own training, which would be the same to the last bit: its folder moves.
+
+    cell: at the first seed, at which all was tried.
+    """
+    trial = Path(expand(trials_of(cell)[choice.chosen].run, "run"))
+    run = Path(expand(cell.run, "run"))
+    if trial.is_dir() and not run.exists():
+        trial.rename(run)
+
+
 def kept_choice(cell: Cell) -> Choice | None:
     """What was chosen for the cell's row before, among the very same settings, all else equal; None where nothing was.
 

@@ -17,7 +17,7 @@ COSTS = (
 )
 TUNING = (
     "Every row tried as many settings at its first seed of each label budget and took the best on validation for all "
-    "seeds; scores in order of the settings."
+    "seeds: what was tried so is the first seed's training. Scores in order of the settings."
 )
 DIFFERENCES = "What was decided for the rows and is not equal in all of them, defaults filled in."
 

@@ -59,7 +59,24 @@ def test_each_row_keeps_the_setting_that_validation_prefers_for_all_its_seeds(tu
         rate = choice["settings"][choice["chosen"]]["finetune.optimizer.base_lr"]
         for config in tuned.glob(f"{choice['row'].lower()}-*seed[01]/config.yaml"):
             assert f"base_lr: {rate}" in config.read_text()
-    assert len(list(tuned.glob("tune/*/best.pt"))) == 4
+
+
+def test_the_trial_that_won_is_the_training_of_the_first_seed(tuned):
+    for choice in written(tuned)["tuning"]:
+        row = choice["row"].lower()
+        [run] = tuned.glob(f"{row}-*seed0")
+        assert choice["runs"][choice["chosen"]].startswith(run.name)
+        [lost] = tuned.glob(f"tune/{row}-*/best.pt")
+        assert lost.parent.name == choice["runs"][1 - choice["chosen"]]
+        assert f"tune/{choice['runs'][choice['chosen']]}" in (run / "config.yaml").read_text()
+
+
+def test_the_first_seed_is_what_it_would_be_if_trained_by_itself(world, tuned, tmp_path):
+    [choice] = [choice for choice in written(tuned)["tuning"] if choice["row"] == "V"]
+    rate = choice["settings"][choice["chosen"]]["finetune.optimizer.base_lr"]
+    alone = f"compare.rows=[{{name: V, set: {{finetune.optimizer.base_lr: {rate}}}}}]"
+    succeed(compare, *words(world, tmp_path / "grid", alone, "compare.seeds=[0]"))
+    assert same_runs(tmp_path / "grid", tuned) == ["v-seed0"]
 
 
 def test_what_is_tried_is_never_evaluated(tuned):
@@ -248,9 +265,10 @@ def test_a_dry_run_tells_what_is_to_do_and_writes_nothing(world, tmp_path):
     assert files(world.root) == before
     assert not list(tmp_path.iterdir())
     lines = said.splitlines()
-    assert sum(line.startswith("to do ") for line in lines) == 2 + 8 + 8
+    assert sum(line.startswith("to do ") for line in lines) == 2 + 8 + 4
     assert any(line.split()[-1] == "m-mae-n20-seed1" for line in lines)
-    assert "trainings    18: 2 pretrainings, 8 settings tried on validation, 8 cells; 0 done, 0 begun" in lines
+    tuned = "8 settings tried on validation, of which each row's best serves its first seed"
+    assert f"trainings    14: 2 pretrainings, {tuned}, 4 further cells; 0 done, 0 begun" in lines
     assert "by steps timed now (2 kinds of training)" in said
     assert "with --jobs 2 at least" in said
 
