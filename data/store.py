@@ -13,6 +13,7 @@ import math
 import os
 import re
 import shutil
+import weakref
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
@@ -116,7 +117,8 @@ class ImageStore:
         self.description = read_description(self.folder)
         self.fingerprint: str = self.description["fingerprint"]
         self.images = open_images(self.folder, self.description)
-        self.file = (self.folder / "images.npy").open("rb")
+        self.file = os.open(self.folder / "images.npy", os.O_RDONLY)
+        weakref.finalize(self, os.close, self.file)
         self.unreadable: AbstractSet[int] = frozenset()  # such files have no row here
 
         index = read_index(self.folder, self.description, len(self.images))
@@ -159,7 +161,7 @@ class ImageStore:
         size = self.images[0].nbytes
         with suppress(OSError):  # a file system that takes no hints
             for row in np.sort(rows).tolist():
-                os.posix_fadvise(self.file.fileno(), start + row * size, size, os.POSIX_FADV_WILLNEED)
+                os.posix_fadvise(self.file, start + row * size, size, os.POSIX_FADV_WILLNEED)
 
     def digests(self) -> dict[int, str]:
         """row → digest of the file's bytes (MedMNIST: of the image's); empty for a store older than digests."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from evaluated_runs import weights_equal
-from real_processes import ended, members, start_forked, when
+from real_processes import ended, members, start_forked, start_forked_jobs, when
 from tiny_world import call, files, mistake, succeed
 
 from classify.cli import compare
@@ -220,7 +220,7 @@ def _open_files(number: int) -> list[Path]:
 
 def test_a_killed_cell_is_shown_as_failed_and_tried_again(world, alone, tmp_path):
     folder = tmp_path / "grid"
-    process = start_forked("compare", *words(world, folder, PRETRAINED, ROWS, *LONG), "--jobs", "2")
+    process = start_forked_jobs(*words(world, folder, PRETRAINED, ROWS, *LONG), "--jobs", "2")
     when(process, lambda: (folder / "v-seed0/last.pt").exists() and working(process, "v-seed0"), every=0.02)
     os.kill(working(process, "v-seed0"), signal.SIGKILL)
     code, errors = ended(process)
@@ -238,7 +238,11 @@ def test_a_killed_cell_is_shown_as_failed_and_tried_again(world, alone, tmp_path
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_grid_that_is_ended_leaves_nothing_behind_and_goes_on(number, world, alone, tmp_path):
     folder = tmp_path / "grid"
-    process = start_forked("compare", *words(world, folder, PAIR, *LONG), "--jobs", "2")
+    command = [*words(world, folder, PAIR, *LONG), "--jobs", "2"]
+    if number == signal.SIGTERM:  # with interpreters of their own, as a user's are
+        process = start_forked("compare", *command)
+    else:
+        process = start_forked_jobs(*command)
     when(process, lambda: (folder / "v-seed0/last.pt").exists() and working(process, "v-seed0"), every=0.02)
     process.send_signal(number)
     code, errors = ended(process)  # and all that it has started

@@ -5,6 +5,7 @@ process, a session, signals and an end of its own; this checkout's packages are 
 Python starts (a locale, an environment that libraries read as they are imported) is started by `subprocess` instead.
 """
 
+import atexit
 import contextlib
 import gc
 import json
@@ -15,9 +16,11 @@ import socket
 import subprocess
 import sys
 import threading
+import traceback
 from functools import cache
 from pathlib import Path
-from typing import IO
+from types import CodeType
+from typing import IO, NoReturn
 
 from checkout import in_checkout
 
@@ -43,15 +46,16 @@ class Forked:
     ):
         """program: code as of `python -c`, or the path of a script; environment: what it has more than this one."""
         out, err, end = os.pipe(), os.pipe(), os.pipe()
+        server = _server()
         task = {
             "program": str(program),
             "script": isinstance(program, Path),
             "words": [str(word) for word in words],
             "cwd": str(cwd or Path.cwd()),
-            "environment": in_checkout(**environment),
+            "environment": in_checkout(**environment, **{PLACE: server.place}),
             "session": start_new_session,
         }
-        self.pid = _server().fork(task, [out[1], err[1], end[1]])
+        self.pid = server.fork(task, [out[1], err[1], end[1]])
         for _, theirs in (out, err, end):
             os.close(theirs)
         self.stdout: IO[str] = os.fdopen(out[0], encoding="utf-8")
@@ -115,10 +119,8 @@ class _Server:
     def __init__(self) -> None:
         self.process: subprocess.Popen | None = None
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        place = os.environ.get(PLACE)
-        if place is None:
-            place = self._start()
-        self.socket.connect(f"\0{place}")
+        self.place = os.environ.get(PLACE) or self._start()
+        self.socket.connect(f"\0{self.place}")
 
     def _start(self) -> str:
         """A server; returns the name of the socket on which it listens already."""
@@ -127,7 +129,7 @@ class _Server:
             listening.bind(f"\0{name}")
             listening.listen()
             handle = listening.fileno()
-            command = [sys.executable, "-c", f"import forked; exec(forked.serve({handle}))"]
+            command = [sys.executable, "-c", f"import forked; forked.run_to_the_end(forked.serve({handle}))"]
             environment = in_checkout(**{PLACE: name})
             self.process = subprocess.Popen(command, env=environment, pass_fds=[handle], stdin=subprocess.DEVNULL)
         return name
@@ -146,11 +148,8 @@ def _server() -> _Server:
 # ---------------------------------------------------------------- the server itself
 
 
-def serve(handle: int) -> str:
-    """Fork for every task that arrives; returns, in the forked process alone, the code that is to be run there.
-
-    The code is run by the last line of the interpreter's main module, so that an error or an end is the interpreter's.
-    """
+def serve(handle: int) -> "str | CodeType":
+    """Fork for every task that arrives; returns, in the forked process alone, the code that is to be run there."""
     for name in LOADED:
         __import__(name)
     os.fsync = lambda handle: None  # as in tests/conftest.py
@@ -205,7 +204,7 @@ def _tell_end(watched: int, number: int, told: int) -> None:
     os.close(told)
 
 
-def _begin(task: dict, out: int, err: int) -> str:
+def _begin(task: dict, out: int, err: int) -> "str | CodeType":
     """Become the program: its output, folder, environment, arguments and main module."""
     if task["session"]:
         os.setsid()
@@ -219,7 +218,7 @@ def _begin(task: dict, out: int, err: int) -> str:
     os.environ.update(task["environment"])
 
     main = sys.modules["__main__"].__dict__
-    main.pop("forked")
+    main.pop("forked", None)
     if not task["script"]:
         sys.argv = ["-c", *task["words"]]
         return task["program"]
@@ -227,3 +226,24 @@ def _begin(task: dict, out: int, err: int) -> str:
     sys.path[0] = str(Path(task["program"]).parent)
     main["__file__"] = task["program"]
     return compile(Path(task["program"]).read_text(encoding="utf-8"), task["program"], "exec")
+
+
+def run_to_the_end(code: "str | CodeType") -> NoReturn:
+    """Run it as the main module's and end as an interpreter does, but for taking all modules to pieces (0.3 s)."""
+    status: object = 0
+    try:
+        exec(code, sys.modules["__main__"].__dict__)
+    except SystemExit as end:
+        status = end.code or 0
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    if not isinstance(status, int):
+        print(status, file=sys.stderr)
+        status = 1
+    threading._shutdown()  # threads that are no daemons
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
+            stream.flush()
+    os._exit(status & 0xFF)

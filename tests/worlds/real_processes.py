@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import forked_jobs
 from checkout import in_checkout
 from forked import Forked
 
@@ -33,6 +34,11 @@ def start(command: str, *words: object, **settings: object) -> subprocess.Popen:
 def start_forked(command: str, *words: object, **settings: object) -> Forked:
     """The same with torch imported already: where no test's matter is how a process begins."""
     return Forked(*_code_and_words(command, words, settings), start_new_session=True)
+
+
+def start_forked_jobs(*words: object) -> Forked:
+    """mae-compare so, and the processes that it starts too."""
+    return Forked(forked_jobs.PROGRAM, *words, start_new_session=True)
 
 
 def _code_and_words(command: str, words: tuple, settings: dict) -> list[str]:

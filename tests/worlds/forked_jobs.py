@@ -1,0 +1,77 @@
+"""`mae-compare --jobs` in a forked process, whose own processes are forked from it: they begin with torch imported too.
+
+What they run is the code that a user's grid gives its interpreters.
+"""
+
+import atexit
+import os
+import signal
+import subprocess
+import sys
+import threading
+from types import SimpleNamespace
+from typing import IO, ClassVar, NoReturn
+
+import forked
+
+from data.signals import SIGNALS
+
+PROGRAM = "import forked_jobs; forked_jobs.compare()"
+
+
+def compare() -> None:
+    import classify.cli
+    import classify.jobs
+
+    classify.jobs.subprocess = SimpleNamespace(**vars(subprocess) | {"Popen": Job})  # type: ignore[assignment]
+    classify.cli.compare()
+
+
+class Job:
+    """What `subprocess.Popen` is for `classify.jobs`: a process with its pipes, killed and waited for."""
+
+    started: ClassVar["list[Job]"] = []
+
+    def __init__(self, command: list[str], env: dict[str, str], **pipes: int):
+        """command: an interpreter, options and code; pipes: stdin and one for all output, as `classify.jobs` wants."""
+        theirs, ours = os.pipe(), os.pipe()
+        self.stdin: IO[bytes] = os.fdopen(theirs[1], "wb")
+        self.stdout: IO[bytes] = os.fdopen(ours[0], "rb")
+        self.returncode: int | None = None
+        self.waiting = threading.Lock()
+        self.pid = os.fork()
+        if self.pid == 0:
+            self._become(command, env, theirs[0], ours[1])
+        os.close(theirs[0])
+        os.close(ours[1])
+        Job.started.append(self)
+
+    def _become(self, command: list[str], env: dict[str, str], stdin: int, stdout: int) -> NoReturn:
+        """Run the command's code to its end."""
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+        for other in [*Job.started, self]:  # whose end would not be seen while this process holds it
+            other.stdin.close()
+        for handle, place in ((stdin, 0), (stdout, 1), (stdout, 2)):
+            os.dup2(handle, place)
+        sys.stdin = os.fdopen(0, closefd=False)
+        sys.stdout = os.fdopen(1, "w", closefd=False)
+        sys.stderr = os.fdopen(2, "w", 1, closefd=False)
+        os.environ.clear()
+        os.environ.update(env)
+        atexit._clear()  # what the grid's own process wants done
+        forked.run_to_the_end(command[-1])
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Until it has ended, however long that takes."""
+        with self.waiting:
+            if self.returncode is None:
+                _, status = os.waitpid(self.pid, 0)
+                self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
+
+    def terminate(self) -> None:
+        os.kill(self.pid, signal.SIGTERM)
+
+    def kill(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
