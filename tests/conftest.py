@@ -25,7 +25,15 @@ OWN_HOME = tempfile.mkdtemp(prefix="mae-tests-")
 atexit.register(shutil.rmtree, OWN_HOME, ignore_errors=True)
 os.environ["XDG_DATA_HOME"] = os.environ["XDG_CACHE_HOME"] = OWN_HOME
 
-pytest_plugins = ["tiny_world", "stage_runs"]  # fixtures that tests of several folders share
+FIXTURES = ("tiny_world", "stage_runs")  # that tests of several folders share; with them comes torch
+pytest.register_assert_rewrite(*FIXTURES)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A process that only hands tests out to others (`-n 2`) needs none, and they begin when it is ready."""
+    hands_out = getattr(config.option, "dist", "no") != "no" and not hasattr(config, "workerinput")
+    for name in () if hands_out else FIXTURES:
+        config.pluginmanager.import_plugin(name)
 
 
 # how the names of the modules begin whose tests take longest: begun last, one would be waited for alone

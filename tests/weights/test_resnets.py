@@ -2,6 +2,8 @@
 
 import json
 import re
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -252,25 +254,32 @@ def test_a_published_file_is_known_by_content_and_a_name_that_its_content_is_not
 # ---------------------------------------------------------------- what does not fit
 
 
-def without(name: str) -> dict[str, Tensor]:
-    return {n: t for n, t in torchvision_weights().items() if n != name}
+Content = Callable[[], dict]  # of a file, made where its test runs
 
 
-def spoilt(**changed: Tensor) -> dict[str, Tensor]:
-    return torchvision_weights() | {name.replace("__", "."): tensor for name, tensor in changed.items()}
+def torchvision(*form: str, **form_of: int) -> Content:
+    return partial(torchvision_weights, *form, **form_of)
+
+
+def without(name: str) -> Content:
+    return lambda: {n: t for n, t in torchvision_weights().items() if n != name}
+
+
+def spoilt(**changed: Tensor) -> Content:
+    return lambda: torchvision_weights() | {name.replace("__", "."): tensor for name, tensor in changed.items()}
 
 
 @pytest.mark.parametrize(
     ("content", "changes", "said"),
     [
-        (torchvision_weights("resnet34"), {}, "found a resnet34, expected resnet18 by finetune.model; take"),
-        (torchvision_weights("resnet50"), {}, "found a resnet50, expected resnet18 by finetune.model; give"),
-        (torchvision_weights(), {"finetune.stem": "small"}, "found the imagenet stem, expected small by finetune.stem"),
-        (torchvision_weights(kernel=3), {"finetune.stem": "imagenet"}, "found the small stem, expected imagenet"),
-        (torchvision_weights(kernel=5), {}, "found conv1.weight (64, 3, 5, 5), expected a stem of 7x7 or 3x3"),
-        (torchvision_weights(channels=4), {}, "found 4 channels in conv1.weight, expected 1 or 3"),
-        (torchvision_weights(channels=1), {"model.in_channels": 3}, "found weights for 1 channel(s), expected 3"),
-        (torchvision_weights(channels=1), {"finetune.init_mean": [0.1, 0.2, 0.3], "finetune.init_std": 0.5}, "found 3"),
+        (torchvision("resnet34"), {}, "found a resnet34, expected resnet18 by finetune.model; take"),
+        (torchvision("resnet50"), {}, "found a resnet50, expected resnet18 by finetune.model; give"),
+        (torchvision(), {"finetune.stem": "small"}, "found the imagenet stem, expected small by finetune.stem"),
+        (torchvision(kernel=3), {"finetune.stem": "imagenet"}, "found the small stem, expected imagenet"),
+        (torchvision(kernel=5), {}, "found conv1.weight (64, 3, 5, 5), expected a stem of 7x7 or 3x3"),
+        (torchvision(channels=4), {}, "found 4 channels in conv1.weight, expected 1 or 3"),
+        (torchvision(channels=1), {"model.in_channels": 3}, "found weights for 1 channel(s), expected 3"),
+        (torchvision(channels=1), {"finetune.init_mean": [0.1, 0.2, 0.3], "finetune.init_std": 0.5}, "found 3"),
         (without("layer3.1.bn2.running_var"), {}, "found no tensor for layer3.1.bn2.running_var, expected those of a"),
         (without("conv1.weight"), {}, "found no conv1.weight, expected a stem of one convolution"),
         (spoilt(conv1__bias=torch.ones(64)), {}, "found conv1.bias, expected a stem of one convolution without bias"),
@@ -279,13 +288,13 @@ def spoilt(**changed: Tensor) -> dict[str, Tensor]:
         (spoilt(bn1__running_var=-torch.ones(64)), {}, "found a variance below 0 in bn1.running_var"),
         (spoilt(bn1__weight=torch.ones(64, dtype=torch.int64)), {}, "found torch.int64 in bn1.weight"),
         (spoilt(bn1__bias=torch.full((64,), torch.nan)), {}, "bn1.bias: found NaN or infinity"),
-        ({"patch_embed.proj.weight": torch.ones(8, 3, 4, 4)}, {}, "found no layer1.0.conv1.weight or embedder"),
-        ({"a": torchvision_weights(), "b": torchvision_weights()}, {}, "found 2 models (a, b), expected"),
-        ({"epoch": 3}, {}, "found no state dict, expected names with tensors"),
+        (lambda: {"patch_embed.proj.weight": torch.ones(8, 3, 4, 4)}, {}, "found no layer1.0.conv1.weight or embedder"),
+        (lambda: {"a": torchvision_weights(), "b": torchvision_weights()}, {}, "found 2 models (a, b), expected"),
+        (lambda: {"epoch": 3}, {}, "found no state dict, expected names with tensors"),
     ],
 )  # fmt: skip
 def test_what_is_no_such_resnet_is_one_line(wide, tmp_path, content, changes, said):
-    file = pth(tmp_path / "weights.pth", content)
+    file = pth(tmp_path / "weights.pth", content())
     with pytest.raises(UserError) as error:
         resnet_start(resnet_config(tmp_path, file, changes), quiet)
     assert str(error.value).startswith(f"{file}: {said}")
