@@ -90,7 +90,10 @@ def _known_as(settings: DataSettings, table: pd.DataFrame) -> dict[str, Any]:
 
     before = facts_of(read_description(moved))
     then = before["root"] if isinstance(before["root"], str) else ", ".join(before["root"])
-    print(f"note: {moved}: made when the images lay at {then}; they are the same, so it is used", file=sys.stderr)
+    made = f"made when the images lay at {then}"
+    if before["root"] == description["root"]:  # by size and date they are others
+        made = f"made before the files of {then} were written anew"
+    print(f"note: {moved}: {made}; they are the same, so it is used", file=sys.stderr)
     return described(before)
 
 

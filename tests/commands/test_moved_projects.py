@@ -173,6 +173,14 @@ def test_the_store_of_any_source_moves_along(source, tmp_path, capsys):
     assert f"made when the images lay at {first}" in capsys.readouterr().err
 
 
+def test_an_archive_that_was_downloaded_again_has_the_same_store(tmp_path, capsys):
+    settings = build(tmp_path / "images", "medmnist")
+    store = prepare(config_of(tmp_path, **settings))
+    os.utime(settings["root"], ns=(1, 1))
+    assert open_data(config_of(tmp_path, **settings)).store.fingerprint == store.fingerprint
+    assert f"made before the files of {settings['root']} were written anew" in capsys.readouterr().err
+
+
 def test_a_file_of_another_content_is_another_data_set(tmp_path):
     settings = build(tmp_path / "images", "folder")
     store = prepare(config_of(tmp_path, **settings))
