@@ -74,7 +74,7 @@ def auc(team: list[Trained], images: np.ndarray, labels: np.ndarray) -> float:
 
 def changed(settings: AugmentSettings, **draws: float) -> Fault:
     """An augmentation by the same draws for every image: 0 and 1 are its ends, 0.5 changes nothing."""
-    places = {"shift": 3, "angle": 6, "contrast": 8, "brightness": 9, "gamma": 10, "blur": 14}
+    places = {"ratio": 1, "shift": 3, "angle": 6, "contrast": 8, "brightness": 9, "gamma": 10, "blur": 14}
     row = torch.full((DRAWS,), 0.5)
     for name, draw in draws.items():
         row[places[name]] = draw
@@ -125,6 +125,8 @@ FAULTS: dict[str, Fault] = {
     "blurred by 1 pixel": changed(only(blur=1.0), blur=1),
     "80 % of the area": changed(only(crop_scale=(0.8, 0.8))),
     "125 % of the area": changed(only(crop_scale=(1.25, 1.25))),
+    "a fifth wider": changed(only(crop_ratio=1.44), ratio=0),
+    "a fifth taller": changed(only(crop_ratio=1.44), ratio=1),
     "moved by 8 %": changed(only(translation=0.08), shift=1),
     "turned by 8°": changed(only(rotation=8.0), angle=1),
     "through half the size": resized,
