@@ -23,6 +23,7 @@ from classify.cases import splits_of
 from classify.report.tables import markdown
 from classify.trained import Trained, load_trained
 from data.augment import DRAWS, augment
+from data.config import expand
 from data.errors import UserError
 from data.loader import Loader, open_data
 from data.settings import AugmentSettings
@@ -55,8 +56,10 @@ def main() -> None:
 def validation_of(models: list[Trained]) -> tuple[np.ndarray, np.ndarray]:
     """The models' validation images (n 1 h w) and labels (n); UserError where these are not the same for all."""
     first = models[0].config.data
+    of_all = expand(first.root, "data.root"), first.image_size
     for model in models:
-        if (model.config.data.root, model.config.data.image_size) != (first.root, first.image_size):
+        settings = model.config.data
+        if (expand(settings.root, "data.root"), settings.image_size) != of_all:
             raise UserError(f"{model.place}: found other images than those of {models[0].place}, expected the same")
     data = open_data(first)
     table = splits_of(data, models[0].config).validate
