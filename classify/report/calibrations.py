@@ -38,6 +38,15 @@ def calibrated_scores(line: Line) -> np.ndarray | None:
     return np.asarray(expit(calibrated_logits(line))) if is_calibrated(line) else line.scores
 
 
+def calibrated_intervals(line: Line) -> dict[str, Interval]:
+    """Brier score and ECE of the probabilities as somebody would use them; {} where a row has none."""
+    scores = calibrated_scores(line)
+    if scores is None:
+        return {}
+    level = line.evaluations[0].config.evaluate.level
+    return metric_intervals(line.labels, scores, ("brier", "ece"), groups=line.patients, level=level)
+
+
 def calibration_rows(comparison: Comparison, labelled: int | None) -> Iterator[dict[str, str]]:
     """A row for the raw scores of each row of a label budget, and one for the calibrated."""
     for line in comparison.lines_of(labelled):

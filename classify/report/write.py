@@ -11,6 +11,7 @@ import pandas as pd
 
 from classify.comparison import Comparison, Contrast, Line
 from classify.evaluate import Evaluation
+from classify.report.calibrations import calibrated_intervals
 from classify.report.html import report_html
 from classify.report.model_card import write_model_cards
 from classify.report.sections import checklist_text, comparison_text
@@ -64,8 +65,8 @@ def comparison_table(comparison: Comparison) -> pd.DataFrame:
             "failed": len(line.failed),
         }
 
-        # three columns for each metric
-        for name, interval in line.intervals.items():
+        # three columns for each metric; readings that are no probabilities leave some empty
+        for name, interval in (dict(line.intervals) | calibrated_intervals(line)).items():
             low, high = interval.interval
             row |= {name: interval.estimate, f"{name} low": low, f"{name} high": high}
         rows.append(row)

@@ -20,8 +20,10 @@ from classify.comparison import Comparison, Line, describe
 from classify.contrasts import candidates, declared
 from classify.evaluate import Evaluation
 from classify.grid import expand_grid
+from classify.metrics import expected_calibration_error
 from classify.provenance import facts_of
 from classify.report.budgets import budgets_of
+from classify.report.calibrations import calibrated_scores
 from classify.report.curves import roc
 from classify.report.facts import facts, notices
 from classify.report.figures import COLOURS, Row, svg
@@ -438,6 +440,11 @@ def test_a_row_with_a_budget_of_its_own_stands_under_it(tmp_path):
     table = pd.read_csv(tmp_path / "grid/comparison.csv")
     assert table["Model"].tolist() == ["A", "B", "C", "A"]
     assert table["labelled images"].tolist() == [10, 10, 100, 20]
+    scores = calibrated_scores(comparison.lines[0])
+    assert table["ece"][0] == pytest.approx(
+        np.mean([expected_calibration_error(comparison.lines[0].labels, of_seed) for of_seed in scores])
+    )
+    assert (table["brier low"] < table["brier"]).all() and (table["brier"] < table["brier high"]).all()
     written = json.loads((tmp_path / "grid/comparison.json").read_text())["rows"]
     assert [row["labelled"] for row in written] == [10, 10, None, 20]
     folders = {path.name for path in (tmp_path / "grid").glob("*-seed0")}
