@@ -44,7 +44,7 @@ def prepare(config: DataConfig | DataSettings, manifest: Manifest | None = None,
     if manifest is None:
         manifest = open_manifest(settings, look_again=True)
         try_again = True
-    description = _known_as(settings, manifest.table)
+    description = known_as(settings, manifest.table)
 
     finished = finished_store(settings, description)
     folder = finished or _make(settings, manifest, description)
@@ -78,7 +78,7 @@ def _place(settings: DataSettings, description: dict[str, Any]) -> Path:
     return stores_folder(settings) / name
 
 
-def _known_as(settings: DataSettings, table: pd.DataFrame) -> dict[str, Any]:
+def known_as(settings: DataSettings, table: pd.DataFrame) -> dict[str, Any]:
     """The description of the store of these images: of today's place, or of one at which they lay when it was made."""
     description = describe_store(settings, table)
     if (_place(settings, description) / "store.json").exists():
@@ -150,7 +150,7 @@ def verify(config: DataConfig | DataSettings) -> ImageStore:
     if settings.store is False:
         raise UserError("data.store: found false, expected the folder of the store to verify")
     table = open_manifest(settings).table
-    description = _known_as(settings, table)
+    description = known_as(settings, table)
     folder = finished_store(settings, description)
     if folder is None:
         place = _place(settings, description)

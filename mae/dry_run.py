@@ -17,7 +17,7 @@ from data.image_files import ImageFiles
 from data.images import read_fitted
 from data.loader import Data
 from data.manifest import Manifest, open_manifest
-from data.preparation import describe_store, finished_store
+from data.preparation import finished_store, known_as
 from data.refusal import UnreadableImage
 from data.settings import DataSettings, Size, height_and_width
 from data.store import ImageStore
@@ -207,7 +207,7 @@ def prepared_data(settings: DataSettings) -> tuple[Data | None, int | None]:
         return Data(manifest, files), len(manifest.of_split("train"))
 
     # a store is never made here, only found
-    folder = finished_store(settings, describe_store(settings, manifest.table))
+    folder = finished_store(settings, known_as(settings, manifest.table))
     if folder is None:
         return None, len(manifest.of_split("train"))
     data = Data(manifest, ImageStore(folder))
@@ -245,7 +245,7 @@ def preparing(settings: DataSettings) -> list[str]:
     """A line on how long it takes to decode the images that are not prepared, by reading some of them."""
     try:
         manifest = open_manifest(settings)
-        if settings.store is False or finished_store(settings, describe_store(settings, manifest.table)):
+        if settings.store is False or finished_store(settings, known_as(settings, manifest.table)):
             return []
     except UserError:  # no images, which other lines say
         return []

@@ -19,6 +19,7 @@ from data.preparation import prepare
 from data.privacy import data_sets
 from mae import load_checkpoint
 from mae.cli import pretrain
+from mae.dry_run import prepared_data
 from mae.engine.tracker import read_metrics
 
 RELATIVE = {"run": "runs/mae", "data.source": "table", "data.root": "images", "data.store": "stores"}
@@ -177,6 +178,8 @@ def test_an_archive_that_was_downloaded_again_has_the_same_store(tmp_path, capsy
     settings = build(tmp_path / "images", "medmnist")
     store = prepare(config_of(tmp_path, **settings))
     os.utime(settings["root"], ns=(1, 1))
+    found, images = prepared_data(config_of(tmp_path, **settings))  # as a dry run does, which makes none
+    assert found is not None and found.store.fingerprint == store.fingerprint and images == 12
     assert open_data(config_of(tmp_path, **settings)).store.fingerprint == store.fingerprint
     assert f"made before the files of {settings['root']} were written anew" in capsys.readouterr().err
 
