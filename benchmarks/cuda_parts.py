@@ -16,7 +16,7 @@ import time
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 ROOT = Path(__file__).resolve().parents[1]
 WHOLE = 540  # seconds
@@ -143,6 +143,11 @@ def end(process: "subprocess.Popen[bytes]") -> None:
             continue
 
 
+def refuse(why: str) -> NoReturn:
+    print(f"error: benchmarks/cuda.sh: {why}", file=sys.stderr)
+    raise SystemExit(2)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
@@ -152,21 +157,14 @@ def main() -> None:
     arguments = parser.parse_args()
 
     if find_spec("torch") is None:
-        print(
-            f"error: benchmarks/cuda.sh: found no torch in {sys.executable}, expected a Python that has it; "
-            "give PYTHON=/path/to/python",
-            file=sys.stderr,
-        )
-        raise SystemExit(2)
+        refuse(f"found no torch in {sys.executable}, expected a Python that has it; give PYTHON=/path/to/python")
     import torch  # after --help
 
     if arguments.device == "cuda" and not torch.cuda.is_available():
-        print(
-            f"error: benchmarks/cuda.sh: found no CUDA device (torch {torch.__version__}), expected one; "
-            "run it on a machine with a GPU, or give DEVICE=cpu to see its parts run in small",
-            file=sys.stderr,
+        refuse(
+            f"found no CUDA device (torch {torch.__version__}), expected one; run it on a machine with a GPU, or give "
+            "DEVICE=cpu to see its parts run in small"
         )
-        raise SystemExit(2)
 
     out = arguments.out.resolve()
     out.mkdir(parents=True, exist_ok=True)

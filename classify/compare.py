@@ -198,21 +198,24 @@ class _Grid:
         if not cell.choices:
             return cell
         if cell.row not in self.choices:
-            first = self.first[cell.row]
-            trials = trials_of(first)
-            diverged = set()
-            costs: list[tuple[float | None, int | None]] = []
-            for trial in trials:
-                outcome = self.outcomes.get(trial.folder)
-                if isinstance(outcome, Failure) and outcome.diverged:
-                    diverged.add(trial.folder)
-                    costs.append((None, None))
-                else:
-                    self._expect_done(trial.folder, "a setting to tune")
-                    cost = _cost_of(trial)
-                    costs.append((cost["train_seconds"], cost["train_flops"]))
-            self.choices[cell.row] = choose(first, diverged, costs)
+            self.choices[cell.row] = self._choice_for(self.first[cell.row])
         return with_choice(cell, self.choices[cell.row].setting)
+
+    def _choice_for(self, first: Cell) -> Choice:
+        """What a row takes of the settings that were tried at its first seed."""
+        diverged = set()
+        costs: list[tuple[float | None, int | None]] = []
+        for trial in trials_of(first):
+            outcome = self.outcomes.get(trial.folder)
+            if isinstance(outcome, Failure) and outcome.diverged:
+                diverged.add(trial.folder)
+                costs.append((None, None))
+                continue
+
+            self._expect_done(trial.folder, "a setting to tune")
+            cost = _cost_of(trial)
+            costs.append((cost["train_seconds"], cost["train_flops"]))
+        return choose(first, diverged, costs)
 
     # ------------------------------------------------------------ what was found
 

@@ -251,6 +251,7 @@ def _read(checkpoint: Checkpoint, meta: Mapping[str, Any]) -> tuple[_Kept, list[
         sound = len(kept.limits) == len(kept.together) == measured and all(map(_is_sound, spreads, widths))
     except (ValidationError, KeyError, TypeError, AttributeError, ValueError):
         sound = False
+
     if not sound:
         raise UserError(
             f"{checkpoint.place}: meta.domain: found what is no memory of training images, expected limits, means and "

@@ -75,7 +75,7 @@ def forecast(config: ClassifyConfig, checkpoint: str | Path | None = None) -> Fo
         )
     lines = [
         *_measured_lines(config, stage, rehearsed, looked_at.source),
-        *(preparing(config.data) if images else []),
+        *(preparing(config.data) if images and data is None else []),
         f"whole run    {whole}",
     ]
     return Forecast(lines, counted, rehearsed.memory, seconds)

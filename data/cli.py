@@ -147,12 +147,12 @@ def run_command(command: Callable[[Arguments], None], argv: Arguments) -> NoRetu
         _run_to_its_end(command, argv)
     except SystemExit as end:
         if argv is None and os.environ.get("WORLD_SIZE", "") not in ("", "0", "1"):
-            _leave(end.code if isinstance(end.code, int) else 1)
+            leave(end.code if isinstance(end.code, int) else 1)
         raise
 
 
-def _leave(code: int) -> NoReturn:
-    """End a rank without taking the interpreter apart.
+def leave(code: int) -> NoReturn:
+    """End the process without taking the interpreter apart, as a rank does.
 
     Threads of gloo may still hold tensors, and would be waited for by whoever has them wait: now and then for ever.
     """

@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Generator
 from contextlib import closing, suppress
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -94,14 +93,8 @@ def known_as(settings: DataSettings, table: pd.DataFrame) -> dict[str, Any]:
     made = f"made when the images lay at {then}"
     if before["root"] == description["root"]:  # by size and date they are others
         made = f"made before the files of {then} were written anew"
-    _note_once(f"note: {moved}: {made}; they are the same, so it is used")
+    print(f"note: {moved}: {made}; they are the same, so it is used", file=sys.stderr)
     return described(before)
-
-
-@cache
-def _note_once(line: str) -> None:
-    """A process may look for a store several times."""
-    print(line, file=sys.stderr)
 
 
 def finished_store(settings: DataSettings, description: dict[str, Any]) -> Path | None:

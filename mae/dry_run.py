@@ -82,6 +82,7 @@ def forecast(config: MAEConfig) -> Forecast:
     # done first: what is counted afterwards takes memory too
     source = "the config's images"
     held_out = looked_at = 1.0
+    unprepared = data is None
     if data is None:
         data = random_data(config.pretrain.batch, config.data.image_size)
         source = "random images, as the config's are not prepared"
@@ -98,7 +99,7 @@ def forecast(config: MAEConfig) -> Forecast:
     lines = counted_lines(config, cost)
     lines.append(f"memory       {gb(rehearsed.memory)} at most, {measured_where(device)}")
     lines.append(_speed(stage.batches.batch_size, cost, rehearsed, device, source))
-    if images:
+    if images and unprepared:
         lines += preparing(config.data)
     seconds = _seconds(config, rehearsed, images) if images else None
     return Forecast([*lines, _whole_run(config, rehearsed, images)], counted, rehearsed.memory, seconds)
@@ -242,14 +243,10 @@ def part_of(data: Data, batch: int) -> tuple[Data, float, float]:
 
 
 def preparing(settings: DataSettings) -> list[str]:
-    """A line on how long it takes to decode the images that are not prepared, by reading some of them."""
-    try:
-        manifest = open_manifest(settings)
-        if settings.store is False or finished_store(settings, known_as(settings, manifest.table)):
-            return []
-    except UserError:  # no images, which other lines say
-        return []
-    paths = manifest.table["path"]
+    """A line on how long it takes to decode images that are there and not prepared, by reading some of them."""
+    paths = open_manifest(settings).table["path"]
+
+    # a few of them, and not for long
     start = time.monotonic()
     read = 0
     for number in np.random.default_rng(0).permutation(len(paths))[:READ]:
@@ -258,6 +255,8 @@ def preparing(settings: DataSettings) -> list[str]:
         read += 1
         if time.monotonic() - start > READING:
             break
+
+    # then all, by several processes
     workers = min(settings.workers or usable_cores(), usable_cores())
     seconds = (time.monotonic() - start) / max(read, 1) * len(paths) / workers
     return [f"preparing    {duration(seconds)}: {len(paths):,} images are decoded once, by {workers} processes"]

@@ -1,6 +1,6 @@
 """Do scores mean what they say? Raw ones, and those calibrated on validation."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from scipy.special import expit
@@ -43,8 +43,7 @@ def calibrated_intervals(line: Line) -> dict[str, Interval]:
     scores = calibrated_scores(line)
     if scores is None:
         return {}
-    level = line.evaluations[0].config.evaluate.level
-    return metric_intervals(line.labels, scores, ("brier", "ece"), groups=line.patients, level=level)
+    return _intervals(line, scores, names=("brier", "ece"))
 
 
 def calibration_rows(comparison: Comparison, labelled: int | None) -> Iterator[dict[str, str]]:
@@ -58,9 +57,11 @@ def calibration_rows(comparison: Comparison, labelled: int | None) -> Iterator[d
             yield _row(line, "calibrated", _intervals(line, np.asarray(expit(logits)), logits))
 
 
-def _intervals(line: Line, scores: np.ndarray, logits: np.ndarray) -> dict[str, Interval]:
+def _intervals(
+    line: Line, scores: np.ndarray, logits: np.ndarray | None = None, names: Sequence[str] = tuple(METRICS)
+) -> dict[str, Interval]:
     level = line.evaluations[0].config.evaluate.level
-    return metric_intervals(line.labels, scores, tuple(METRICS), groups=line.patients, level=level, logits=logits)
+    return metric_intervals(line.labels, scores, names, groups=line.patients, level=level, logits=logits)
 
 
 def _row(line: Line, scores: str, intervals: dict[str, Interval]) -> dict[str, str]:

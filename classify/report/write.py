@@ -11,6 +11,7 @@ import pandas as pd
 
 from classify.comparison import Comparison, Contrast, Line
 from classify.evaluate import Evaluation
+from classify.provenance import Facts
 from classify.report.calibrations import calibrated_intervals
 from classify.report.html import report_html
 from classify.report.model_card import write_model_cards
@@ -66,7 +67,7 @@ def comparison_table(comparison: Comparison) -> pd.DataFrame:
         }
 
         # three columns for each metric; readings that are no probabilities leave some empty
-        for name, interval in (dict(line.intervals) | calibrated_intervals(line)).items():
+        for name, interval in {**line.intervals, **calibrated_intervals(line)}.items():
             low, high = interval.interval
             row |= {name: interval.estimate, f"{name} low": low, f"{name} high": high}
         rows.append(row)
@@ -77,6 +78,7 @@ def contrast_table(comparison: Comparison) -> pd.DataFrame:
     """A row per contrast and label budget."""
     columns = ["a", "b", "labelled", "split", "metric", "difference", "low", "high", "p", "holm p"]
     columns += ["margin", "p inferior", "holm p inferior", "seeds a", "seeds b", "found", "why not"]
+
     rows = []
     for contrast in comparison.contrasts:
         found = _contrast_as_json(comparison, contrast)
@@ -128,19 +130,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         "seen_elsewhere": comparison.seen_elsewhere,
         "warnings": list(warnings(comparison)),
         "answer": {"question": said.question, "sentences": list(said.sentences)},
-        "data": {
-            "manifest": comparison.facts.manifest,
-            "store": comparison.facts.store,
-            "notes": list(comparison.facts.notes),
-            "summary": comparison.facts.summary,
-            "classes": {split: list(counts) for split, counts in comparison.facts.classes.items()},
-            "patients_known": comparison.facts.patients_known,
-            "splits": list(comparison.facts.splits),
-            "label_policy": list(comparison.facts.label_policy),
-            "left_out": list(comparison.facts.left_out),
-            "people": list(comparison.facts.people),
-            "unreadable": comparison.facts.unreadable,
-        },
+        "data": _data_as_json(comparison.facts),
         "software": dict(comparison.facts.software),
         "audits": {run: list(lines) for run, lines in comparison.facts.audits.items()},
         "openings": [dict(opening) for opening in comparison.facts.openings],
@@ -154,8 +144,25 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         "failed_rows": [asdict(row) for row in comparison.failed_rows],
         "tuning": list(comparison.tuning),
     }
+
     shown: dict[str, Any] = without_nan(value)
     return shown
+
+
+def _data_as_json(facts: Facts) -> dict[str, Any]:
+    return {
+        "manifest": facts.manifest,
+        "store": facts.store,
+        "notes": list(facts.notes),
+        "summary": facts.summary,
+        "classes": {split: list(counts) for split, counts in facts.classes.items()},
+        "patients_known": facts.patients_known,
+        "splits": list(facts.splits),
+        "label_policy": list(facts.label_policy),
+        "left_out": list(facts.left_out),
+        "people": list(facts.people),
+        "unreadable": facts.unreadable,
+    }
 
 
 def without_nan(value: Any) -> Any:
@@ -198,6 +205,8 @@ def _contrast_as_json(comparison: Comparison, contrast: Contrast) -> dict[str, A
         "why_not": contrast.why_not,
         **dict.fromkeys(("difference", "interval", "p", "p_holm", "p_margin", "p_margin_holm")),
     }
+
+    # what was computed
     if not contrast.why_not:
         found |= {
             "difference": contrast.auc.estimate,

@@ -178,17 +178,23 @@ def test_pretrain_step_compares_speed_and_memory(tmp_path):
     assert str(tmp_path) not in printed
 
 
-def test_without_a_gpu_cuda_sh_says_so_in_one_line(tmp_path):
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU here")
+def refused_by_cuda_sh(folder: Path, python: str | Path) -> str:
+    """The one line in which it refuses to run with this Python."""
     done = subprocess.run(
-        ["bash", str(ROOT / "benchmarks/cuda.sh"), str(tmp_path / "out")],
+        ["bash", str(ROOT / "benchmarks/cuda.sh"), str(folder / "out")],
         capture_output=True,
         text=True,
-        env=in_checkout(PYTHON=sys.executable),
+        env=in_checkout(PYTHON=str(python)),
     )
     assert done.returncode == 2
     [line] = done.stderr.splitlines()
+    return line
+
+
+def test_without_a_gpu_cuda_sh_says_so_in_one_line(tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    line = refused_by_cuda_sh(tmp_path, sys.executable)
     assert line.startswith("error: benchmarks/cuda.sh: found no CUDA device") and "expected one" in line
 
 
@@ -196,14 +202,7 @@ def test_without_torch_cuda_sh_says_so_in_one_line(tmp_path):
     bare = tmp_path / "python"  # without site-packages
     bare.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "$@"\n')
     bare.chmod(0o755)
-    done = subprocess.run(
-        ["bash", str(ROOT / "benchmarks/cuda.sh"), str(tmp_path / "out")],
-        capture_output=True,
-        text=True,
-        env=in_checkout(PYTHON=str(bare)),
-    )
-    assert done.returncode == 2
-    [line] = done.stderr.splitlines()
+    line = refused_by_cuda_sh(tmp_path, bare)
     assert line.startswith("error: benchmarks/cuda.sh: found no torch in ") and "PYTHON=/path/to/python" in line
 
 

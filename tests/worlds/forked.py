@@ -5,7 +5,6 @@ process, a session, signals and an end of its own; this checkout's packages are 
 Python starts (a locale, an environment that libraries read as they are imported) is started by `subprocess` instead.
 """
 
-import atexit
 import contextlib
 import gc
 import json
@@ -23,6 +22,8 @@ from types import CodeType
 from typing import IO, NoReturn
 
 from checkout import in_checkout
+
+from data.cli import leave
 
 # our packages and what they import, and nothing that starts a thread
 LOADED = ["torch", "torch.utils.tensorboard", "torch.export", "torch._dynamo", "safetensors.torch", "einops"]
@@ -208,17 +209,11 @@ def _begin(task: dict, out: int, err: int) -> "str | CodeType":
     """Become the program: its output, folder, environment, arguments and main module."""
     if task["session"]:
         os.setsid()
-    for handle, place in ((out, 1), (err, 2)):
-        os.dup2(handle, place)
-        os.close(handle)
-    sys.stdout = sys.__stdout__ = os.fdopen(1, "w", encoding="utf-8", closefd=False)
-    sys.stderr = sys.__stderr__ = os.fdopen(2, "w", 1, encoding="utf-8", errors="backslashreplace", closefd=False)
+    take_over({1: out, 2: err}, task["environment"])
     os.chdir(task["cwd"])
-    os.environ.clear()
-    os.environ.update(task["environment"])
 
     main = sys.modules["__main__"].__dict__
-    main.pop("forked", None)
+    main.pop("forked")
     if not task["script"]:
         sys.argv = ["-c", *task["words"]]
         return task["program"]
@@ -226,6 +221,22 @@ def _begin(task: dict, out: int, err: int) -> "str | CodeType":
     sys.path[0] = str(Path(task["program"]).parent)
     main["__file__"] = task["program"]
     return compile(Path(task["program"]).read_text(encoding="utf-8"), task["program"], "exec")
+
+
+def take_over(handles: dict[int, int], environment: dict[str, str]) -> None:
+    """Have these handles and these words, in place of those that the process was forked with.
+
+    handles: by the number, 0 to 2, that each becomes.
+    """
+    for place, handle in handles.items():
+        os.dup2(handle, place)
+    for handle in set(handles.values()):
+        os.close(handle)
+    sys.stdin = sys.__stdin__ = os.fdopen(0, encoding="utf-8", closefd=False)
+    sys.stdout = sys.__stdout__ = os.fdopen(1, "w", encoding="utf-8", closefd=False)
+    sys.stderr = sys.__stderr__ = os.fdopen(2, "w", 1, encoding="utf-8", errors="backslashreplace", closefd=False)
+    os.environ.clear()
+    os.environ.update(environment)
 
 
 def run_to_the_end(code: "str | CodeType") -> NoReturn:
@@ -242,8 +253,4 @@ def run_to_the_end(code: "str | CodeType") -> NoReturn:
         print(status, file=sys.stderr)
         status = 1
     threading._shutdown()  # threads that are no daemons
-    atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
-            stream.flush()
-    os._exit(status & 0xFF)
+    leave(status & 0xFF)

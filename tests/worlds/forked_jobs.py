@@ -7,7 +7,6 @@ import atexit
 import os
 import signal
 import subprocess
-import sys
 import threading
 from types import SimpleNamespace
 from typing import IO, ClassVar, NoReturn
@@ -52,13 +51,7 @@ class Job:
             signal.signal(number, signal.SIG_DFL)
         for other in [*Job.started, self]:  # whose end would not be seen while this process holds it
             other.stdin.close()
-        for handle, place in ((stdin, 0), (stdout, 1), (stdout, 2)):
-            os.dup2(handle, place)
-        sys.stdin = os.fdopen(0, closefd=False)
-        sys.stdout = os.fdopen(1, "w", closefd=False)
-        sys.stderr = os.fdopen(2, "w", 1, closefd=False)
-        os.environ.clear()
-        os.environ.update(env)
+        forked.take_over({0: stdin, 1: stdout, 2: stdout}, env)
         atexit._clear()  # what the grid's own process wants done
         forked.run_to_the_end(command[-1])
 
