@@ -165,7 +165,7 @@ class Comparison:
         """The label budgets of the lines, a table each, in order."""
         return list(dict.fromkeys(line.labelled for line in self.lines))
 
-    @property
+    @cached_property  # which looks into each folder
     def credentialed(self) -> list[str]:
         """The credentialed data sets that anything in it is made from: its own, those of its rows and pretrainings."""
         found = {*credentialed_sources(self.config.data), *self.facts.credentialed}

@@ -241,9 +241,10 @@ def _check_numbers(dataset: Any) -> None:
 
 
 def _number(dataset: Any, keyword: str, wanted: range | tuple[int, ...]) -> int:
-    expected = " or ".join(map(str, wanted))
-    if isinstance(wanted, range):
+    if isinstance(wanted, range):  # thousands of numbers, of which none is to be written
         expected = f"a whole number from {wanted[0]} to {wanted[-1]}"
+    else:
+        expected = " or ".join(map(str, wanted))
 
     value = _value(dataset, keyword)
     if value is None:

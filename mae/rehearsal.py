@@ -143,7 +143,7 @@ def _show(stage: AnyStage, validation: Validation | None, folder: Path) -> float
 
 
 def _save(stage: AnyStage, validation: Validation | None, folder: Path) -> tuple[float, float]:
-    """Seconds of saving after an epoch, and of the last look at what was saved."""
+    """Seconds of saving after an epoch, and of a last look at what was saved."""
     best = Checkpoint(
         kind=stage.kind,
         settings=stage.config.model_dump(mode="json"),
@@ -158,8 +158,8 @@ def _save(stage: AnyStage, validation: Validation | None, folder: Path) -> tuple
 
     _, saving_best = timed(lambda: save_checkpoint(best, folder / "best.pt"))
     _, saving_last = timed(lambda: save_checkpoint(last, folder / "last.pt"))
-    # as the end of a run looks at them, one beside the other
-    _, finishing = timed(lambda: [load_checkpoint(folder / name, stage.kind) for name in ("last.pt", "best.pt")])
+    # the end of a run asks the best one what it is
+    _, finishing = timed(lambda: load_checkpoint(folder / "best.pt", stage.kind, numbers=False))
     return saving_last + BEST * saving_best, finishing
 
 

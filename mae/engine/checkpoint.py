@@ -170,7 +170,7 @@ def load_checkpoint(path: str | Path, kind: str | None = None, numbers: bool = T
     """
     path = checkpoint_file(path)
     try:
-        file = _identity(path)
+        file = identity(path)
         raw = load_torch_file(path, held=file in _LOOKED_THROUGH)
     except Oversized as odd:
         raise UserError(f"{path}: {odd}") from None
@@ -193,8 +193,8 @@ def load_checkpoint(path: str | Path, kind: str | None = None, numbers: bool = T
     return checkpoint
 
 
-def _identity(path: Path) -> tuple[int, ...]:
-    """What is another for another file, and for the same one after any change."""
+def identity(path: Path) -> tuple[int, ...]:
+    """What is another for another file, and for the same one after any change; OSError where there is none."""
     stat = path.stat()
     return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 

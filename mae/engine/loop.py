@@ -22,6 +22,7 @@ from mae.engine.checkpoint import (
     NotSaved,
     check_finished,
     check_weights,
+    identity,
     kept_name,
     latest_checkpoint,
     load_checkpoint,
@@ -118,6 +119,7 @@ class _Run:
         self.validated: dict[str, Any] = {}  # what last.pt is to know of the validation at this step
         self.saved = replace(self.position)  # where last.pt stands
         self.owed: dict[str, Checkpoint] = {}  # by file: weights to stay, where the disk did not take them
+        self.written: dict[str, tuple[int, ...]] = {}  # by file: what it was as this process left it
         self.watch = _Watch()
         self.pace = _Pace(self.position.step)
         self.data_sets = sorted(data_sets(stage.config.data))  # what they are now: links and variables may change
@@ -312,7 +314,8 @@ class _Run:
                 f"finished; mend that and give the same command again: it goes on from step {self.saved.step}"
             )
 
-        check_finished(self.folder, load_checkpoint(self.folder / "last.pt", self.stage.kind))
+        if not self._stands_as_written("last.pt", "best.pt"):
+            check_finished(self.folder, load_checkpoint(self.folder / "last.pt", self.stage.kind))
         with suppress(OSError):  # the checkpoint before the last is not needed any more
             (self.folder / "previous.pt").unlink(missing_ok=True)
 
@@ -371,7 +374,14 @@ class _Run:
         except NotSaved as error:
             self.progress.say(f"warning: {error}; the one before is kept and training goes on")
             return False
+        self.written[name] = identity(self.folder / name)
         return True
+
+    def _stands_as_written(self, *names: str) -> bool:
+        """Whether this process wrote the files and nobody touched them since: reading them would tell nothing more."""
+        with suppress(OSError):
+            return all(self.written.get(name) == identity(self.folder / name) for name in names)
+        return False
 
     def _resume(self) -> Position:
         checkpoint = latest_checkpoint(self.folder, self.stage.kind)
