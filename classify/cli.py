@@ -69,23 +69,13 @@ def export(argv: Arguments = None) -> None:
 
 
 def _finetune(argv: Arguments) -> None:
-    parser = training_parser(
-        "mae-finetune",
-        "Stage two: train a classifier on a pretrained encoder, or from a config alone a random ViT or a ResNet.",
-    )
-    parser.add_argument(
-        "--checkpoint",
-        metavar="RUN",
-        help="run folder of mae-pretrain, or a .pt in it, with data and sizes; or other programs' weights, as "
-        "model.init",
-    )
-    arguments = parse_training(parser, argv, "finetune", OVERFIT)
+    arguments = parse_training(_finetune_parser(), argv, "finetune", OVERFIT)
     config, checkpoint, pretrained = _beginning(arguments)
-
-    # torch comes only now: --help, a wrong setting and a wrong path are answered at once
     if pretrained is None:
         expect_named(config, data=not arguments.dry_run)
     launch_ranks(arguments, argv, "classify.cli", "finetune", config.device)
+
+    # torch comes only now: --help, a wrong setting and a wrong path are answered at once
     from classify.finetune import finetune
     from classify.start import check_fit, resolved, run_folder
     from data.config import beside, change_config
@@ -137,6 +127,20 @@ def _finetune(argv: Arguments) -> None:
         print(f"next: mae-evaluate {folder}")
         print(f"for images of your own: mae-predict --checkpoint {folder} FILES --out predictions.csv")
         print(f"at the very end: mae-evaluate {folder} --split test, which opens the test split and records that")
+
+
+def _finetune_parser() -> Parser:
+    parser = training_parser(
+        "mae-finetune",
+        "Stage two: train a classifier on a pretrained encoder, or from a config alone a random ViT or a ResNet.",
+    )
+    parser.add_argument(
+        "--checkpoint",
+        metavar="RUN",
+        help="run folder of mae-pretrain, or a .pt in it, with data and sizes; or other programs' weights, as "
+        "model.init",
+    )
+    return parser
 
 
 def _few_cases(data: "Data", config: "ClassifyConfig") -> str:

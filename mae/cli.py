@@ -149,33 +149,17 @@ def pretrain(argv: Arguments = None) -> None:
 
 
 def _pretrain(argv: Arguments) -> None:
-    from data.config import beside, change_config, expand
-    from mae.settings import MAEConfig
-
     parser = training_parser(
         "mae-pretrain", "Stage one: pretrain a masked autoencoder. An interrupted run continues where it stood."
     )
     add_data(parser)
     arguments = parse_training(parser, argv, "pretrain", OVERFIT)
-    config: MAEConfig
-    if arguments.data:
-        config = _config_for_data(arguments)
-    else:
-        config = configure(arguments, MAEConfig)
-    if arguments.overfit:
-        folder_of_its_own = beside(Path(expand(config.run, "run")), f"-overfit{arguments.overfit}", "run")
-        config = change_config(config, {"run": str(folder_of_its_own)})
+    config = _pretrain_config(arguments)
+    _expect_inputs(config, arguments.dry_run)
+    launch_ranks(arguments, argv, "mae.cli", "pretrain", config.device)
 
     # torch comes only now: --help, a wrong setting and a wrong path are answered at once
-    expect_named(config, data=not arguments.dry_run)
-    from data.places import expect_unlabelled
-    from mae.engine.checkpoint_file import checkpoint_file, stands_somewhere
-
-    if not arguments.dry_run:
-        expect_unlabelled(config.data)
-    if config.pretrain.continue_from is not None and not stands_somewhere(Path(expand(config.run, "run"))):
-        checkpoint_file(expand(config.pretrain.continue_from, "pretrain.continue_from"))
-    launch_ranks(arguments, argv, "mae.cli", "pretrain", config.device)
+    from data.config import expand
     from data.loader import open_data
     from data.unlabelled import with_unlabelled
     from mae.engine import distributed
@@ -214,6 +198,31 @@ def _pretrain(argv: Arguments) -> None:
     if distributed.is_main():
         print(f"watch: tensorboard --logdir {folder}")
         print(_next_step(folder, data))
+
+
+def _pretrain_config(arguments: argparse.Namespace) -> "MAEConfig":
+    from data.config import beside, change_config, expand
+    from mae.settings import MAEConfig
+
+    config: MAEConfig = _config_for_data(arguments) if arguments.data else configure(arguments, MAEConfig)
+    if not arguments.overfit:
+        return config
+    folder_of_its_own = beside(Path(expand(config.run, "run")), f"-overfit{arguments.overfit}", "run")
+    return change_config(config, {"run": str(folder_of_its_own)})
+
+
+def _expect_inputs(config: "MAEConfig", dry_run: bool) -> None:
+    """UserError where what it reads is not named, or is nowhere."""
+    from data.config import expand
+    from data.places import expect_unlabelled
+    from mae.engine.checkpoint_file import checkpoint_file, stands_somewhere
+
+    expect_named(config, data=not dry_run)
+    if not dry_run:
+        expect_unlabelled(config.data)
+    begins = not stands_somewhere(Path(expand(config.run, "run")))
+    if begins and config.pretrain.continue_from is not None:
+        checkpoint_file(expand(config.pretrain.continue_from, "pretrain.continue_from"))
 
 
 def end_overfit(folder: Path, count: int) -> NoReturn:

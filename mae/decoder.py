@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from mae.linear import Linear
 from mae.patches import sincos_positions
-from mae.transformer import Block, CrossBlock, init_weights, run_block, token
+from mae.transformer import Block, CrossBlock, run_block, token
 
 
 class Decoder(nn.Module):
@@ -37,7 +37,6 @@ class Decoder(nn.Module):
         self.norm = nn.LayerNorm(width, eps)
         self.predict = Linear(width, pixels)
         self.register_buffer("positions", sincos_positions(width, grid))  # n d, or what loaded weights bring
-        self.apply(init_weights)
 
     def forward(self, tokens: Tensor, keep: Tensor, masked: Tensor, visible_too: bool = False) -> Tensor:
         """Encoder tokens (b 1+k d) of the patches `keep` (b k) → pixels (b m p·p·c) of `masked` (b m).
@@ -89,7 +88,6 @@ class CrossDecoder(nn.Module):
         self.norm = nn.LayerNorm(width, eps)
         self.predict = Linear(width, pixels)
         self.register_buffer("positions", sincos_positions(width, grid))  # n d, or what loaded weights bring
-        self.apply(init_weights)
 
     def forward(self, depths: Tensor, keep: Tensor, masked: Tensor) -> Tensor:
         """All depths of the encoder (l b 1+k d) → pixels (b m p·p·c) of `masked` (b m); `keep` is in the tokens."""

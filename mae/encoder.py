@@ -10,7 +10,7 @@ from mae.linear import Linear
 from mae.masking import take
 from mae.patch_embedding import PatchConvolutions
 from mae.patches import patchify, sincos_positions
-from mae.transformer import Block, drop_path, init_weights, run_block, token
+from mae.transformer import Block, drop_path, run_block, token
 
 
 class Encoder(nn.Module):
@@ -61,8 +61,6 @@ class Encoder(nn.Module):
         self.register_buffer("positions", sincos_positions(width, self.grid))  # n d, or what loaded weights bring
         self.register_buffer("mean", per_channel(pixel_mean, in_channels))  # c 1 1
         self.register_buffer("std", per_channel(pixel_std, in_channels))  # c 1 1
-
-        self.apply(init_weights)
 
     def standardize(self, images: Tensor) -> Tensor:
         """8-bit grey levels (b c h w) → what the model reads; one channel serves as all of them."""

@@ -13,7 +13,7 @@ Product = Literal["onednn", "blas"]  # blas: whatever torch.mm calls, MKL on mos
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` (… k) → (… n): same parameters and result, by oneDNN's product or BLAS's for float32 on CPU.
+    """`nn.Linear` (… k) → (… n), by oneDNN's product or BLAS's for float32 on CPU, begun as the paper does.
 
     torch multiplies float32 matrices on CPU by MKL, which on other makers' processors leaves half of the
     AVX-512 rate unused; oneDNN, which torch uses for convolutions, does not. Elsewhere MKL can be the faster one:
@@ -21,6 +21,11 @@ class Linear(nn.Linear):
     """
 
     product: Product = "onednn"
+
+    def reset_parameters(self) -> None:
+        """Xavier-uniform weights and zero biases (He et al. 2022, section A.1)."""
+        nn.init.xavier_uniform_(self.weight)
+        nn.init.zeros_(self.bias)
 
     def forward(self, tokens: Tensor) -> Tensor:
         if self.product == "onednn" and _by_onednn(tokens):

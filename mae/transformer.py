@@ -134,13 +134,6 @@ def drop_path(noise: Tensor, rates: Tensor) -> Tensor:
     return (noise >= rates) / (1 - rates)
 
 
-def init_weights(module: nn.Module) -> None:
-    """The paper's initialisation (section A.1): Xavier-uniform linear layers, zero biases."""
-    if isinstance(module, nn.Linear):
-        nn.init.xavier_uniform_(module.weight)
-        nn.init.zeros_(module.bias)
-
-
 def token(width: int) -> nn.Parameter:
     """A learned token (1 1 d)."""
     return nn.Parameter(torch.randn(1, 1, width) * 0.02)
