@@ -356,7 +356,7 @@ def _as_written(path: Path, config: ClassifyConfig, summary: dict[str, Any], tab
     """
     summary = dict(summary)
     digest_of_both = summary.pop("digest", None)
-    if digest_of_both != _digest(summary, table):
+    if digest_of_both != evaluation_digest(summary, table):
         return None
 
     try:
@@ -424,7 +424,7 @@ def _read_table(content: bytes, subgroups: dict[str, str]) -> pd.DataFrame:
     return side_by_side(predictions)
 
 
-def _digest(summary: dict[str, Any], table: bytes) -> str:
+def evaluation_digest(summary: dict[str, Any], table: bytes) -> str:
     """16 hexadecimal digits of what is written of an evaluation, in both of its files."""
     text = json.dumps(summary, sort_keys=True)
     return hashlib.sha256(text.encode() + table).hexdigest()[:16]
@@ -462,7 +462,7 @@ def _write(
     # the summary vouches for the predictions: the old one goes first, the new one comes last
     path.with_suffix(".json").unlink(missing_ok=True)
     write_text(path.with_suffix(".csv"), table)
-    write_json(path.with_suffix(".json"), summary | {"digest": _digest(summary, table.encode())})
+    write_json(path.with_suffix(".json"), summary | {"digest": evaluation_digest(summary, table.encode())})
 
 
 def write_evaluation(

@@ -2,7 +2,7 @@
 
 python docs/results_page.py                       # write the tables
 python docs/results_page.py --check               # exit 1 if they are not what this would write
-python docs/results_page.py --keep runs/NAME      # first take over what a finished comparison needs: docs/results/NAME
+python docs/results_page.py --keep runs/NAME      # first take over a finished comparison: docs/results/NAME.tar.xz
 
 A table stands between the lines `<!-- made of NAME: KIND -->` and `<!-- end -->`. KIND is efficiency (AUC by labels),
 contrasts, subgroups, table, calibration or costs; the last three may name a label budget, as in `table 1000`, and have
@@ -10,20 +10,27 @@ all labels without one. What stands between such lines is written anew; all else
 """
 
 import argparse
+import csv
+import io
+import json
 import re
-import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator
+import tarfile
+from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 from classify.comparison import Comparison
+from classify.evaluate import Evaluation, evaluation_digest
 from classify.report.calibrations import calibration_rows
 from classify.report.costs import cost_rows
 from classify.report.labels import efficiency_rows
 from classify.report.read import read_comparison
 from classify.report.subgroup_tables import subgroup_rows
 from classify.report.tables import caption, contrast_caption, contrast_rows, images_of, markdown, table_rows
+from classify.report.write import digest_of
 
 PAGE = Path(__file__).with_name("results.md")
 KEPT = Path(__file__).with_name("results")
@@ -47,17 +54,80 @@ def main() -> None:
 
 
 def keep(run: Path) -> None:
-    """Take over a comparison's JSON and predictions, which every number is made of."""
+    """Take over a comparison's JSON and predictions, which every number is made of, in one archive.
+
+    Columns that no table is made of, and where it all lay on this machine, stay behind. So the digests are others.
+    """
     comparison = read_comparison(run)
     if comparison.credentialed:
         sys.exit(f"{run}: found predictions of {', '.join(comparison.credentialed)}, expected none that are private")
-    place = KEPT / run.name
-    shutil.rmtree(place, ignore_errors=True)
-    for path in [run / "comparison.json", *(each.path for each in comparison.evaluations)]:
-        for file in {path, path.with_suffix(".json")}:
-            copy = place / file.relative_to(run)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, copy)
+
+    with TemporaryDirectory() as folder:
+        place = Path(folder)
+        digests = {}
+        for evaluation in comparison.evaluations:
+            copy = place / evaluation.path.relative_to(run)
+            digests[evaluation.digest] = _keep_predictions(evaluation, copy, comparison.config.report.subgroups)
+
+        written = json.loads((run / "comparison.json").read_text(encoding="utf-8"))
+        written.pop("digest")
+        for row in written["rows"]:
+            for seed in row["seeds"]:
+                seed["digest"] = digests[seed["digest"]]
+        written = _without_places(written)
+        _write_json(place / "comparison.json", written | {"digest": digest_of(written)})
+        pack(place, KEPT / f"{run.name}.tar.xz")
+
+
+def _keep_predictions(evaluation: Evaluation, copy: Path, subgroups: Collection[str] | None) -> str:
+    """Write both files of an evaluation, with these columns of subgroups alone (None: all); returns their digest."""
+    summary = json.loads(evaluation.path.with_suffix(".json").read_text(encoding="utf-8"))
+    summary.pop("digest")
+    dropped = set() if subgroups is None else summary["subgroups"].keys() - set(subgroups)
+    summary["subgroups"] = {name: kind for name, kind in summary["subgroups"].items() if name not in dropped}
+    summary = _without_places(summary)
+
+    with evaluation.path.open(encoding="utf-8", newline="") as file:
+        names, *rows = csv.reader(file)
+    columns = [number for number, name in enumerate(names) if name not in dropped]
+    table = io.StringIO()
+    csv.writer(table, lineterminator="\n").writerows([row[column] for column in columns] for row in (names, *rows))
+
+    content = table.getvalue().encode()
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    copy.write_bytes(content)
+    digest = evaluation_digest(summary, content)
+    _write_json(copy.with_suffix(".json"), summary | {"digest": digest})
+    return digest
+
+
+def _without_places(value: Any) -> Any:
+    """What was written, with the last part alone of each path from a machine's root."""
+    if isinstance(value, dict):
+        return {name: _without_places(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_without_places(part) for part in value]
+    return Path(value).name if isinstance(value, str) and value.startswith("/") else value
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def pack(folder: Path, archive: Path) -> None:
+    """All of the folder's files, the same bytes each time: the tables of one set differ in a few columns alone."""
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(archive, "w:xz") as packed:
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            member = tarfile.TarInfo(str(path.relative_to(folder)))
+            member.size = path.stat().st_size
+            with path.open("rb") as file:
+                packed.addfile(member, file)
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    with tarfile.open(archive) as packed:
+        packed.extractall(folder, filter="data")
 
 
 def filled(page: str) -> str:
@@ -77,7 +147,9 @@ def block(name: str, kind: str, labelled: str | None) -> str:
 
 @cache
 def comparison_of(name: str) -> Comparison:
-    return read_comparison(KEPT / name)
+    with TemporaryDirectory() as folder:
+        unpack(KEPT / f"{name}.tar.xz", Path(folder))
+        return read_comparison(Path(folder))
 
 
 # ---------------------------------------------------------------- kinds of tables

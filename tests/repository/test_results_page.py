@@ -31,7 +31,10 @@ def test_tables_are_made_of_predictions_alone_and_prose_stays(page, tmp_path, mo
 
     monkeypatch.setattr(page, "KEPT", tmp_path / "kept")
     page.keep(run)
-    assert {path.suffix for path in (tmp_path / "kept").rglob("*") if path.is_file()} == {".json", ".csv"}
+    page.unpack(tmp_path / "kept/mine.tar.xz", tmp_path / "unpacked")
+    kept = [path for path in (tmp_path / "unpacked").rglob("*") if path.is_file()]
+    assert {path.suffix for path in kept} == {".json", ".csv"}
+    assert not [path for path in kept if str(tmp_path) in path.read_text()]
     kinds = ["efficiency", "table", "table 20", "contrasts", "calibration", "costs 20"]
     blocks = [f"before\n<!-- made of mine: {kind} -->\nold\n<!-- end -->\nafter" for kind in kinds]
     made = page.filled("\n".join(blocks))
@@ -47,7 +50,8 @@ def test_tables_are_made_of_predictions_alone_and_prose_stays(page, tmp_path, mo
 
     # what was changed is no source of numbers
     page.comparison_of.cache_clear()
-    changed = next((tmp_path / "kept").rglob("*.csv"))
+    changed = next((tmp_path / "unpacked").rglob("*.csv"))
     changed.write_text(changed.read_text().replace(",0.", ",0.9", 1))
+    page.pack(tmp_path / "unpacked", tmp_path / "kept/mine.tar.xz")
     with pytest.raises(UserError, match="found"):
         page.filled(made)
