@@ -152,7 +152,7 @@ def test_predictions_of_an_earlier_version_are_read(world, tmp_path, monkeypatch
     summary = json.loads((run / "predictions/test.json").read_text())
     for name in ("calibration", "calibrated", "subgroups", "few", "conflicting_studies", "split_fingerprint", "digest"):
         del summary[name]
-    digest = classify.evaluate._digest(summary, (run / "predictions/test.csv").read_bytes())
+    digest = classify.evaluate.evaluation_digest(summary, (run / "predictions/test.csv").read_bytes())
     (run / "predictions/test.json").write_text(json.dumps(summary | {"digest": digest}))
 
     monkeypatch.setattr(classify.evaluate, "score_images", None)

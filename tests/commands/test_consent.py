@@ -48,7 +48,8 @@ class Worlds(NamedTuple):
 def worlds(tmp_path_factory) -> Worlds:
     root = tmp_path_factory.mktemp("worlds")
     rng, sick = np.random.default_rng(0), [number % 3 == 0 for number in range(60)]
-    build_mimic_tree(root / "mimic", [radiograph(one, rng) for one in sick], sick)
+    # what is drawn has nothing to do with the labels, so that there are mistakes to show
+    build_mimic_tree(root / "mimic", [radiograph(number % 2 == 0, rng) for number in range(60)], sick)
     write_table(root / "images")
     settings = SETTINGS | ONE_EPOCH | {"pretrain.panel_images": 2} | places(root, "runs/open")
     write_config(root / "open.yaml", settings)

@@ -52,7 +52,7 @@ COMMANDS = {
 }
 
 
-@pytest.mark.parametrize("left", [0, 9_000])
+@pytest.mark.parametrize("left", [0, 5_000])
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's
 def test_a_full_disk_is_one_line_and_room_mends_it(command, left, world, disk):
