@@ -147,6 +147,8 @@ def _warnings(evaluation: Evaluation, decision: Decision) -> Iterator[str]:
             f"note: {evaluation.run}/best.pt: found no calibration, as an earlier version made it, so calibrated "
             "scores are the raw ones; fine-tune again for one"
         )
+
+    # the cases
     if line := few_text(summary["few"], "images" if summary["unit"] == "image" else "studies"):
         yield line
     if summary["conflicting_studies"]:
@@ -154,6 +156,7 @@ def _warnings(evaluation: Evaluation, decision: Decision) -> Iterator[str]:
             f"{summary['conflicting_studies']:,} studies have images of two labels, each counted by its own; "
             "evaluate.unit=study refuses them"
         )
+
     if summary["split"] == "test":
         yield opened_text(openings_of(evaluation))
 

@@ -12,7 +12,6 @@ all labels without one. What stands between such lines is written anew; all else
 import argparse
 import csv
 import io
-import json
 import re
 import sys
 import tarfile
@@ -31,6 +30,7 @@ from classify.report.read import read_comparison
 from classify.report.subgroup_tables import subgroup_rows
 from classify.report.tables import caption, contrast_caption, contrast_rows, images_of, markdown, table_rows
 from classify.report.write import digest_of
+from data.writing import read_json, write_json
 
 PAGE = Path(__file__).with_name("results.md")
 KEPT = Path(__file__).with_name("results")
@@ -69,19 +69,19 @@ def keep(run: Path) -> None:
             copy = place / evaluation.path.relative_to(run)
             digests[evaluation.digest] = _keep_predictions(evaluation, copy, comparison.config.report.subgroups)
 
-        written = json.loads((run / "comparison.json").read_text(encoding="utf-8"))
+        written = read_json(run / "comparison.json")
         written.pop("digest")
         for row in written["rows"]:
             for seed in row["seeds"]:
                 seed["digest"] = digests[seed["digest"]]
         written = _without_places(written)
-        _write_json(place / "comparison.json", written | {"digest": digest_of(written)})
+        write_json(place / "comparison.json", written | {"digest": digest_of(written)})
         pack(place, KEPT / f"{run.name}.tar.xz")
 
 
 def _keep_predictions(evaluation: Evaluation, copy: Path, subgroups: Collection[str] | None) -> str:
     """Write both files of an evaluation, with these columns of subgroups alone (None: all); returns their digest."""
-    summary = json.loads(evaluation.path.with_suffix(".json").read_text(encoding="utf-8"))
+    summary = read_json(evaluation.path.with_suffix(".json"))
     summary.pop("digest")
     dropped = set() if subgroups is None else summary["subgroups"].keys() - set(subgroups)
     summary["subgroups"] = {name: kind for name, kind in summary["subgroups"].items() if name not in dropped}
@@ -97,7 +97,7 @@ def _keep_predictions(evaluation: Evaluation, copy: Path, subgroups: Collection[
     copy.parent.mkdir(parents=True, exist_ok=True)
     copy.write_bytes(content)
     digest = evaluation_digest(summary, content)
-    _write_json(copy.with_suffix(".json"), summary | {"digest": digest})
+    write_json(copy.with_suffix(".json"), summary | {"digest": digest})
     return digest
 
 
@@ -108,10 +108,6 @@ def _without_places(value: Any) -> Any:
     if isinstance(value, list):
         return [_without_places(part) for part in value]
     return Path(value).name if isinstance(value, str) and value.startswith("/") else value
-
-
-def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def pack(folder: Path, archive: Path) -> None:

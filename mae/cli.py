@@ -220,8 +220,7 @@ def _expect_inputs(config: "MAEConfig", dry_run: bool) -> None:
     expect_named(config, data=not dry_run)
     if not dry_run:
         expect_unlabelled(config.data)
-    begins = not stands_somewhere(Path(expand(config.run, "run")))
-    if begins and config.pretrain.continue_from is not None:
+    if config.pretrain.continue_from is not None and not stands_somewhere(Path(expand(config.run, "run"))):
         checkpoint_file(expand(config.pretrain.continue_from, "pretrain.continue_from"))
 
 

@@ -154,7 +154,7 @@ def _save(stage: AnyStage, validation: Validation | None, folder: Path) -> tuple
     last = replace(best, optimizer=stage.optimizer.state_dict())
     size = 3 * sum(weight.nbytes for weight in best.weights.values())
     if size > shutil.disk_usage(folder).free / 4:
-        return size * (1 + BEST / 3) / WRITTEN, size / WRITTEN
+        return size * (1 + BEST / 3) / WRITTEN, 0.0
 
     _, saving_best = timed(lambda: save_checkpoint(best, folder / "best.pt"))
     _, saving_last = timed(lambda: save_checkpoint(last, folder / "last.pt"))

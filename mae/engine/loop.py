@@ -22,6 +22,7 @@ from mae.engine.checkpoint import (
     NotSaved,
     check_finished,
     check_weights,
+    expect_finite,
     identity,
     kept_name,
     latest_checkpoint,
@@ -314,8 +315,12 @@ class _Run:
                 f"finished; mend that and give the same command again: it goes on from step {self.saved.step}"
             )
 
-        if not self._stands_as_written("last.pt", "best.pt"):
-            check_finished(self.folder, load_checkpoint(self.folder / "last.pt", self.stage.kind))
+        last = self.folder / "last.pt"
+        if self._stands_as_written("last.pt", "best.pt"):
+            written = self._resumable()  # its weights were looked at when they were written
+            expect_finite({"state": written.state, "optimizer": written.optimizer}, last)
+        else:
+            check_finished(self.folder, load_checkpoint(last, self.stage.kind))
         with suppress(OSError):  # the checkpoint before the last is not needed any more
             (self.folder / "previous.pt").unlink(missing_ok=True)
 
@@ -374,7 +379,8 @@ class _Run:
         except NotSaved as error:
             self.progress.say(f"warning: {error}; the one before is kept and training goes on")
             return False
-        self.written[name] = identity(self.folder / name)
+        with suppress(OSError):  # else it is read at the end
+            self.written[name] = identity(self.folder / name)
         return True
 
     def _stands_as_written(self, *names: str) -> bool:
