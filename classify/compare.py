@@ -12,7 +12,17 @@ from classify.contrasts import candidates, declared
 from classify.cost import finetuning_cost, pretraining_cost
 from classify.evaluate import Evaluation, evaluate
 from classify.extra_rows import check_extra_rows, extra_names, with_extra_rows
-from classify.grid import Cell, check_folder, check_grid, expand_grid, labelled_images, shares, trials_of, with_choice
+from classify.grid import (
+    Cell,
+    check_folder,
+    check_grid,
+    expand_grid,
+    labelled_images,
+    left_out,
+    shares,
+    trials_of,
+    with_choice,
+)
 from classify.jobs import Failure, Outcome, Task, Work, attempt, run_in_processes, run_tasks
 from classify.provenance import facts_of
 from classify.report.checklist import check_answers
@@ -61,6 +71,8 @@ def compare(config: ClassifyConfig, say: Say = print, jobs: int = 1) -> Comparis
     images = None
     if shares(config.compare):
         images = labelled_images(data_of(config.data).everything(), config.finetune.sample_covers)
+    for line in left_out(config, images):
+        say(line)
     cells = list(expand_grid(config, images))
     tested = declared(config, candidates(cells, extra_names(config, cells)))
     _keep_private(config, cells)

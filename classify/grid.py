@@ -6,7 +6,7 @@ import json
 import math
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -109,6 +109,9 @@ def expand_grid(config: ClassifyConfig, images: int | None = None) -> Iterator[C
                 _claim(folders, cell.pretrain_config.run, Owner("pretraining", cell.pretraining))
             _claim(folders, cell.run, Owner("row", cell.name))
             yield cell
+    if not folders:
+        shown = ", ".join(map(_shown, grid.labelled))
+        raise UserError(f"compare.rows: found none for {shown}, expected one at least; see their labelled")
 
 
 def _check_seeds(seeds: tuple[int, ...], place: str) -> None:
@@ -188,32 +191,48 @@ def shares(grid: CompareSettings) -> bool:
 def _budgets(grid: CompareSettings, images: int | None) -> dict[int | None, dict[str, Any]]:
     """The label budgets in images, None for everything, each with its settings; what comes to the same is one."""
     budgets: dict[int | None, dict[str, Any]] = {_count_of(budget, images): {} for budget in grid.labelled}
+    given = set()
     for budget, settings in grid.labelled_settings.items():
         place = f"compare.labelled_settings: {budget}"
         count = _count_of(budget, images)
-        if count not in budgets:
-            shown = ", ".join("all" if each is None else str(each) for each in grid.labelled)
-            raise UserError(f"{place}: found it, expected a budget of compare.labelled: {shown}")
-        if budgets[count]:
+        if count in given:
             raise UserError(f"{place}: found settings of this number of images twice, expected them once")
+        given.add(count)
 
         # of stage two, and none that says what a row is
         _check_own(settings, place)
         for key in flat(settings):
             if _field_of_stage_two(key) in (None, *NEVER_TUNED):
                 raise UserError(f"{place}: found {key}, expected settings of finetune such as finetune.epochs")
-        budgets[count] = flat(settings)
+        if count in budgets:
+            budgets[count] = flat(settings)
     return budgets
 
 
-def _own_budgets(row: RowSettings, budgets: dict[int | None, dict[str, Any]], images: int | None) -> list[int | None]:
-    """Those at which the row is to stand; UserError where the comparison has none such."""
-    counts = []
-    for budget in row.labelled or ():
-        counts.append(_count_of(budget, images))
-        if counts[-1] not in budgets:
-            raise UserError(f"compare.rows: {row.name}: labelled: found {budget}, expected one of compare.labelled")
-    return counts
+def left_out(config: ClassifyConfig, images: int | None = None) -> list[str]:
+    """What the grid has for other label budgets than `compare.labelled`, which may be fewer for once: a line each."""
+    grid = config.compare
+    budgets = _budgets(grid, images)
+    shown = f"compare.labelled is {', '.join(map(_shown, grid.labelled))}"
+    lines = []
+    for budget in grid.labelled_settings:
+        if _count_of(budget, images) not in budgets:
+            lines.append(f"compare.labelled_settings: {_shown(budget)}: not used, as {shown}")
+    for row in grid.rows:
+        if not _stands_at(row, budgets, images):
+            lines.append(f"compare.rows: {row.name}: left out, as {shown}, not {', '.join(map(_shown, row.labelled))}")
+    return lines
+
+
+def _shown(budget: int | str | None) -> str:
+    return "all" if budget is None else str(budget)
+
+
+def _stands_at(row: RowSettings, budgets: Collection[int | None], images: int | None) -> set[int | None]:
+    """The budgets of the comparison at which the row is to stand."""
+    if row.labelled is None:
+        return set(budgets)
+    return {_count_of(budget, images) for budget in row.labelled} & set(budgets)
 
 
 def _count_of(budget: int | str | None, images: int | None) -> int | None:
@@ -264,7 +283,7 @@ def _table_rows(config: ClassifyConfig, images: int | None) -> Iterator[TableRow
         for place, settings in enumerate(grid.rows):
             if settings.predictions is not None:  # nothing is trained for it: see classify/extra_rows.py
                 continue
-            if settings.labelled is not None and labelled not in _own_budgets(settings, budgets, images):
+            if labelled not in _stands_at(settings, budgets, images):
                 continue
             for which, pretraining in enumerate(settings.pretraining or (None,)):
                 changes = _changes(grid, settings, pretraining, labelled, budgets)

@@ -13,7 +13,7 @@ from classify.cost import Spent, finetuning_flops, pretraining_flops_of, spent
 from classify.dry_run import VALIDATED, few_of
 from classify.extra_rows import extra_names
 from classify.finetune import finetune_stage
-from classify.grid import Cell, check_settings, expand_grid, labelled_images, shares, trials_of, with_choice
+from classify.grid import Cell, check_settings, expand_grid, labelled_images, left_out, shares, trials_of, with_choice
 from classify.report.checklist import check_answers
 from classify.settings import ClassifyConfig, SampleCovers
 from classify.tuning import kept_choice
@@ -111,7 +111,7 @@ def plan(config: ClassifyConfig, jobs: int = 1) -> str:
             measured += 1
 
     # a line each, then the sum
-    lines = []
+    lines = left_out(config, images)
     left = 0.0
     for run in runs:
         todo = run.steps - done[run.name]

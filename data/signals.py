@@ -39,19 +39,25 @@ def stopping_on_signals(for_good: bool) -> Iterator[None]:
     for_good: the process is about to end afterwards, so signals do nothing from then on. A main thread that cannot
     hear the signal, say in torch's wait for other ranks, is ended after GRACE seconds.
     """
+    raised: list[Stopped] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
         if _Now.starting_child:
             _Now.late = number
             return
         _set_all(signal.SIG_IGN)
-        raise Stopped(_ended_by(number))
+        raised.append(Stopped(_ended_by(number)))
+        raise raised[0]
 
     before = _set_all(stop)
     ended = Event()
     with _watched(ended):
         try:
             yield
+        except BaseException as error:
+            if not raised or isinstance(error, Stopped):
+                raise
+            raise raised[0] from None  # what a library was in the middle of failed on the way out
         finally:
             ended.set()
             for number, handler in before.items():

@@ -7,7 +7,7 @@ import pytest
 from tiny_world import tiny_config
 
 from classify.cases import label_budget, labelled_splits
-from classify.grid import expand_grid, labelled_images, row_names, trials_of
+from classify.grid import expand_grid, labelled_images, left_out, row_names, trials_of
 from classify.plan import plan
 from classify.row_differences import differences_between_rows
 from data.config import load_config, make_config
@@ -165,7 +165,6 @@ def test_a_budget_has_settings_for_all_rows_which_their_own_overrule(place):
 @pytest.mark.parametrize(
     ("labelled", "settings", "message"),
     [
-        ([None], {"5 %": {"finetune.epochs": 7}}, "5 %: found it, expected a budget of compare.labelled: all"),
         (
             [2],
             {2: {"finetune.epochs": 7}, "5 %": {"finetune.epochs": 3}},
@@ -195,8 +194,25 @@ def test_a_row_may_stand_in_some_of_the_tables(place):
     assert [(cell.name, cell.labelled) for cell in expand_grid(config, 40)] == [
         *(("A", 2), ("A", 20), ("B", 20), ("C", 20), ("A", None), ("B", None))
     ]
-    message = refusal(place, 40, rows=[{"name": "A"}, {"name": "B", "labelled": [7]}], labelled=[2])
-    assert message == "compare.rows: B: labelled: found 7, expected one of compare.labelled"
+    assert left_out(config, 40) == []
+
+
+def test_a_grid_may_be_run_at_some_of_its_budgets(place):
+    rows = [{"name": "A"}, {"name": "B", "labelled": [20, None]}, {"name": "C", "labelled": [3, "all"]}]
+    settings = {"50 %": {"finetune.epochs": 7}, "5 %": {"finetune.epochs": 3}}
+    config = grid(place, rows, labelled=[2, 20], labelled_settings=settings)
+    found = [(cell.name, cell.labelled, cell.config.finetune.epochs) for cell in expand_grid(config, 40)]
+    assert found == [("A", 2, 3), ("A", 20, 7), ("B", 20, 7)]
+    assert left_out(config, 40) == ["compare.rows: C: left out, as compare.labelled is 2, 20, not 3, all"]
+
+    config = grid(place, rows, labelled=[3], labelled_settings=settings)
+    assert left_out(config, 40) == [
+        "compare.labelled_settings: 50 %: not used, as compare.labelled is 3",
+        "compare.labelled_settings: 5 %: not used, as compare.labelled is 3",
+        "compare.rows: B: left out, as compare.labelled is 3, not 20, all",
+    ]
+    message = refusal(place, 40, rows=rows[1:], labelled=[2])
+    assert message == "compare.rows: found none for 2, expected one at least; see their labelled"
 
 
 def test_each_seed_has_a_subset_of_its_own_and_all_rows_the_same(place, opened):

@@ -38,6 +38,16 @@ def test_more_signals_do_not_disturb_the_way_out():
     assert done
 
 
+@pytest.mark.parametrize("other", [AttributeError, KeyboardInterrupt, SystemExit])
+def test_a_library_that_fails_on_the_way_out_does_not_hide_the_signal(other):
+    """As argparse does, whose `finally` in the middle of parsing looks for what it has not set yet."""
+    with pytest.raises(Stopped, match="75"), stopping_on_signals(for_good=False):
+        try:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        finally:
+            raise other("half-way")
+
+
 def test_a_training_notes_signals_however_often_they_come_and_the_second_ctrl_c_acts():
     with pytest.raises(Stopped), stopping_on_signals(for_good=False), noting_signals() as received:
         for _ in range(2):  # schedulers send to every process, and scripts pass on
