@@ -220,7 +220,8 @@ def left_out(config: ClassifyConfig, images: int | None = None) -> list[str]:
             lines.append(f"compare.labelled_settings: {_shown(budget)}: not used, as {shown}")
     for row in grid.rows:
         if not _stands_at(row, budgets, images):
-            lines.append(f"compare.rows: {row.name}: left out, as {shown}, not {', '.join(map(_shown, row.labelled))}")
+            own = ", ".join(map(_shown, row.labelled or ()))
+            lines.append(f"compare.rows: {row.name}: left out, as {shown}, not {own}")
     return lines
 
 

@@ -7,6 +7,7 @@ in 8 x 8 means, one matrix product for all pairs, is out; then in 16 x 16; the r
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from hashlib import blake2b
@@ -112,6 +113,25 @@ def _across(prints: "Prints", earlier: np.ndarray, later: np.ndarray) -> dict[st
         counts[kind] += 1
         twins.append([row, twin, kind])
     return {"images": counts, "twins": twins}
+
+
+def copies_elsewhere(manifest: Manifest, store: ImageStore, others: ImageStore) -> list[str]:
+    """Which validation and test images stand among those of another store too, in words: a line a split.
+
+    Labels of validation and test then mean less than they seem to, where the others serve a pretraining.
+    """
+    both = _SideBySide(store, others)
+    there = np.arange(len(store.images), len(both.images))
+    lines = []
+    for split, rows in _rows_of_splits(manifest, store.rows).items():
+        if split == "train" or not len(rows):
+            continue
+        twins = Prints(both, np.concatenate([rows, there])).twins(there, rows)
+        counts = Counter(kind for _, kind in twins.values())
+        if twins:
+            kinds = ", ".join(f"{kind} {counts[kind]:,}" for kind in KINDS if counts[kind])
+            lines.append(f"{len(twins):,} of {len(rows):,} {split} images stand there too ({kinds})")
+    return lines
 
 
 def served_pretraining(report: dict[str, Any], tested: np.ndarray, seen: np.ndarray) -> dict[str, Any]:
@@ -248,13 +268,42 @@ def _contamination(served: dict[str, Any] | None, compared: bool) -> list[Leak]:
 # ---------------------------------------------------------------- images compared
 
 
+class _SideBySide:
+    """The images of two stores of one size as one's; rows of the second follow those of the first."""
+
+    def __init__(self, first: ImageStore, second: ImageStore):
+        self.first = first
+        self.second = second
+        self.images = self
+        self.shape = (len(first.images) + len(second.images), *first.images.shape[1:])
+
+    def __len__(self) -> int:
+        return int(self.shape[0])
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        ahead = len(self.first.images)
+        later = rows >= ahead
+        images = np.empty((len(rows), *self.shape[1:]), np.uint8)
+        images[~later] = self.first.images[rows[~later]]
+        images[later] = self.second.images[rows[later] - ahead]
+        return images
+
+    def digests(self) -> dict[int, str]:
+        """row → digest of the file's bytes; empty unless those of all are known."""
+        first = self.first.digests()
+        second = self.second.digests()
+        if not first or not second:
+            return {}
+        return first | {row + len(self.first.images): digest for row, digest in second.items()}
+
+
 class Prints:
     """What tells the images of a store apart, without their pixels: 800 bytes each.
 
     `files` and `pixels` are digests, `fine` (n 16·16) and `coarse` (n 8·8+2) block means, in order of `rows`.
     """
 
-    def __init__(self, store: ImageStore, rows: np.ndarray):
+    def __init__(self, store: ImageStore | _SideBySide, rows: np.ndarray):
         self.images = store.images
         self.rows = rows
 

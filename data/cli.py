@@ -44,7 +44,7 @@ def _prepare(argv: Arguments) -> None:
     expect_places(config.data)
     expect_unlabelled(config.data)
 
-    from data.audit import audit_lines, audited
+    from data.audit import audit_lines, audited, copies_elsewhere
     from data.manifest import open_manifest
     from data.preparation import prepare, verify
     from data.privacy import credentialed_sources
@@ -74,10 +74,12 @@ def _prepare(argv: Arguments) -> None:
     further = config.data.of_unlabelled()
     if further is not None:
         keep_private(credentialed_sources(further), further.share)
-        manifest = open_manifest(further, look_again=True)
-        store = prepare(further, manifest, try_again=True)
-        print("data.unlabelled:", *manifest.notes, manifest.summary(), sep="\n")
-        print(f"store: {store.folder} ({len(store)} images of {height}x{width})")
+        others = open_manifest(further, look_again=True)
+        their_store = prepare(further, others, try_again=True)
+        print("data.unlabelled:", *others.notes, others.summary(), sep="\n")
+        for line in copies_elsewhere(manifest, store, their_store):
+            print(f"warning: data.unlabelled: {line}")
+        print(f"store: {their_store.folder} ({len(their_store)} images of {height}x{width})")
 
 
 # ---------------------------------------------------------------- what all commands share

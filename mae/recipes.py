@@ -50,7 +50,7 @@ RECIPES: dict[Device, tuple[Recipe, ...]] = {
 BASE_LR = {"micro": 4e-3, "small": 1.5e-3, "base": 1.5e-4}
 FINETUNE_LR = {"micro": 2e-3, "small": 1e-3, "base": 5e-4}
 PROBE_LR = 2e-2
-# the share of patches that a ViT's fine-tuning leaves out: not inferior in docs/speed.md, in half of the time; not tried on GPUs
+# the share of patches that a ViT's fine-tuning leaves out: not inferior in half of the time; not tried on GPUs
 DROP_PATCHES = {"cpu": 0.5, "cuda": 0.0}
 
 # of each width and patch the preset that is nearest; a patch that it does not have is set beside it

@@ -1,6 +1,7 @@
 """Laws of the leak audit: it finds what stands in two splits, and no mere look-alike."""
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -130,6 +131,26 @@ def test_prepare_warns_names_examples_and_keeps_the_audit(tmp_path):
     assert "warning: 2 of 10 test images stand in train too (same pixels 1, nearly the same 1)" in out
     [kept] = tmp_path.glob("stores/*/audit.json")
     assert len(counts(json.loads(kept.read_text()))) == 2
+
+
+def test_prepare_warns_of_test_images_among_those_without_labels(tmp_path):
+    """Archives go round as re-encoded copies under other names."""
+    write_table(tmp_path / "images", 40)
+    table = pd.read_csv(tmp_path / "images/manifest.csv")
+    tests = table["path"][table["split"] == "test"].tolist()
+    (tmp_path / "archive").mkdir()
+    shutil.copy(tmp_path / "images" / tests[0], tmp_path / "archive/0.png")
+    with Image.open(tmp_path / "images" / tests[1]) as image:
+        image.save(tmp_path / "archive/1.png", compress_level=1)
+    for number, path in enumerate(tests[2:4], start=2):
+        with Image.open(tmp_path / "images" / path) as image:
+            image.save(tmp_path / f"archive/{number}.jpg", quality=95)
+
+    archive = {"source": "images", "root": str(tmp_path / "archive")}
+    out = printed_by_prepare(tmp_path, unlabelled=[archive])
+    kinds = "same file 1, same pixels 1, nearly the same 2"
+    assert f"warning: data.unlabelled: 4 of {len(tests)} test images stand there too ({kinds})\n" in out
+    assert "validate images stand there" not in out
 
 
 def test_leaks_are_data_with_the_worst_first_and_name_nobody(tmp_path):
