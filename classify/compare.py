@@ -1,6 +1,6 @@
 """mae-compare: a grid of runs → Comparison, written as tables and report."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,11 @@ from classify.grid import (
     Cell,
     check_folder,
     check_grid,
+    continued,
+    counts_images,
     expand_grid,
     labelled_images,
     left_out,
-    shares,
     trials_of,
     with_choice,
 )
@@ -28,6 +29,7 @@ from classify.provenance import facts_of
 from classify.report.checklist import check_answers
 from classify.report.heatmaps import draw_heatmaps
 from classify.report.mistakes import draw_mistakes
+from classify.report.read import read_comparison
 from classify.report.reconstructions import draw_reconstructions
 from classify.report.write import write_comparison
 from classify.scores import UNIT_IDS
@@ -69,7 +71,7 @@ def compare(config: ClassifyConfig, say: Say = print, jobs: int = 1) -> Comparis
     # the grid, as far as it can be known before anything is tuned
     _keep_private(config, [])
     images = None
-    if shares(config.compare):
+    if counts_images(config.compare):
         images = labelled_images(data_of(config.data).everything(), config.finetune.sample_covers)
     for line in left_out(config, images):
         say(line)
@@ -100,6 +102,34 @@ def failures_of(comparison: Comparison) -> list[str]:
     """The trainings that failed, a line each."""
     found = [line for row in comparison.lines for line in row.failed]
     return found + [line for row in comparison.failed_rows for line in row.failed]
+
+
+def _chain(name: str, pretrainings: Mapping[str, Task]) -> list[str]:
+    """A pretraining, and before it those from which it goes on, the first of them first."""
+    chain = [name]
+    while before := pretrainings[chain[0]].after:
+        if before[0] in chain:
+            raise UserError(f"pretrain.continue_from: found {name} to go on from itself, expected another beginning")
+        chain.insert(0, before[0])
+    return chain
+
+
+def _expect_none_lost(folder: Path, outcomes: Mapping[str, Outcome]) -> None:
+    """UserError where a training that the folder's comparison shows has failed by now: that comparison stays."""
+    failed = {name: found.line for name, found in outcomes.items() if isinstance(found, Failure)}
+    if not failed:
+        return
+    try:
+        shown = {evaluation.run.name for evaluation in read_comparison(folder).evaluations}
+    except (UserError, OSError):  # there is none yet, or none that can be read
+        return
+
+    lost = [name for name in failed if name in shown]
+    if lost:
+        raise UserError(
+            f"{folder}: found {len(lost)} trainings of its comparison failing by now, expected none; the comparison "
+            f"stays as it was. The first: {lost[0]}: {failed[lost[0]]}"
+        )
 
 
 class _Grid:
@@ -158,13 +188,14 @@ class _Grid:
 
     def _tasks(self) -> list[Task]:
         """All trainings, each after those it needs."""
+        pretrainings = self._pretrainings()
         tasks: dict[str, Task] = {}
         for cell in self.cells:
             before: tuple[str, ...] = ()
             if cell.pretrain_config:
-                folder = Path(cell.pretrain_config.run).name
-                before = (folder,)
-                tasks.setdefault(folder, Task(folder, _pretraining(cell.pretrain_config)))
+                before = (Path(cell.pretrain_config.run).name,)
+                for name in _chain(before[0], pretrainings):
+                    tasks.setdefault(name, pretrainings[name])
 
             # a row whose choice is made is not tuned again
             if cell.choices and cell.row not in self.choices:
@@ -175,6 +206,16 @@ class _Grid:
                 before = (*before, *(trial.folder for trial in trials))
             tasks[cell.folder] = Task(cell.folder, self._training(cell, evaluated=True), before)
         return list(tasks.values())
+
+    def _pretrainings(self) -> dict[str, Task]:
+        """By their names; one that goes on from another one of the grid comes after it."""
+        configs = {cell.pretrain_config.run: cell.pretrain_config for cell in self.cells if cell.pretrain_config}
+        tasks = {}
+        for run, config in configs.items():
+            source = continued(config, configs)
+            before = () if source is None else (Path(source).name,)
+            tasks[Path(run).name] = Task(Path(run).name, _pretraining(config), before)
+        return tasks
 
     def _training(self, cell: Cell, evaluated: bool) -> Callable[[], Work]:
         """How a cell's work is begun, once what it needs has ended."""
@@ -232,6 +273,8 @@ class _Grid:
     # ------------------------------------------------------------ what was found
 
     def _comparison(self) -> Comparison:
+        folder = Path(expand(self.config.run, "run"))
+        _expect_none_lost(folder, self.outcomes)
         evaluations = [each for each in self.outcomes.values() if isinstance(each, Evaluation)]
         if not evaluations:
             failures = [each for each in self.outcomes.values() if isinstance(each, Failure)]
@@ -244,10 +287,10 @@ class _Grid:
         configs: dict[str, ClassifyConfig] = {}
         for cell in self.cells:
             if cell.pretrain_config:
-                folder = Path(expand(cell.pretrain_config.run, "run"))
-                if not isinstance(self.outcomes[folder.name], Failure):
-                    pretrainings[folder.name] = folder
-                    configs[folder.name] = cell.pretrain_config
+                pretraining = Path(expand(cell.pretrain_config.run, "run"))
+                if not isinstance(self.outcomes[pretraining.name], Failure):
+                    pretrainings[pretraining.name] = pretraining
+                    configs[pretraining.name] = cell.pretrain_config
 
         # rows that are not trained: files, ensembles
         lines, failed = self._lines()
@@ -255,7 +298,6 @@ class _Grid:
         evaluations = [evaluation for line in lines for evaluation in line.evaluations]
         _check_cases(evaluations)
 
-        folder = Path(expand(self.config.run, "run"))
         found = Comparison(
             config=change_config(self.config, {}),  # as comparison.json has it: defaults are not always of their type
             folder=folder,

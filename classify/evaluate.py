@@ -282,6 +282,7 @@ def _audit(
     report = report | {
         "pretraining": served_pretraining(report, tested=table["row"].to_numpy(), seen=seen),
         "trained_on": _trained_on(data, table, checkpoint, config.evaluate.split),
+        "unread": checkpoint.meta.get("seen_unread", False),
     }
     keep(report, path)
     return report

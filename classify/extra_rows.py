@@ -47,12 +47,6 @@ def check_extra_rows(config: ClassifyConfig, data: Data) -> None:
                 )
             predictions_of(row, config, data)
 
-    with_ensemble = [row.name for row in grid.rows if wants_ensemble(row, config)]
-    if with_ensemble and len(grid.seeds) < 2:
-        raise UserError(
-            f"compare.rows: {with_ensemble[0]}: found an ensemble of 1 seed, expected 2 or more in compare.seeds"
-        )
-
 
 def wants_ensemble(row: RowSettings, config: ClassifyConfig) -> bool:
     """Whether the mean of a row's seeds is a row too."""
@@ -67,7 +61,16 @@ def ensemble_name(name: str, seeds: int) -> str:
 
 
 def extra_names(config: ClassifyConfig, cells: Sequence[Cell]) -> dict[str, frozenset[int | None]]:
-    """What the rows that are not trained are called, each with its label budgets: contrasts may name them."""
+    """What the rows that are not trained are called, each with its label budgets: contrasts may name them.
+
+    Raises UserError for an ensemble of one seed, and for one that is called as another row is.
+    """
+    with_ensemble = [row.name for row in config.compare.rows if wants_ensemble(row, config)]
+    if with_ensemble and len(config.compare.seeds) < 2:
+        raise UserError(
+            f"compare.rows: {with_ensemble[0]}: found an ensemble of 1 seed, expected 2 or more in compare.seeds"
+        )
+
     budgets: dict[str, set[int | None]] = {}
     for row in config.compare.rows:
         for cell in cells:

@@ -240,11 +240,13 @@ def finetune_stage(
 
 def _meta(data: Data, splits: LabelledSplits, pretrained: Checkpoint | None) -> dict[str, Any]:
     """What the weights owe to a pretraining, and what they were trained on."""
-    owed: dict[str, Any] = {"pretrained_from": None, "seen": [], "seen_elsewhere": False, "license": None}
+    owed: dict[str, Any] = {"pretrained_from": None, "seen": [], "license": None}
+    owed |= {"seen_unread": False, "seen_elsewhere": False}
     if pretrained:
         owed = {
             "pretrained_from": pretrained.place,
             "seen": pretrained.fact("seen"),
+            "seen_unread": pretrained.meta.get("seen_unread", False),
             "seen_elsewhere": pretrained.meta.get("seen_elsewhere", False),
             "license": pretrained.meta.get("license"),
         }

@@ -6,7 +6,7 @@ import json
 import math
 import re
 import unicodedata
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,7 +32,7 @@ from data.privacy import with_settings
 from data.settings import DataSettings
 from mae.engine.run import Resumable, check_run, flat, training_device
 from mae.pretrain import RESUMABLE as PRETRAIN_RESUMABLE
-from mae.pretrain import check_model
+from mae.pretrain import check_begun, check_model
 from mae.weights import resolve
 
 LONGEST = 80  # letters of a name in a folder's; file systems take 255 bytes, and a folder has several parts
@@ -180,22 +180,23 @@ def _claim(folders: dict[str, Owner], folder: str, owner: Owner) -> None:
 # ---------------------------------------------------------------- label budgets
 
 
-def shares(grid: CompareSettings) -> bool:
-    """Whether a budget is a share of the labelled training images, so that these have to be counted first."""
-    budgets = [*grid.labelled, *grid.labelled_settings]
-    for row in grid.rows:
-        budgets += row.labelled or ()
-    return any(isinstance(budget, str) and budget != "all" for budget in budgets)
+def counts_images(grid: CompareSettings) -> bool:
+    """Whether a table is of a part of the labelled training images, so that these have to be counted first."""
+    return any(budget not in (None, "all") for budget in grid.labelled)
 
 
 def _budgets(grid: CompareSettings, images: int | None) -> dict[int | None, dict[str, Any]]:
     """The label budgets in images, None for everything, each with its settings; what comes to the same is one."""
-    budgets: dict[int | None, dict[str, Any]] = {_count_of(budget, images): {} for budget in grid.labelled}
+    budgets: dict[int | None, dict[str, Any]] = {}
+    for budget in grid.labelled:
+        _expect_enough(budget, images)
+        budgets[_count_of(budget, images)] = {}
+
     given = set()
     for budget, settings in grid.labelled_settings.items():
         place = f"compare.labelled_settings: {budget}"
         count = _count_of(budget, images)
-        if count in given:
+        if count in given and count in budgets:
             raise UserError(f"{place}: found settings of this number of images twice, expected them once")
         given.add(count)
 
@@ -237,26 +238,36 @@ def _stands_at(row: RowSettings, budgets: Collection[int | None], images: int | 
 
 
 def _count_of(budget: int | str | None, images: int | None) -> int | None:
+    """The budget in images; None for all of them, 0 for a share of nobody knows how many."""
     if budget is None or budget == "all":
         return None
-    if isinstance(budget, int):
-        if budget < 2:  # a patient of each class
-            raise UserError(f"compare.labelled: found {budget}, expected 2 images or more, or null for all")
-        return budget
-    share = share_of(budget)
-    if share == 1:
-        return None
+    count = budget
+    if isinstance(count, str):
+        share = share_of(count)
+        if share == 1:
+            return None
+        count = round(share * (images or 0))
+    return None if count == images else count
 
-    if images is None:
+
+def _expect_enough(budget: int | str | None, images: int | None) -> None:
+    """UserError for a table's budget that is less than two images, or more than there are."""
+    count = _count_of(budget, images)
+    if count is None:
+        return
+    if images is None and isinstance(budget, str):
         raise UserError(f"compare.labelled: found {budget}, expected images to take a share of; see data.root")
-    count = round(share * images)
-    if count < 2:  # a patient of each class
-        least = math.ceil(10 * 150 / images) / 10
-        raise UserError(
-            f"compare.labelled: found {budget} of {images:,} labelled training images, expected 2 images or more; give "
-            f"{least:g} % at least"
-        )
-    return count
+    if images is not None and count > images:
+        raise UserError(f"compare.labelled: found {budget}, expected at most the {images:,} labelled training images")
+    if count >= 2:  # a patient of each class
+        return
+    if isinstance(budget, int) or not images:
+        raise UserError(f"compare.labelled: found {budget}, expected 2 images or more, or null for all")
+    least = math.ceil(10 * 150 / images) / 10
+    raise UserError(
+        f"compare.labelled: found {budget} of {images:,} labelled training images, expected 2 images or more; give "
+        f"{least:g} % at least"
+    )
 
 
 def labelled_images(table: Any, covers: SampleCovers = "train") -> int:
@@ -503,6 +514,29 @@ def check_grid(config: ClassifyConfig, cells: list[Cell], data_of: Callable[[Dat
     for cell in cells:
         check_settings(config, cell)
     _check_cases(config, cells, data_of)
+    check_pretrainings(cells, data_of)
+
+
+def check_pretrainings(cells: Iterable[Cell], data_of: Callable[[DataSettings], Data | None]) -> None:
+    """UserError where a pretraining could not begin, or go on, with its images and weights. No data: not looked at."""
+    configs = {cell.pretrain_config.run: cell.pretrain_config for cell in cells if cell.pretrain_config}
+    for config in configs.values():
+        data = data_of(config.data)
+        if data is not None and continued(config, configs) is None:  # else it has to wait for another one
+            check_begun(config, data)
+
+
+def continued(pretraining: ClassifyConfig, runs: Collection[str]) -> str | None:
+    """The one of a grid's pretrainings, by its run, from whose weights this one goes on; None where there is none."""
+    source = pretraining.pretrain.continue_from
+    if source is None:
+        return None
+    folder = Path(expand(source, "pretrain.continue_from")).absolute()
+    for run in runs:
+        place = Path(expand(run, "run")).absolute()
+        if run != pretraining.run and place in (folder, *folder.parents):
+            return run
+    return None
 
 
 def check_settings(config: ClassifyConfig, cell: Cell) -> None:

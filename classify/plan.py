@@ -1,6 +1,6 @@
 """mae-compare --dry-run: what a grid consists of, how far it is, and how long the rest takes. Writes nothing."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +13,20 @@ from classify.cost import Spent, finetuning_flops, pretraining_flops_of, spent
 from classify.dry_run import VALIDATED, few_of
 from classify.extra_rows import extra_names
 from classify.finetune import finetune_stage
-from classify.grid import Cell, check_settings, expand_grid, labelled_images, left_out, shares, trials_of, with_choice
+from classify.grid import (
+    Cell,
+    check_pretrainings,
+    check_settings,
+    counts_images,
+    expand_grid,
+    labelled_images,
+    left_out,
+    trials_of,
+    with_choice,
+)
 from classify.report.checklist import check_answers
 from classify.settings import ClassifyConfig, SampleCovers
+from classify.subgroups import check_columns
 from classify.tuning import kept_choice
 from data.config import expand
 from data.loader import Data
@@ -88,11 +99,15 @@ def plan(config: ClassifyConfig, jobs: int = 1) -> str:
     check_answers(config.report.checklist)
     configure_torch(config)
     datasets = _Datasets()
-    images = datasets.labelled(config.data, config.finetune.sample_covers) if shares(config.compare) else None
+    images = datasets.labelled(config.data, config.finetune.sample_covers) if counts_images(config.compare) else None
     cells = list(expand_grid(config, images))
     declared(config, candidates(cells, extra_names(config, cells)))
     for cell in cells:
         check_settings(config, cell)
+    check_pretrainings(cells, datasets.prepared)
+    columns = datasets.columns(config.data)
+    if columns is not None:
+        check_columns(config.report.subgroups, columns)
     cells = with_batch_sizes(
         cells,
         of_pretraining=lambda config: pretraining_images(config.data, datasets.images(config.data)) or UNKNOWN,
@@ -240,6 +255,21 @@ class _Datasets:
         if settings not in self.found:
             self.found[settings] = prepared_data(settings)
         return self.found[settings]
+
+    def prepared(self, settings: DataSettings) -> Data | None:
+        """The data set, where it can be read, and its images without labels too."""
+        further = settings.of_unlabelled()
+        if further is not None and self._of(further)[0] is None:
+            return None
+        return self._of(settings)[0]
+
+    def columns(self, settings: DataSettings) -> Collection[str] | None:
+        """Those of its manifest; None where it is not there."""
+        data, images = self._of(settings)
+        if images is None:
+            return None
+        table = data.manifest.table if data else open_manifest(settings).table
+        return [str(name) for name in table.columns]
 
     def images(self, settings: DataSettings) -> int | None:
         """How many serve training; None where they are not there."""

@@ -237,6 +237,9 @@ def _unknown(report: dict[str, Any]) -> list[Leak]:
         found.append(Leak("unknown", "images were not compared, which needs a store (data.store=stores)", 0))
     if report["patients_in_two_splits"] is None:
         found.append(Leak("unknown", PATIENTS_UNKNOWN, 0))
+    if report.get("unread"):
+        text = "which images without labels served pretraining is not known: nobody had read them (data.store=false)"
+        found.append(Leak("unknown", text, 0))
     if "trained_on" in report and report["trained_on"] is None:
         text = "which images these weights were trained on is not known: they are older than such records"
         found.append(Leak("unknown", text, 0))

@@ -25,7 +25,7 @@ from PIL import Image, ImageOps
 from data.aspect import pixel_aspect
 from data.extras import with_fewer_extras
 from data.jpeg import bits_of, block_means, check_scans, means_only
-from data.npz import read_array
+from data.npz import STACK, holds_images, read_array
 from data.refusal import (
     MAX_PIXELS,
     LacksPlugin,
@@ -451,6 +451,8 @@ def _archive_member(path: str) -> np.ndarray:
     if not number.isdecimal() or int(number) >= len(images):
         refuse(f"index {number!r:.20}", f"0 to {len(images) - 1}")
     image = images[int(number)]
+    if image.ndim == 3 and image.shape[2] == 1:
+        return np.array(image[:, :, 0])
     if image.ndim == 3:
         return np.array(Image.fromarray(image).convert("L"))
     return np.array(image)
@@ -463,9 +465,6 @@ def _archive_array(archive: str, name: str, _time: int, _size: int) -> np.ndarra
     if name not in names:
         refuse(f"no {name!r}", f"one of {', '.join(names)}")
     images = read_array(archive, name)
-
-    grey = images.ndim == 3
-    colour = images.ndim == 4 and images.shape[3] == 3
-    if images.dtype != np.uint8 or not (grey or colour):
-        refuse(f"{images.dtype} {images.shape}", "uint8 (n h w) or (n h w 3)")
+    if not holds_images(images):
+        refuse(f"{images.dtype} {images.shape}", STACK)
     return images

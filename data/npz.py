@@ -11,6 +11,9 @@ LARGE = 2**26  # bytes from which on an array is asked how it became so large
 RATIO = 100  # times that images may be compressed; radiographs are by less than ten
 
 
+STACK = "uint8 (n h w), (n h w 1) or (n h w 3)"  # what images are kept as
+
+
 class Header(NamedTuple):
     """What an array says of itself."""
 
@@ -43,6 +46,11 @@ def read_header(archive: zipfile.ZipFile, name: str) -> Header:
     if wanted > max(LARGE, RATIO * member.compress_size):
         raise ValueError(f"{name}: found {member.compress_size:,} bytes that unpack to {wanted:,}, expected images")
     return Header(shape, dtype)
+
+
+def holds_images(array: Header | np.ndarray) -> bool:
+    """Whether an array is a `STACK` of grey or colour images."""
+    return array.dtype == np.uint8 and len(array.shape) in (3, 4) and array.shape[3:] in ((), (1,), (3,))
 
 
 def read_array(path: str | Path, name: str) -> np.ndarray:

@@ -33,6 +33,11 @@ def with_unlabelled(data: Data, settings: DataSettings) -> Data:
     return _joined(data, open_data(further))
 
 
+def has_unread(data: Data) -> bool:
+    """Whether there are images without labels whose files nobody has read, so that none would be known again."""
+    return isinstance(data, _WithUnlabelled) and not data.further.store.digests()
+
+
 def _joined(labelled: Data, further: Data) -> "_WithUnlabelled":
     store = Chained(labelled.store, further.store)
     manifest = labelled.manifest
@@ -67,11 +72,15 @@ def _notes(labelled: Data, further: Data) -> Iterator[str]:
     counts = ", ".join(f"{name} {n:,}" for name, n in table["source"].value_counts().items())
     yield f"data.unlabelled: {len(table):,} images serve pretraining alone ({counts})"
 
-    here = further.trained_on(table) if further.store.digests() else np.empty(0, np.int64)
+    if not further.store.digests():
+        yield "data.unlabelled: not looked at whether labelled images stand there too: that needs a store (data.store)"
+        return
+
+    here = further.trained_on(table)
     for split in ("train", "validate", "test"):
         rows = labelled.everything()
         rows = rows[rows["split"] == split]
-        if rows.empty or not len(here):
+        if rows.empty:
             continue
         same = int(np.isin(labelled.trained_by(rows, bool(labelled.store.digests())), here).any(axis=1).sum())
         if same:

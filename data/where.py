@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from decimal import Decimal
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ from data.settings import DataSettings, Value
 from data.sources import LeftOut
 
 NOT_ASKED = ("rule", "study_date")  # of use until the manifest is made
+IDS = ("image_id", "patient_id", "study_id")  # which are texts: 007 is not 7
 NUMBER = re.compile(r"[-+]?\d+(\.\d*)?")  # 1e5 may be somebody's name
 SHOWN = 10  # values that a message lists
 
@@ -26,7 +28,7 @@ def chosen_rows(table: pd.DataFrame, settings: DataSettings) -> tuple[pd.DataFra
         _require_column(table, column, settings.source)
         kept = np.zeros(len(table), bool)
         for value in wanted:
-            found = _equal(table[column], value)
+            found = table[column].eq(_text(value)).to_numpy() if column in IDS else _equal(table[column], value)
             if not found.any():
                 notes.append(f"data.where: no image has {_said(column, [value])}")
             kept |= found
@@ -38,8 +40,16 @@ def chosen_rows(table: pd.DataFrame, settings: DataSettings) -> tuple[pd.DataFra
             )
         if not kept.all():
             notes.append(LeftOut(int((~kept).sum()), f"not {_said(column, wanted)} (data.where)"))
+        if settings.labelled:
+            notes += _emptied(table["split"], table["split"][kept])
         table = table[kept]
     return table, notes
+
+
+def _emptied(before: pd.Series, after: pd.Series) -> list[str]:
+    """Which splits of the data set's own have no image left, so that another one is drawn in their place."""
+    gone = sorted(set(before.dropna()) - set(after.dropna()))
+    return [f"data.where: leaves no image of the data set's own split {printable(str(split))}" for split in gone]
 
 
 def _require_column(table: pd.DataFrame, column: str, source: str) -> None:
@@ -55,16 +65,22 @@ def _equal(column: pd.Series, value: Value) -> np.ndarray:
     """(n) bool: which cells say that value."""
     number = _as_number(value)
     if column.dtype.kind == "f":
-        return np.asarray(column == number)
+        return np.zeros(len(column), bool) if number is None else np.asarray(column == float(number))
     texts = pd.Series(column.unique(), dtype=object).dropna()
     same = [text for text in texts if text == value or (number is not None and _as_number(text) == number)]
     return column.isin(same).to_numpy(dtype=bool)
 
 
-def _as_number(value: Value) -> float | None:
-    if isinstance(value, str) and not NUMBER.fullmatch(value):
-        return None
-    return float(value)
+def _as_number(value: Value) -> Decimal | None:
+    """Exact, as numbers of 17 digits are told apart by their last."""
+    text = _text(value)
+    return Decimal(text) if isinstance(value, float) or NUMBER.fullmatch(text) else None
+
+
+def _text(value: Value) -> str:
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value)
 
 
 def _said(column: str, wanted: Iterable[Value]) -> str:

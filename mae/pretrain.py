@@ -22,12 +22,13 @@ from data.loader import Batch, Data, Loader, image_names, open_data
 from data.manifest import digest
 from data.privacy import credentialed_sources, credentialed_unlabelled
 from data.settings import FOUND_BY, Size
-from data.unlabelled import with_unlabelled
+from data.unlabelled import has_unread, with_unlabelled
 from data.writing import keep_private, restoring_umask
 from mae.batch_size import with_batch_size
 from mae.branch import as_begun, branch_of, check_branch
 from mae.engine import distributed
 from mae.engine.checkpoint import Checkpoint, load_checkpoint, load_weights
+from mae.engine.checkpoint_file import stands_somewhere
 from mae.engine.console import as_rows, batch_text, best_epoch, ended_text, start_facts
 from mae.engine.loop import fit
 from mae.engine.optim import adamw, autocast, parameter_groups, seeded
@@ -91,11 +92,7 @@ def pretrain(
     config = with_product(config, folder, device, lambda: step_of(config, config.pretrain.batch))
 
     # a folder is continued only by the config, the images and the initial weights that began it
-    facts = {
-        "store": data.store.fingerprint,
-        "images": digest(_seen(data), "image_id", "split"),
-        "init": start.meta["init"] if start else None,
-    }
+    facts = _facts(data, start)
     check_run(folder, config, RESUMABLE, facts)
 
     finished = is_finished(folder, config.pretrain.epochs, config.pretrain.keep_epochs)
@@ -115,6 +112,32 @@ def pretrain(
         say(ended_text(folder, finished))
         say(as_rows(_end(folder, config, data)))
     return folder
+
+
+def check_begun(config: MAEConfig, data: Data) -> None:
+    """UserError where the config's run could not be begun, or gone on with, for what it has to begin from.
+
+    That is other images or initial weights than those that its folder was made with, weights that it kept and that are
+    not there any more, and a `pretrain.continue_from` that is none. It trains nothing.
+    """
+    folder = Path(expand(config.run, "run"))
+    if stands_somewhere(folder):
+        check_run(folder, config, RESUMABLE, _facts(with_unlabelled(data, config.data), starting_point(config)))
+        is_finished(folder, config.pretrain.epochs, config.pretrain.keep_epochs)
+        return
+    branch = branch_of(config, folder)
+    if branch:
+        seen = _meta(with_unlabelled(data, config.data), starting_point(config))["seen"]
+        check_branch(as_begun(config, branch), branch, seen, RESUMABLE)
+
+
+def _facts(data: Data, start: Checkpoint | None) -> dict[str, Any]:
+    """What a run is made with, its settings apart: the images of both stages' splits, and initial weights."""
+    return {
+        "store": data.store.fingerprint,
+        "images": digest(_seen(data), "image_id", "split"),
+        "init": start.meta["init"] if start else None,
+    }
 
 
 def _start(
@@ -229,14 +252,17 @@ def pretrain_stage(
 def _meta(data: Data, start: Checkpoint | None) -> dict[str, Any]:
     """What the weights owe to others: the images they have seen and, where they were not random, their licence.
 
+    seen_unread: some of them cannot be known again, as their files had not been read (`data.store: false`).
     seen_elsewhere: they began as another program's, and nobody here knows on what.
     """
     seen = torch.from_numpy(np.unique(data.identities(_seen(data))))
+    unread = has_unread(data)
     if not start:
-        return {"seen": seen, "seen_elsewhere": False}
+        return {"seen": seen, "seen_unread": unread, "seen_elsewhere": False}
     earlier = torch.as_tensor(start.meta["seen"], dtype=seen.dtype)
     return {
         "seen": torch.cat([seen, earlier]),
+        "seen_unread": unread or start.meta["seen_unread"],
         "seen_elsewhere": start.meta["seen_elsewhere"],
         "license": start.meta["license"],
     }

@@ -139,7 +139,7 @@ def _shared_pretrainings(comparison: Comparison) -> Iterator[str]:
 def _unknown(comparison: Comparison) -> Iterator[str]:
     """What cannot be known of patients."""
     for line in _audited(comparison):
-        if line.startswith("which images these weights were trained on"):
+        if line.startswith("which images "):
             yield f"Not known: {line}{_rows_with(comparison, line)}."
     if not comparison.facts.patients_known:
         yield (

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from data.errors import UserError
-from data.npz import read_array, read_header
+from data.npz import STACK, holds_images, read_array, read_header
 from data.places import require_file
 from data.settings import DataSettings
 from data.sources import SPLIT_WORDS, manifest_table
@@ -31,7 +31,10 @@ def read(settings: DataSettings, root: Path) -> tuple[pd.DataFrame, list[str]]:
     require_file(root)
     if not zipfile.is_zipfile(root):
         with root.open("rb") as file:
-            found = stand_in(file.read(ENOUGH)) or "no .npz archive"
+            start = file.read(ENOUGH)
+        found = stand_in(start) or "no .npz archive"
+        if start.startswith(b"PK\x03\x04"):
+            found = "an archive that is cut off"
         raise UserError(f"data.root: {root}: found {found}, expected a MedMNIST .npz file")
     try:
         with zipfile.ZipFile(root) as archive:
@@ -52,7 +55,7 @@ def _require_keys(archive: zipfile.ZipFile, root: Path) -> None:
 
 
 def _read_part(archive: zipfile.ZipFile, part: str, root: Path) -> pd.DataFrame:
-    images = _length(archive, f"{part}_images")
+    images = _length(archive, f"{part}_images", root)
     labels = _labels(archive, f"{part}_labels", root)
     if images != len(labels):
         raise UserError(f"data.root: {root}: found {len(labels)} {part}_labels, expected {images}, one per image")
@@ -61,7 +64,7 @@ def _read_part(archive: zipfile.ZipFile, part: str, root: Path) -> pd.DataFrame:
             "image_id": [f"{part}/{row}" for row in range(images)],
             "path": [f"{root}#{part}_images/{row}" for row in range(images)],
             "split": SPLIT_WORDS[part],
-            "label": labels.reshape(images, -1).any(axis=1).astype(float),
+            "label": labels.reshape(images, labels.size // max(images, 1)).any(axis=1).astype(float),
         }
     )
 
@@ -73,9 +76,9 @@ def _labels(archive: zipfile.ZipFile, key: str, root: Path) -> np.ndarray:
     return read_array(root, key)
 
 
-def _length(archive: zipfile.ZipFile, key: str) -> int:
-    """The first axis of an array, from its header alone."""
-    shape = read_header(archive, key).shape
-    if not shape:
-        raise ValueError(f"{key}: found one number, expected an array of images")
-    return shape[0]
+def _length(archive: zipfile.ZipFile, key: str, root: Path) -> int:
+    """How many images an array has, from its header alone."""
+    header = read_header(archive, key)
+    if not holds_images(header):
+        raise UserError(f"data.root: {root}: {key}: found {header.dtype} {header.shape}, expected {STACK}")
+    return header.shape[0]

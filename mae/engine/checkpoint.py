@@ -282,6 +282,7 @@ class _Meta(BaseModel):
 
     # of a pretraining, and of a classifier that began from one
     seen_elsewhere: bool = False
+    seen_unread: bool = False
     credentialed: list[str] = []
     data_sets: list[str] | None = None  # what its config's consent was for
     license: str | dict[str, str] | None = None

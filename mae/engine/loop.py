@@ -70,7 +70,7 @@ def fit(stage: AnyStage, folder: Path, begin: Callable[[], None] = lambda: None)
 
     Random draws are functions of (seed, epoch, image), so weights, optimizer and `Position` are the whole
     state: a resumed run equals an uninterrupted one. SIGTERM, SIGUSR1 and Ctrl-C end it after a saved step, with
-    `Stopped`. Raises UserError where too many updates in a row were not finite.
+    `Stopped`. Raises UserError where too many updates in a row, or all of them, were not finite.
     """
     _check_batch(stage)
     keep_freed_memory()
@@ -81,6 +81,7 @@ def fit(stage: AnyStage, folder: Path, begin: Callable[[], None] = lambda: None)
                 run.train_epoch(signals)
                 run.end_epoch()
                 run.stop_if(signals)
+            run.expect_updates()
             run.finish()
     finally:
         run.close()
@@ -219,6 +220,15 @@ class _Run:
                 )
             self.progress.say(f"warning: {self.folder.name}: {what}: update skipped")
         return float(position.skipped)
+
+    def expect_updates(self) -> None:
+        """Raise UserError where the weights are still those that the run began with: all updates were skipped."""
+        steps = self.position.step
+        if steps and self.position.skipped == steps:
+            raise Diverged(
+                f"{self.folder}: found loss or gradient not finite at all {steps} steps, so nothing was learnt; "
+                "start another run (run=…) with lower base_lr, clip_grad or precision=fp32"
+            )
 
     def end_epoch(self) -> None:
         """Validate, save and show where this epoch's end is one at which that is done."""

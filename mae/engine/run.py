@@ -92,6 +92,7 @@ def check_run(
         then = flat({name: saved.get(name) for name in resumable.sections})
         known = {key: value for key, value in now.items() if key in then}  # an old checkpoint lacks newer settings
         _expect_same(folder, then, known, resumable, same_epochs=same_epochs and made is None)
+        _expect_not_cooled(folder, then, known, resumable)
     if facts is not None:
         known = _environment(folder).facts
         if facts and not known:
@@ -116,9 +117,33 @@ def _expect_same(
             )
 
 
+def _expect_not_cooled(folder: Path, then: dict[str, Any], now: dict[str, Any], resumable: Resumable) -> None:
+    """UserError for more epochs where a constant rate has cooled down: it would jump back to its height."""
+    optimizer = f"{resumable.epochs.rpartition('.')[0]}.optimizer"
+    before, after = then.get(resumable.epochs), now.get(resumable.epochs)
+    if before == after or then.get(f"{optimizer}.schedule") != "constant":
+        return
+    cools_from = before - then[f"{optimizer}.cooldown_epochs"]
+    reached = _epochs_behind(folder)
+    if reached > cools_from:
+        raise UserError(
+            f"{folder}: found a run of {before} epochs whose rate has been cooling down since epoch {cools_from:g}, "
+            f"expected one that has not for {resumable.epochs} = {after}; let another run go on from weights that it "
+            "kept before (pretrain.continue_from)"
+        )
+
+
 def settings_of_run(folder: Path) -> dict[str, Any] | None:
     """The settings that a run was begun with; None where the folder holds none."""
     return _made_with(folder / "config.yaml") or _saved_with(folder)
+
+
+def _epochs_behind(folder: Path) -> int:
+    """How many epochs the run's checkpoint has behind it; 0 where there is none, or none that can be read."""
+    for name in ("last.pt", "previous.pt"):
+        with suppress(UserError):
+            return load_checkpoint(folder / name, numbers=False).epoch
+    return 0
 
 
 def _saved_with(folder: Path) -> dict[str, Any] | None:

@@ -64,6 +64,7 @@ class Source:
     seen: Any = field(default_factory=list)  # what is remembered of the images that made the weights
     credentialed: tuple[str, ...] = ()  # the credentialed data sets among what is known
     seen_elsewhere: bool = True  # whether there were others, which nobody here knows
+    seen_unread: bool = False  # whether there were some without labels whose files nobody had read
 
     @property
     def encoder_sizes(self) -> dict[str, int]:
@@ -123,6 +124,7 @@ def own_source(checkpoint: Checkpoint) -> Source:
         seen=checkpoint.fact("seen"),
         credentialed=checkpoint.credentialed,
         seen_elsewhere=checkpoint.meta.get("seen_elsewhere", False),
+        seen_unread=checkpoint.meta.get("seen_unread", False),
     )
 
 

@@ -40,6 +40,7 @@ def starting_point(config: MAEConfig, say: Say = _say_once) -> Checkpoint | None
     facts = {
         "seen": source.seen,
         "seen_elsewhere": source.seen_elsewhere,
+        "seen_unread": source.seen_unread,
         "credentialed": list(source.credentialed),
         "license": source.license,
         "init": digest(source.found.weights),

@@ -64,7 +64,7 @@ def test_a_baseline_that_is_no_row_is_told_what_may_be_meant(place):
 def test_rows_of_the_shipped_grids_have_names_of_their_own():
     for name in ("compare_mimic", "demo", "kermany", "kermany_decoders", "phantom", "pneumoniamnist"):
         config = load_config(name, ["data.root=/nowhere"])
-        names = [cell.name for cell in expand_grid(config, 1000)]
+        names = [cell.name for cell in expand_grid(config, 100_000)]
         assert len(set(row_names(config.compare).values())) == len(set(names))
 
 
@@ -211,8 +211,23 @@ def test_a_grid_may_be_run_at_some_of_its_budgets(place):
         "compare.labelled_settings: 5 %: not used, as compare.labelled is 3",
         "compare.rows: B: left out, as compare.labelled is 3, not 20, all",
     ]
+    # what is not used need not be possible
+    config = grid(place, rows, labelled=["all"], labelled_settings={"1 %": {"finetune.epochs": 7}})
+    for images in (None, 40):
+        assert [cell.name for cell in expand_grid(config, images)] == ["A", "B", "C"]
     message = refusal(place, 40, rows=rows[1:], labelled=[2])
     assert message == "compare.rows: found none for 2, expected one at least; see their labelled"
+
+
+@pytest.mark.parametrize("every", [40, "99 %", "100 %", None])
+def test_a_budget_of_all_images_is_no_table_of_its_own(every, place):
+    config = grid(place, [{"name": "A"}], labelled=[2, "all", every])
+    assert [cell.labelled for cell in expand_grid(config, 40)] == [2, None]
+
+
+def test_more_images_than_there_are_is_one_line(place):
+    message = refusal(place, 40, labelled=[2, 41])
+    assert message == "compare.labelled: found 41, expected at most the 40 labelled training images"
 
 
 def test_each_seed_has_a_subset_of_its_own_and_all_rows_the_same(place, opened):

@@ -139,6 +139,22 @@ def test_test_images_among_those_without_labels_are_counted(classified, tmp_path
     assert "3 images of them served pretraining" in said
 
 
+def test_images_without_labels_that_nobody_read_are_not_known(classified, tmp_path):
+    table = pd.read_csv(tmp_path / "images/manifest.csv")
+    archive = as_archive(tmp_path, table[table["split"] == "test"].head(3))
+    run = classified(data__unlabelled=[archive], data__store=False)
+    assert load_checkpoint(run / "best.pt").meta["seen_unread"] is True
+    count, _, said = served(run)
+    assert count == 0
+    said_so = "which images without labels served pretraining is not known: nobody had read them (data.store=false)"
+    assert said_so in said
+
+    # and a pretraining that goes on from it does not know more
+    again = [f"model.init={tmp_path}/mae/last.pt", f"run={tmp_path}/further", "data.unlabelled=[]"]
+    succeed(pretrain, "--config", tmp_path / "finetune.yaml", *again)
+    assert load_checkpoint(tmp_path / "further/last.pt").meta["seen_unread"] is True
+
+
 def test_images_without_labels_train_stage_one_and_nothing_else(classified, tmp_path):
     write_table(tmp_path / "other", seed=9)
     archive = {"source": "images", "root": f"{tmp_path}/other"}  # whose files have the names of the labelled ones

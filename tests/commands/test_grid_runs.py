@@ -149,6 +149,63 @@ def test_a_cell_that_diverges_costs_no_other(world, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in folder.glob("v-seed0/*.pt")} == before
 
 
+def test_a_finished_comparison_outlives_what_fails_later(world, tmp_path, monkeypatch):
+    from classify import compare as module
+    from classify.jobs import Failure
+    from data.config import load_config
+    from data.errors import UserError
+
+    folder = tmp_path / "grid"
+    config = load_config(world.config, [f"run={folder}", "compare.rows=[{name: V}, {name: W}]"])
+    module.compare(config, say=lambda _: None)
+    before = files(folder)
+    monkeypatch.setattr(module, "attempt", lambda work, data_of: Failure("found too little memory"))
+    with pytest.raises(UserError, match=f"^{folder}: found 2 trainings of its comparison failing by now, .*stays"):
+        module.compare(config, say=lambda _: None)
+    assert files(folder) == before
+
+
+def test_other_images_and_weights_that_are_gone_are_told_before_anything_is_trained(world, tmp_path):
+    folder, archive = tmp_path / "grid", tmp_path / "archive"
+    images = sorted(world.config.parent.glob("images/*.png"))
+    archive.mkdir()
+    shutil.copy(images[0], archive)
+    own = [f"data.unlabelled=[{{source: images, root: {archive}}}]", "pretrain.keep_epochs=[1]"]
+    grid = [PRETRAINED, "compare.rows=[{name: M, pretraining: [mae]}, {name: V}]"]
+    succeed(compare, *words(world, folder, *grid, *own))
+
+    kept = folder / "pretrain-mae-seed0/epoch001.pt"
+    kept.rename(tmp_path / "away.pt")
+    line = mistake(compare, *words(world, folder, *grid, *own), keep=folder)
+    assert f"{kept}: found no weights of epoch 1" in line
+    (tmp_path / "away.pt").rename(kept)
+
+    shutil.copy(images[1], archive)
+    line = mistake(compare, *words(world, folder, *grid, *own), keep=folder)
+    assert "pretrain-mae-seed0: found a run made with images = " in line
+
+
+BRANCH = ["pretrain.epochs=2", "pretrain.optimizer={schedule: constant, warmup_epochs: 0, cooldown_epochs: 0}"]
+
+
+def test_a_pretraining_may_go_on_from_another_of_its_grid(world, tmp_path):
+    folder = tmp_path / "grid"
+    kept = folder / "pretrain-long-seed0/epoch001.pt"
+    short = f"{{pretrain.continue_from: {kept}, pretrain.optimizer.cooldown_epochs: 1}}"
+    both = f"compare.pretrainings={{short: {short}, long: {{pretrain.keep_epochs: [1]}}}}"
+    rows = "compare.rows=[{name: S, pretraining: [short]}, {name: L, pretraining: [long]}]"
+    out = succeed(compare, *words(world, folder, *BRANCH, both, rows))
+    assert out.index("] pretrain-long-seed0") < out.index("] pretrain-short-seed0")
+
+    # one that stands nowhere is told before anything is trained
+    rows = "compare.rows=[{name: V}, {name: S, pretraining: [short]}]"
+    line = mistake(
+        compare, *words(world, tmp_path / "other", *BRANCH, both.replace("long-seed0", "no"), rows), keep=folder
+    )
+    assert "pretrain-no/epoch001.pt: found no such file" in line
+    assert not list((tmp_path / "other").glob("*/*.pt"))
+
+
 def test_a_row_without_all_its_seeds_says_how_many_failed(world, tmp_path, monkeypatch):
     from classify import compare as module
     from classify.jobs import Failure

@@ -165,6 +165,13 @@ def test_medmnist_image_with_any_label_is_abnormal(tmp_path):
     assert table.loc[table["split"] == "validate", "label"].tolist() == [0, 1, 1]
 
 
+def test_a_split_may_be_empty(tmp_path):
+    nothing = {"val_images": np.zeros((0, 28, 28), np.uint8), "val_labels": np.zeros((0, 1), int)}
+    np.savez(tmp_path / "x.npz", **arrays(**nothing))
+    table, _ = read(tmp_path / "x.npz", "medmnist")
+    assert table["split"].value_counts().to_dict() == {"train": 7, "test": 5}
+
+
 def test_file_that_is_no_medmnist_is_refused(tmp_path):
     path = tmp_path / "x.npz"
     assert refusal(path, "medmnist") == f"data.root: {path}: no such file"
@@ -175,10 +182,15 @@ def test_file_that_is_no_medmnist_is_refused(tmp_path):
     assert "found arrays images, expected array train_images" in refusal(path, "medmnist")
     np.savez(path, **arrays(test_labels=np.zeros((4, 1), int)))
     assert "found 4 test_labels, expected 5, one per image" in refusal(path, "medmnist")
+    for odd in (np.zeros((3, 28, 28), np.float32), np.zeros((3, 28, 28, 4), np.uint8), np.zeros((3, 28), np.uint8)):
+        np.savez(path, **arrays(val_images=odd))
+        assert f"val_images: found {odd.dtype} {odd.shape}, expected uint8 (n h w), " in refusal(path, "medmnist")
     np.savez(path, **arrays(val_labels=np.array(["a", "b", "c"])))
     assert "val_labels: found <U1 labels, expected an array of integers" in refusal(path, "medmnist")
     np.savez(path, **arrays())
     content = path.read_bytes()
+    path.write_bytes(content[:-70])
+    assert "found an archive that is cut off, expected" in refusal(path, "medmnist")
     path.write_bytes(content.replace(b"\x93NUMPY", b"\x93RUMPY"))
     assert f"{path}: damaged .npz" in refusal(path, "medmnist")
 

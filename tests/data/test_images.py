@@ -144,7 +144,8 @@ def test_fitting_an_image_of_the_right_size_changes_nothing():
 @pytest.fixture
 def archive(tmp_path) -> Path:
     grey = np.stack([scene(k, 28, 30).astype(np.uint8) for k in (50, 150, 250)])
-    np.savez_compressed(tmp_path / "a.npz", train_images=grey, test_images=np.stack([grey] * 3, -1))
+    three, one = np.stack([grey] * 3, -1), grey[..., None]
+    np.savez_compressed(tmp_path / "a.npz", train_images=grey, test_images=three, other_images=one)
     return tmp_path / "a.npz"
 
 
@@ -152,6 +153,7 @@ def test_archive_member_reads_as_the_array_holds_it(archive):
     with np.load(archive) as arrays:
         assert differ(read_image(f"{archive}#train_images/2"), arrays["train_images"][2]) == 0
         assert differ(read_image(Path(f"{archive}#test_images/1")), arrays["train_images"][1]) <= 1
+        assert differ(read_image(f"{archive}#other_images/1"), arrays["train_images"][1]) == 0
     assert read_fitted(f"{archive}#train_images/0", 14).shape == (14, 14)
     read_image(f"{archive}#train_images/2")[:] = 0  # ours to write: the next reader sees none of it
     assert read_image(f"{archive}#train_images/2").any()
@@ -170,7 +172,7 @@ def test_archive_is_opened_once_for_many_members(archive):
         ("train_images/3", "index '3', expected 0 to 2"),
         ("train_images/-1", "index '-1'"),
         ("train_images", "index ''"),
-        ("val_images/0", "no 'val_images', expected one of train_images, test_images"),
+        ("val_images/0", "no 'val_images', expected one of train_images, test_images, other_images"),
     ],
 )
 def test_archive_member_that_does_not_exist_is_refused(archive, member, reason):

@@ -119,3 +119,25 @@ def test_the_setting_comes_through_files_and_command_lines(tmp_path):
 def test_what_is_no_value_is_one_line(tmp_path, wrong):
     with pytest.raises(UserError, match=r"data\.where"):
         tiny_config(tmp_path, data__where=wrong)
+
+
+def test_long_numbers_are_told_apart_by_their_last_digit(tmp_path):
+    first, second = "12345678901234567", "12345678901234568"
+    table = with_columns(tmp_path, accession=[first, second] * 30)
+    for value in (int(first), first):
+        found = manifest_of(tmp_path, {"accession": value}).table
+        assert found["image_id"].tolist() == table["path"][::2].tolist()
+
+
+@pytest.mark.parametrize(("value", "kept"), [(7, ["7"]), ("007", ["007"]), (["7", "007"], ["7", "007"])])
+def test_ids_are_texts_here_too(tmp_path, value, kept):
+    with_columns(tmp_path, patient_id=[*["7", "007", "70"] * 2, *range(100, 154)], split="train")
+    assert sorted(set(manifest_of(tmp_path, {"patient_id": value}).table["patient_id"])) == sorted(kept)
+
+
+def test_a_split_of_the_data_sets_own_that_is_left_empty_is_said(tmp_path, table):
+    notes = manifest_of(tmp_path, {"split": "train"}).notes
+    for split in set(table["split"]) - {"train"}:
+        assert f"data.where: leaves no image of the data set's own split {split}" in notes
+    assert any(note.startswith("no test split is given or left: drawn 15%") for note in notes)
+    assert not any("leaves no image" in note for note in manifest_of(tmp_path, {"age": list(range(20, 80))}).notes)

@@ -229,6 +229,15 @@ def test_weights_that_have_begun_to_cool_down_or_lack_the_optimizer_are_refused(
         run(tmp_path / "two", **CONSTANT, pretrain__continue_from=str(plain), pretrain__epochs=7)
 
 
+def test_a_run_that_has_cooled_down_is_not_made_longer(run, tmp_path):
+    own = CONSTANT | {"pretrain__epochs": 3, "pretrain__optimizer__cooldown_epochs": 1.5}
+    run(tmp_path / "one", **own)
+    with pytest.raises(UserError, match=r"cooling down since epoch 1.5, expected one .* pretrain.epochs = 4; let"):
+        run(tmp_path / "one", **own | {"pretrain__epochs": 4})
+    run(tmp_path / "two", **CONSTANT | {"pretrain__epochs": 2})  # which never cools down
+    assert load_checkpoint(run(tmp_path / "two", **CONSTANT | {"pretrain__epochs": 3}) / "last.pt").epoch == 3
+
+
 def test_other_images_are_refused(run, long, tmp_path):
     write_table(tmp_path / "images", seed=5)
     changed = CONSTANT | {"pretrain__continue_from": f"{long}/epoch002.pt", "data__root": str(tmp_path / "images")}

@@ -119,6 +119,13 @@ def test_updates_that_are_never_finite_stop_and_keep_the_checkpoint(spoil, place
     assert all(tensor.isfinite().all() for tensor in kept.weights.values())
 
 
+def test_a_run_without_any_update_is_no_success(place, tmp_path):
+    config = tiny_config(place, engine__skip_limit=99)
+    for _ in range(2):  # nor is the same command again
+        with pytest.raises(UserError, match="not finite at all 10 steps, so nothing was learnt"):
+            fit(toy_stage(config, schedule={"epochs": 2}, step=spoiling("loss", range(1, 11))), tmp_path)
+
+
 @pytest.mark.parametrize("spoil", ["loss", "gradient"])
 def test_an_update_that_is_not_finite_is_skipped_named_and_leaves_no_trace(spoil, config, tmp_path, capsys):
     stage = toy_stage(config, schedule={"epochs": 1}, step=spoiling(spoil, {3}), name_images=lambda batch: ["bad-one"])
