@@ -257,7 +257,7 @@ def _expect_enough(budget: int | str | None, images: int | None) -> None:
         return
     if images is None and isinstance(budget, str):
         raise UserError(f"compare.labelled: found {budget}, expected images to take a share of; see data.root")
-    if images is not None and count > images:
+    if count > (images or count):
         raise UserError(f"compare.labelled: found {budget}, expected at most the {images:,} labelled training images")
     if count >= 2:  # a patient of each class
         return

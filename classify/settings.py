@@ -151,7 +151,7 @@ Budget = Annotated[
 
 def _as_a_key(budget: Any) -> Any:
     """A budget as the key of a mapping, which JSON makes a text of."""
-    if budget is None:
+    if budget is None or budget == "null":
         return "all"
     return int(budget) if isinstance(budget, str) and budget.isdecimal() else budget
 

@@ -39,7 +39,7 @@ def _prepare(argv: Arguments) -> None:
     parser.add_argument("--verify", action="store_true", help="compare all of a finished store with what was written")
     arguments = parser.parse(argv)
     config = configure(arguments, DataConfig)
-    from data.places import expect_places, expect_unlabelled
+    from data.places import expect_places, expect_unlabelled, told_as
 
     expect_places(config.data)
     expect_unlabelled(config.data)
@@ -74,8 +74,9 @@ def _prepare(argv: Arguments) -> None:
     further = config.data.of_unlabelled()
     if further is not None:
         keep_private(credentialed_sources(further), further.share)
-        others = open_manifest(further, look_again=True)
-        their_store = prepare(further, others, try_again=True)
+        with told_as("data.unlabelled"):
+            others = open_manifest(further, look_again=True)
+            their_store = prepare(further, others, try_again=True)
         print("data.unlabelled:", *others.notes, others.summary(), sep="\n")
         for line in copies_elsewhere(manifest, store, their_store):
             print(f"warning: data.unlabelled: {line}")

@@ -305,6 +305,9 @@ def _unknown(key: str, found: Any) -> str:
     near = _nearest(key, names)
     if near is None:
         return f"{key} is unknown; see --print-config"
+    if near == key:  # as on the command line
+        section, _, name = key.rpartition(".")
+        return f"{key} is unknown so, expected {name} in the mapping {section}"
     return f"{key} is unknown; did you mean {near}?"
 
 

@@ -1,5 +1,7 @@
 """Whether what a config names is there at all. Light: a bad path is answered before pandas or torch is imported."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from data.config import expand
@@ -32,11 +34,18 @@ def expect_unlabelled(settings: DataSettings) -> None:
     for number, entry in enumerate(settings.unlabelled):
         alone = settings.model_copy(update={"unlabelled": (entry,)}).of_unlabelled()
         assert alone is not None
-        try:
+        with told_as(f"data.unlabelled.{number}"):
             expect_places(alone)
-        except UserError as error:
-            place = f"data.unlabelled.{number}"
-            raise UserError(f"{place}: {str(error).replace(f'; {GIVE}', '').removeprefix('data.root: ')}") from None
+
+
+@contextmanager
+def told_as(place: str) -> Iterator[None]:
+    """What is wrong with further data is told as of their place, and without advice for the labelled ones."""
+    try:
+        yield
+    except UserError as error:
+        said = str(error).replace(f"; {GIVE}", "").replace(f", or {GIVE}", "").removeprefix("data.root: ")
+        raise UserError(said if said.startswith(place) else f"{place}: {said}") from None
 
 
 def require_folder(root: Path) -> None:

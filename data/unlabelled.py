@@ -14,6 +14,7 @@ import pandas as pd
 
 from data.loader import Data, open_data
 from data.manifest import Manifest
+from data.places import told_as
 from data.settings import DataSettings
 from data.store import ImageReader
 
@@ -30,7 +31,9 @@ def with_unlabelled(data: Data, settings: DataSettings) -> Data:
     further = settings.of_unlabelled()
     if further is None or isinstance(data, _WithUnlabelled):
         return data
-    return _joined(data, open_data(further))
+    with told_as("data.unlabelled"):
+        opened = open_data(further)
+    return _joined(data, opened)
 
 
 def has_unread(data: Data) -> bool:

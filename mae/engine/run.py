@@ -250,12 +250,15 @@ def _environment(folder: Path) -> _Environment:
 
 
 def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested settings → `{"data.image_size": 224, …}`."""
+    """Nested settings → `{"data.image_size": 224, …}`; UserError where one is given nested and dotted as well."""
     if not isinstance(tree, dict):
         return {prefix: tree}
     leaves: dict[str, Any] = {}
     for name, part in tree.items():
-        leaves |= flat(part, f"{prefix}.{name}".strip("."))
+        inner = flat(part, f"{prefix}.{name}".strip("."))
+        for twice in inner.keys() & leaves.keys():
+            raise UserError(f"{twice}: found it twice, nested and dotted, expected it once")
+        leaves |= inner
     return leaves
 
 

@@ -171,6 +171,7 @@ def test_a_budget_has_settings_for_all_rows_which_their_own_overrule(place):
             "5 %: found settings of this number of images",
         ),
         ([2], {2: {"finetune.sample": 7}}, "2: found finetune.sample, expected"),
+        ([2], {"all": {"seed": 7}}, "all: found seed, expected it outside"),
         ([2], {2: {"pretrain.epochs": 7}}, "2: found pretrain.epochs, expected settings of finetune"),
         ([2], {2: {"seed": 7}}, "2: found seed, expected it outside"),
     ],
@@ -179,6 +180,11 @@ def test_what_a_budget_cannot_have_is_one_line(place, labelled, settings, messag
     assert refusal(place, 40, labelled=labelled, labelled_settings=settings).startswith(
         f"compare.labelled_settings: {message}"
     )
+
+
+def test_what_is_given_nested_and_dotted_is_one_line(place):
+    message = refusal(place, 40, rows=[{"name": "A", "set": {"finetune.epochs": 7, "finetune": {"epochs": 3}}}])
+    assert message == "finetune.epochs: found it twice, nested and dotted, expected it once"
 
 
 def test_what_a_budget_sets_is_not_tuned(place):

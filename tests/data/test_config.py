@@ -68,7 +68,7 @@ def test_shipped_grids_fit_together(path):
 
     config = load_config(path)
     if config.compare.rows:
-        assert list(expand_grid(config, 1000))
+        assert list(expand_grid(config, 50_000))
 
 
 def test_every_setting_has_a_meaning():
@@ -290,6 +290,11 @@ def test_a_misspelt_section_suggests_a_section():
 def test_a_misspelt_key_is_told_before_the_key_that_is_therefore_missing():
     raw = {"dta": {"source": "table", "root": "x"}}
     assert error_of(raw=raw) == "my.yaml: dta is unknown; did you mean data?"
+
+
+def test_a_dotted_key_in_a_file_is_told_where_it_belongs():
+    raw = {"data": {"source": "table", "root": "x"}, "pretrain.epochs": 2}
+    assert error_of(raw=raw) == "my.yaml: pretrain.epochs is unknown so, expected epochs in the mapping pretrain"
 
 
 def test_a_key_like_nothing_suggests_nothing():

@@ -135,6 +135,16 @@ def test_a_place_that_is_not_there_is_named(tmp_path, archive):
         expect_unlabelled(settings.data)
 
 
+def test_what_is_wrong_with_them_is_told_as_of_them(tmp_path):
+    (tmp_path / "empty").mkdir()
+    entry = {"source": "images", "root": str(tmp_path / "empty")}
+    with pytest.raises(UserError, match=r"^data\.unlabelled: .*empty: found no images"):
+        opened(tmp_path, entry)
+    entry = write_folder(tmp_path / "archive") | {"where": {"pixelz": 3}}
+    with pytest.raises(UserError, match=r"^data\.unlabelled: data\.where: found no column pixelz"):
+        opened(tmp_path, entry)
+
+
 def test_entries_of_one_name_are_refused(tmp_path, archive):
     with pytest.raises(UserError, match=r"data\.unlabelled: found names images, images, expected different ones"):
         tiny_config(tmp_path, data__unlabelled=[archive, archive])
