@@ -3,10 +3,11 @@
 python docs/results_page.py                       # write the tables
 python docs/results_page.py --check               # exit 1 if they are not what this would write
 python docs/results_page.py --keep runs/NAME      # first take over a finished comparison: docs/results/NAME.tar.xz
+python docs/results_page.py --draw NAME FOLDER    # first draw its mistakes, of the images there: docs/NAME_mistakes.png
 
 A table stands between the lines `<!-- made of NAME: KIND -->` and `<!-- end -->`. KIND is efficiency (AUC by labels),
-contrasts, subgroups, table, calibration or costs; the last three may name a label budget, as in `table 1000`, and have
-all labels without one. What stands between such lines is written anew; all else is prose.
+contrasts, subgroups, mistakes, table, calibration or costs; the last three may name a label budget, as in `table 1000`,
+and have all labels without one. What stands between such lines is written anew; all else is prose.
 """
 
 import argparse
@@ -21,15 +22,22 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from matplotlib import pyplot as plt
+
 from classify.comparison import Comparison
 from classify.evaluate import Evaluation, evaluation_digest
 from classify.report.calibrations import calibration_rows
 from classify.report.costs import cost_rows
 from classify.report.labels import efficiency_rows
+from classify.report.mistakes import EACH, MISTAKES, are_shown, mistake_rows, mistakes_of
 from classify.report.read import read_comparison
 from classify.report.subgroup_tables import subgroup_rows
 from classify.report.tables import caption, contrast_caption, contrast_rows, images_of, markdown, table_rows
+from classify.report.verdict import largest_budget
 from classify.report.write import digest_of
+from data.config import change_config
+from data.labels import words
+from data.loader import open_data
 from data.writing import read_json, write_json
 
 PAGE = Path(__file__).with_name("results.md")
@@ -42,9 +50,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if the page is another")
     parser.add_argument("--keep", nargs="+", type=Path, default=[], metavar="RUN", help="finished comparisons")
+    parser.add_argument("--draw", nargs=2, metavar=("NAME", "FOLDER"), help="a comparison and its images")
     arguments = parser.parse_args()
     for run in arguments.keep:
         keep(run)
+    if arguments.draw:
+        draw(*arguments.draw)
 
     found = PAGE.read_text(encoding="utf-8")
     if not arguments.check:
@@ -126,6 +137,32 @@ def unpack(archive: Path, folder: Path) -> None:
         packed.extractall(folder, filter="data")
 
 
+def draw(name: str, folder: str) -> None:
+    """The mistakes of the `mistakes` table, a row of images for each model, from open images in a folder."""
+    comparison = comparison_of(name)
+    if not are_shown(comparison):
+        sys.exit(f"{name}: found images that may not be shown, expected open ones")
+    data = open_data(change_config(comparison.config, {"data.root": folder}).data)
+    table = data.split(comparison.config.compare.split).set_index("image_id")["row"]
+    words_of = words(comparison.config.data.target)
+
+    lines = comparison.lines_of(largest_budget(comparison))
+    figure, rows = plt.subplots(
+        len(lines), 2 * EACH, figsize=(9, 1.9 * len(lines)), squeeze=False, layout="constrained"
+    )
+    for line, axes in zip(lines, rows, strict=True):
+        axes[0].set_ylabel(line.name, fontsize=8)
+        found = mistakes_of(line)
+        cases = line.evaluations[0].predictions["image_id"].iloc[[mistake.place for mistake in found]]
+        images = next(data.store.read([table.loc[cases].to_numpy()]))
+        for axis, mistake, image in zip(axes, found, images, strict=False):
+            axis.imshow(image, cmap="gray", vmin=0, vmax=255)
+            axis.set_title(f"{words_of[mistake.is_positive]}, {mistake.score:.2f}", fontsize=8)
+        for axis in axes:
+            axis.set(xticks=[], yticks=[])
+    figure.savefig(PAGE.with_name(f"{name}_mistakes.png"), dpi=80, metadata={"Software": None})
+
+
 def filled(page: str) -> str:
     """The page with each of its tables made anew."""
     return MADE.sub(lambda found: f"{found[1]}\n{block(found[2], found[3], found[4])}\n{found[5]}", page)
@@ -182,6 +219,11 @@ def costs(comparison: Comparison, labelled: int | None) -> str:
     return shown(cost_rows(comparison, labelled))
 
 
+def mistakes(comparison: Comparison, _: int | None) -> str:
+    """Of all labels: the largest budget."""
+    return shown(mistake_rows(comparison), MISTAKES)
+
+
 def shown(rows: Rows, text: str = "") -> str:
     rows = list(rows)
     if not rows:
@@ -196,6 +238,7 @@ KINDS: dict[str, Callable[[Comparison, int | None], str]] = {
     "calibration": calibration,
     "subgroups": subgroups,
     "costs": costs,
+    "mistakes": mistakes,
 }
 
 if __name__ == "__main__":
