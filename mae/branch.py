@@ -57,7 +57,7 @@ def check_branch(config: MAEConfig, branch: Checkpoint, seen: torch.Tensor, resu
         if before != after and key not in OWN and not resumable.may_change(key, before, after):
             raise UserError(f"{branch.place}: found a run made with {key} = {before}, expected {after}")
     if not torch.as_tensor(branch.fact("seen")).equal(seen):
-        raise UserError(f"{branch.place}: found a run on other images (or without a store), expected those of this config")
+        raise UserError(f"{branch.place}: found a run on other images (or with no store), expected this config's")
 
     # neither of the two may have begun to cool down
     for name, each in (("its run", made), ("this one", config)):
