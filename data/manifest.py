@@ -420,9 +420,7 @@ def _split(table: pd.DataFrame, settings: DataSettings) -> tuple[pd.DataFrame, l
     for split, fraction in fractions.items():
         if split not in given:
             table = _carve(table, split, fraction, settings.split_seed)
-            notes.append(
-                f"no {split} split is given or left: drawn {fraction:.0%} of the training patients of each label"
-            )
+            notes.append(f"no {split} split is given: drawn {fraction:.0%} of the training patients of each label")
     return table, notes
 
 

@@ -217,7 +217,7 @@ def _reference(comparison: Comparison) -> str | None:
 
 def _partitions(comparison: Comparison) -> str:
     counts = [f"{row['split']} {_of_patients(comparison, row)}" for row in comparison.facts.splits]
-    drawn = [note for note in comparison.facts.notes if "split is given or left: drawn" in note]
+    drawn = [note for note in comparison.facts.notes if "split is given: drawn" in note]
     how = "; ".join(drawn) or "all splits as the source gives them"
     return f"{', '.join(counts)}; {how}"
 

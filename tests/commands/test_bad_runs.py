@@ -168,7 +168,7 @@ P = "{pretrainings: {p: {}}, rows: [{name: A, pretraining: [p], "
         ("{rows: [{name: A, st: {}}]}", "{config}: compare.rows.0.st is unknown; did you mean compare.rows.set?"),
         ("{pretrainings: {p: {sed: 1}}, rows: [{name: A, pretraining: [p]}]}", "compare.pretrainings: sed is unknown;"),
         ("{rows: [{name: A}], baseline: a}", "compare.baseline: found 'a', expected a row's name: A"),
-        ("{rows: [{name: A}], labelled: [9999]}", "finetune.sample: found"),
+        ("{rows: [{name: A}], labelled: [9999]}", "compare.labelled: found 9999"),
         ("{rows: [{name: A}], labelled: [0]}", "compare.labelled: found 0, expected 2 images or more"),
         (P + "set: {pretrain.mask_ratio: .5}}]}", "compare.rows: A: found pretrain changed, expected"),
         (P + "set: {model.width: 48}}]}", "compare.rows: A: found model changed, expected"),

@@ -182,7 +182,7 @@ def test_file_that_is_no_medmnist_is_refused(tmp_path):
     assert "found arrays images, expected array train_images" in refusal(path, "medmnist")
     np.savez(path, **arrays(test_labels=np.zeros((4, 1), int)))
     assert "found 4 test_labels, expected 5, one per image" in refusal(path, "medmnist")
-    for odd in (np.zeros((3, 28, 28), np.float32), np.zeros((3, 28, 28, 4), np.uint8), np.zeros((3, 28), np.uint8)):
+    for odd in (np.zeros((3, 28, 28), np.float32), np.zeros((3, 28, 28, 4), np.uint8), np.uint8(3)):
         np.savez(path, **arrays(val_images=odd))
         assert f"val_images: found {odd.dtype} {odd.shape}, expected uint8 (n h w), " in refusal(path, "medmnist")
     np.savez(path, **arrays(val_labels=np.array(["a", "b", "c"])))

@@ -139,5 +139,5 @@ def test_a_split_of_the_data_sets_own_that_is_left_empty_is_said(tmp_path, table
     notes = manifest_of(tmp_path, {"split": "train"}).notes
     for split in set(table["split"]) - {"train"}:
         assert f"data.where: leaves no image of the data set's own split {split}" in notes
-    assert any(note.startswith("no test split is given or left: drawn 15%") for note in notes)
+    assert any(note.startswith("no test split is given: drawn 15%") for note in notes)
     assert not any("leaves no image" in note for note in manifest_of(tmp_path, {"age": list(range(20, 80))}).notes)
