@@ -7,6 +7,7 @@ from functools import partialmethod
 
 import pytest
 import torch
+import torch._inductor.config
 from stage_runs import CPU, assert_same_runs
 from tiny_mae import SIZES, noise_for
 from tiny_world import tiny_config
@@ -171,7 +172,10 @@ def test_a_resnet_is_compiled_whole(traced):
 
 
 @pytest.mark.skipif(shutil.which(COMPILER) is None, reason=f"torch.compile needs a C++ compiler; {COMPILER} is missing")
-def test_torch_compiles_a_block_on_this_machine():
+def test_torch_compiles_a_block_on_this_machine(monkeypatch):
+    # registers that every such processor has, so that torch does not try the compiler at each kind, for ten seconds
+    monkeypatch.setattr(torch._inductor.config.cpp, "simdlen", 256)
+    monkeypatch.setattr(torch._inductor.config.cpp, "vec_isa_ok", True)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         plain, compiled = Block(8, 2), Block(8, 2)
