@@ -42,6 +42,7 @@ from data.writing import read_json, write_json
 
 PAGE = Path(__file__).with_name("results.md")
 KEPT = Path(__file__).with_name("results")
+ENSEMBLE = ", ensemble of "  # in the name of such a row
 MADE = re.compile(r"(<!-- made of (\S+): (\w+)(?: (\d+))? -->\n).*?(<!-- end -->)", re.S)
 Rows = Iterable[dict[str, str]]
 
@@ -146,7 +147,7 @@ def draw(name: str, folder: str) -> None:
     table = data.split(comparison.config.compare.split).set_index("image_id")["row"]
     words_of = words(comparison.config.data.target)
 
-    lines = comparison.lines_of(largest_budget(comparison))
+    lines = [line for line in comparison.lines_of(largest_budget(comparison)) if ENSEMBLE not in line.name]
     figure, rows = plt.subplots(
         len(lines), 2 * EACH, figsize=(9, 1.9 * len(lines)), squeeze=False, layout="constrained"
     )
@@ -220,8 +221,8 @@ def costs(comparison: Comparison, labelled: int | None) -> str:
 
 
 def mistakes(comparison: Comparison, _: int | None) -> str:
-    """Of all labels: the largest budget."""
-    return shown(mistake_rows(comparison), MISTAKES)
+    """At the largest label budget; an ensemble's are those of its members."""
+    return shown((row for row in mistake_rows(comparison) if ENSEMBLE not in row["Model"]), MISTAKES)
 
 
 def shown(rows: Rows, text: str = "") -> str:
