@@ -200,8 +200,8 @@ def _own_images(comparison: Comparison, labelled: int | None) -> str:
     lines = [line for line in comparison.lines_of(labelled) if _trained_on(line) is not None]
     if len({_trained_on(line) for line in lines}) == 1:
         return ""
-    rows = [f"{line.name} {_trained_on(line):,}" for line in lines]
-    return f" Labelled training images by row: {', '.join(rows)}."
+    rows = [f"{line.name}: {_trained_on(line):,}" for line in lines]
+    return f" Labelled training images by row: {'; '.join(rows)}."
 
 
 def case_count(summary: dict[str, Any]) -> str:

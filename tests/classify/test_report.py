@@ -478,7 +478,7 @@ def test_rows_of_other_training_images_say_how_many(tmp_path):
     comparison.lines[1].evaluations[0].summary["meta"]["train_images"] = 90
     text = comparison_text(comparison)
     assert list(sections(text)) == ["90 to 100 labelled training images"]
-    assert "Labelled training images by row: MAE 100, ResNet-18 90." in text
+    assert "Labelled training images by row: MAE: 100; ResNet-18: 90." in text
 
 
 @pytest.mark.parametrize(("split", "mark"), [("validate", ", tested on validation images"), ("test", "")])
