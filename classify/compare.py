@@ -21,6 +21,7 @@ from classify.grid import (
     expand_grid,
     labelled_images,
     left_out,
+    pretrainings_of,
     trials_of,
     with_choice,
 )
@@ -209,7 +210,7 @@ class _Grid:
 
     def _pretrainings(self) -> dict[str, Task]:
         """By their names; one that goes on from another one of the grid comes after it."""
-        configs = {cell.pretrain_config.run: cell.pretrain_config for cell in self.cells if cell.pretrain_config}
+        configs = pretrainings_of(self.cells)
         tasks = {}
         for run, config in configs.items():
             source = continued(config, configs)

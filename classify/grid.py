@@ -519,11 +519,16 @@ def check_grid(config: ClassifyConfig, cells: list[Cell], data_of: Callable[[Dat
 
 def check_pretrainings(cells: Iterable[Cell], data_of: Callable[[DataSettings], Data | None]) -> None:
     """UserError where a pretraining could not begin, or go on, with its images and weights. No data: not looked at."""
-    configs = {cell.pretrain_config.run: cell.pretrain_config for cell in cells if cell.pretrain_config}
+    configs = pretrainings_of(cells)
     for config in configs.values():
         data = data_of(config.data)
         if data is not None and continued(config, configs) is None:  # else it has to wait for another one
             check_begun(config, data)
+
+
+def pretrainings_of(cells: Iterable[Cell]) -> dict[str, ClassifyConfig]:
+    """Each pretraining once, by its run."""
+    return {cell.pretrain_config.run: cell.pretrain_config for cell in cells if cell.pretrain_config}
 
 
 def continued(pretraining: ClassifyConfig, runs: Collection[str]) -> str | None:

@@ -7,7 +7,6 @@ in 8 x 8 means, one matrix product for all pairs, is out; then in 16 x 16; the r
 """
 
 import json
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from hashlib import blake2b
@@ -122,15 +121,15 @@ def copies_elsewhere(manifest: Manifest, store: ImageStore, others: ImageStore) 
     """
     both = _SideBySide(store, others)
     there = np.arange(len(store.images), len(both.images))
+    parts = _rows_of_splits(manifest, store.rows)
+    del parts["train"]
+    prints = Prints(both, np.sort(np.concatenate([*parts.values(), there])))
+
     lines = []
-    for split, rows in _rows_of_splits(manifest, store.rows).items():
-        if split == "train" or not len(rows):
-            continue
-        twins = Prints(both, np.concatenate([rows, there])).twins(there, rows)
-        counts = Counter(kind for _, kind in twins.values())
-        if twins:
-            kinds = ", ".join(f"{kind} {counts[kind]:,}" for kind in KINDS if counts[kind])
-            lines.append(f"{len(twins):,} of {len(rows):,} {split} images stand there too ({kinds})")
+    for split, rows in parts.items():
+        pair = _across(prints, there, rows)
+        if pair["twins"]:
+            lines.append(f"{len(pair['twins']):,} of {len(rows):,} {split} images stand there too ({_kinds(pair)})")
     return lines
 
 
@@ -249,13 +248,17 @@ def _unknown(report: dict[str, Any]) -> list[Leak]:
 def _leak_across(pair: dict[str, Any], sizes: dict[str, int], names: Mapping[int, str]) -> Leak:
     later, earlier = pair["later"], pair["earlier"]
     count = len(pair["twins"])
-    kinds = ", ".join(f"{kind} {number:,}" for kind, number in pair["images"].items() if number)
     examples = ""
     if names:
         shown = [f"{names[row]} = {names[twin]}" for row, twin, _ in pair["twins"][:EXAMPLES]]
         examples = f"; such as {', '.join(shown)}"
-    text = f"{count:,} of {sizes[later]:,} {later} images stand in {earlier} too ({kinds}){examples}"
+    text = f"{count:,} of {sizes[later]:,} {later} images stand in {earlier} too ({_kinds(pair)}){examples}"
     return Leak("leak", text, count)
+
+
+def _kinds(pair: dict[str, Any]) -> str:
+    """How many twins there are of each kind."""
+    return ", ".join(f"{kind} {number:,}" for kind, number in pair["images"].items() if number)
 
 
 def _contamination(served: dict[str, Any] | None, compared: bool) -> list[Leak]:

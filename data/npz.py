@@ -9,8 +9,6 @@ import numpy as np
 
 LARGE = 2**26  # bytes from which on an array is asked how it became so large
 RATIO = 100  # times that images may be compressed; radiographs are by less than ten
-
-
 STACK = "uint8 (n h w), (n h w 1) or (n h w 3)"  # what images are kept as
 
 

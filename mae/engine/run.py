@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pydantic import BaseModel, ValidationError
@@ -89,10 +89,10 @@ def check_run(
         then = flat({name: made.get(name) for name in resumable.sections})
         _expect_same(folder, then, now, resumable, same_epochs)
     if saved is not None:
-        then = flat({name: saved.get(name) for name in resumable.sections})
+        then = flat({name: saved.settings.get(name) for name in resumable.sections})
         known = {key: value for key, value in now.items() if key in then}  # an old checkpoint lacks newer settings
         _expect_same(folder, then, known, resumable, same_epochs=same_epochs and made is None)
-        _expect_not_cooled(folder, then, known, resumable)
+        _expect_not_cooled(folder, saved.epoch, then, known, resumable)
     if facts is not None:
         known = _environment(folder).facts
         if facts and not known:
@@ -117,14 +117,15 @@ def _expect_same(
             )
 
 
-def _expect_not_cooled(folder: Path, then: dict[str, Any], now: dict[str, Any], resumable: Resumable) -> None:
+def _expect_not_cooled(
+    folder: Path, reached: int, then: dict[str, Any], now: dict[str, Any], resumable: Resumable
+) -> None:
     """UserError for more epochs where a constant rate has cooled down: it would jump back to its height."""
     optimizer = f"{resumable.epochs.rpartition('.')[0]}.optimizer"
     before, after = then.get(resumable.epochs), now.get(resumable.epochs)
     if before == after or then.get(f"{optimizer}.schedule") != "constant":
         return
     cools_from = before - then[f"{optimizer}.cooldown_epochs"]
-    reached = _epochs_behind(folder)
     if reached > cools_from:
         raise UserError(
             f"{folder}: found a run of {before} epochs whose rate has been cooling down since epoch {cools_from:g}, "
@@ -135,23 +136,26 @@ def _expect_not_cooled(folder: Path, then: dict[str, Any], now: dict[str, Any], 
 
 def settings_of_run(folder: Path) -> dict[str, Any] | None:
     """The settings that a run was begun with; None where the folder holds none."""
-    return _made_with(folder / "config.yaml") or _saved_with(folder)
+    made = _made_with(folder / "config.yaml")
+    if made:
+        return made
+    saved = _saved_with(folder)
+    return saved.settings if saved else None
 
 
-def _epochs_behind(folder: Path) -> int:
-    """How many epochs the run's checkpoint has behind it; 0 where there is none, or none that can be read."""
-    for name in ("last.pt", "previous.pt"):
-        with suppress(UserError):
-            return load_checkpoint(folder / name, numbers=False).epoch
-    return 0
+class _Saved(NamedTuple):
+    """What a run's checkpoint was saved with, and how many epochs it has behind it."""
+
+    settings: dict[str, Any]
+    epoch: int
 
 
-def _saved_with(folder: Path) -> dict[str, Any] | None:
-    """The settings that the run's checkpoint was saved with; None where none can be read, which the training tells."""
+def _saved_with(folder: Path) -> _Saved | None:
+    """Of the run's checkpoint; None where none can be read, which the training tells."""
     for name in ("last.pt", "previous.pt"):
         with suppress(UserError):
             checkpoint = load_checkpoint(folder / name, numbers=False)
-            return with_new_names(checkpoint.settings, checkpoint.place)
+            return _Saved(with_new_names(checkpoint.settings, checkpoint.place), checkpoint.epoch)
     return None
 
 
