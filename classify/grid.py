@@ -340,14 +340,20 @@ def _cell(config: ClassifyConfig, row: TableRow, place: int) -> Cell:
     grid = config.compare
     seed = grid.seeds[place]
     pretrain_config = None
+    of_branch: dict[str, Any] = {}
     if row.pretraining is not None:
         of_stage_one = grid.pretraining_seed(place)
         folder = Path(config.run, f"pretrain-{pretraining_folder_name(row.pretraining)}-seed{of_stage_one}")
         changes = _settings_of(grid, row.pretraining) | {"run": str(folder), "seed": of_stage_one}
-        pretrain_config = resolve(with_settings(config, changes, place="compare.pretrainings"))
+        pretrain_config = with_settings(config, changes, place="compare.pretrainings")
+        source = pretrain_config.pretrain.continue_from
+        if source is not None:  # each from the one of its own grid and seed
+            source = source.replace("{run}", config.run).replace("{seed}", str(of_stage_one))
+            of_branch["pretrain.continue_from"] = source
+        pretrain_config = resolve(change_config(pretrain_config, of_branch, "compare.pretrainings"))
 
     # all rows see the same subset of a label budget, and each seed another one
-    of_cell: dict[str, Any] = {"seed": seed}
+    of_cell: dict[str, Any] = {"seed": seed} | of_branch
     if row.labelled is not None:
         of_cell["finetune.draw"] = config.finetune.draw + place
     where = f"compare.rows: {row.settings.name}"

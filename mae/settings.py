@@ -187,7 +187,8 @@ class PretrainSettings(Settings):
     continue_from: PathText | None = Field(
         None,
         description="a kept checkpoint of another run (RUN/epoch100.pt) from which this one goes on as that one would, "
-        "for another end of it: schedule constant, with this run's epochs and cooldown_epochs; null: none",
+        "for another end of it: schedule constant, with this run's epochs and cooldown_epochs; in a comparison {run} "
+        "stands for its folder and {seed} for the pretraining's seed; null: none",
     )
     keep_epochs: tuple[Epoch, ...] = Field(
         (), description="epochs whose weights stay, with the optimizer's state, as epoch010.pt; each is validated"

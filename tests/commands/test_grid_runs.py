@@ -190,17 +190,20 @@ BRANCH = ["pretrain.epochs=2", "pretrain.optimizer={schedule: constant, warmup_e
 
 def test_a_pretraining_may_go_on_from_another_of_its_grid(world, tmp_path):
     folder = tmp_path / "grid"
-    kept = folder / "pretrain-long-seed0/epoch001.pt"
-    short = f"{{pretrain.continue_from: {kept}, pretrain.optimizer.cooldown_epochs: 1}}"
+    kept = "{run}/pretrain-long-seed{seed}/epoch001.pt"
+    short = f"{{pretrain.continue_from: '{kept}', pretrain.optimizer.cooldown_epochs: 1}}"
     both = f"compare.pretrainings={{short: {short}, long: {{pretrain.keep_epochs: [1]}}}}"
     rows = "compare.rows=[{name: S, pretraining: [short]}, {name: L, pretraining: [long]}]"
-    out = succeed(compare, *words(world, folder, *BRANCH, both, rows))
-    assert out.index("] pretrain-long-seed0") < out.index("] pretrain-short-seed0")
+    out = succeed(compare, *words(world, folder, *BRANCH, both, rows, "compare.seeds=[2, 3]"))
+    for seed in (2, 3):
+        assert out.index(f"] pretrain-long-seed{seed}") < out.index(f"] pretrain-short-seed{seed}")
+        config = (folder / f"pretrain-short-seed{seed}/config.yaml").read_text()
+        assert f"continue_from: {folder}/pretrain-long-seed{seed}/epoch001.pt" in config
 
     # one that stands nowhere is told before anything is trained
     rows = "compare.rows=[{name: V}, {name: S, pretraining: [short]}]"
     line = mistake(
-        compare, *words(world, tmp_path / "other", *BRANCH, both.replace("long-seed0", "no"), rows), keep=folder
+        compare, *words(world, tmp_path / "other", *BRANCH, both.replace("long-seed{seed}", "no"), rows), keep=folder
     )
     assert "pretrain-no/epoch001.pt: found no such file" in line
     assert not list((tmp_path / "other").glob("*/*.pt"))
