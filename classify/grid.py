@@ -287,7 +287,9 @@ def _table_rows(config: ClassifyConfig, images: int | None) -> Iterator[TableRow
         _check_own(row.set, f"compare.rows: {row.name}")
     for name, pretrained in grid.pretrainings.items():
         _check_own(pretrained, f"compare.pretrainings: {name}")
-        change_config(config, pretrained, "compare.pretrainings")
+        change_config(config, pretrained, f"compare.pretrainings: {name}")
+    for budget, own in grid.labelled_settings.items():
+        change_config(config, own, f"compare.labelled_settings: {budget}")
 
     number = 0
     seen = set()

@@ -174,6 +174,7 @@ def test_a_budget_has_settings_for_all_rows_which_their_own_overrule(place):
         ([2], {"all": {"seed": 7}}, "all: found seed, expected it outside"),
         ([2], {2: {"pretrain.epochs": 7}}, "2: found pretrain.epochs, expected settings of finetune"),
         ([2], {2: {"seed": 7}}, "2: found seed, expected it outside"),
+        ([2], {2: {"finetune.epochs": "many"}}, '2: finetune.epochs: found "many", expected'),
     ],
 )
 def test_what_a_budget_cannot_have_is_one_line(place, labelled, settings, message):

@@ -166,7 +166,10 @@ P = "{pretrainings: {p: {}}, rows: [{name: A, pretraining: [p], "
         ("{rows: [{name: A, set: {finetune.epoch: 1}}]}", "compare.rows: A: finetune.epoch is unknown; did you mean"),
         ("{rows: [{name: A, set: {finetune.epochs: x}}]}", 'compare.rows: A: finetune.epochs: found "x", expected'),
         ("{rows: [{name: A, st: {}}]}", "{config}: compare.rows.0.st is unknown; did you mean compare.rows.set?"),
-        ("{pretrainings: {p: {sed: 1}}, rows: [{name: A, pretraining: [p]}]}", "compare.pretrainings: sed is unknown;"),
+        (
+            "{pretrainings: {p: {sed: 1}}, rows: [{name: A, pretraining: [p]}]}",
+            "compare.pretrainings: p: sed is unknown;",
+        ),
         ("{rows: [{name: A}], baseline: a}", "compare.baseline: found 'a', expected a row's name: A"),
         ("{rows: [{name: A}], labelled: [9999]}", "compare.labelled: found 9999"),
         ("{rows: [{name: A}], labelled: [0]}", "compare.labelled: found 0, expected 2 images or more"),
