@@ -44,7 +44,7 @@ def labelled_splits(
     validate = data.split("validate")
     if sample is not None:
         seed = _seed_of_draw(split_seed, draw)
-        budgets = _budgets(sample, int(train["label"].count()), int(validate["label"].count()), covers)
+        budgets = budgets_of(sample, int(train["label"].count()), int(validate["label"].count()), covers)
         train = label_budget(train, budgets[0], seed)
         if covers == "train_and_validate":
             validate = sample_patients(validate, budgets[1], seed, "finetune.sample", both_first=True)
@@ -86,7 +86,7 @@ def _seed_of_draw(split_seed: int, draw: int) -> int:
     return int.from_bytes(digest_of_both)
 
 
-def _budgets(sample: int, train: int, validate: int, covers: SampleCovers) -> tuple[int, int]:
+def budgets_of(sample: int, train: int, validate: int, covers: SampleCovers) -> tuple[int, int]:
     """How many labelled images of each split a budget leaves, of so many; UserError where they are fewer."""
     total = train + validate
     if covers == "train":

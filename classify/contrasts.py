@@ -13,7 +13,7 @@ from data.errors import UserError, did_you_mean
 from mae.engine.run import flat
 
 # what makes two Vision Transformers one network: the decoder is left behind before stage two
-OF_ENCODER = ("preset", "in_channels", "patch_size", "width", "depth", "heads")
+OF_ENCODER = ("preset", "in_channels", "patch_size", "embed", "width", "depth", "heads")
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def _weights(cell: Cell) -> str | None:
     """The weights it begins from: of a pretraining here, or of another program."""
     if cell.pretraining is not None:
         return cell.pretraining
-    foreign: str | None = getattr(cell.config.finetune, "init", None)
+    foreign = cell.config.finetune.init
     if cell.config.finetune.model == "vit":
         foreign = foreign or cell.config.model.init
     return foreign

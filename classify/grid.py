@@ -288,8 +288,6 @@ def _table_rows(config: ClassifyConfig, images: int | None) -> Iterator[TableRow
     for name, pretrained in grid.pretrainings.items():
         _check_own(pretrained, f"compare.pretrainings: {name}")
         change_config(config, pretrained, f"compare.pretrainings: {name}")
-    for budget, own in grid.labelled_settings.items():
-        change_config(config, own, f"compare.labelled_settings: {budget}")
 
     number = 0
     seen = set()
@@ -301,8 +299,7 @@ def _table_rows(config: ClassifyConfig, images: int | None) -> Iterator[TableRow
                 continue
             for which, pretraining in enumerate(settings.pretraining or (None,)):
                 changes = _changes(grid, settings, pretraining, labelled, budgets)
-                both = changes[0] | changes[1]
-                sample = change_config(config, both, f"compare.rows: {settings.name}").finetune.sample
+                sample = _with_changes(config, settings, changes).finetune.sample
 
                 # a row with a budget of its own would stand in the tables of all others too
                 if (place, which, sample) in seen:
@@ -310,6 +307,18 @@ def _table_rows(config: ClassifyConfig, images: int | None) -> Iterator[TableRow
                 seen.add((place, which, sample))
                 yield TableRow(number, settings, pretraining, sample, changes)
                 number += 1
+
+
+def _with_changes(
+    config: ClassifyConfig, row: RowSettings, changes: tuple[dict[str, Any], dict[str, Any]]
+) -> ClassifyConfig:
+    """The config of a row; UserError with the place of what is wrong, a part of it by itself or all of it together."""
+    try:
+        return change_config(config, changes[0] | changes[1], f"compare.rows: {row.name}")
+    except UserError:
+        for budget, own in config.compare.labelled_settings.items():
+            change_config(config, own, f"compare.labelled_settings: {budget}")
+        raise
 
 
 def _changes(
@@ -472,17 +481,18 @@ def _check_tuning(config: ClassifyConfig) -> None:
             )
 
         # a value of its own would be one more try, or none
-        given = [row.set, *(_settings_of(grid, name) for name in row.pretraining)]
-        given += grid.labelled_settings.values()
-        keys = {key for settings in given for key in flat(settings)}
-        fixed = [key for key in tune if any(_overlap(key, other) for other in keys)]
-        if fixed and row.tune is None:
-            raise UserError(
-                f"{place}: found {fixed[0]} of its own, which compare.tune chooses, expected one of the two; give the "
-                f"row a tune of its own with {wanted} settings, or leave {fixed[0]} out"
-            )
-        if fixed:
-            raise UserError(f"{place}: found {fixed[0]} both set and tuned, expected one of the two")
+        given = {place: row.set}
+        given |= {f"compare.pretrainings: {name}": _settings_of(grid, name) for name in row.pretraining}
+        given |= {f"compare.labelled_settings: {budget}": own for budget, own in grid.labelled_settings.items()}
+        for where, settings in given.items():
+            fixed = [key for key in tune if any(_overlap(key, other) for other in flat(settings))]
+            if fixed and row.tune is None:
+                raise UserError(
+                    f"{where}: found {fixed[0]} of its own, which compare.tune chooses, expected one of the two; give "
+                    f"{row.name} a tune of its own with {wanted} settings, or leave {fixed[0]} out"
+                )
+            if fixed:
+                raise UserError(f"{where}: found {fixed[0]}, which {place} tunes, expected one of the two")
 
 
 def _checked(tune: Tune, place: str) -> tuple[dict[str, Any], ...]:

@@ -226,13 +226,14 @@ def _of_images(facts: Facts, given: dict[str, Any]) -> list[Pick]:
     side, seen = _side(facts)
     size = size_for(side, recipe.side)
     asked = given.get("data.image_size")
-    patch = size.patch if not isinstance(asked, int) else patch_for(asked)
+    shown = asked if isinstance(asked, int) else size.side
+    patch = patch_for(shown)
     why = f"the most that is chosen here {about}; {seen}" if size.side >= recipe.side else f"enlarges no image: {seen}"
 
     picks = [
         Pick("data.image_size", size.side, why),
         Pick("model.preset", PRESETS[width, patch], about),
-        Pick("model.patch_size", patch, f"{(size.side // patch) ** 2} patches an image"),
+        Pick("model.patch_size", patch, f"{(shown // patch) ** 2} patches an image"),
     ]
     rate = f"for {width} models, at batch 256"
     picks += [

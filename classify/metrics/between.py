@@ -11,6 +11,8 @@ from classify.metrics.influence import influence
 from classify.metrics.intervals import AS_ONE_CASE, ONE_PATIENT, as_model, interval_of
 from classify.metrics.patients import join, patient_spread, patients_of, seed_spread
 
+NO_CASES = "undefined: a class has no cases"
+
 
 def group_difference(
     labels: ArrayLike,
@@ -26,7 +28,8 @@ def group_difference(
     """The metric among the cases `in_a` (n,) minus that among `in_b`, which share no case, of scores (n,) or (s, n).
 
     Patients may have cases in both, as with views: the variance is that of each patient's parts of the difference,
-    summed (the influence functions of both metrics), and that of seeds is added, as in `auc_difference`.
+    summed (the influence functions of both metrics), and that of seeds is added, as in `auc_difference`. Patients of a
+    class vary among those of it in their own group. With less than ten of a class in a group it rejects too often.
     """
     labels, scores, thresholds = check_seeds(labels, scores, thresholds)
     check_level(level)
@@ -34,14 +37,21 @@ def group_difference(
     if members[0].shape != labels.shape or members[1].shape != labels.shape or (members[0] & members[1]).any():
         raise ValueError("groups of cases must be of the cases' shape (n,), and no case may be in both")
 
-    # each group's metric by itself, and its parts at the places of its cases
+    if not all(inside.any() for inside in members):
+        return Difference(np.nan, (np.nan, np.nan), level, note=NO_CASES, p_value=np.nan, seeds=(len(scores),) * 2)
+
+    # each group's metric by itself, with its parts and strata at the places of its cases
     codes = group_codes(groups, len(labels))
     model = as_model(scores, thresholds, logits)
     found = []
+    strata = []
     parts = np.zeros(len(labels))
     for sign, inside in zip((1, -1), members, strict=True):
         own = influence(name, labels[inside], as_model(scores[:, inside], thresholds, _of(model.logits, inside)))
         parts[inside] = sign * own.parts.mean(0)
+        of_group = np.zeros((len(own.strata), len(labels)), bool)
+        of_group[:, inside] = own.strata
+        strata.append(of_group)
         found.append(own)
 
     estimates = found[0].estimates - found[1].estimates
@@ -49,10 +59,10 @@ def group_difference(
     seeds = (len(estimates), len(estimates))
     either = (members[0] | members[1])[None]
     if np.isnan(estimate) or patients_of(either, codes).min() < 2:
-        note = ONE_PATIENT if not np.isnan(estimate) else "undefined: a class has no cases"
+        note = ONE_PATIENT if not np.isnan(estimate) else NO_CASES
         return Difference(estimate, (np.nan, np.nan), level, note=note, p_value=np.nan, seeds=seeds)
 
-    of_patients = patient_spread(parts, either, codes)
+    of_patients = patient_spread(parts, np.concatenate(strata), codes)
     if of_patients.variance > 0:
         return difference_by_t(name, estimate, join([of_patients, seed_spread(estimates)]), level, seeds)
 

@@ -85,6 +85,8 @@ def _difference(
     of_patients = patient_spread(parts, of_a.strata | of_b.strata, codes)
     of_seeds = [seed_spread(of_a.estimates), seed_spread(of_b.estimates)]
     alike = estimate == 0 and (twins or (not parts.any() and of_a.parts.any()))
+    if alike:
+        of_patients = Spread(0.0, np.inf, np.inf)
     if of_patients.variance > 0 or alike:
         spread = join([of_patients, *of_seeds])
         found = difference_by_t(name, estimate, spread, level, seeds)

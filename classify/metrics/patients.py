@@ -41,11 +41,9 @@ def patient_spread(parts: np.ndarray, strata: np.ndarray, codes: np.ndarray) -> 
     if counts.min() < 2:
         return Spread(np.nan, np.nan, np.nan)
 
-    # patients of one stratum vary among these alone; where a patient has cases of both classes, the two go together
+    # patients of one stratum vary among these alone; where a patient has cases of several, they go together
     own = counts / (counts - 1) * (sums**2).sum(1)
-    together = 0.0
-    if len(strata) == 2:
-        together = 2 * size / (size - 1) * float(sums[0] @ sums[1])
+    together = size / (size - 1) * float((sums.sum(0) ** 2).sum() - (sums**2).sum())
     variance = float(own.sum() + together)
     if variance <= 0:
         return Spread(0.0, float(counts.min() - 1), float(counts.min() - 1))

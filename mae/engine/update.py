@@ -76,7 +76,7 @@ class Update:
 
         counts = torch.stack([count(part) for part in parts])  # k
         mean_over_ranks = distributed.all_reduce_mean(counts.sum().double())
-        return counts / mean_over_ranks.clamp(min=1)
+        return counts / torch.where(mean_over_ranks > 0, mean_over_ranks, 1.0)
 
     def _averaging(self, last: bool) -> AbstractContextManager[None]:
         """Ranks average their gradients once a batch, with its last part."""

@@ -142,6 +142,11 @@ def test_who_is_pretrained_is_known_in_either_order(place):
     config = tiny_config(place, compare=rows | {"contrasts": [["MAE, fine-tuned", "ResNet-18"]]})
     assert declared(config, candidates(expand_grid(config)))[0].pretrained is None
 
+    # another network is no answer to it
+    rows["pretrainings"] = {"mae": {"model.embed": "conv"}}
+    config = tiny_config(place, compare=rows | {"contrasts": [["MAE, fine-tuned", "Random ViT"]]})
+    assert declared(config, candidates(expand_grid(config)))[0].pretrained is None
+
 
 @pytest.mark.parametrize(
     ("contrasts", "message"),

@@ -69,6 +69,10 @@ def test_a_model_against_itself_has_p_one_and_a_name():
         assert found.note
     assert auc_difference(labels, a, a**3, patients).note
 
+    alone = np.array([0.4, 0.3, 0.2, 0.1])
+    for name, found in metric_differences([1, 0, 0, 0], alone, alone, ("auc", "recall", "f1"), (0.25, 0.25)).items():
+        assert (found.estimate, found.p_value, found.interval) == (0, 1, (0, 0)), name
+
 
 def test_seeds_of_one_model_against_themselves_may_come_out_otherwise():
     labels, a, b, patients = two_models(150)

@@ -190,9 +190,15 @@ def test_what_is_given_nested_and_dotted_is_one_line(place):
 
 def test_what_a_budget_sets_is_not_tuned(place):
     settings = {2: {"finetune.optimizer.base_lr": 0.1}}
-    assert "found finetune.optimizer.base_lr of its own" in refusal(
-        place, labelled=[2], labelled_settings=settings, tune=RATES
-    )
+    message = refusal(place, labelled=[2], labelled_settings=settings, tune=RATES)
+    assert message.startswith("compare.labelled_settings: 2: found finetune.optimizer.base_lr of its own")
+
+
+def test_what_a_budget_and_a_row_set_need_be_right_together_alone(place):
+    rows = [{"name": "A", "set": {"finetune.epochs": 50}}]
+    settings = {2: {"finetune.optimizer.warmup_epochs": 20}}
+    [cell] = expand_grid(grid(place, rows, labelled=[2], labelled_settings=settings))
+    assert (cell.config.finetune.epochs, cell.config.finetune.optimizer.warmup_epochs) == (50, 20)
 
 
 def test_a_row_may_stand_in_some_of_the_tables(place):

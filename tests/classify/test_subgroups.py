@@ -30,11 +30,12 @@ def line(columns: dict, n: int = 210, seeds: int = 2, harder=None) -> Line:
 # ---------------------------------------------------------------- a difference between groups
 
 
-def test_groups_of_other_patients_differ_by_their_own_variances():
+@pytest.mark.parametrize("few", [7, 170])
+def test_groups_of_other_patients_differ_by_their_own_variances(few):
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 2, 400)
     scores = labels * 0.7 + rng.normal(0, 1, 400)
-    a = np.arange(400) < 170
+    a = np.arange(400) < few
     found = group_difference(labels, scores, a, ~a)
     from classify.metrics.influence import influence
     from classify.metrics.intervals import as_model
@@ -44,7 +45,7 @@ def test_groups_of_other_patients_differ_by_their_own_variances():
     for inside in (a, ~a):
         own = influence("auc", labels[inside] == 1, as_model(scores[inside][None], np.array([0.5]), None))
         variance += spread_of(own, np.arange(inside.sum()))[0].variance
-    assert found.standard_error == pytest.approx(np.sqrt(variance), rel=0.02)
+    assert found.standard_error == pytest.approx(np.sqrt(variance))
     areas = [auc_interval(labels[inside], scores[inside]).estimate for inside in (a, ~a)]
     assert found.estimate == pytest.approx(areas[0] - areas[1])
 
@@ -97,6 +98,23 @@ def test_two_groups_without_a_mistake_have_a_width():
 def test_groups_share_no_case():
     with pytest.raises(ValueError, match="no case may be in both"):
         group_difference([0, 1], [0.1, 0.2], [True, True], [False, True])
+
+
+def test_one_positive_proves_no_difference_between_groups():
+    rejected = 0
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        labels = np.repeat([1, 0, 1, 0], [1, 30, 100, 100])
+        a = np.arange(231) < 31
+        rejected += group_difference(labels, labels + rng.normal(size=231), a, ~a).p_value < 0.05
+    assert rejected <= 8  # of variance as one stratum: two of three
+
+
+@pytest.mark.parametrize("name", ["auc", "accuracy", "brier", "ece"])
+def test_a_group_without_cases_differs_by_nothing_known(name):
+    none, everyone = np.zeros(4, bool), np.ones(4, bool)
+    found = group_difference([0, 1, 0, 1], [0.1, 0.2, 0.3, 0.4], none, everyone, name)
+    assert np.isnan([found.estimate, found.p_value, *found.interval]).all() and found.note
 
 
 # ---------------------------------------------------------------- which groups there are
