@@ -180,10 +180,6 @@ class Comparison:
         """Whether weights of another program took part, which have seen what nobody here knows."""
         return any(evaluation.summary.get("seen_elsewhere", False) for evaluation in self.evaluations)
 
-    def numbers(self, labelled: int | None) -> list[int]:
-        """Numbers of the lines of a label budget: the rows of its table."""
-        return [i for i, line in enumerate(self.lines) if line.labelled == labelled]
-
     def lines_of(self, labelled: int | None) -> list[Line]:
         """The lines of a label budget: the rows of its table."""
         return [line for line in self.lines if line.labelled == labelled]

@@ -16,7 +16,8 @@ from classify.settings import ClassifyConfig
 from classify.start import beginning, check_fit, run_folder
 from data.loader import Data
 from mae.batch_size import with_batch_size
-from mae.dry_run import UNKNOWN, Forecast, duration, gb, measured_where, prepared_data, preparing, random_data
+from mae.dry_run import UNKNOWN, Forecast, gb, measured_where, prepared_data, preparing, random_data
+from mae.engine.console import duration
 from mae.engine.machine import free_memory, memory_in_use
 from mae.engine.run import training_device
 from mae.engine.stage import Stage

@@ -85,6 +85,11 @@ class Evaluation:
         return self.path.parents[1]
 
     @property
+    def is_trained(self) -> bool:
+        """Whether a network of its own stands behind it: not where it is another program's file, or an ensemble."""
+        return not {"file", "ensemble"} & self.summary.keys()
+
+    @property
     def calibration(self) -> Calibration:
         """Of its scores, chosen on validation; one that changes nothing where it has none."""
         return Calibration(**(self.summary.get("calibration") or {}))
@@ -183,7 +188,7 @@ def _kept_or_made(
         "data": data.manifest.fingerprint(),
         "cases": digest(table, "image_id", "patient_id", "study_id", "label"),
         "store": data.store.fingerprint,
-        "evaluate": config.evaluate.model_dump(mode="json"),
+        "evaluate": config.evaluate.heeded(),
         "precision": PRECISION,
     }
     kept = _kept(path, config, origin)
@@ -342,9 +347,10 @@ def _kept(path: Path, config: ClassifyConfig, origin: dict[str, Any]) -> Evaluat
     try:
         summary = read_json(path.with_suffix(".json"))
         table = path.with_suffix(".csv").read_bytes()
-        if summary["origin"] != origin:
+        made_by = EvaluateSettings(**summary["origin"]["evaluate"]).heeded()
+        if summary["origin"] | {"evaluate": made_by} != origin:
             return None
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError):  # pydantic's is a ValueError
         return None
 
     kept = _as_written(path, config, summary, table)

@@ -225,7 +225,7 @@ def grad_cam(model: Model, images: Tensor, sign: Tensor, layer: int | None = Non
     x = model.stem(images)
     layers = [model.layer1, model.layer2, model.layer3, model.layer4]
     if layer is None:
-        layer = _last_with_cells(images, x)
+        layer = _last_with_cells(x)
     for compute in layers[:layer]:
         x = compute(x)
 
@@ -239,7 +239,7 @@ def grad_cam(model: Model, images: Tensor, sign: Tensor, layer: int | None = Non
     return reduce(weights * maps, "b d h w -> b h w", "sum")
 
 
-def _last_with_cells(images: Tensor, x: Tensor) -> int:
+def _last_with_cells(x: Tensor) -> int:
     """The last layer whose map has LEAST_CELLS a side; each after the first halves it."""
     layer = 4
     while layer > 1 and min(x.shape[2:]) < LEAST_CELLS * 2 ** (layer - 1):

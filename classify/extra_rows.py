@@ -158,7 +158,7 @@ def _origin(config: ClassifyConfig, data: Data, units: pd.DataFrame) -> dict[str
         "data": data.manifest.fingerprint(),
         "cases": digest(units, "image_id", "patient_id", "study_id", "label"),
         "store": data.store.fingerprint,
-        "evaluate": config.evaluate.model_dump(mode="json") | {"split": config.compare.split},
+        "evaluate": config.evaluate.heeded() | {"split": config.compare.split},
     }
 
 
@@ -182,7 +182,7 @@ def _evaluated(members: tuple[Evaluation, ...], data_of: DataOf) -> Evaluation:
     first = members[0]
     config = first.config
     data = data_of(config.data)
-    logits = [calibrated_logits(member, member.predictions) for member in members]
+    logits = [member.calibration.logits(member.predictions["logit"]) for member in members]
     units = _mean(first.predictions, logits)
 
     # the labels that any of them was trained on or chosen by
@@ -208,11 +208,6 @@ def _evaluated(members: tuple[Evaluation, ...], data_of: DataOf) -> Evaluation:
     return write_evaluation(path, config, data, units, threshold, facts, meta)
 
 
-def calibrated_logits(evaluation: Evaluation, units: pd.DataFrame) -> np.ndarray:
-    """The logits (n) of a run's calibrated probabilities, where it has a calibration; else its own."""
-    return evaluation.calibration.logits(units["logit"])
-
-
 def _mean(units: pd.DataFrame, logits: list[np.ndarray]) -> pd.DataFrame:
     """Units with the mean of the members' probabilities, by their logits (n each): a mean near 1 still has one."""
     cases = np.tile(np.arange(len(units)), len(logits))
@@ -231,7 +226,7 @@ def _validated(members: tuple[Evaluation, ...], splits: list[LabelledSplits], da
         checkpoint = load_checkpoint(best_of(member.run), kind="classifier")
         scored = score_images(checkpoint, member.config, data, table)
         units = side_by_side(in_units(scored, config.evaluate.unit, data.manifest.patients_known))
-        logits.append(calibrated_logits(member, units))
+        logits.append(member.calibration.logits(units["logit"]))
     return _mean(units, logits)
 
 

@@ -123,9 +123,8 @@ def _text_or_number(column: pd.Series) -> pd.Series:
         return column.astype(np.float64)
     texts = column.astype(object)
     texts = texts.where(texts.isna(), texts.map(str))
-    return texts.where(texts.notna() & (texts != ""), np.nan).astype(
-        object
-    )  # an empty cell of a CSV is an unknown value
+    known = texts.notna() & (texts != "")  # an empty cell of a CSV is an unknown value
+    return texts.where(known, np.nan).astype(object)
 
 
 def _of_studies(groups: pd.DataFrame, numbers: np.ndarray) -> pd.DataFrame:

@@ -123,8 +123,12 @@ class EvaluateSettings(Settings):
     )
     unit: Unit = Field("image", description="what counts: images, or studies by their mean score")
     batch_size: int = Field(256, ge=1, description="images per forward pass")
-    replicates: int = Field(2000, ge=100, description="bootstrap replicates, patients resampled")
+    replicates: int = Field(2000, ge=100, description="not used any more: no interval is a bootstrap's")
     level: float = Field(0.95, gt=0.5, lt=1, description="coverage of the intervals")
+
+    def heeded(self) -> dict[str, Any]:
+        """What evaluations are made by: predictions made by the same are not made again."""
+        return self.model_dump(mode="json", exclude={"replicates"})
 
 
 def _expect_a_share(budget: int | str | None) -> int | str | None:
@@ -243,7 +247,7 @@ class CompareSettings(Settings):
     """mae-compare: pretrainings × fine-tunings × baselines × label budgets × seeds."""
 
     split: Literal["validate", "test"] = Field("validate", description="split the table shows")
-    seeds: tuple[int, ...] = Field(
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...] = Field(
         (0, 1, 2), min_length=1, description="training seeds of both stages; each has its own subset of a label budget"
     )
     pretraining_seeds: tuple[int, ...] | None = Field(

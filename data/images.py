@@ -187,10 +187,7 @@ def _read(path: str | Path, tone: Tone, at_least: Size | None, of_sides: OfSides
         message = f"{path}: {reason}"
     except ImportError as error:  # a library that cannot be loaded: for want of memory, or of descriptors
         raise _not_now(path, error) from None
-    except (
-        OSError,
-        MemoryError,
-    ) as error:  # strerror: the file's trouble; without one it is Pillow's word on the content
+    except (OSError, MemoryError) as error:  # strerror tells the file's trouble; without one Pillow tells the content's
         if may_pass(error):
             raise _not_now(path, error) from None
         says = f"damaged content ({_one_line(error)})"

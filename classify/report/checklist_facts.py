@@ -60,7 +60,7 @@ def trained_rows(comparison: Comparison) -> Iterator[tuple[str, Evaluation]]:
     """Name and first run of each row that was trained here, at the largest label budget."""
     for line in comparison.lines_of(largest_budget(comparison)):
         evaluation = line.evaluations[0]
-        if not {"file", "ensemble"} & evaluation.summary.keys():
+        if evaluation.is_trained:
             yield line.name, evaluation
 
 
@@ -321,7 +321,7 @@ def _training(comparison: Comparison) -> str:
         augment = "with augmentation" if settings.augment.enabled else "without augmentation"
         return f"{epochs(settings.epochs)} of {how}, batches of {settings.batch_size}, {augment}"
 
-    count = sum(not {"file", "ensemble"} & each.summary.keys() for each in comparison.evaluations)
+    count = sum(each.is_trained for each in comparison.evaluations)
     seeds = len(comparison.config.compare.seeds)
     trained = f"{count} classifiers, {seeds} {'seed' if seeds == 1 else 'seeds'} a row"
     stage_one = [

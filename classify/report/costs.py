@@ -7,7 +7,7 @@ from typing import Any
 from classify.comparison import Comparison, Line
 from classify.report.numbers import show, show_number
 from classify.row_differences import Arm, differences_between_arms
-from mae.dry_run import duration
+from mae.engine.console import duration
 
 NOT_KNOWN = "–"
 COSTS = (
@@ -27,8 +27,7 @@ def cost_rows(comparison: Comparison, labelled: int | None) -> Iterator[dict[str
 
     What a pretraining cost is counted whole for every row that begins from it; validation and evaluation are not.
     """
-    for number in comparison.numbers(labelled):
-        line = comparison.lines[number]
+    for line in comparison.lines_of(labelled):
         training = _mean(line, "train_seconds"), _mean(line, "train_flops")
         pretraining = _mean(line, "pretrain_seconds"), _mean(line, "pretrain_flops")
         tuning = _sum(line, "tune_seconds"), _sum(line, "tune_flops")
@@ -102,7 +101,7 @@ def difference_rows(comparison: Comparison) -> list[dict[str, str]]:
     arms = []
     for line in comparison.lines:
         for evaluation in line.evaluations:
-            if {"file", "ensemble"} & evaluation.summary.keys():
+            if not evaluation.is_trained:
                 continue
             begun_from = evaluation.summary["meta"]["pretrained_from"]
             arms.append(Arm(line.name, evaluation.config, _pretraining(comparison, begun_from)))

@@ -57,7 +57,10 @@ folder = "."  # where this README lies
 processor = AutoImageProcessor.from_pretrained(folder)
 model = AutoModelForImageClassification.from_pretrained(folder).eval()
 for name in sys.argv[1:]:
-    image = ImageOps.exif_transpose(Image.open(name)).convert("{mode}")
+    image = ImageOps.exif_transpose(Image.open(name))
+    if image.mode.startswith(("I", "F")):
+        sys.exit(f"{{name}}: more than 8 bits; scale it to 0…255 first")
+    image = image.convert("{mode}")
 {fit}    with torch.no_grad():
         logits = model(**processor(image, return_tensors="pt")).logits  # 1 2
     probability = logits.softmax(dim=1)[0, 1].item()
@@ -75,7 +78,10 @@ folder = "."  # where this README lies
 processor = AutoImageProcessor.from_pretrained(folder)
 model = ViTModel.from_pretrained(folder, add_pooling_layer=False).eval()
 for name in sys.argv[1:]:
-    image = ImageOps.exif_transpose(Image.open(name)).convert("{mode}")
+    image = ImageOps.exif_transpose(Image.open(name))
+    if image.mode.startswith(("I", "F")):
+        sys.exit(f"{{name}}: more than 8 bits; scale it to 0…255 first")
+    image = image.convert("{mode}")
 {fit}    with torch.no_grad():
         tokens = model(**processor(image, return_tensors="pt")).last_hidden_state  # 1 1+n d
     print(name, tuple(tokens.shape), f"{{tokens[0, 1:].mean():.6f}}")

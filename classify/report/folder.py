@@ -1,5 +1,6 @@
-"""Where a comparison's folder is, before anything is imported that reads it."""
+"""Where a comparison's folder is, before anything is imported that reads it, and how pictures in it are known."""
 
+import hashlib
 from pathlib import Path
 
 from data.config import expand
@@ -14,3 +15,8 @@ def comparison_file(folder: str | Path) -> Path:
         found = "no comparison.json" if folder.is_dir() else "no such folder"
         raise UserError(f"{folder}: found {found}, expected the folder of a mae-compare that has ended")
     return path
+
+
+def picture_digest(content: bytes) -> str:
+    """By which a picture is known as the one that was drawn."""
+    return hashlib.sha256(content).hexdigest()[:16]

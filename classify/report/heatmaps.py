@@ -1,7 +1,6 @@
 """What the models look at: the same few images under each row's heat, where single cases may be shown."""
 
 import base64
-import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from PIL import Image
 from classify.comparison import Comparison, Line
 from classify.evaluate import Evaluation
 from classify.explain import heatmaps, judged, overlay, sheet
+from classify.report.folder import picture_digest
 from classify.report.mistakes import are_shown
 from classify.report.numbers import show_number
 from classify.report.verdict import largest_budget
@@ -28,7 +28,6 @@ from data.writing import writing
 
 MOST_ROWS = 8  # of the table that are shown, the first
 PICTURE = "heatmaps/sheet.png"  # below the comparison's folder
-NOT_TRAINED = {"file", "ensemble"}  # what tells in a summary that no network stands behind a row
 LOOKS = (
     "The same images under each row's heat (first seed): where it finds what speaks for the class that it called the "
     "image. They are the first of either class by their ids, never chosen by their looks. Heat shows what moved a "
@@ -61,7 +60,7 @@ def draw_heatmaps(comparison: Comparison, data_of: Callable[[DataSettings], Data
     path.parent.mkdir(exist_ok=True)
     with writing(path) as opened:
         opened.write(content.getvalue())
-    return PICTURE, _digest(content.getvalue())
+    return PICTURE, picture_digest(content.getvalue())
 
 
 def lines_shown(comparison: Comparison) -> list[Line]:
@@ -69,7 +68,7 @@ def lines_shown(comparison: Comparison) -> list[Line]:
     if not comparison.config.report.heatmaps:
         return []
     lines = comparison.lines_of(largest_budget(comparison))
-    return [line for line in lines if not NOT_TRAINED & line.evaluations[0].summary.keys()][:MOST_ROWS]
+    return [line for line in lines if line.evaluations[0].is_trained][:MOST_ROWS]
 
 
 def cases(comparison: Comparison, line: Line) -> pd.DataFrame:
@@ -113,7 +112,7 @@ def picture(comparison: Comparison) -> Picture | None:
     file, digest = comparison.heatmaps
     with suppress(OSError):
         content = Path(comparison.folder, file).read_bytes()
-        if _digest(content) == digest:
+        if picture_digest(content) == digest:
             with Image.open(BytesIO(content)) as opened:
                 size = opened.size
             return Picture(f"data:image/png;base64,{base64.b64encode(content).decode()}", size)
@@ -141,7 +140,3 @@ def heatmap_texts(comparison: Comparison) -> Iterator[str]:
     kinds = {line.evaluations[0].config.finetune.model == "vit" for line in lines_shown(comparison)}
     for is_vit in sorted(kinds, reverse=True):
         yield judged("vit" if is_vit else "resnet")
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:16]

@@ -1,7 +1,6 @@
 """The most confident mistakes of each row at the largest label budget, where single cases may be shown."""
 
 import base64
-import hashlib
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from PIL import Image
 from classify.comparison import Comparison, Line
 from classify.grid import folder_name
 from classify.report.calibrations import calibrated_scores
+from classify.report.folder import picture_digest
 from classify.report.numbers import show_number
 from classify.report.verdict import largest_budget
 from classify.subgroups import USUAL
@@ -128,7 +128,7 @@ def draw_mistakes(comparison: Comparison, data: Data) -> dict[str, tuple[str, st
                 (comparison.folder / FOLDER).mkdir(exist_ok=True)
                 with writing(comparison.folder / file) as opened:
                     opened.write(content)
-                drawn[line.name] = (file, _digest(content))
+                drawn[line.name] = (file, picture_digest(content))
 
     kept = {file for file, _ in drawn.values()}
     for path in (comparison.folder / FOLDER).glob("*.png"):
@@ -161,12 +161,8 @@ def strips(comparison: Comparison) -> list[Strip]:
     for name, (file, digest) in comparison.mistakes.items():
         with suppress(OSError):
             content = Path(comparison.folder, file).read_bytes()
-            if are_shown(comparison) and _digest(content) == digest:
+            if are_shown(comparison) and picture_digest(content) == digest:
                 with Image.open(BytesIO(content)) as picture:
                     size = picture.size
                 found.append(Strip(name, f"data:image/png;base64,{base64.b64encode(content).decode()}", size))
     return found
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:16]

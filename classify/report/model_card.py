@@ -91,7 +91,7 @@ def write_model_cards(comparison: Comparison, folder: Path) -> None:
 def _trained(comparison: Comparison) -> Iterator[Line]:
     """The lines that have weights of their own: neither files nor ensembles."""
     for line in comparison.lines_of(largest_budget(comparison)):
-        if not {"file", "ensemble"} & line.evaluations[0].summary.keys():
+        if line.evaluations[0].is_trained:
             yield line
 
 
@@ -113,7 +113,7 @@ def card_of(comparison: Comparison, line: Line, groups: Sequence[Mapping[str, st
             ("Intended use", (INTENDED,)),
             ("Model", _lines(_model(comparison, line, first))),
             ("Data", _lines(_data(comparison))),
-            ("Training", _lines(_training(comparison, line, first))),
+            ("Training", _lines(_training(comparison, first))),
             ("Evaluation", tuple(_evaluation(comparison, line))),
             ("Calibration and threshold", _lines(_decision(comparison, first))),
             ("Subgroups", tuple(_subgroups(line, groups))),
@@ -144,7 +144,7 @@ def _data(comparison: Comparison) -> Iterator[str]:
     yield f"Missing: {known['missing']}."
 
 
-def _training(comparison: Comparison, line: Line, first: Evaluation) -> Iterator[str]:
+def _training(comparison: Comparison, first: Evaluation) -> Iterator[str]:
     settings = first.config.finetune
     how = "All weights were trained" if settings.mode == "full" else "A linear probe was trained on frozen features"
     images = first.summary["meta"]["train_images"]

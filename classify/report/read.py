@@ -185,8 +185,7 @@ def left_out(comparison: Comparison) -> Iterator[str]:
         if not epochs_of(folder, OF_PRETRAINING, warn=False):
             yield f"the loss of {name}: no curve in {folder / 'metrics.jsonl'}"
     for evaluation in comparison.evaluations:
-        nothing_trained = {"file", "ensemble"} & evaluation.summary.keys()
-        if not nothing_trained and not epochs_of(evaluation.run, OF_TRAINING, warn=False):
+        if evaluation.is_trained and not epochs_of(evaluation.run, OF_TRAINING, warn=False):
             yield f"the curves of {evaluation.run.name}: none in {evaluation.run / 'metrics.jsonl'}"
     yield from missing(comparison)
     if are_shown(comparison):

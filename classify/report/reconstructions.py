@@ -1,7 +1,6 @@
 """What each pretraining makes of validation images, as pictures beside the comparison and inside its page."""
 
 import base64
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from classify.comparison import Comparison, Reconstructions
+from classify.report.folder import picture_digest
 from classify.settings import ClassifyConfig
 from data.loader import Data, Loader
 from data.privacy import credentialed_sources, may_show
@@ -102,7 +102,7 @@ def _draw(checkpoint: Checkpoint, data: Data, folder: Path, name: str) -> tuple[
     file = f"reconstructions/{name}{ending}"
     with writing(folder / file) as opened:
         opened.write(content.getvalue())
-    return file, _digest(content.getvalue())
+    return file, picture_digest(content.getvalue())
 
 
 def _remove_others(folder: Path, name: str, kept: str | None) -> None:
@@ -115,10 +115,6 @@ def _remove_others(folder: Path, name: str, kept: str | None) -> None:
 
 def _is_small(size: tuple[int, int]) -> bool:
     return max(size) <= SMALL
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:16]
 
 
 # ---------------------------------------------------------------- showing
@@ -155,7 +151,7 @@ def _content(comparison: Comparison, name: str, drawn: Reconstructions) -> bytes
         return None
     with suppress(OSError):
         content = (comparison.folder / drawn.file).read_bytes()
-        if _digest(content) == drawn.digest:
+        if picture_digest(content) == drawn.digest:
             return content
     return None
 

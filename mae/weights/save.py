@@ -53,7 +53,7 @@ def save_huggingface(
     resize: how images of another shape were fitted to the model's (`data.resize`); squash is what transformers does.
     owed: what else is to be said of the weights, in README.md. card: makes another README.md.
     """
-    license = license or getattr(getattr(model, "report", None), "license", None)
+    license = license or (model.report and model.report.license)
     encoder, decoder = model.encoder, model.decoder
     _expect_linear(encoder, folder)
     if isinstance(decoder, Decoder) and encoder.grid[0] == encoder.grid[1]:

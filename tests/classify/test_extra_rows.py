@@ -10,7 +10,7 @@ from tiny_world import tiny_config
 
 from classify.comparison import Line, describe
 from classify.evaluate import Evaluation, evaluate
-from classify.extra_rows import calibrated_logits, check_extra_rows, extra_names, with_extra_rows
+from classify.extra_rows import check_extra_rows, extra_names, with_extra_rows
 from classify.finetune import finetune
 from classify.grid import expand_grid
 from classify.ledger import openings
@@ -74,7 +74,7 @@ def test_contrasts_can_know_their_names_before_anything_is_trained(config):
 def test_an_ensembles_score_is_the_mean_of_its_seeds_probabilities(all_lines):
     seeds, ensemble = all_lines[0], all_lines[1]
     [mean] = ensemble.scores
-    each = [expit(calibrated_logits(e, e.predictions)) for e in seeds.evaluations]
+    each = [expit(e.calibration.logits(e.predictions["logit"])) for e in seeds.evaluations]
     np.testing.assert_allclose(mean, np.mean(each, axis=0), rtol=1e-12)
     np.testing.assert_allclose(expit(ensemble.logits[0]), mean, rtol=1e-12)
     assert (ensemble.labels == seeds.labels).all()
@@ -85,7 +85,7 @@ def test_a_calibration_moves_what_is_averaged(all_lines):
     member = all_lines[0].evaluations[0]
     moved = replace(member, summary=member.summary | {"calibration": {"temperature": 2.0, "intercept": -0.7}})
     units = member.predictions
-    np.testing.assert_allclose(calibrated_logits(moved, units), units["logit"] / 2 - 0.7)
+    np.testing.assert_allclose(moved.calibration.logits(units["logit"]), units["logit"] / 2 - 0.7)
 
 
 def test_an_ensembles_threshold_is_its_own_and_of_validation_cases(config, opened, all_lines):
@@ -93,7 +93,7 @@ def test_an_ensembles_threshold_is_its_own_and_of_validation_cases(config, opene
     validation = []
     for member in seeds.evaluations:
         checked = evaluate(member.run, {"evaluate.split": "validate"}, opened)
-        validation.append(expit(calibrated_logits(member, checked.predictions)))
+        validation.append(expit(member.calibration.logits(checked.predictions["logit"])))
         labels = checked.predictions["label"]
     expected = choose_threshold(labels, expit(logit(np.mean(validation, axis=0))), "youden")
     assert ensemble.threshold == pytest.approx(expected, rel=1e-9)

@@ -170,6 +170,13 @@ def code_of(folder: Path) -> str:
     return code
 
 
+def expect_refused(folder: Path, place: Path) -> None:
+    """A picture of 16 bits is not taken for one of 8 by the code in the README."""
+    Image.fromarray(np.arange(144, dtype=np.uint16).reshape(12, 12) * 400).save(place / "deep.png")
+    with pytest.raises(SystemExit, match=r"deep.png: more than 8 bits"):
+        printed_by(code_of(folder), place / "deep.png", folder=folder)
+
+
 @pytest.mark.parametrize("name", ["mean", "resnet18-probe"])
 def test_a_readmes_code_gives_our_answer(name, exported, tmp_path):
     """On an image of the model's size: others are resized as test_exported_preprocessing holds."""
@@ -183,6 +190,7 @@ def test_a_readmes_code_gives_our_answer(name, exported, tmp_path):
     words = list(each.config["id2label"].values())
     rows = [line.split() for line in printed.splitlines() if line.startswith(str(tmp_path))]
     assert [float(row[1]) for row in rows] == pytest.approx(each.probabilities, abs=1e-4)
+    expect_refused(each.folder, tmp_path)
     assert [row[2] for row in rows] == [words[int(score >= META["threshold"]["image"])] for score in each.scores]
 
 
@@ -204,6 +212,7 @@ def test_a_pretrainings_readme_has_code_that_runs(tmp_path):
     printed = printed_by(code_of(tmp_path / "mae"), "../x.png", folder=tmp_path / "mae")
     with torch.no_grad():
         tokens = model.encoder(model.encoder.standardize(image))
+    expect_refused(tmp_path / "mae", tmp_path)
     assert printed.splitlines()[-1].endswith(f"(1, 10, 12) {tokens[0, 1:].mean():.6f}")
 
 
