@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 
 from classify.batch_sizes import with_batch_sizes
-from classify.cases import LabelledSplits, labelled_splits, splits_of
+from classify.cases import LabelledSplits, budgets_of, labelled_splits, splits_of
 from classify.contrasts import candidates, declared
 from classify.cost import Spent, finetuning_flops, pretraining_flops_of, spent
 from classify.dry_run import VALIDATED, few_of
-from classify.extra_rows import extra_names
+from classify.extra_rows import check_extra_rows, extra_names
 from classify.finetune import finetune_stage
 from classify.grid import (
     Cell,
@@ -32,8 +32,9 @@ from data.config import expand
 from data.loader import Data
 from data.manifest import open_manifest
 from data.settings import DataSettings
-from mae.dry_run import UNKNOWN, duration, part_of, prepared_data, pretraining_images, random_data
+from mae.dry_run import UNKNOWN, part_of, prepared_data, pretraining_images, random_data
 from mae.engine.checkpoint import latest_checkpoint
+from mae.engine.console import duration
 from mae.engine.loop import peak_memory
 from mae.engine.run import configure_torch, training_device
 from mae.pretrain import pretrain_stage
@@ -105,13 +106,16 @@ def plan(config: ClassifyConfig, jobs: int = 1) -> str:
     for cell in cells:
         check_settings(config, cell)
     check_pretrainings(cells, datasets.prepared)
+    data = datasets.prepared(config.data)
+    if data is not None:
+        check_extra_rows(config, data)
     columns = datasets.columns(config.data)
     if columns is not None:
         check_columns(config.report.subgroups, columns)
     cells = with_batch_sizes(
         cells,
         of_pretraining=lambda config: pretraining_images(config.data, datasets.images(config.data)) or UNKNOWN,
-        of_finetuning=lambda config: _budget(config, datasets.labelled(config.data)) or UNKNOWN,
+        of_finetuning=lambda config: _learned_from(config, datasets) or UNKNOWN,
     )
 
     # speeds that were measured by runs of this very grid; the others are measured now
@@ -224,7 +228,7 @@ def _pretraining(config: ClassifyConfig, datasets: "_Datasets") -> _Run:
 
 def _finetuning(cell: Cell, stage: str, datasets: "_Datasets") -> _Run:
     config = cell.config
-    images = _budget(config, datasets.labelled(config.data))
+    images = _learned_from(config, datasets)
     return _Run(
         name=cell.folder if stage == "finetune" else f"tune/{cell.folder}",
         stage=stage,
@@ -237,10 +241,16 @@ def _finetuning(cell: Cell, stage: str, datasets: "_Datasets") -> _Run:
     )
 
 
-def _budget(config: ClassifyConfig, labelled: int | None) -> int | None:
-    if config.finetune.sample and labelled:
-        return min(config.finetune.sample, labelled)
-    return labelled
+def _learned_from(config: ClassifyConfig, datasets: "_Datasets") -> int | None:
+    """How many images a fine-tuning learns from; None where they are not there."""
+    labelled = datasets.labelled(config.data)
+    settings = config.finetune
+    if settings.sample is None or not labelled:
+        return labelled
+
+    everything = datasets.labelled(config.data, settings.sample_covers) or labelled
+    of_train, _ = budgets_of(settings.sample, labelled, everything - labelled, settings.sample_covers)
+    return min(of_train, labelled)
 
 
 class _Datasets:

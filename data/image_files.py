@@ -4,7 +4,6 @@ For a first look, or where a store of large images finds no room: pixels, rows a
 every epoch decodes everything again. Nobody has read the files before, so the unreadable ones are met on the way.
 """
 
-import os
 import sys
 from collections import deque
 from collections.abc import Generator, Iterable, Sequence
@@ -19,6 +18,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from tqdm import tqdm
 
+from data.environment import ranks_here
 from data.errors import UserError
 from data.images import read_fitted
 from data.manifest import Manifest
@@ -49,8 +49,7 @@ class ImageFiles:
         self.allowed = allowed(settings.max_rejected, len(table))
         self.how = (settings.image_size, settings.resize, settings.tone)
 
-        ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun's, on this machine
-        self.workers = settings.workers or max(1, usable_cores() // ranks_here)
+        self.workers = settings.workers or max(1, usable_cores() // ranks_here())
         self.pool: Executor | None = None
         self.folder = TemporaryDirectory(prefix="mae-")  # goes with us
         self.scratch = Path(self.folder.name)

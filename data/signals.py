@@ -10,8 +10,9 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from threading import Event, Thread
+from threading import Event, Thread, Timer
 from types import FrameType
+from typing import Any
 
 TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
 GRACE = 20.0  # seconds a command has to end by itself; Slurm and torchrun kill after 30
@@ -40,16 +41,29 @@ def stopping_on_signals(for_good: bool) -> Iterator[None]:
     hear the signal, say in torch's wait for other ranks, is ended after GRACE seconds.
     """
     raised: list[Stopped] = []
+    numbers: list[int] = []
+    hook = sys.unraisablehook
 
     def stop(number: int, frame: FrameType | None) -> None:
         if _Now.starting_child:
             _Now.late = number
             return
         _set_all(signal.SIG_IGN)
+        numbers.append(number)
         raised.append(Stopped(_ended_by(number)))
         raise raised[0]
 
+    def ignored(what: Any) -> None:
+        if raised and what.exc_value is raised[0]:  # where nothing can be raised, as in a __del__: again in a moment
+            raised.clear()
+            _set_all(stop)
+            Timer(0.01, signal.raise_signal, [numbers[-1]]).start()
+        else:
+            hook(what)
+
     before = _set_all(stop)
+    if before:
+        sys.unraisablehook = ignored
     ended = Event()
     with _watched(ended):
         try:
@@ -60,6 +74,7 @@ def stopping_on_signals(for_good: bool) -> Iterator[None]:
             raise raised[0] from None  # what a library was in the middle of failed on the way out
         finally:
             ended.set()
+            sys.unraisablehook = hook
             for number, handler in before.items():
                 signal.signal(number, signal.SIG_IGN if for_good else handler)
 
@@ -130,11 +145,23 @@ class _Now:
 
     noting = False  # signals are noted: a step may take longer than GRACE, and is worth waiting for
     starting_child = False
+    kept = "what is finished is kept, the same command goes on from it"
     late: int | None = None  # the signal that arrived meanwhile
 
 
 def _ended_by(number: int) -> str:
-    return f"stopped by {signal.Signals(number).name}; what is finished is kept, the same command goes on from it"
+    return f"stopped by {signal.Signals(number).name}; {_Now.kept}"
+
+
+@contextmanager
+def beginning_anew() -> Iterator[None]:
+    """What a signal stops in the block has to be done from the start again, and is told so."""
+    before = _Now.kept
+    _Now.kept = "the same command begins anew"
+    try:
+        yield
+    finally:
+        _Now.kept = before
 
 
 def _set_all(handler: "Handler | signal.Handlers") -> "dict[signal.Signals, Handler | int | None]":

@@ -198,14 +198,14 @@ def prepared_data(settings: DataSettings) -> tuple[Data | None, int | None]:
     """The config's images where they are prepared or need not be, and how many serve training where that is known."""
     try:
         roots = [Path(expand(source.root, "data.root")) for source in settings.each_source().values()]
-        if not all(root.exists() for root in roots):  # the phantom would be drawn
-            return None, None
-        manifest = open_manifest(settings)
-        files = ImageFiles(settings, manifest) if settings.store is False else None
-    except UserError:
+    except UserError:  # whoever plans may not have them yet
         return None, None
-    if files is not None:
-        return Data(manifest, files), len(manifest.of_split("train"))
+    if not all(root.exists() for root in roots):  # the phantom would be drawn
+        return None, None
+
+    manifest = open_manifest(settings)
+    if settings.store is False:
+        return Data(manifest, ImageFiles(settings, manifest)), len(manifest.of_split("train"))
 
     # a store is never made here, only found
     folder = finished_store(settings, known_as(settings, manifest.table))

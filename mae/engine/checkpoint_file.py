@@ -1,5 +1,6 @@
 """Which file a `--checkpoint` means: itself, or a run folder's best.pt. Light: bad paths are answered without torch."""
 
+import os
 import re
 from pathlib import Path
 
@@ -68,7 +69,9 @@ def stands_somewhere(folder: Path) -> bool:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a training has begun in the folder."""
+    """Whether a training has begun in the folder; not in one that nobody may look into."""
+    if not os.access(folder, os.R_OK | os.X_OK):
+        return False
     if any((folder / name).is_file() for name in ("best.pt", "last.pt", "previous.pt")):
         return True
     return (folder / "config.yaml").is_file() and (folder / "environment.json").is_file()

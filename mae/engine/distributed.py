@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from data.environment import ranks_here, variable
 from data.errors import UserError
 
 Answer = TypeVar("Answer")
@@ -22,25 +23,14 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 def launched() -> bool:
     """Whether torchrun (or whoever sets its variables) started this process as one of several."""
-    return _variable("WORLD_SIZE", 1) > 1
-
-
-def _variable(name: str, otherwise: int) -> int:
-    """A number of the environment; UserError where it is none."""
-    text = os.environ.get(name, "")
-    if not text.strip():
-        return otherwise
-    try:
-        return int(text)
-    except ValueError:
-        raise UserError(f"environment: found {name}={text!r}, expected a whole number") from None
+    return variable("WORLD_SIZE", 1) > 1
 
 
 def check_launch() -> None:
     """UserError where ranks could not meet, as far as one can tell alone; asked before anything is opened."""
     if not launched() or dist.is_initialized():  # they have met, and the first one holds the port
         return
-    size = _variable("WORLD_SIZE", 1)
+    size = variable("WORLD_SIZE", 1)
     for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
         if not os.environ.get(name, "").strip():
             raise UserError(
@@ -49,8 +39,9 @@ def check_launch() -> None:
             )
 
     # numbers that cannot be
-    number = _variable("RANK", 0)
-    port = _variable("MASTER_PORT", 0)
+    number = variable("RANK", 0)
+    port = variable("MASTER_PORT", 0)
+    ranks_here()  # which is asked for later
     if not 0 <= number < size:
         raise UserError(f"environment: found RANK={number}, expected 0 to {size - 1} with WORLD_SIZE={size}")
     if not 0 < port < 2**16:
@@ -83,17 +74,17 @@ def world_size() -> int:
 
 def ranks_wanted() -> int:
     """How many ranks there will be once they have met."""
-    return max(_variable("WORLD_SIZE", 1), 1)
+    return max(variable("WORLD_SIZE", 1), 1)
 
 
 def local_rank() -> int:
     """Number of this process on its machine: which GPU is its own."""
-    return _variable("LOCAL_RANK", 0)
+    return variable("LOCAL_RANK", 0)
 
 
 def is_main() -> bool:
     """Whether this process speaks and writes for all, before and after they have met."""
-    return not launched() or _variable("RANK", 0) == 0
+    return not launched() or variable("RANK", 0) == 0
 
 
 @contextmanager
@@ -118,7 +109,7 @@ def process_group(device: torch.device, minutes: float = 30) -> Iterator[None]:
         dist.init_process_group(backend, timeout=timedelta(minutes=minutes))
     except (RuntimeError, ValueError) as error:  # a taken port, ranks that never came, …
         raise UserError(
-            f"environment: rank {_variable('RANK', 0)} of {_variable('WORLD_SIZE', 1)} did not meet the others "
+            f"environment: rank {variable('RANK', 0)} of {variable('WORLD_SIZE', 1)} did not meet the others "
             f"({str(error).splitlines()[0]}), expected all of them within {minutes:g} minutes; see their output"
         ) from None
 

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from data.environment import variable
 from data.errors import UserError
 from data.signals import TRY_AGAIN, noting_signals
 
@@ -35,7 +36,7 @@ def ranks_to_launch(asked: str, device: str) -> int:
 
     device: the config's.
     """
-    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+    if variable("WORLD_SIZE", 1) > 1:
         raise UserError(
             f"command line: found --launch and WORLD_SIZE={os.environ['WORLD_SIZE']}, expected one of them: torchrun "
             "and --launch do the same"

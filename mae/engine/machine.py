@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from data.environment import ranks_here
+
 GROUPS = Path("/sys/fs/cgroup")
 UNLIMITED = 2**60  # bytes; version 1 of control groups writes about 2**63 where there is no limit
 
@@ -32,8 +34,7 @@ def free_memory(device: torch.device) -> int:
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
-    ranks_here = max(int(os.environ.get("LOCAL_WORLD_SIZE") or 1), 1)
-    return min([_available(), *_left_by_groups()]) // ranks_here
+    return min([_available(), *_left_by_groups()]) // ranks_here()
 
 
 def memory_in_use() -> int:

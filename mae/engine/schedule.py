@@ -41,7 +41,11 @@ def schedule_of(settings: OptimizerSettings, base_lr: float, batch_size: int, ep
 
 
 def warmup_cosine(step: int, warmup: float, total: int, peak: float, floor: float = 0.0) -> float:
-    """Learning rate at a step: linear up to `peak` over `warmup` steps, then half a cosine to `floor`."""
+    """Learning rate at a step: linear up to `peak` over `warmup` steps, then half a cosine to `floor`.
+
+    A warm-up of less than a step is none: the only step of a short run would have a rate of 0.
+    """
+    warmup = warmup if warmup >= 1 else 0.0
     if step < warmup:
         return peak * step / warmup
     progress = min((step - warmup) / max(total - warmup, 1), 1.0)
@@ -53,6 +57,7 @@ def warmup_constant(step: int, warmup: float, total: int, cooldown: float, peak:
 
     Until that begins the rate does not depend on how long the run is (Hägele et al. 2024), so one run has many ends.
     """
+    warmup = warmup if warmup >= 1 else 0.0
     if step < warmup:
         return peak * step / warmup
     left = max(total - step, 0)

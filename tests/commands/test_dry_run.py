@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-from tiny_world import TINY, World, call, succeed
+from tiny_world import TINY, World, call, mistake, succeed
 
-from classify.cli import finetune
+from classify.cli import compare, finetune
 from data.config import load_config
 from mae.cli import pretrain
 from mae.dry_run import duration
@@ -47,6 +47,13 @@ def test_dry_run_without_images_says_so_and_draws_none(stage, tmp_path, monkeypa
     assert "random images" in printed
     assert "not known" in printed
     assert not files(tmp_path)
+
+
+def test_dry_run_tells_what_is_wrong_with_images_that_are_there(world: World):
+    for stage in (pretrain, finetune, compare):
+        words = ["--config", world.config, "--dry-run", "data.sample=9999", "compare.rows=[{name: V}]"]
+        line = mistake(stage, *words, keep=world.root)
+        assert line.startswith("error: data.sample: found ")
 
 
 def test_dry_run_refuses_what_a_run_would_refuse(tmp_path):

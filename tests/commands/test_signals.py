@@ -128,6 +128,32 @@ def program(text: str) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-c", code], env=in_checkout(), stderr=subprocess.PIPE, text=True)
 
 
+def test_where_python_ignores_what_is_raised():
+    process = program("""
+        import os
+        import signal
+        import time
+
+        from data.cli import run_command
+
+        class Deleted:
+            def __del__(self):
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.1)
+
+        def work(_):
+            Deleted()
+            time.sleep(60)
+
+        run_command(work, None)
+    """)
+    code, errors = ended(process)
+    assert (code, errors.splitlines()) == (
+        TRY_AGAIN,
+        ["stopped by SIGTERM; what is finished is kept, the same command goes on from it"],
+    )
+
+
 def test_deep_inside_a_library_that_hears_no_signal():
     process = program("""
         import hashlib

@@ -44,9 +44,13 @@ def finish(process: Process) -> tuple[int, str]:
 
 
 def interrupt(world: Path, stage: str, run: Path, step: int, number: signal.Signals) -> tuple[int, str]:
-    """Run until a step is logged, then send the signal; returns exit code and stderr."""
+    """Run until a step is logged, then send the signal; returns exit code and stderr.
+
+    What a run before was killed late for does not count: a signal at the very start would find nobody who follows it.
+    """
+    before = last_change(run)
     process = start_forked(*command(world, stage, run))
-    while process.poll() is None and last_step(run) < step:
+    while process.poll() is None and (last_step(run) < step or last_change(run) == before):
         time.sleep(0.002)
     process.send_signal(number)
     return finish(process)
@@ -64,6 +68,11 @@ def last_step(run: Path) -> int:
         return max((row["step"] for row in read_metrics(run)), default=0)
     except ValueError:  # half a line
         return 0
+
+
+def last_change(run: Path) -> int | None:
+    log = run / "metrics.jsonl"
+    return log.stat().st_mtime_ns if log.exists() else None
 
 
 def assert_same_end(one: Path, two: Path) -> None:

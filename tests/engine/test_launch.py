@@ -57,6 +57,9 @@ def test_a_device_of_one_process_and_a_launch_inside_torchrun_are_refused(monkey
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="found --launch and WORLD_SIZE=2"):
         ranks_to_launch("2", "cpu")
+    monkeypatch.setenv("WORLD_SIZE", "x")
+    with pytest.raises(UserError, match="found WORLD_SIZE='x', expected a whole number"):
+        ranks_to_launch("2", "cpu")
 
 
 @pytest.mark.parametrize("given", [["--launch", "2"], ["--launch=auto"], []])

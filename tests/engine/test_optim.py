@@ -16,7 +16,7 @@ from classify.models.build import build_model
 from mae import build_mae, load_checkpoint
 from mae.engine.loop import fit
 from mae.engine.optim import adamw, load_optimizer, parameter_groups
-from mae.engine.schedule import set_learning_rate, warmup_cosine
+from mae.engine.schedule import set_learning_rate, warmup_constant, warmup_cosine
 from mae.engine.tracker import read_metrics
 from mae.engine.update import skips_on_device
 from mae.pretrain import pretrain_stage
@@ -36,6 +36,8 @@ def test_warmup_is_linear_and_the_cosine_ends_at_its_floor():
 
 def test_schedules_without_warmup_or_without_an_end():
     assert warmup_cosine(0, 0, 7, 0.5) == 0.5
+    assert warmup_cosine(0, 0.1, 1, 0.5) == 0.5  # the only step of a run
+    assert warmup_constant(0, 0.1, 1, 0, 0.5) == 0.5
     assert warmup_cosine(3, 7, 7, 0.7) == pytest.approx(0.3)
     assert warmup_cosine(7, 7, 7, 0.7) == 0.7
 

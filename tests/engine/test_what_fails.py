@@ -222,6 +222,7 @@ RANKS = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_POR
         ({"RANK": "2"}, "found RANK=2, expected 0 to 1"),
         ({"RANK": "1.0"}, "found RANK='1.0', expected a whole number"),
         ({"LOCAL_RANK": "x"}, "found LOCAL_RANK='x', expected a whole number"),
+        ({"LOCAL_WORLD_SIZE": "x"}, "found LOCAL_WORLD_SIZE='x', expected a whole number"),
         ({"MASTER_PORT": "70000"}, "found MASTER_PORT=70000, expected 1 to 65535"),
         ({"MASTER_ADDR": "no.such.host.invalid"}, "found MASTER_ADDR=no.such.host.invalid"),
     ],

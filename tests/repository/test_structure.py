@@ -18,6 +18,7 @@ COMMANDS_OF_MAE = {"mae/pretrain.py", "mae/probe.py", "mae/dry_run.py", "mae/rec
 COMMANDS_OF_MAE |= {"mae/own_data.py"}
 USED_BY_ALL = {
     "data.errors",
+    "data.environment",
     "data.signals",
     "data.locks",
     "data.folders",
