@@ -123,10 +123,11 @@ def _finetune(argv: Arguments) -> None:
     if arguments.overfit:
         end_overfit(folder, arguments.overfit)
     if distributed.is_main():
-        print(f"watch: tensorboard --logdir {folder}")
-        print(f"next: mae-evaluate {folder}")
-        print(f"for images of your own: mae-predict --checkpoint {folder} FILES --out predictions.csv")
-        print(f"at the very end: mae-evaluate {folder} --split test, which opens the test split and records that")
+        run = shlex.quote(str(folder))
+        print(f"watch: tensorboard --logdir {run}")
+        print(f"next: mae-evaluate {run}")
+        print(f"for images of your own: mae-predict --checkpoint {run} FILES --out predictions.csv")
+        print(f"at the very end: mae-evaluate {run} --split test, which opens the test split and records that")
 
 
 def _finetune_parser() -> Parser:
@@ -279,10 +280,10 @@ def _compare(argv: Arguments) -> None:
     print("", printed(comparison), "", sep="\n")
     folder = expand(config.run, "run")
     print(f"report: {folder}/report.html")
-    print(f"curves: tensorboard --logdir {folder}")
-    print(f"next: mae-report {folder}, which makes the report again without training")
+    print(f"curves: tensorboard --logdir {shlex.quote(str(folder))}")
+    print(f"next: mae-report {shlex.quote(str(folder))}, which makes the report again without training")
     for run in _trained_runs(comparison)[:1]:
-        print(f"for images of your own: mae-predict --checkpoint {run} FILES --out predictions.csv")
+        print(f"for images of your own: mae-predict --checkpoint {shlex.quote(str(run))} FILES --out predictions.csv")
 
     # everything else is written; exit code 2 says that it is not whole
     failures = failures_of(comparison)

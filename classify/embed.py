@@ -21,7 +21,8 @@ from classify.trained import model_of
 from data.errors import UserError, printable
 from data.inputs import Input, find_inputs, read_inputs
 from data.privacy import credentialed_places, terms
-from data.writing import keep_private, restoring_umask, write_csv, writing
+from data.signals import beginning_anew
+from data.writing import flush_to_disk, in_utf8, keep_private, replacing, restoring_umask, write_rows_of_csv, writing
 from mae.encoder import Encoder
 from mae.engine.checkpoint import Checkpoint, load_checkpoint
 from mae.engine.run import device_of
@@ -109,8 +110,8 @@ def embed(
 ) -> None:
     """Write features (n d) of the images that can be read, and beside them a CSV: which row is which image's.
 
-    Both are written whole or not at all. Raises UserError for what cannot work, before anything is read, and, when both
-    are written, where no image could be read.
+    Both are written whole or not at all, and what stands there stays until both can be. Raises UserError for what
+    cannot work, before anything is read, and, when both are written, where no image could be read.
     """
     table = out.with_suffix(".csv")
     check_out(out, paths)
@@ -124,11 +125,13 @@ def embed(
 
     out.parent.mkdir(parents=True, exist_ok=True)
     reasons: list[str | None] = []
-    with writing(out) as file:
+    with beginning_anew(), writing(out) as file:
         with closing(_rows(embedder, inputs, reasons, workers)) as rows:
             count = write_rows(file, rows, embedder.width)
-        table.unlink(missing_ok=True)  # an older one would speak of other rows
-    _write_table(table, inputs, reasons)
+        flush_to_disk(file)
+        with replacing(table) as lines:
+            _write_table(lines, inputs, reasons)
+            out.unlink(missing_ok=True)  # older features would be of other rows
 
     say(f"features: {out}, {count:,} rows of {embedder.width}: {embedder.what}")
     say(f"which image is in which row: {table}")
@@ -212,12 +215,12 @@ def _write_table(path: Path, inputs: Sequence[Input], reasons: Sequence[str | No
     """A line for each input, in order: its row among the features, empty where it could not be read, and why not."""
     studies = any(one.study_id for one in inputs)
     columns = [*COLUMNS, *(["study_id"] if studies else []), "reason"]
-    write_csv(path, columns, _lines(inputs, reasons, studies))
+    write_rows_of_csv(path, columns, _lines(inputs, reasons, studies))
 
 
 def _lines(inputs: Sequence[Input], reasons: Sequence[str | None], studies: bool) -> Iterator[list[str]]:
     row = 0
     for one, reason in zip(inputs, reasons, strict=True):
         study = [one.study_id] if studies else []
-        yield ["" if reason else str(row), one.shown, *study, reason or ""]
+        yield ["" if reason else str(row), in_utf8(one.shown), *study, in_utf8(reason or "")]
         row += reason is None

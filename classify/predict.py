@@ -1,6 +1,5 @@
 """Trained classifiers × somebody's images → probabilities, decisions and heatmaps: mae-predict, and `Predictor`."""
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,7 +32,8 @@ from data.inputs import Images, Input, as_inputs, find_inputs, with_studies
 from data.labels import words
 from data.privacy import credentialed_places, terms
 from data.settings import height_and_width
-from data.writing import keep_private, read_first_line, restoring_umask, write_csv, writing
+from data.signals import beginning_anew
+from data.writing import in_utf8, keep_private, read_first_line, restoring_umask, write_csv, writing
 from mae.contact_sheet import save_picture
 from mae.reconstruct import names_of
 
@@ -258,13 +258,14 @@ def _credentialed(members: Sequence[Trained], paths: Sequence[str]) -> list[str]
 
 @contextmanager
 def _keeping_what_is_done(table: Callable[[], pd.DataFrame], out: Path, say: Callable[[str], object]) -> Iterator[None]:
-    """Where the block is interrupted, what is known so far is written beside `out`; else such a file of before goes."""
+    """Where the block ends early, what is known so far is written beside `out`; else such a file of before goes."""
     partial = out.with_suffix(".partial.csv")
     try:
-        yield
-    except (SystemExit, KeyboardInterrupt):
+        with beginning_anew():
+            yield
+    except (SystemExit, KeyboardInterrupt, OSError):  # a full disk, where heatmaps are written
         write_table(partial, table())
-        say(f"interrupted: what is known so far is in {partial}; the same command begins anew")
+        say(f"ended early: what is known so far is in {partial}")
         raise
     partial.unlink(missing_ok=True)
 
@@ -278,9 +279,7 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
 def _cell(value: Any) -> Any:
     if isinstance(value, float) and np.isnan(value):
         return ""
-    if isinstance(value, str):  # a name of bytes that are no UTF-8
-        return os.fsencode(value).decode("utf-8", errors="backslashreplace")
-    return value
+    return in_utf8(value) if isinstance(value, str) else value
 
 
 def _summary(answers: Answers, table: pd.DataFrame, line: str) -> Iterator[str]:
@@ -306,7 +305,8 @@ def _summary(answers: Answers, table: pd.DataFrame, line: str) -> Iterator[str]:
             yield f"note: {domain.note}"
     if any(domain is not None for domain in answers.domains):
         strange = int((table["domain"] == "out").sum())
-        yield f"{strange:,} of {len(table):,} are out of its domain, unlike the images that it was trained on"
+        judged_ones = int(table["domain"].isin(["in", "out"]).sum())
+        yield f"{strange:,} of {judged_ones:,} are out of its domain, unlike the images that it was trained on"
     scores = table["score"].dropna()
     if len(scores) > 2 and scores.nunique() == 1:
         yield f"warning: all {len(scores):,} have the same score, {scores.iloc[0]:.4g}; are they the same image?"

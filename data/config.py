@@ -20,7 +20,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 from data.errors import UserError, did_you_mean
-from data.plain_values import WRITTEN_FLOAT, parse_yaml, plain, read_yaml
+from data.plain_values import WITH_POINT, parse_yaml, plain, read_yaml
 
 SHIPPED = "shipped:"  # before the name of data that comes with the package: data.root=shipped:NAME
 WHOLE = "classify.settings:ClassifyConfig"  # the config of all rooms; by name, so that no room imports a later one
@@ -77,7 +77,8 @@ def load_config(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Sett
     path = find_config(name_or_path)
     raw = read_yaml(path)
     if not isinstance(raw, dict):
-        raise UserError(f"{path}: found {type(raw).__name__}, expected a mapping of settings")
+        found = {"NoneType": "no settings", "list": "a list"}.get(type(raw).__name__, "a single value")
+        raise UserError(f"{path}: found {found}, expected a mapping of settings")
     return make_config(raw, str(path), parse_overrides(overrides))
 
 
@@ -89,6 +90,8 @@ def find_config(name_or_path: str | Path) -> Path:
     shipped = {file.stem: file for file in shipped_configs()}
     if str(name_or_path) in shipped:
         return shipped[str(name_or_path)]
+    if path.is_dir():
+        raise UserError(f"{name_or_path}: found a folder, expected a config file such as {path / 'config.yaml'}")
     raise UserError(
         f"{name_or_path}: no such config file, nor a shipped config; shipped are {', '.join(sorted(shipped))}"
         f"{did_you_mean(str(name_or_path), shipped)}"
@@ -314,6 +317,8 @@ def _unknown(key: str, found: Any) -> str:
 def _nearest(key: str, names: Iterable[str]) -> str | None:
     """The valid name an unknown key may mean: a sibling if one is near, else one elsewhere."""
     parent, _, leaf = re.sub(r"\.\d+", "", key).rpartition(".")
+    if key.rpartition(".")[2].isdigit():  # as of 0,75, for which no name is meant
+        return None
     best = None
     best_rank = (False, 0.0, False, 0.0)
     for name in names:
@@ -417,7 +422,7 @@ class _Dumper(yaml.SafeDumper):
     """Writes what is read again as it was: the string "1e-3" in quotes."""
 
 
-_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", WRITTEN_FLOAT, list("-+0123456789."))
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", WITH_POINT, list("-+0123456789."))
 
 
 def _inline(value: Any) -> str:

@@ -17,6 +17,7 @@ from data.errors import LONGEST, UserError, printable, quoted, withholding
 from data.files_on_disk import Look, look_for
 from data.labels import NoSuchFinding, words
 from data.patients import with_patients
+from data.places import require_table
 from data.privacy import is_credentialed, may_show, recognised
 from data.settings import DataConfig, DataSettings
 from data.sources import COLUMNS, PEOPLE, SOURCES, SPLITS, LeftOut, kinds_of_columns, read_source
@@ -230,7 +231,10 @@ def _open_source(settings: DataSettings, mixed: bool, look_again: bool) -> _Part
         table, notes = _read_mixed(settings, root)
     else:
         table, notes = read_source(settings, root)
-    _check(table, root)
+    place = str(root)
+    if settings.source == "table":
+        place = str(require_table(root, settings.table))
+    _check(table, place)
     table, about_headers, headers = with_dicom_ids(table, settings, root, look_again)
     if headers:
         _check_patients(table, str(root), "; they are DICOM's PatientID, which data.dicom_ids=false leaves out")
@@ -307,19 +311,19 @@ def _keep_present(
 # ---------------------------------------------------------------- checks
 
 
-def _check(table: pd.DataFrame, root: Path) -> None:
+def _check(table: pd.DataFrame, place: str) -> None:
     if table.empty:
-        raise UserError(f"{root}: found no images")
+        raise UserError(f"{place}: found no images, expected some")
     _check_names(table["path"])
 
     repeated = table.loc[table["image_id"].duplicated(), "image_id"]
     if len(repeated):
-        raise UserError(f"{root}: found repeated image_id{_example(repeated)}, expected unique ones")
+        raise UserError(f"{place}: found repeated image_id{_example(repeated)}, expected unique ones")
 
     blank = int(table["split"].isna().sum())
     if 0 < blank < len(table):
-        raise UserError(f"{root}: found {blank:,} images without a split, expected one for all images or for none")
-    _check_patients(table, str(root))
+        raise UserError(f"{place}: found {blank:,} images without a split, expected one for all images or for none")
+    _check_patients(table, place)
 
 
 def _check_names(paths: pd.Series) -> None:

@@ -21,7 +21,9 @@ MOST_IN_YAML = 10**5
 DEEPEST = 40  # lists and mappings in each other
 DIGITS = 400  # of a number: a float has no more
 LARGEST = 2**63  # of whole numbers: what 64 bits hold
-WRITTEN_FLOAT = re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")  # 1e-3 is a number, as in YAML 1.2
+# numbers as in YAML 1.2: 1e-3 is one; 010 and 1:30 are texts, and neither 8 nor 90
+WHOLE = re.compile(r"^[-+]?(0|[1-9][\d_]*)$")
+WITH_POINT = re.compile(r"^[-+]?((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$")
 
 
 class NotYaml(UserError):
@@ -99,7 +101,7 @@ def _name(key: Any, name: str) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML with 1e-3 as a number (YAML 1.2), without silently repeated keys, and not endlessly deep."""
+    """YAML with the numbers of YAML 1.2, without silently repeated keys, and not endlessly deep."""
 
     def fetch_flow_collection_start(self, TokenClass: Any) -> None:
         if self.flow_level > DEEPEST:  # thousands of brackets would take seconds
@@ -121,8 +123,13 @@ def _as_text(loader: _Loader, node: yaml.ScalarNode) -> str:
     return str(loader.construct_scalar(node))
 
 
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, form) for tag, form in forms if not tag.endswith((":int", ":float"))]
+    for first, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 _Loader.add_constructor("tag:yaml.org,2002:timestamp", _as_text)  # 2026-01-01 is a name
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", WRITTEN_FLOAT, list("-+0123456789."))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", WHOLE, list("-+0123456789"))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", WITH_POINT, list("-+0123456789."))
 
 
 def parse_yaml(text: str, place: str) -> Any:
@@ -212,5 +219,5 @@ def _text_of(path: Path, largest: int, wrong: str) -> str:
         raise UserError(f"{path}: found more than {largest:,} bytes, expected a file of settings")
     try:
         return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: {wrong}: {error}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: {wrong}: found another encoding, expected UTF-8; save it as UTF-8") from None

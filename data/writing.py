@@ -122,12 +122,23 @@ def _forbid_what_the_umask_does(file: IO[bytes]) -> None:
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Rows below a header, written as they come: there may be a million. `read_csv` reads them."""
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    with replacing(path) as temporary:
+        write_rows_of_csv(temporary, columns, rows)
+
+
+def write_rows_of_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """The same straight to a file that nobody reads yet."""
+    with path.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(columns)
         for row in rows:
             table.writerow([as_cell(value) for value in row])
         flush_to_disk(file)
+
+
+def in_utf8(text: str) -> str:
+    """A text, with bytes of a file's name that are no UTF-8 as \\xfc."""
+    return os.fsencode(text).decode("utf-8", errors="backslashreplace")
 
 
 def read_csv(path: Path) -> Iterator[dict[str, str]]:

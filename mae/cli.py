@@ -1,6 +1,7 @@
 """The command line of stage one. Nothing is imported before its signals are followed (data/cli.py)."""
 
 import argparse
+import shlex
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -239,10 +240,10 @@ def _next_step(folder: Path, data: "Data") -> str:
     """What to do with a pretraining: a classifier takes images of both classes to train on and to validate on."""
     labels = data.everything().groupby("split")["label"].nunique()
     if min(labels.get("train", 0), labels.get("validate", 0)) > 1:
-        return f"next: mae-finetune --checkpoint {folder}"
+        return f"next: mae-finetune --checkpoint {shlex.quote(str(folder))}"
     return (
         "no labels of two classes are here, so there is nothing to fine-tune on; "
-        f"next: mae-reconstruct IMAGE --checkpoint {folder} --out FOLDER"
+        f"next: mae-reconstruct IMAGE --checkpoint {shlex.quote(str(folder))} --out FOLDER"
     )
 
 

@@ -367,6 +367,32 @@ def require_one_spelling(ids: pd.Series, place: Path) -> None:
             raise UserError(f"{place}: found {ids.name} {both}, expected one spelling")
 
 
+def spelt_alike(ids: pd.Series) -> list[str]:
+    """A note on ids that differ in case or leading zeros alone, as 7 and 007 do: they are read as different ones."""
+    plain: dict[str, set[str]] = {}
+    for text in ids.dropna().unique():
+        plain.setdefault(re.sub(r"(?<!\d)0+(?=\d)", "", text.casefold()), set()).add(text)
+    alike = [sorted(texts) for texts in plain.values() if len(texts) > 1]
+    if not alike:
+        return []
+    example = quoted(f" ({' and '.join(alike[0])})", instead="")
+    return [
+        f"{len(alike):,} {ids.name} are written in several ways that differ in case or leading zeros{example}; if they "
+        "are the same, write them alike: they count as different ones"
+    ]
+
+
+def require_whole(ids: pd.Series, place: Path) -> None:
+    """UserError for a number that a spreadsheet has shortened, as 1,23E+12: it stands for many."""
+    short = ids.str.fullmatch(r"\d+(?:[.,]\d+)?[eE]\+\d+").fillna(False).to_numpy(dtype=bool)
+    if short.any():
+        row = int(short.argmax())
+        raise UserError(
+            f"{place}: row {row + 2}: found {ids.name} {quoted(ids.iloc[row])!r}, a number that a spreadsheet has "
+            "shortened, expected all its digits; export the column as text"
+        )
+
+
 def read_lines(path: Path) -> list[str]:
     """The words of a text file; UserError where it is not in UTF-8."""
     _require_no_stand_in(path)

@@ -52,7 +52,9 @@ def named_columns(
             shown = ", ".join(header[:20]) + (", …" if len(header) > 20 else "")
             shown = quoted(f"columns {shown}", f"{len(header)} columns")  # the first row, where there is no header
             near = suggested(free, name)
-            hint = quoted(f"; did you mean data.columns.{name}={_as_value(near)}?", instead="") if near else ""
+            hint = f"; if another one is it, give data.columns.{name}=NAME"
+            if near:
+                hint = quoted(f"; did you mean data.columns.{name}={_as_value(near)}?", instead=hint)
             raise UserError(f"{place}: found {shown}, expected column {name}{hint}")
     for name in OBVIOUS:
         near = suggested(free, name)

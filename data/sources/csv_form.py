@@ -21,6 +21,8 @@ def _with_commas(path: Path, size: int, time: int) -> tuple[bytes, str] | None:
     except (OSError, EOFError, zlib.error, UnicodeError):  # which whoever reads it says
         return None
 
+    if _rows(text, ","):
+        return None
     fitting = []
     for separator, name in OTHERS.items():
         rows = _rows(text, separator)
@@ -49,7 +51,7 @@ def with_commas(path: Path) -> tuple[bytes, str] | None:
         return None
     header = re.split(rb"\r\n|\r|\n", start, maxsplit=1)[0]
     asked = SEP_LINE.match(start)
-    if not asked and (b"," in header or not any(separator.encode() in header for separator in OTHERS)):
+    if not asked and not any(separator.encode() in header for separator in OTHERS):
         return None
     return _with_commas(path, status.st_size, status.st_mtime_ns)
 

@@ -1,5 +1,6 @@
 """Any CSV with the manifest's columns; `path` and `label` are needed, paths are relative to root, others are kept."""
 
+import posixpath
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +24,8 @@ from data.sources import (
     read_words,
     require_filled,
     require_one_spelling,
+    require_whole,
+    spelt_alike,
 )
 from data.sources.columns import named_columns
 from data.sources.csv_form import with_commas
@@ -45,6 +48,8 @@ def read(settings: DataSettings, root: Path) -> tuple[pd.DataFrame, list[str]]:
     for column in ("image_id", "patient_id", "study_id"):
         if column in table:
             require_one_spelling(table[column], place)
+            require_whole(table[column], place)
+            notes += spelt_alike(table[column])
 
     if not settings.labelled:
         table["label"] = np.nan
@@ -118,17 +123,23 @@ def _read_labels(labels: pd.Series, settings: DataSettings, place: Path) -> tupl
 
 def _require_one_row_a_file(table: pd.DataFrame, place: Path) -> None:
     """UserError for a file in several rows, which would be two images, with two labels perhaps and in two splits."""
-    paths = table["path"]
+    paths = _in_one_form(table["path"])
     repeated = paths.duplicated(keep=False)
     if not repeated.any():
         return
     differing = ""
     if "label" in table:
-        labels = table[repeated].groupby("path")["label"].nunique()
+        labels = table[repeated].groupby(paths[repeated])["label"].nunique()
         differing = f", {int((labels > 1).sum()):,} of them with different labels"
     example = quoted(f", such as {paths[repeated].iloc[0]}", instead="")
     count = paths[repeated].nunique()
     raise UserError(f"{place}: found {count:,} files in several rows{example}{differing}, expected a row for each file")
+
+
+def _in_one_form(paths: pd.Series) -> pd.Series:
+    """Paths without detours: `./x/../a.png` and `a.png` are one file."""
+    odd = paths.str.contains(r"(?:^|/)\.{0,2}/|\\", regex=True)
+    return paths.where(~odd, paths[odd].map(lambda path: posixpath.normpath(path.replace("\\", "/"))))
 
 
 def _joined(root: Path, paths: pd.Series) -> tuple[pd.Series, list[str]]:

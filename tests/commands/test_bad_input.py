@@ -78,7 +78,8 @@ def test_a_csv_without_a_needed_column(world, tmp_path):
     labels = edit_table(world, "unlabelled", lambda table: table.drop(columns="label"))
     line = mistake(pretrain, "--config", world.config, labels, f"run={tmp_path}/run", keep=world.root)
     assert line == (
-        f"error: {world.images}/unlabelled.csv: found columns path, patient_id, split, expected column label"
+        f"error: {world.images}/unlabelled.csv: found columns path, patient_id, split, expected column label; "
+        "if another one is it, give data.columns.label=NAME"
     )
 
 

@@ -1,7 +1,9 @@
 """mae-embed: a row an image that can be read, of whatever encoder, and a table that says whose it is."""
 
 import csv
+import os
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +110,13 @@ def test_a_table_brings_studies_and_keeps_its_order_and_doubles(world: World, ra
     assert np.allclose(features[0], features[2], atol=1e-6) and not np.allclose(features[0], features[1], atol=1e-3)
 
 
+@pytest.mark.skipif(sys.platform == "darwin", reason="names of files are UTF-8 there")
+def test_a_name_of_other_bytes_is_written_as_mae_predict_does(world: World, radiographs, tmp_path):
+    (radiographs / "0.png").rename(os.fsdecode(os.fsencode(radiographs) + b"/M\xfcller.png"))
+    succeed(embed, "--checkpoint", world.pretrained.parent, radiographs, "--out", tmp_path / "features.npy")
+    assert f"{radiographs}/M\\xfcller.png" in [row["path"] for row in rows_of(tmp_path / "features.csv")]
+
+
 def test_of_what_is_interrupted_nothing_is_left(world: World, radiographs, tmp_path, monkeypatch):
     out = tmp_path / "features.npy"
     words = ["--checkpoint", world.pretrained, radiographs, "--out", out]
@@ -117,6 +126,16 @@ def test_of_what_is_interrupted_nothing_is_left(world: World, radiographs, tmp_p
     def interrupted(*given):
         yield np.zeros((3, 12), np.float32)
         raise KeyboardInterrupt
+
+    def full(*given):
+        raise OSError(28, "No space left on device")
+
+    # a disk that is full when the table's turn comes
+    with monkeypatch.context() as patch:
+        patch.setattr(classify.embed, "_write_table", full)
+        assert "No space left on device" in mistake(embed, *words, keep=tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.glob("features*")} == before
+    succeed(embed, *words)
 
     monkeypatch.setattr(classify.embed, "_rows", interrupted)
     with pytest.raises(KeyboardInterrupt):

@@ -14,6 +14,7 @@ from PIL import Image
 from tiny_world import World, call, mistake, radiograph, succeed
 
 import classify.answers
+import classify.predict
 from classify.answers import COLUMNS, NOT_REACHED
 from classify.cli import predict
 from data.inputs import BATCH
@@ -159,14 +160,25 @@ def test_an_interrupted_table_leaves_the_old_one_and_what_is_known(world: World,
     with monkeypatch.context() as patch:
         patch.setattr(classify.answers, "read_inputs", stopped)
         outcome = call(predict, *words)
-    assert outcome.code == 75 and "stopped by SIGTERM" in outcome.err
+    assert outcome.code == 75 and "stopped by SIGTERM; the same command begins anew" in outcome.err
     assert out.read_bytes() == before
     known = table(tmp_path / "out.partial.csv")
     assert len(known) == 60 and (known["reason"] == NOT_REACHED).sum() == 60 - BATCH
-    assert "out.partial.csv; the same command begins anew" in outcome.out
+    assert "out.partial.csv" in outcome.out
 
     succeed(predict, *words)
     assert not (tmp_path / "out.partial.csv").exists()
+
+
+def test_a_disk_that_is_full_for_heatmaps_leaves_what_is_known(world: World, tmp_path, monkeypatch):
+    def full(*given):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(classify.predict.HeatFolder, "write", full)
+    words = ["--checkpoint", world.classifier, world.images, "--out", tmp_path / "out.csv"]
+    line = call(predict, *words, "--heatmaps", tmp_path / "heat").err.splitlines()[-1]
+    assert "No space left on device" in line
+    assert (table(tmp_path / "out.partial.csv")["reason"] != NOT_REACHED).sum() == BATCH
 
 
 def test_nothing_of_a_patient_is_written_or_said(world: World, tmp_path):

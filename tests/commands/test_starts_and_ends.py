@@ -1,6 +1,7 @@
 """What a training says when it starts and when it ends, and what it advises next."""
 
 import re
+import shlex
 import shutil
 
 import pytest
@@ -145,6 +146,11 @@ def test_what_comes_next_begins_from_the_run_folder(world, tmp_path):
     printed = succeed(finetune, "--checkpoint", tmp_path / "a")
     assert f"next: mae-evaluate {tmp_path}/a-full" in printed.splitlines()
     assert f"mae-predict --checkpoint {tmp_path}/a-full" in printed
+
+    # as it can be typed
+    printed = succeed(pretrain, "--config", world.config, f"run={tmp_path}/it's a")
+    [line] = [line for line in printed.splitlines() if line.startswith("next: ")]
+    assert shlex.split(line)[-1] == f"{tmp_path}/it's a"
 
 
 @pytest.mark.parametrize("left", ["nothing", "one class", "training alone"])

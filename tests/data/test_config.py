@@ -175,10 +175,34 @@ pretrain: {augment: {<<: *light, flip: 0.0}}
     assert (config.pretrain.augment.rotation, config.pretrain.augment.flip) == (3.0, 0.0)
 
 
-@pytest.mark.parametrize("text", ["", "- 1\n", "just words\n"])
-def test_a_file_that_is_no_mapping(text, tmp_path):
-    with pytest.raises(UserError, match=r"my.yaml: found \w+, expected a mapping of settings"):
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [("", "no settings"), ("# 1\n", "no settings"), ("- 1\n", "a list"), ("words\n", "a single value")],
+)
+def test_a_file_that_is_no_mapping(text, found, tmp_path):
+    with pytest.raises(UserError, match=rf"my.yaml: found {found}, expected a mapping of settings"):
         load_config(config_file(tmp_path, text))
+
+
+def test_a_folder_and_another_encoding_are_told_as_such(tmp_path):
+    with pytest.raises(UserError, match=r"found a folder, expected a config file such as .*config.yaml"):
+        load_config(tmp_path)
+    place = tmp_path / "my.yaml"
+    for encoding in ("utf-16", "latin-1"):
+        place.write_bytes("run: runs/Röntgen\n".encode(encoding))
+        with pytest.raises(UserError, match="found another encoding, expected UTF-8"):
+            load_config(place)
+
+
+@pytest.mark.parametrize("text", ["010", "1:30", "0x1F", "00012", "1:30:05", "007.5"])
+def test_what_yaml_had_once_for_numbers_is_text(text, tmp_path):
+    for given in (["data.where={patient_id: " + text + "}"], [f"data.where.patient_id={text}"]):
+        assert load_config("demo", given).data.where == {"patient_id": (text,)}
+    assert error_of(f"seed={text}") == f'command line: seed: found "{text}", expected a valid integer'
+
+
+def test_a_decimal_comma_means_no_other_setting():
+    assert error_of("pretrain={mask_ratio: 0,75: }") == "command line: pretrain.75 is unknown; see --print-config"
 
 
 def test_broken_yaml_names_the_line(tmp_path):

@@ -47,7 +47,7 @@ def test_patient_in_two_splits_is_refused(tmp_path):
     again = table[table["patient_id"].isin(["p9", "p40"])].drop_duplicates("patient_id")
     table = pd.concat([table, again.assign(split="test", path=["again.png", "once more.png"])])
     line = refusal(tmp_path, table)
-    assert line == f"{tmp_path}: found patients in two splits (2, such as p9), expected each in one"
+    assert line == f"{tmp_path}/manifest.csv: found patients in two splits (2, such as p9), expected each in one"
 
 
 def test_confidential_ids_stay_out_of_errors(tmp_path):
@@ -74,11 +74,12 @@ def test_confidential_ids_stay_out_of_errors(tmp_path):
 )
 def test_inconsistent_rows_are_refused(tmp_path, change, expected):
     table = pd.DataFrame({"path": list("abc"), "label": "1"}).assign(**change)
-    assert refusal(tmp_path, table) == f"{tmp_path}: {expected}"
+    assert refusal(tmp_path, table) == f"{tmp_path}/manifest.csv: {expected}"
 
 
 def test_table_without_rows_is_refused(tmp_path):
-    assert refusal(tmp_path, pd.DataFrame({"path": [], "label": []})) == f"{tmp_path}: found no images"
+    said = refusal(tmp_path, pd.DataFrame({"path": [], "label": []}))
+    assert said == f"{tmp_path}/manifest.csv: found no images, expected some"
 
 
 def test_root_is_expanded_from_the_environment(tmp_path, monkeypatch):

@@ -47,6 +47,11 @@ def test_a_separator_is_not_guessed(content, tmp_path):
     assert "expected column" in refusal(write(tmp_path, content), "table")
 
 
+def test_a_comma_in_a_name_separates_nothing(tmp_path):
+    content = "path;label;age, years\na.png;0;7\nb.png;1;12\n"
+    assert read(write(tmp_path, content), "table")[0]["label"].tolist() == [0, 1]
+
+
 def test_a_decimal_comma_is_no_other_column(tmp_path):
     content = "path;label;patient_id\na.png;0;1,5\nb.png;1;2,5\n"
     assert read(write(tmp_path, content), "table")[0]["patient_id"].tolist() == ["1,5", "2,5"]
@@ -71,7 +76,10 @@ def test_a_spelling_of_our_names_is_read_and_said(header, tmp_path):
         (("filename", "class"), "expected column path; did you mean data.columns.path=filename?"),
         (("path", "Diagnosis"), "expected column label; did you mean data.columns.label=Diagnosis?"),
         (("path", "gt", "class"), "expected column label; did you mean data.columns.label=class?"),
-        (("bla", "blub"), "found columns bla, blub, expected column path"),
+        (
+            ("bla", "blub"),
+            "found columns bla, blub, expected column path; if another one is it, give data.columns.path=NAME",
+        ),
     ],
 )
 def test_another_name_is_suggested(header, said, tmp_path):

@@ -59,6 +59,29 @@ def test_one_number_in_two_spellings_is_an_error(table, tmp_path):
     assert manifest_of(tmp_path, table)["patient_id"].nunique() == 30
 
 
+@pytest.mark.parametrize(("one", "other"), [("0012", "12"), ("P0012", "p12"), ("ab", "AB")])
+def test_ids_that_differ_in_case_or_zeros_are_said(one, other, table, tmp_path):
+    table["patient_id"] = [one, other, "102", "12x", "q"] * 12
+    manifest_of(tmp_path, table.drop(columns="split"))
+    notes = map(str, open_manifest(tiny_config(tmp_path).data).notes)
+    both = " and ".join(sorted([one, other]))
+    [said] = [note for note in notes if "written in several ways" in note]
+    assert said.startswith(f"1 patient_id are written in several ways that differ in case or leading zeros ({both})")
+
+
+def test_a_number_that_a_spreadsheet_has_shortened_is_no_id(table, tmp_path):
+    table["patient_id"] = "1,23E+12"
+    with pytest.raises(UserError, match=r"manifest\.csv: row 2: found patient_id '1,23E\+12', a number that a spread"):
+        manifest_of(tmp_path, table)
+
+
+@pytest.mark.parametrize("detour", ["./{}", "no/../{}", ".//{}"])
+def test_one_file_in_two_spellings_is_in_several_rows(detour, table, tmp_path):
+    table.loc[1, "path"] = detour.format(table.loc[0, "path"])
+    with pytest.raises(UserError, match=r"found 1 files in several rows.*, expected a row for each file"):
+        manifest_of(tmp_path, table)
+
+
 @pytest.mark.parametrize("file", ["metadata", "chexpert"])
 def test_mimic_ids_that_went_through_a_spreadsheet_are_an_error(file, tmp_path):
     build_mimic_tree(tmp_path / "mimic", [None] * 6, [True, False] * 3)
