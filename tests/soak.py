@@ -43,7 +43,7 @@ def commands(place: Path) -> list[Command]:
     """What is run in a folder, one after the other, and what is written there to run it with."""
     settings = SETTINGS | FOUR_EPOCHS | places(place, "runs/mae")
     settings |= {"data.source": "phantom", "data.phantom.images": 400, "data.workers": 2, "data.image_size": 16}
-    settings |= {"engine.log_every": 1, "engine.save_steps": 7, "evaluate.replicates": 200, "pretrain.panel_images": 2}
+    settings |= {"engine.log_every": 1, "engine.save_steps": 7, "pretrain.panel_images": 2}
     settings |= {"pretrain.batch_size": 32, "finetune.batch_size": 32}
     config = str(write_config(place / "config.yaml", settings))
     grid = {"run": f"{place}/grid", "compare.rows": ROWS, "compare.pretrainings": {"mae": {}}, "compare.seeds": [0]}

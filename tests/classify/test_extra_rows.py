@@ -35,7 +35,7 @@ def config(place, opened, tmp_path_factory):
         {"name": "ViT, plain", "set": {"finetune.augment.enabled": False}},
     ]
     grid = {"compare.rows": rows, "compare.seeds": SEEDS, "compare.labelled": [None, 30], "compare.split": "test"}
-    settings = {"finetune.epochs": 1, "evaluate.replicates": 100, "run": f"{place}/grid"}
+    settings = {"finetune.epochs": 1, "run": f"{place}/grid"}
     return change_config(tiny_config(place), settings | grid)
 
 

@@ -57,7 +57,6 @@ def config_of(
         "run": str(folder),
         "data": {"source": source, "image_size": SIDE, "target": target},
         "model": model,
-        "evaluate": {"replicates": 100},
         "report": {"images": report},
         "compare": {"rows": rows, "pretrainings": {"mae75": {}}, "split": "test", "seeds": [0]} | compare,
     }

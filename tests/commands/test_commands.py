@@ -198,7 +198,6 @@ def test_more_epochs_continue_a_run(world, tmp_path):
 
 
 GRID = """
-evaluate: {replicates: 100}
 compare:
   seeds: [0]
   split: test
@@ -211,9 +210,7 @@ compare:
 
 def test_compare_runs_a_grid_once(world, tmp_path):
     config = tmp_path / "grid.yaml"
-    config.write_text(
-        world.config.read_text().replace(ONE_SEED, "").replace("evaluate: {replicates: 100, split: test}\n", GRID)
-    )
+    config.write_text(world.config.read_text().replace(ONE_SEED, "").replace("evaluate: {split: test}\n", GRID))
     run = tmp_path / "grid"
     printed = succeed(compare, "--config", config, f"run={run}")
     for name in ("comparison.csv", "comparison.md", "comparison.json", "report.html"):

@@ -27,7 +27,7 @@ QUICK = [
         "model.heads=3",
     ),
     *("model.decoder_width=8", "model.decoder_depth=1", "model.decoder_heads=2", "pretrain.epochs=1"),
-    *("pretrain.panel_images=0", "finetune.epochs=1", "finetune.stem=imagenet", "evaluate.replicates=100"),
+    *("pretrain.panel_images=0", "finetune.epochs=1", "finetune.stem=imagenet"),
 ]
 GRID = 'compare.rows=[{name: MAE, pretraining: [mae75], set: {finetune.mode: linear}}, {name: "Random ViT"}]'
 

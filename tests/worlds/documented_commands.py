@@ -30,13 +30,12 @@ MAINS = {
     "mae-predict": classify.cli.predict,
     "mae-export": classify.cli.export,
 }
-REPLICATES = "evaluate.replicates=100"
 SMALL = [
     *("precision=fp32", "data.image_size=16", "data.phantom.images=60", "model.preset=vit_tiny_patch16"),
     *("threads=1", "product=onednn"),  # which product is faster is found out by tests of just that
     *("model.patch_size=8", "model.width=24", "model.depth=1", "model.heads=3", "model.decoder_width=16"),
     *("model.decoder_depth=1", "model.decoder_heads=2", "pretrain.epochs=1", "pretrain.batch_size=16"),
-    *("finetune.epochs=1", "finetune.batch_size=16", REPLICATES),
+    *("finetune.epochs=1", "finetune.batch_size=16"),
 ]
 
 MAKE_DEMO = ["make", "demo"]
@@ -100,11 +99,9 @@ def write_what_readers_have(root: Path) -> None:
 
 def in_small(name: str, words: list[str]) -> list[str]:
     """A command's words, with sizes at which it takes seconds."""
-    if name == "mae-evaluate":
-        return [*words, REPLICATES]
     if name == "mae-predict":  # of a run whose name has 5 % of the labels in it
         return [word.replace("-n206-", "-n10-") for word in words]
-    if name in ("mae-embed", "mae-export", "mae-reconstruct", "mae-report"):
+    if name in ("mae-embed", "mae-evaluate", "mae-export", "mae-reconstruct", "mae-report"):
         return words
     sample = ["data.sample=200"] if "demo" in words else []
     grid = ["compare.labelled=[24]", "compare.seeds=[0]"] if "compare_mimic" in words else []

@@ -61,7 +61,6 @@ ONE_EPOCH = {
     "finetune.epochs": 1,
     "finetune.batch_size": 8,
     "finetune.optimizer.warmup_epochs": 0,
-    "evaluate.replicates": 100,
     "evaluate.split": "test",
 }
 TINY = [f"{key}={value}" for key, value in (SETTINGS | ONE_EPOCH).items()]  # as on a command line
