@@ -1,8 +1,10 @@
 """Any CSV with the manifest's columns; `path` and `label` are needed, paths are relative to root, others are kept."""
 
 import posixpath
+import unicodedata
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +33,13 @@ from data.sources.columns import named_columns
 from data.sources.csv_form import with_commas
 from data.sources.further import further_columns, without_free_text
 
+# how the paths of a table may differ from those on disk, and what makes these of them
+SPELLINGS: dict[str, Callable[[str], str]] = {
+    "are written with backslashes, read as /": lambda path: path.replace("\\", "/"),
+    "are read with each accent as part of its letter": partial(unicodedata.normalize, "NFC"),
+    "are read with each accent by itself, as macOS writes them": partial(unicodedata.normalize, "NFD"),
+}
+
 
 def read(settings: DataSettings, root: Path) -> tuple[pd.DataFrame, list[str]]:
     """One row per row of the CSV `settings.table`, in its order, with any columns named in `ALL_FINDINGS`.
@@ -43,6 +52,8 @@ def read(settings: DataSettings, root: Path) -> tuple[pd.DataFrame, list[str]]:
     require_folder(root)
     place = require_table(root, settings.table)
     table, findings, further, notes = _read_table(place, settings)
+    table, about_end = _without_empty_end(table)
+    notes += about_end
     require_filled(table, ["path"], place)
     _require_one_row_a_file(table, place)
     for column in ("image_id", "patient_id", "study_id"):
@@ -99,6 +110,14 @@ def _read_table(place: Path, settings: DataSettings) -> tuple[pd.DataFrame, list
     return table, findings, further, [*notes, *about_people, *about_texts]
 
 
+def _without_empty_end(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """Without the rows of separators alone that a spreadsheet leaves below the last one; what is amidst stays."""
+    filled = np.flatnonzero(table.notna().any(axis=1))
+    rows = int(filled[-1]) + 1 if len(filled) else 0
+    count = len(table) - rows
+    return table.iloc[:rows], [f"{count:,} empty rows at the end are left out"] if count else []
+
+
 def _under_our_names(table: pd.DataFrame, named: Mapping[str, str]) -> pd.DataFrame:
     columns = {name: table[column] for name, column in named.items() if column in table}
     rest = [str(name) for name in table if name not in named.values()]
@@ -143,13 +162,15 @@ def _in_one_form(paths: pd.Series) -> pd.Series:
 
 
 def _joined(root: Path, paths: pd.Series) -> tuple[pd.Series, list[str]]:
-    """Paths below root; those written by Windows, with backslashes, where the files are there without."""
+    """Paths below root; those of another system in the spelling in which the files are there."""
     notes: list[str] = []
-    odd = paths.str.contains("\\", regex=False)
-    if odd.any():
-        forward = paths.str.replace("\\", "/", regex=False)
-        first = odd.to_numpy().argmax()
-        if not (root / paths.iloc[first]).exists() and (root / forward.iloc[first]).exists():
-            paths = forward
-            notes.append(f"{int(odd.sum()):,} paths are written with backslashes, read as /")
+    for writes_otherwise, written in SPELLINGS.items():
+        other = paths.map(written)
+        odd = (other != paths).to_numpy()
+        if not odd.any():
+            continue
+        first = int(odd.argmax())
+        if not (root / paths.iloc[first]).exists() and (root / other.iloc[first]).exists():
+            paths = other
+            notes.append(f"{int(odd.sum()):,} paths {writes_otherwise}")
     return paths.where(paths.str.startswith("/"), f"{root}/" + paths), notes

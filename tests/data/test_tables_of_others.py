@@ -1,6 +1,7 @@
 """Tables as people have them: other separators, other names of columns, spreadsheets, paths of another machine."""
 
 import gzip
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -148,6 +149,22 @@ def test_backslashes_are_read_where_the_files_are_there_without(tmp_path):
     table, notes = read(tmp_path, "table")
     assert table["path"].tolist() == [f"{tmp_path}/images/a.png", f"{tmp_path}/images/b.png"]
     assert "2 paths are written with backslashes, read as /" in notes
+
+
+@pytest.mark.parametrize(("written", "there"), [("NFD", "NFC"), ("NFC", "NFD")])
+def test_accents_of_another_system_are_read_where_the_files_are_there(written, there, tmp_path):
+    (tmp_path / unicodedata.normalize(there, "Müller.png")).touch()
+    name = unicodedata.normalize(written, "Müller.png")
+    table, notes = read(write(tmp_path, f"path,label\n{name},0\nb.png,1\n"), "table")
+    assert table["path"].tolist() == [f"{tmp_path}/{unicodedata.normalize(there, name)}", f"{tmp_path}/b.png"]
+    assert any(note.startswith("1 paths are read with each accent") for note in notes)
+
+
+def test_rows_of_separators_alone_below_the_last_are_left_out(tmp_path):
+    table, notes = read(write(tmp_path, "path;label;age\na.png;0;7\nb.png;1;8\n;;\n;;\n"), "table")
+    assert table["label"].tolist() == [0, 1]
+    assert "2 empty rows at the end are left out" in notes
+    assert "row 3: found no path" in refusal(write(tmp_path, "path;label\na.png;0\n;\nb.png;1\n"), "table")
 
 
 def test_the_table_that_is_there_is_suggested(tmp_path):
