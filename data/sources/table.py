@@ -164,7 +164,7 @@ def _in_one_form(paths: pd.Series) -> pd.Series:
 def _joined(root: Path, paths: pd.Series) -> tuple[pd.Series, list[str]]:
     """Paths below root; those of another system in the spelling in which the files are there."""
     notes: list[str] = []
-    for writes_otherwise, written in SPELLINGS.items():
+    for how, written in SPELLINGS.items():
         other = paths.map(written)
         odd = (other != paths).to_numpy()
         if not odd.any():
@@ -172,5 +172,5 @@ def _joined(root: Path, paths: pd.Series) -> tuple[pd.Series, list[str]]:
         first = int(odd.argmax())
         if not (root / paths.iloc[first]).exists() and (root / other.iloc[first]).exists():
             paths = other
-            notes.append(f"{int(odd.sum()):,} paths {writes_otherwise}")
+            notes.append(f"{int(odd.sum()):,} paths {how}")
     return paths.where(paths.str.startswith("/"), f"{root}/" + paths), notes
