@@ -145,6 +145,8 @@ def _of_file(predictions: FilePredictions, number: int, folder: Path, config: Cl
             "threshold": predictions.how,
         },
     }
+
+    # no training of ours made it
     meta = {"train_images": None, "pretrained_from": None}
     path = folder / "predictions" / config.compare.split
     how = change_config(config, {"evaluate.split": config.compare.split, "seed": number})

@@ -17,7 +17,7 @@ from classify.cases import LabelledSplits, check_unit, splits_of, undecided_stud
 from classify.dashboard import show_scores
 from classify.domain import remember_domain
 from classify.finetune_cost import finetuning_memory, step_of
-from classify.metrics import binary_metrics, choose_threshold, metric_intervals, thresholds_by_rate
+from classify.metrics import auc_interval, binary_metrics, choose_threshold, thresholds_by_rate
 from classify.metrics.recalibration import fit_calibration
 from classify.models.build import Model, build_model
 from classify.models.classifier import Classifier, layer_scale
@@ -410,9 +410,7 @@ def validate(
     loss = classification_loss(logits, labels).item()
     metrics = binary_metrics(labels, scored["score"], thresholds["image"], logits)
     patients = scored["patient_id"] if patients_known else None
-    interval = metric_intervals(scored["label"], scored["score"], ("auc",), groups=patients, logits=scored["logit"])[
-        "auc"
-    ].interval
+    interval = auc_interval(scored["label"], scored["logit"], patients).interval  # scores near 1 are ties
     return Validation(
         metrics={"validate/loss": loss, "validate/auc": metrics.auc, "validate/accuracy": metrics.accuracy},
         score=metrics.auc if settings.select == "auc" else -loss,

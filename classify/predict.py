@@ -305,8 +305,8 @@ def _summary(answers: Answers, table: pd.DataFrame, line: str) -> Iterator[str]:
             yield f"note: {domain.note}"
     if any(domain is not None for domain in answers.domains):
         strange = int((table["domain"] == "out").sum())
-        judged_ones = int(table["domain"].isin(["in", "out"]).sum())
-        yield f"{strange:,} of {judged_ones:,} are out of its domain, unlike the images that it was trained on"
+        told_apart = int(table["domain"].isin(["in", "out"]).sum())
+        yield f"{strange:,} of {told_apart:,} are out of its domain, unlike the images that it was trained on"
     scores = table["score"].dropna()
     if len(scores) > 2 and scores.nunique() == 1:
         yield f"warning: all {len(scores):,} have the same score, {scores.iloc[0]:.4g}; are they the same image?"

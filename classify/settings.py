@@ -160,6 +160,7 @@ def _as_a_key(budget: Any) -> Any:
     return int(budget) if isinstance(budget, str) and budget.isdecimal() else budget
 
 
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 BudgetKey = Annotated[int | str, AfterValidator(_expect_a_share), BeforeValidator(_as_a_key)]
 Tune = dict[str, tuple[Any, ...]]
 
@@ -247,10 +248,10 @@ class CompareSettings(Settings):
     """mae-compare: pretrainings × fine-tunings × baselines × label budgets × seeds."""
 
     split: Literal["validate", "test"] = Field("validate", description="split the table shows")
-    seeds: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...] = Field(
+    seeds: tuple[Seed, ...] = Field(
         (0, 1, 2), min_length=1, description="training seeds of both stages; each has its own subset of a label budget"
     )
-    pretraining_seeds: tuple[int, ...] | None = Field(
+    pretraining_seeds: tuple[Seed, ...] | None = Field(
         None,
         min_length=1,
         description="seeds of stage one where it is to have fewer than stage two: the first training seed begins from "

@@ -197,7 +197,7 @@ def _pretrain(argv: Arguments) -> None:
     if arguments.overfit:
         end_overfit(folder, arguments.overfit)
     if distributed.is_main():
-        print(f"watch: tensorboard --logdir {folder}")
+        print(f"watch: tensorboard --logdir {shlex.quote(str(folder))}")
         print(_next_step(folder, data))
 
 

@@ -1,12 +1,14 @@
 """Differences of one model's metric between two groups of cases, such as women and men."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import t
 
 from classify.metrics.checks import check_level, check_seeds, group_codes
 from classify.metrics.differences import difference_by_t, square_and_add, within_range
-from classify.metrics.estimates import Difference
+from classify.metrics.estimates import Difference, Interval
 from classify.metrics.influence import influence
 from classify.metrics.intervals import AS_ONE_CASE, ONE_PATIENT, as_model, interval_of
 from classify.metrics.patients import join, patient_spread, patients_of, seed_spread
@@ -36,7 +38,6 @@ def group_difference(
     members = [np.asarray(in_a, bool), np.asarray(in_b, bool)]
     if members[0].shape != labels.shape or members[1].shape != labels.shape or (members[0] & members[1]).any():
         raise ValueError("groups of cases must be of the cases' shape (n,), and no case may be in both")
-
     if not all(inside.any() for inside in members):
         return Difference(np.nan, (np.nan, np.nan), level, note=NO_CASES, p_value=np.nan, seeds=(len(scores),) * 2)
 
@@ -67,12 +68,19 @@ def group_difference(
         return difference_by_t(name, estimate, join([of_patients, seed_spread(estimates)]), level, seeds)
 
     # neither varies, as two AUCs of 1: made of both groups' own intervals
-    a, b = (
+    own_intervals = [
         interval_of(name, own, group_codes(codes[inside], int(inside.sum())), level)
         for own, inside in zip(found, members, strict=True)
-    )
-    down, up = square_and_add(a, b)
+    ]
     freedom = max(1.0, float(patients_of(either, codes).min() - 1))
+    return _from_both(name, estimate, own_intervals, freedom, level, seeds)
+
+
+def _from_both(
+    name: str, estimate: float, intervals: Sequence[Interval], freedom: float, level: float, seeds: tuple[int, int]
+) -> Difference:
+    """The interval of the difference from those of both groups, where patients show no variance in either."""
+    down, up = square_and_add(*intervals)
     error = max(down, up) / float(t.ppf((1 + level) / 2, freedom))
     return Difference(
         estimate,

@@ -27,7 +27,13 @@ AS_READ = (
     "large JPEGs at a reduced size, which differs from it by a fraction of a grey level on average."
 )
 
-ONNX_CODE = """```python
+# Pillow would cut the brightness of more bits off at 255
+OPENED = """    image = ImageOps.exif_transpose(Image.open(name))
+    if image.mode.startswith(("I", "F")):
+        sys.exit(f"{{name}}: more than 8 bits; scale it to 0…255 first")
+"""
+ONNX_CODE = (
+    """```python
 import sys
 
 import numpy as np
@@ -36,17 +42,18 @@ from PIL import Image, ImageOps
 
 session = onnxruntime.InferenceSession({file}, providers=["CPUExecutionProvider"])
 for name in sys.argv[1:]:
-    image = ImageOps.exif_transpose(Image.open(name))
-    if image.mode.startswith(("I", "F")):
-        sys.exit(f"{{name}}: more than 8 bits; scale it to 0…255 first")
-    image = image.convert("L")
+"""
+    + OPENED
+    + """    image = image.convert("L")
     image = {fitting}
     images = np.asarray(image)[None, None]  # 1 1 h w, uint8; several images may go at once
     probability, score = session.run(["probability", "score"], {{"images": images}})
     print(name, f"{{probability[0]:.6f}}"{decision})
 ```"""
+)
 
-TRANSFORMERS_CODE = """```python
+TRANSFORMERS_CODE = (
+    """```python
 import sys
 
 import torch
@@ -57,17 +64,18 @@ folder = "."  # where this README lies
 processor = AutoImageProcessor.from_pretrained(folder)
 model = AutoModelForImageClassification.from_pretrained(folder).eval()
 for name in sys.argv[1:]:
-    image = ImageOps.exif_transpose(Image.open(name))
-    if image.mode.startswith(("I", "F")):
-        sys.exit(f"{{name}}: more than 8 bits; scale it to 0…255 first")
-    image = image.convert("{mode}")
+"""
+    + OPENED
+    + """    image = image.convert("{mode}")
 {fit}    with torch.no_grad():
         logits = model(**processor(image, return_tensors="pt")).logits  # 1 2
     probability = logits.softmax(dim=1)[0, 1].item()
     print(name, f"{{probability:.6f}}"{decision})
 ```"""
+)
 
-ENCODER_CODE = """```python
+ENCODER_CODE = (
+    """```python
 import sys
 
 import torch
@@ -78,14 +86,14 @@ folder = "."  # where this README lies
 processor = AutoImageProcessor.from_pretrained(folder)
 model = ViTModel.from_pretrained(folder, add_pooling_layer=False).eval()
 for name in sys.argv[1:]:
-    image = ImageOps.exif_transpose(Image.open(name))
-    if image.mode.startswith(("I", "F")):
-        sys.exit(f"{{name}}: more than 8 bits; scale it to 0…255 first")
-    image = image.convert("{mode}")
+"""
+    + OPENED
+    + """    image = image.convert("{mode}")
 {fit}    with torch.no_grad():
         tokens = model(**processor(image, return_tensors="pt")).last_hidden_state  # 1 1+n d
     print(name, tuple(tokens.shape), f"{{tokens[0, 1:].mean():.6f}}")
 ```"""
+)
 
 
 @dataclass(frozen=True)
@@ -116,6 +124,7 @@ def classifier_card(exported: Exported, architecture: str | None) -> str:
         "pipeline_tag": "image-classification",
         "tags": [*TAGS, *([] if architecture else ["onnx"]), "image-classification"],
     }
+
     card = Card(
         name=exported.name,
         task=task(config.data.target),
@@ -185,6 +194,7 @@ def _use(exported: Exported, architecture: str | None) -> Iterator[str]:
         if exported.beside:
             yield f"Its weights lie in `{exported.beside}` beside it, as they are too large for one file: move both."
         return
+
     yield (
         f"`{architecture}` of transformers, 4 or 5. The softmax of its two logits is the probability; calibration is "
         "in its head."
@@ -354,6 +364,7 @@ def mae_card(exported: Exported, architecture: str, model: MaskedAutoencoder) ->
         "pipeline_tag": "image-feature-extraction",
         "tags": [*TAGS, "masked-autoencoder"],
     }
+
     card = Card(
         name=exported.name,
         task="",

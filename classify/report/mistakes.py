@@ -81,6 +81,7 @@ def mistake_rows(comparison: Comparison) -> Iterator[dict[str, str]]:
     for line in comparison.lines_of(largest_budget(comparison)):
         predictions = line.evaluations[0].predictions
         known = [column for column in USUAL if column in predictions and predictions[column].notna().any()]
+
         for mistake in mistakes_of(line):
             case = predictions.iloc[mistake.place]
             row = {

@@ -102,6 +102,7 @@ def card_of(comparison: Comparison, line: Line, groups: Sequence[Mapping[str, st
     """
     first = line.evaluations[0]
     config = comparison.config
+
     return Card(
         name=line.name,
         task=task(config.data.target),

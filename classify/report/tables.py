@@ -229,6 +229,7 @@ def contrast_rows(comparison: Comparison, labelled: int | None) -> Iterator[dict
     """Rows of a label budget's table of contrasts."""
     contrasts = comparison.contrasts_of(labelled)
     margins = any(contrast.declared.margin is not None for contrast in contrasts)
+
     for contrast in contrasts:
         row = {"Contrast": f"{contrast.a} minus {contrast.b}"}
         if contrast.why_not:
@@ -240,6 +241,8 @@ def contrast_rows(comparison: Comparison, labelled: int | None) -> Iterator[dict
                 "Holm p": show_p(contrast.p_holm),
                 "Accuracy difference": show(contrast.differences["accuracy"], signed=True),
             }
+
+        # whether it is worse by less than that
         if margins:
             row |= {
                 "Margin": show_number(contrast.declared.margin),

@@ -384,7 +384,7 @@ def spelt_alike(ids: pd.Series) -> list[str]:
 
 def require_whole(ids: pd.Series, place: Path) -> None:
     """UserError for a number that a spreadsheet has shortened, as 1,23E+12: it stands for many."""
-    short = ids.str.fullmatch(r"\d+(?:[.,]\d+)?[eE]\+\d+").fillna(False).to_numpy(dtype=bool)
+    short = ids.str.fullmatch(r"\d+(?:[.,]\d+)?[eE]\+\d+", na=False).to_numpy(dtype=bool)
     if short.any():
         row = int(short.argmax())
         raise UserError(

@@ -115,7 +115,9 @@ def _without_empty_end(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     filled = np.flatnonzero(table.notna().any(axis=1))
     rows = int(filled[-1]) + 1 if len(filled) else 0
     count = len(table) - rows
-    return table.iloc[:rows], [f"{count:,} empty rows at the end are left out"] if count else []
+    if not count:
+        return table, []
+    return table.iloc[:rows].copy(), [f"{count:,} empty rows at the end are left out"]
 
 
 def _under_our_names(table: pd.DataFrame, named: Mapping[str, str]) -> pd.DataFrame:

@@ -147,7 +147,7 @@ def test_a_calibration_that_cannot_be_is_named(world, tmp_path, calibration):
 
 def test_validation_is_the_default(tmp_path):
     world = make_world(tmp_path)
-    settings = world.config.read_text().replace(", split: test", "")
+    settings = world.config.read_text().replace("evaluate: {split: test}\n", "")
     world.config.write_text(settings)
     said = succeed(finetune, "--config", world.config, f"finetune.run={tmp_path}/run")
     assert f"next: mae-evaluate {tmp_path}/run\n" in said
