@@ -31,8 +31,12 @@ pytest.register_assert_rewrite(*FIXTURES)
 
 def pytest_configure(config: pytest.Config) -> None:
     """A process that only hands tests out to others (`-n 2`) needs none, and they begin when it is ready."""
-    hands_out = getattr(config.option, "dist", "no") != "no" and not hasattr(config, "workerinput")
-    for name in () if hands_out else FIXTURES:
+    if getattr(config.option, "dist", "no") != "no" and not hasattr(config, "workerinput"):
+        import forked
+
+        forked.serve_all_below()
+        return
+    for name in FIXTURES:
         config.pluginmanager.import_plugin(name)
 
 

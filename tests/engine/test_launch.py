@@ -6,7 +6,7 @@ import time
 
 import pytest
 import torch
-from real_processes import start
+from real_processes import start, start_forked
 from tiny_world import World, make_world
 
 from data.errors import UserError
@@ -114,7 +114,7 @@ def world(tmp_path_factory) -> World:
 def test_two_ranks_train_by_one_command_and_a_signal_ends_both_after_a_saved_step(world, tmp_path):
     run = tmp_path / "run"
     words = ["--launch", "2", "--config", world.config, f"run={run}", "pretrain.epochs=500", "pretrain.batch_size=8"]
-    process = start("pretrain", *words, "engine.log_every=1", "data.workers=1")
+    process = start_forked("pretrain", *words, "engine.log_every=1", "data.workers=1")  # its ranks are interpreters
     until = time.monotonic() + 150
     while not (run / "last.pt").exists():
         assert process.poll() is None, process.communicate()

@@ -146,6 +146,11 @@ def _server() -> _Server:
     return _Server()
 
 
+def serve_all_below() -> None:
+    """Start the server now, for this process and those that it starts: each would otherwise start one of its own."""
+    os.environ[PLACE] = _server().place
+
+
 # ---------------------------------------------------------------- the server itself
 
 

@@ -7,6 +7,7 @@ import contextlib
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -79,17 +80,31 @@ def radiograph(abnormal: bool, rng: np.random.Generator, side: int = SIDE) -> np
 
 def write_table(root: Path, count: int = 60, seed: int = 0) -> pd.DataFrame:
     """PNG files and `manifest.csv` below root, two images a patient: of 60 40 train, 10 validate and 10 test."""
-    rng, rows = np.random.default_rng(seed), []
+    rows = []
     root.mkdir(parents=True)
-    for number in range(count):
-        abnormal = number % 5 < 2
-        Image.fromarray(radiograph(abnormal, rng)).save(root / f"{number:04}.png")
+    for number, picture in enumerate(_pictures(count, seed)):
+        (root / f"{number:04}.png").write_bytes(picture)
         split = ("train", "train", "train", "train", "validate", "test")[number // 2 % 6]
-        row = {"path": f"{number:04}.png", "label": int(abnormal), "patient_id": f"p{number // 2}", "split": split}
+        row = {"path": f"{number:04}.png", "label": _label(number), "patient_id": f"p{number // 2}", "split": split}
         rows.append(row)
     table = pd.DataFrame(rows)
     table.to_csv(root / "manifest.csv", index=False)
     return table
+
+
+def _label(number: int) -> int:
+    return int(number % 5 < 2)
+
+
+@cache  # drawn and packed once: of all a table is, this takes longest
+def _pictures(count: int, seed: int) -> list[bytes]:
+    """The PNG files of a table."""
+    rng, files = np.random.default_rng(seed), []
+    for number in range(count):
+        file = io.BytesIO()
+        Image.fromarray(radiograph(bool(_label(number)), rng)).save(file, "PNG")
+        files.append(file.getvalue())
+    return files
 
 
 def other_split(table: pd.DataFrame) -> pd.DataFrame:
