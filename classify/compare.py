@@ -32,6 +32,7 @@ from classify.report.heatmaps import draw_heatmaps
 from classify.report.mistakes import draw_mistakes
 from classify.report.read import read_comparison
 from classify.report.reconstructions import draw_reconstructions
+from classify.report.stage_one import learned
 from classify.report.write import write_comparison
 from classify.scores import UNIT_IDS
 from classify.settings import ClassifyConfig
@@ -308,6 +309,7 @@ class _Grid:
             declared=self.tested,
             pretrainings=pretrainings,
             pretrain_configs=configs,
+            learned=learned(pretrainings, configs),
             reconstructions=draw_reconstructions(pretrainings, configs, self.data_of, folder),
             tuning=tuple(asdict(choice) for choice in self.choices.values()),
         )

@@ -137,6 +137,15 @@ class Reconstructions:
     credentialed: tuple[str, ...]  # the credentialed data sets that it shows images of
 
 
+@dataclass(frozen=True)
+class Learned:
+    """What the kept weights of a pretraining came to on validation images."""
+
+    epoch: int  # that was kept
+    loss: float  # of reconstruction
+    probe: float | None = None  # AUC of a logistic regression on frozen features, where that epoch had one
+
+
 @dataclass(frozen=True, eq=False)
 class Comparison:
     """All lines of a grid, over its label budgets."""
@@ -149,7 +158,8 @@ class Comparison:
     declared: tuple[Declared, ...] = ()
     pretrainings: Mapping[str, Path] = field(default_factory=dict)  # folder name → run folder
     pretrain_configs: Mapping[str, ClassifyConfig] = field(default_factory=dict)  # folder name → as it is wished today
-    reconstructions: Mapping[str, Reconstructions] = field(default_factory=dict)  # by folder name of the pretraining
+    learned: Mapping[str, Learned] = field(default_factory=dict)  # by folder name of the pretraining
+    reconstructions: Mapping[str, Reconstructions] = field(default_factory=dict)  # likewise
     mistakes: Mapping[str, tuple[str, str]] = field(default_factory=dict)  # row → picture below the folder, its digest
     heatmaps: tuple[str, str] | None = None  # picture of what rows look at, below the folder, and its digest
     tuning: tuple[dict[str, Any], ...] = ()  # what each row tried and took, by label budget

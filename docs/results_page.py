@@ -6,8 +6,8 @@ python docs/results_page.py --keep runs/NAME      # first take over a finished c
 python docs/results_page.py --draw NAME FOLDER    # first draw its mistakes, of the images there: docs/NAME_mistakes.png
 
 A table stands between the lines `<!-- made of NAME: KIND -->` and `<!-- end -->`. KIND is efficiency (AUC by labels),
-contrasts, subgroups, mistakes, table, calibration or costs; the last three may name a label budget, as in `table 1000`,
-and have all labels without one. What stands between such lines is written anew; all else is prose.
+contrasts, subgroups, mistakes, pretrainings, table, calibration or costs; the last three may name a label budget, as in
+`table 1000`, and have all labels without one. What stands between such lines is written anew; all else is prose.
 """
 
 import argparse
@@ -31,6 +31,7 @@ from classify.report.costs import cost_rows
 from classify.report.labels import efficiency_rows
 from classify.report.mistakes import EACH, MISTAKES, are_shown, mistake_rows, mistakes_of
 from classify.report.read import read_comparison
+from classify.report.stage_one import STAGE_ONE, stage_one_rows
 from classify.report.subgroup_tables import subgroup_rows
 from classify.report.tables import caption, contrast_caption, contrast_rows, images_of, markdown, table_rows
 from classify.report.verdict import largest_budget
@@ -220,6 +221,10 @@ def costs(comparison: Comparison, labelled: int | None) -> str:
     return shown(cost_rows(comparison, labelled))
 
 
+def pretrainings(comparison: Comparison, _: int | None) -> str:
+    return shown(stage_one_rows(comparison), STAGE_ONE)
+
+
 def mistakes(comparison: Comparison, _: int | None) -> str:
     """At the largest label budget; an ensemble's are those of its members."""
     return shown((row for row in mistake_rows(comparison) if ENSEMBLE not in row["Model"]), MISTAKES)
@@ -240,6 +245,7 @@ KINDS: dict[str, Callable[[Comparison, int | None], str]] = {
     "subgroups": subgroups,
     "costs": costs,
     "mistakes": mistakes,
+    "pretrainings": pretrainings,
 }
 
 if __name__ == "__main__":

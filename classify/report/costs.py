@@ -6,6 +6,7 @@ from typing import Any
 
 from classify.comparison import Comparison, Line
 from classify.report.numbers import show, show_number
+from classify.report.stage_one import arm_of
 from classify.row_differences import Arm, differences_between_arms
 from mae.engine.console import duration
 
@@ -112,5 +113,5 @@ def _pretraining(comparison: Comparison, begun_from: str | None) -> str | None:
     """The pretraining's name without its seed, where it is one of this comparison's."""
     for folder in comparison.pretrainings:
         if begun_from is not None and f"/{folder}/" in begun_from.replace("\\", "/"):
-            return folder.removeprefix("pretrain-").rsplit("-seed", 1)[0]
+            return arm_of(folder)
     return None

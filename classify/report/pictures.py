@@ -141,9 +141,9 @@ def _training(comparison: Comparison, budgets: list[Budget]) -> Iterator[Figure]
     first = True
     for run in pretrainings(comparison):
         epochs = f"{run.epochs:g} epoch{'' if run.epochs == 1 else 's'}"
-        lowest = f"lowest {run.kept['validate/loss']:.4f} in epoch {run.kept['epoch']:g}"
+        kept = f"kept {run.kept['validate/loss']:.4f} in epoch {run.kept['epoch']:g}"
         heading = "Stage one: reconstruction loss" if first else ""
-        yield Figure(f"{run.name}: {epochs}, {lowest}", Markup(run.figure), heading=heading, kind="loss")
+        yield Figure(f"{run.name}: {epochs}, {kept}", Markup(run.figure), heading=heading, kind="loss")
         first = False
 
     first = True

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from classify.comparison import Comparison, Declared, FailedRow, Line, Reconstructions
+from classify.comparison import Comparison, Declared, FailedRow, Learned, Line, Reconstructions
 from classify.evaluate import Evaluation, read_evaluation
 from classify.provenance import Facts
 from classify.report import heatmaps
@@ -76,10 +76,13 @@ def _comparison(folder: Path, written: Mapping[str, Any]) -> Comparison:
     # stage one, of which texts and figures need no weights
     pretrainings = {}
     configs = {}
+    found = {}
     pictures = {}
     for name, each in written["pretrainings"].items():
         pretrainings[name] = _inside(folder, each["folder"])
         configs[name] = change_config(config, each["changes"], str(path))
+        if each.get("learned") is not None:  # not known of comparisons of earlier versions
+            found[name] = Learned(**each["learned"])
         if each["reconstructions"] is not None:
             pictures[name] = _reconstructions(path, each["reconstructions"])
 
@@ -92,6 +95,7 @@ def _comparison(folder: Path, written: Mapping[str, Any]) -> Comparison:
         declared=tuple(Declared(**each) for each in written["declared"]),
         pretrainings=pretrainings,
         pretrain_configs=configs,
+        learned=found,
         reconstructions=pictures,
         mistakes={name: _mistakes(path, *drawn) for name, drawn in written["mistakes"].items()},
         heatmaps=_heatmaps(path, written.get("heatmaps")),

@@ -28,6 +28,7 @@ from classify.report.operating import (
 )
 from classify.report.reconstructions import missing, panels, withheld
 from classify.report.runs import run_rows
+from classify.report.stage_one import STAGE_ONE, stage_one_rows
 from classify.report.subgroup_tables import GAPS, SUBGROUPS, gap_rows, subgroup_rows
 from classify.report.tables import (
     caption,
@@ -111,7 +112,7 @@ def _further_sections(comparison: Comparison) -> Iterator[Section]:
         _subgroups(comparison),
         _operating(comparison),
         Section("training", "Training curves", (TRAINING_CURVES,)),
-        Section("reconstructions", "Reconstructions", tuple(_reconstructions(comparison))),
+        Section("reconstructions", "Reconstructions", tuple(_reconstructions(comparison)), _stage_one(comparison)),
         _mistakes(comparison),
         _heatmaps(comparison),
         Section("audit", "Leak audit and contamination", audit_lines(comparison)),
@@ -202,6 +203,10 @@ def _reconstructions(comparison: Comparison) -> Iterator[str]:
         yield f"Left out: {'; '.join(lacking)}."
     if panels(comparison):
         yield f"{CAPTION} The images are spread evenly over the validation split, not picked."
+
+
+def _stage_one(comparison: Comparison) -> tuple[Table, ...]:
+    return _tables(("Stage one, before any fine-tuning", stage_one_rows(comparison), STAGE_ONE))
 
 
 def _mistakes(comparison: Comparison) -> Section:

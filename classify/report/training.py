@@ -1,5 +1,6 @@
 """How training went: the curves of both stages."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,12 +8,12 @@ from pathlib import Path
 from classify.comparison import Comparison
 from classify.report.budgets import Budget
 from classify.report.figures import Epoch, Row, RunCurves, reconstruction_losses, svg, training_curves
-from classify.settings import Select
 from mae.engine.tracker import read_metrics
 
 # what an epoch's row must have to be drawn, and to be the one that best.pt holds
 OF_PRETRAINING = ("epoch/train_loss", "validate/loss")
 OF_TRAINING = (*OF_PRETRAINING, "validate/auc")
+HIGHEST = {"auc": "validate/auc", "probe": "probe/logistic_auc"}  # which best.pt follows, by the setting's word
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,13 @@ def epochs_of(folder: Path, names: Sequence[str], warn: bool = True) -> list[Epo
     return [row for row in read_metrics(folder, warn) if wanted <= row.keys()]
 
 
-def kept_epoch(epochs: Sequence[Epoch], select: Select) -> Epoch:
-    """The epoch best.pt holds: the first with the highest validation AUC, or with the lowest loss."""
-    if select == "auc":
-        return max(epochs, key=lambda row: row["validate/auc"])
+def kept_epoch(epochs: Sequence[Epoch], select: str) -> Epoch:
+    """The epoch best.pt holds: the first with the highest AUC, or with the lowest loss.
+
+    select: `pretrain.select` or `finetune.select`.
+    """
+    if select in HIGHEST:
+        return max(epochs, key=lambda row: row.get(HIGHEST[select], -math.inf))
     return min(epochs, key=lambda row: row["validate/loss"])
 
 
@@ -56,7 +60,9 @@ def pretrainings(comparison: Comparison) -> Iterator[Pretraining]:
         epochs = epochs_of(folder, OF_PRETRAINING)
         if epochs:
             figure = svg(f"Reconstruction loss of {name}", reconstruction_losses, epochs)
-            yield Pretraining(name, epochs[-1]["epoch"], kept_epoch(epochs, "loss"), figure)
+            config = comparison.pretrain_configs.get(name, comparison.config)
+            kept = kept_epoch(epochs, config.pretrain.select)
+            yield Pretraining(name, epochs[-1]["epoch"], kept, figure)
 
 
 def trainings(budgets: list[Budget]) -> Iterator[Training]:

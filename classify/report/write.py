@@ -177,11 +177,13 @@ def without_nan(value: Any) -> Any:
 
 
 def _pretraining_as_json(comparison: Comparison, name: str) -> dict[str, Any]:
+    found = comparison.learned.get(name)
     drawn = comparison.reconstructions.get(name)
     config = comparison.pretrain_configs.get(name)
     return {
         "folder": _below(comparison, comparison.pretrainings[name]),
         "changes": changes(comparison.config, config) if config else {},
+        "learned": asdict(found) if found else None,
         "reconstructions": asdict(drawn) if drawn else None,
     }
 

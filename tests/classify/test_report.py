@@ -16,7 +16,7 @@ import torch
 
 import classify.report.pictures
 import classify.report.training
-from classify.comparison import Comparison, Line, describe
+from classify.comparison import Comparison, Learned, Line, describe
 from classify.contrasts import candidates, declared
 from classify.evaluate import Evaluation
 from classify.grid import expand_grid
@@ -33,6 +33,7 @@ from classify.report.operating import confusion_rows
 from classify.report.reconstructions import draw_reconstructions, panels
 from classify.report.runs import own_settings
 from classify.report.sections import comparison_text, first_sections
+from classify.report.stage_one import stage_one_rows
 from classify.report.training import kept_epoch
 from classify.report.write import write_comparison
 from classify.settings import ClassifyConfig
@@ -41,6 +42,7 @@ from data.loader import Data
 from data.manifest import Manifest
 from mae.engine.checkpoint import Checkpoint, save_checkpoint
 from mae.model import mae_from
+from mae.settings import PretrainSettings
 
 NASTY = '<script>alert("$x$")</script> & "Söhne" $y'
 IMAGES, TESTED, SIDE = 6, 60, 16
@@ -534,6 +536,30 @@ def test_kept_epoch_is_the_first_of_the_best():
         {"epoch": e, "validate/auc": a, "validate/loss": b} for e, a, b in ((1, 0.6, 3), (2, 0.7, 2), (3, 0.7, 2))
     ]
     assert kept_epoch(epochs, "auc")["epoch"] == kept_epoch(epochs, "loss")["epoch"] == 2
+    probed = [{"epoch": 4, "validate/loss": 1}, *({**row, "probe/logistic_auc": row["validate/auc"]} for row in epochs)]
+    assert kept_epoch(probed, "reconstruction")["epoch"] == 4
+    assert kept_epoch(probed, "probe")["epoch"] == 2  # one that was not probed is not kept
+
+
+def test_pretrainings_stand_by_their_length_with_their_seeds_together():
+    long = SimpleNamespace(pretrain=PretrainSettings(epochs=1000))
+    short = SimpleNamespace(pretrain=PretrainSettings(epochs=7, mask_ratio=0.6))
+    found = SimpleNamespace(
+        learned={
+            "pretrain-a-seed0-seed0": Learned(7, 0.25),
+            "pretrain-b-seed0": Learned(900, 0.5, 0.75),
+            "pretrain-b-seed11": Learned(1000, 0.375, 0.875),
+        },
+        pretrain_configs={"pretrain-a-seed0-seed0": short, "pretrain-b-seed0": long, "pretrain-b-seed11": long},
+    )
+    a, b = stage_one_rows(found)
+    assert list(a.values()) == ["a-seed0", "7", "7", "60", "1", ".2500", "–"]
+    assert list(b.values()) == [
+        *("b", "1,000", "950 (900 to 1,000)", "75", "2", ".4375 (.3750 to .5000)", ".812 (.750 to .875)"),
+    ]
+    found.learned = {"pretrain-b-seed0": Learned(900, 0.5)}
+    [row] = stage_one_rows(found)
+    assert "Probe" not in row
 
 
 def test_own_settings_name_what_a_row_changed(tmp_path):

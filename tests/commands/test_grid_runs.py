@@ -13,6 +13,7 @@ from tiny_world import call, files, mistake, succeed
 
 from classify.cli import compare
 from data.signals import TRY_AGAIN
+from mae import load_checkpoint
 
 ROWS = "compare.rows=[{name: M, pretraining: [mae]}, {name: V}]"
 PRETRAINED = "compare.pretrainings={mae: {}}"
@@ -44,6 +45,13 @@ def tuned(world, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("tuned") / "grid"
     succeed(compare, *words(world, folder, PRETRAINED, ROWS, RATES, "compare.seeds=[0, 1]", "compare.split=test"))
     return folder
+
+
+def test_what_a_pretraining_came_to_is_kept_beside_the_rows(tuned):
+    for name, pretraining in written(tuned)["pretrainings"].items():
+        best = load_checkpoint(tuned / name / "best.pt")
+        assert pretraining["learned"] == {"epoch": best.epoch, "loss": -best.progress["best"], "probe": None}
+    assert "Stage one, before any fine-tuning" in (tuned / "comparison.md").read_text()
 
 
 def test_each_row_keeps_the_setting_that_validation_prefers_for_all_its_seeds(tuned):
