@@ -102,6 +102,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path, previous: Path | None = 
             # between these two renames there is only `previous`, and `latest_checkpoint` finds it
             if previous and path.exists():
                 path.replace(previous)
+        _LOOKED_THROUGH[identity(path)] = False  # this process knows what it says; its numbers may yet be damaged
     except (OSError, RuntimeError) as error:  # the latter: what torch makes of a short write
         raise NotSaved(f"{path}: not written ({str(error).splitlines()[0]})") from None
 
