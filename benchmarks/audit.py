@@ -2,9 +2,9 @@
 
     python benchmarks/audit.py --images 10000 20000 40000 --json out.json
 
-Stores of drawn radiographs, each with a smooth field of its own, so that they look alike as radiographs do (the
-correlation of two is printed); 96 % train, 1 % validate, 3 % test, about as in MIMIC-CXR, and a few test images are
-copies of training images. Each number of images is a process of its own. Memory is the peak of what Python and numpy
+Stores hold drawn radiographs, each with a smooth field of its own, so that they look alike as radiographs do (the
+correlation of two is printed). 96 % train, 1 % validate, 3 % test, about as in MIMIC-CXR; a few test images are copies
+of training images. Each number of images runs in a process of its own. Memory is the peak of what Python and numpy
 allocate, without the store's pages, which the system may take back.
 """
 

@@ -49,7 +49,7 @@ def rates_of(stage: str, arguments: argparse.Namespace) -> dict[str, float]:
     rates: dict[str, list[float]] = {"before": [], "after": []}
     with tempfile.TemporaryDirectory() as folder:
         for number in range(arguments.rounds + 1):
-            # who goes first changes, and the first round only warms up: it draws, decodes and fills caches
+            # the order alternates, and the first round only warms up: it draws, decodes and fills caches
             order = ("before", "after") if number % 2 else ("after", "before")
             for name in order:
                 run = Path(folder) / f"{name}-{number}"
@@ -63,11 +63,11 @@ def rates_of(stage: str, arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def images_per_second(stage: str, checkout: Path, run: Path, stores: Path, arguments: argparse.Namespace) -> float:
-    """Median over a run's looks at its speed, the first of which warms up."""
+    """Median of the rates that a run logs, without the first, which warms up."""
     key = "run" if stage == "pretrain" else "finetune.run"
     command = [
         sys.executable,
-        "-P",  # what lies in the current folder is not to be imported
+        "-P",  # so that nothing in the current folder is imported
         "-c",
         COMMANDS[stage],
         "--config",

@@ -3,7 +3,7 @@
     python benchmarks/cuda_parts.py OUT                        # on a GPU: at most nine minutes
     python benchmarks/cuda_parts.py OUT --device cpu           # the same in small, to see that all of it runs
 
-It writes OUT/cuda.json, after each part, and OUT/cuda.log, with all that the parts say.
+It writes OUT/cuda.json after each part, and OUT/cuda.log with all output of the parts.
 """
 
 import argparse
@@ -33,7 +33,7 @@ class Part:
 
 
 def parts_for(out: Path, device: str, store: Path | None, only: list[str]) -> list[Part]:
-    """In this order: what must hold, how fast it is, and whether it learns."""
+    """The parts in order: tests, speed, and whether a training learns."""
     python = sys.executable
     small = device == "cpu"
     found = [Part("tests", [python, "-m", "pytest", "-q", "-m", "not slow" if small else "cuda", "tests/cuda"], 120)]
@@ -62,13 +62,13 @@ def parts_for(out: Path, device: str, store: Path | None, only: list[str]) -> li
         end += ["--precision", "bf16", "--batch", "256"]
     found.append(Part("end to end", end, 65, file))
     found.append(Part("evidence", evidence(out, device, store), 65, out / "evidence.json"))
-    if small:  # to see that they run: of a busy machine's CPU nobody asks how long they take
+    if small:  # only to see that they run: how long they take on a busy CPU does not matter
         found = [replace(part, seconds=4 * part.seconds) for part in found]
     return [part for part in found if not only or part.name in only]
 
 
 def evidence(out: Path, device: str, store: Path | None) -> list[str]:
-    """A short pretraining with a probe of its features; what it logs is read when it has ended."""
+    """A short pretraining with a probe of its features; its log is read after it has ended."""
     words = ["--config", "pneumoniamnist", f"run={out}/evidence", f"device={device}", f"data.store={out}/stores"]
     words += ["pretrain.probe_every=20", "pretrain.panel_images=0", "engine.pictures_every=1000", "engine.log_every=50"]
     if store:
@@ -97,7 +97,7 @@ def probed(folder: Path) -> dict[str, Any]:
 
 
 def run(part: Part, log: Path, seconds: float) -> dict[str, Any]:
-    """What came of it: exit code, seconds, its JSON; of a failure also the end of what it said."""
+    """The outcome of a part: exit code, seconds, its JSON; after a failure also the end of its output."""
     start = time.monotonic()
     with log.open("a", encoding="utf-8") as file:
         file.write(f"\n==== {part.name}: {' '.join(part.command)}\n")
@@ -115,7 +115,7 @@ def run(part: Part, log: Path, seconds: float) -> dict[str, Any]:
 
     outcome: dict[str, Any] = {"exit_code": code, "seconds": round(time.monotonic() - start, 1)}
     said = log.read_bytes()[place:].decode(errors="replace").splitlines()
-    if part.name == "evidence" and part.result:  # one that was ended has learnt something too
+    if part.name == "evidence" and part.result:  # a run that was stopped has learnt something too
         outcome["result"] = probed(part.result.with_suffix(""))
     elif code == 0 and part.result:
         outcome["result"] = json.loads(part.result.read_text(encoding="utf-8"))
@@ -132,7 +132,7 @@ def environment() -> dict[str, str]:
 
 
 def end(process: "subprocess.Popen[bytes]") -> None:
-    """With all that it has started."""
+    """End the process and all that it has started."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         if process.poll() is not None:
             return
@@ -174,7 +174,7 @@ def main() -> None:
     if arguments.device == "cuda":
         report["gpu"] = torch.cuda.get_device_name()
 
-    # written after each part: whoever ends it early has what there is by then
+    # written after each part, so that an early end keeps the results so far
     for part in parts_for(out, arguments.device, store, arguments.part):
         left = WHOLE - (time.monotonic() - began)
         if left < 5:

@@ -4,8 +4,8 @@
     python benchmarks/end_to_end.py --preset vit_tiny_patch16 --size 64 --batch 64 --json out.json
 
 The command runs in a process of its own, on a store of noise, with all that it does: reading, copying, augmenting,
-logging, validating. Its rate is what its own metrics.jsonl says between two looks at the device, the first of the run
-left out. The step alone is the same update, again and again, on a batch that lies on the device.
+logging, validating. Its rate is the one that its own metrics.jsonl gives between two looks at the device, without the
+first of the run. The step alone repeats the same update on a batch that is already on the device.
 """
 
 import argparse
@@ -86,7 +86,7 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
 
     looks = looks_of(folder / "run/metrics.jsonl")[1:]
     rates = [look["train/images_per_second"] for look in looks]
-    rate = statistics.harmonic_mean(rates)  # each look is at equally many images
+    rate = statistics.harmonic_mean(rates)  # each look covers the same number of images
     return {
         "step_alone": alone,
         "from_the_store": rate,
@@ -118,13 +118,13 @@ def settings_for(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         "pretrain.batch_size": arguments.batch,
         "pretrain.optimizer.warmup_epochs": 0,
         "pretrain.panel_images": 0,
-        "engine.log_every": max(batches, 1),  # an epoch has a look at its end
+        "engine.log_every": max(batches, 1),  # one look, at the end of an epoch
         "engine.save_minutes": 60,
     }
 
 
 def write_images(path: Path, arguments: argparse.Namespace) -> None:
-    """An archive of noise as MedMNIST's are: which pixels they are takes no time, and its rows are decoded at once."""
+    """An archive of noise in MedMNIST's form: pixel values do not change the time, and its rows are decoded at once."""
     rng = np.random.default_rng(0)
     arrays = {}
     for split, count in (("train", arguments.images - HELD_OUT), ("val", HELD_OUT // 2), ("test", HELD_OUT // 2)):
@@ -135,7 +135,7 @@ def write_images(path: Path, arguments: argparse.Namespace) -> None:
 
 
 def step_alone(settings: dict[str, Any], arguments: argparse.Namespace) -> float:
-    """Images per second of the update on a batch that is there: the median of some rounds."""
+    """Images per second of the update on a batch that is already on the device: the median of some rounds."""
     keep_freed_memory()  # as every training does
     config = make_config({}, "benchmark", settings | {"pretrain.epochs": 1})
     configure_torch(config)

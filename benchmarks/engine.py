@@ -5,10 +5,10 @@
 
 The engine's `fit` and a bare loop (forward, backward, optimizer; nothing else) train twin models in turn, a step each,
 so that a machine whose speed drifts treats them alike: `fit` asks for its next batch, and gets it after the bare step.
-What `fit` takes longer is the engine's: clipping's norm, the check for what is not finite, the schedule, and every
-`engine.log_every` steps a look at the device with metrics.jsonl and TensorBoard. Means are taken from look to look, and
-of these the median, by the clock on the wall and by the processor's, which other programs do not disturb. A round is an
-epoch; its end, with validation and two checkpoints, is shown apart.
+The extra time of `fit` is the engine's: the gradient norm for clipping, the check for non-finite values, the schedule,
+and every `engine.log_every` steps a look at the device with metrics.jsonl and TensorBoard. Shown is the median of the
+means from look to look, by wall time and by processor time, which other programs do not disturb. A round is an epoch;
+its end, with validation and two checkpoints, is shown apart.
 """
 
 import argparse
@@ -151,7 +151,7 @@ def _bare_step(model: nn.Module, step: Step) -> Callable[[Batch], None]:
 
 @dataclass
 class Turns:
-    """Batches for `fit` that make the bare loop's step in between, and time both."""
+    """Batches for `fit`; between them it makes the bare loop's steps, and it times both."""
 
     arguments: argparse.Namespace
     device: torch.device
@@ -184,7 +184,7 @@ class Turns:
         self.ended = self._now()
 
     def close_round(self) -> None:
-        """Note how long the end of the round before took."""
+        """Note how long the end of the previous round took."""
         if self.ended is not None:
             self.ends.append((self._now() - self.ended)[0].item())
         self.ended = None

@@ -15,7 +15,7 @@ def facebook_files(folder: Path) -> ModuleType:
         for name in ("timm", "timm.models", "timm.models.vision_transformer"):
             sys.modules[name] = ModuleType(name)
         vars(sys.modules["timm.models.vision_transformer"]).update(PatchEmbed=PatchEmbed, Block=Block)
-    vars(np).setdefault("float", float)  # its positions ask for the name that numpy 1.24 took away
+    vars(np).setdefault("float", float)  # its code for positions uses a name that numpy 1.24 removed
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
     import models_mae

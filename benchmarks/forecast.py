@@ -4,9 +4,9 @@
     python benchmarks/forecast.py --cases tiny-28 resnet18-64
     python benchmarks/forecast.py --case 64 vit_tiny_patch8 32 --images 200 --epochs 2
 
-Images are noise in a store. A case is forecast by one process and trained by another, whole commands both, and the
-kernel says what the second one took: its most resident memory, and its time from start to end. Ratios are forecast by
-truth. `counted` is what `batch_size: auto` goes by.
+Images are noise in a store. One process forecasts a case, and a whole command trains it in another. Its peak resident
+memory is what the kernel says; its time runs from start to end. Ratios are forecast divided by
+truth. `counted` is the number that `batch_size: auto` uses.
 """
 
 import argparse
@@ -103,7 +103,7 @@ def compared(case: tuple[str, int, int, tuple[str, ...]], folder: Path, images: 
     config = folder / "config.yaml"
     config.write_text("data: {}\n", encoding="utf-8")
 
-    # stores are made before: decoding is another matter
+    # stores are made first: decoding is not measured here
     _run("from data.cli import prepare; prepare()", "--config", config, *words)
     said = json.loads(_run(FORECAST, stage, config, *words).splitlines()[-1])
     bytes_taken, seconds = _measured(TRAIN[stage], "--config", config, *words)
@@ -117,7 +117,7 @@ def compared(case: tuple[str, int, int, tuple[str, ...]], folder: Path, images: 
 
 
 def write_images(root: Path, train: int, side: int) -> None:
-    """Noise, a tenth more for validation, and two for test."""
+    """Images of noise: `train` to train on, a tenth as many for validation, and two for test."""
     rng = np.random.default_rng(0)
     root.mkdir(parents=True)
     rows = []
@@ -135,7 +135,7 @@ def _run(code: str, *words: object) -> str:
 
 
 def _measured(code: str, *words: object) -> tuple[int, float]:
-    """Most bytes resident, and seconds, of a process that runs alone."""
+    """Peak resident bytes, and seconds, of a process that runs alone."""
     start = time.monotonic()
     command = [sys.executable, "-c", code, *map(str, words)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)

@@ -2,19 +2,19 @@
 
     python benchmarks/heatmaps.py runs/kermany-vit runs/nih-vit runs/kermany-resnet18 runs/nih-resnet18 --json out.json
 
-After RISE (Petsiuk et al. 2018): cells of an image are taken away, the hottest first, and the probability of the class
-that the whole image was called falls (deletion; a cell becomes the image's mean grey); or they come back, the hottest
-first, into the blurred image, and it rises (insertion). A map's score is the area under its insertion curve minus that
-under its deletion curve. Cells without any order among them come in a random one.
+The curves follow RISE (Petsiuk et al. 2018). Deletion: cells of an image become its mean grey, the hottest first,
+and the probability of the class that the whole image was called falls. Insertion: cells come back into the blurred
+image, the hottest first, and this probability rises. A map's score is the area under its insertion curve minus that
+under its deletion curve. Cells of equal heat come in a random order.
 
-The rule, declared before the numbers: of each kind of model (ViT, ResNet) the default is the method with the highest
-mean score, data sets weighing the same. It beats a fixed Gaussian, or a random order, only where the paired 95 %
-interval of the difference, whole patients resampled, lies above 0 on every data set.
+The rule, declared before the numbers were known: for each kind of model (ViT, ResNet) the default is the method with
+the highest mean score, all data sets weighing the same. It beats a fixed Gaussian, or a random order, only if the
+paired 95 % interval of the difference, whole patients resampled, lies above 0 on every data set.
 
-Two checks beside it. `other images`: the order is that of the winner's mean map of all other images, which knows
-nothing of this one. `like random weights`: how a method's maps correlate with those of the same network before any
-training (rank correlation of cells; Adebayo et al. 2018): a method whose maps do not change shows the image, not the
-model.
+There are two further checks. `other images`: the order is that of the mean map of all other images by the run's best
+method, which knows nothing of this one. `like random weights`: how a method's maps correlate with those of the same
+network before any training (rank correlation of cells; Adebayo et al. 2018). A method whose maps do not change shows
+the image, not the model.
 """
 
 import argparse
@@ -156,7 +156,7 @@ def measure(run: Path, images: int | None, replicates: int) -> dict[str, Any]:
 
 
 def described(config: ClassifyConfig) -> dict[str, Any]:
-    """Of a config, what makes the weights; no path."""
+    """The settings of a config that determine the weights, without paths."""
     settings = config.model_dump(mode="json")
     kept = {key: settings[key] for key in ("seed", "model", "pretrain", "finetune")}
     kept["finetune"] = {key: value for key, value in kept["finetune"].items() if key not in ("run", "init")}
@@ -184,7 +184,7 @@ def cells_of(model: Model, pixels: Tensor, name: str) -> np.ndarray:
 
 
 def gradient_tokens(model: Model, images: Tensor, sign: Tensor) -> Tensor:
-    """Σ gradient × token before the last block, as Grad-CAM is carried over to ViTs; tried, and not offered."""
+    """Σ gradient × token before the last block, as Grad-CAM is carried over to ViTs; tried, but not offered."""
     assert isinstance(model, Classifier)
     encoder = model.encoder
     tokens = encoder.embed_kept(images, None)  # b 1+n d
@@ -205,7 +205,7 @@ def gradient_tokens(model: Model, images: Tensor, sign: Tensor) -> Tensor:
 def like_random_weights(
     model: Model, config: ClassifyConfig, pixels: Tensor, maps: dict[str, np.ndarray]
 ) -> dict[str, float]:
-    """Rank correlation of an image's cells, by the trained weights and by random ones; mean over images."""
+    """Rank correlation of an image's cells between trained and random weights; mean over images."""
     some = pixels[: 2 * BATCH]
     with seeded(config.seed + 1):
         untrained = build_model(config).eval()
@@ -229,14 +229,14 @@ def whole(model: Model, pixels: Tensor) -> Tensor:
 
 
 def order_of(cells: np.ndarray, seed: int) -> np.ndarray:
-    """(n cells): which place each cell has, the hottest 0; equal ones in a random order."""
+    """(n cells): the place of each cell, 0 for the hottest; ties in a random order."""
     draws = np.random.default_rng(seed).random(cells.shape)
     order = np.lexsort((draws, -cells), axis=1)
     return order.argsort(axis=1)
 
 
 class Judge:
-    """The images of a run with what stands in for what is taken away; their ends are the same for every method."""
+    """The images of a run, with what replaces their deleted cells; the ends of curves are the same for every method."""
 
     def __init__(self, model: Model, pixels: Tensor):
         self.model = model
@@ -256,7 +256,7 @@ class Judge:
         return {"deletion": deletion, "insertion": insertion, "score": insertion - deletion}
 
     def area(self, hottest: Tensor, cells: Tensor, into: Tensor) -> np.ndarray:
-        """(n): under the curve of the called class, while cells of one image come into another, the hottest first."""
+        """(n): area under the curve of the called class, while `cells` come into `into`, the hottest first."""
         found = [self.ends[id(into)]]
         for count in np.linspace(0, CELLS**2, STEPS + 1).round()[1:-1]:
             here = enlarged(hottest < count, self.pixels.shape[2:])

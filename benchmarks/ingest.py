@@ -5,8 +5,8 @@
     pip install simplejpeg opencv-python-headless        # then these are timed too
 
 A reading is: open the file, hash it, decode, fit to the size, write the store's row. Milliseconds are processor time
-of one core, so other programs on the machine do not count; the ways are timed in turn, each twice in a row, as files
-follow each other; the second time counts, and medians are shown. Two processes against one is wall time and needs an
+of one core, so other programs on the machine do not count. The ways are timed in turn, each twice in a row, as files
+follow each other. The second time counts, and medians are shown. Two processes against one is wall time and needs an
 idle machine.
 """
 
@@ -148,7 +148,7 @@ def by_another(path: Path, decode: Callable[[bytes, int], np.ndarray], store: np
 
 
 def other_decoders() -> dict[str, Callable[[bytes, int], np.ndarray]]:
-    """Those of the package index that are installed: (file, least side) → grey at a reduced scale."""
+    """The decoders from the package index that are installed: (file, least side) → grey at a reduced scale."""
     known = {"simplejpeg": by_simplejpeg, "cv2": by_opencv}
     return {name: decode for name, decode in known.items() if find_spec(name)}
 

@@ -2,8 +2,8 @@
 
     PYTHONPATH=tests/worlds python benchmarks/interval_coverage.py --json docs/results/coverage.json
 
-Patients of one to four images, intraclass correlation .5, half of the images abnormal; the simulator is that of the
-tests (tests/worlds/simulated_reads.py), its generators start at fixed seeds. In percent, at level .95.
+Patients have one to four images, with intraclass correlation .5; half of the images are abnormal. The simulator is that
+of the tests (tests/worlds/simulated_reads.py); its generators start at fixed seeds. In percent, at level .95.
 """
 
 import argparse

@@ -5,7 +5,7 @@
 
 The ways take turns; medians are shown. The usual way is torch's DataLoader with a process per core, which opens small
 JPEG files by Pillow and augments one image after the other. Cold means that the store is not in memory. The first batch
-is that of a MIMIC-CXR-JPG of --rows images whose CSVs and store have the true shape, in a process of its own.
+is timed in a process of its own, on a MIMIC-CXR-JPG of --rows images whose CSVs and store have the true shape.
 """
 
 import argparse
@@ -43,7 +43,7 @@ from data.store_integrity import described
 from data.workers import usable_cores
 from mae.engine.memory import keep_freed_memory
 
-ALL = AugmentSettings(flip=0.5, erase=0.5)  # every kind of augmentation, as much as is the default or more
+ALL = AugmentSettings(flip=0.5, erase=0.5)  # every kind of augmentation, at its default strength or more
 USUAL = 1024  # files of the usual way, read several times
 LARGE = 48  # of 2544 x 3056 pixels
 FIRST_BATCH = """
@@ -131,7 +131,7 @@ def augmented(data: Data, arguments: argparse.Namespace, batches: int) -> int:
 
 
 def random_store(folder: Path, count: int, size: int) -> Data:
-    """A store of noise; which pixels they are takes no time."""
+    """A store of noise; pixel values do not change the time."""
     write_store(folder, [str(number) for number in range(count)], size)
     images = np.load(folder / "images.npy", mmap_mode="r+")
     rng = np.random.default_rng(0)
@@ -142,7 +142,7 @@ def random_store(folder: Path, count: int, size: int) -> Data:
 
 
 def write_store(folder: Path, image_ids: list[str], size: int, description: dict | None = None) -> None:
-    """The files of a finished store, its pixels a hole in the file."""
+    """The files of a finished store; its pixels are a hole in a sparse file."""
     folder.mkdir(parents=True)
     np.lib.format.open_memmap(folder / "images.npy", "w+", np.uint8, (len(image_ids), size, size)).flush()
     digests = [f"{row:032}" for row in range(len(image_ids))]
@@ -160,9 +160,9 @@ def all_train(numbers: range) -> Manifest:
 
 
 def forgotten(data: Data) -> Data:
-    """The same, once the system has let go of its pixels."""
+    """The same data, after the system has dropped its pixels from memory."""
     folder = data.store.folder
-    del data.store.images  # what is mapped is kept
+    del data.store.images  # the system keeps what is mapped
     with (folder / "images.npy").open("rb") as file:
         os.fsync(file.fileno())
         if hasattr(os, "posix_fadvise"):  # elsewhere it stays in memory
@@ -188,7 +188,7 @@ def large_files(folder: Path, arguments: argparse.Namespace) -> Data:
 
 
 class UsualWay(Dataset):
-    """What one writes first: an image, opened and augmented."""
+    """What one would write first: images are opened and augmented one by one."""
 
     def __init__(self, folder: Path, size: int, batch: int):
         folder.mkdir()

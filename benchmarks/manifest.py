@@ -3,8 +3,8 @@
     python benchmarks/manifest.py                        # 377,110 images, 227,835 studies, 65,379 patients
     python benchmarks/manifest.py --files --json out.json     # empty files too: with looking which are on disk
 
-The CSVs are made here, with the official names, columns and shape and with random contents. Each measurement is a
-process of its own, so that its peak of memory is its own; medians over --rounds.
+The CSVs are made here, with the official names, columns and shape and with random contents. Each measurement runs
+in a process of its own, so that its peak of memory is its own; medians over --rounds are shown.
 """
 
 import argparse
@@ -87,7 +87,7 @@ def write_csvs(root: Path, images: int, files: bool = False, seed: int = 0) -> N
     """The four gzipped CSVs of MIMIC-CXR-JPG 2.0.0 below root, and `files/`, empty or with empty files."""
     rng = np.random.default_rng(seed)
 
-    # images of studies of patients, under numbers as the official ones
+    # images of studies of patients, with numbers like the official ones
     studies = _spread(rng, images, max(1, round(images / PER_STUDY)))
     patients = _spread(rng, len(studies), max(1, round(len(studies) / PER_PATIENT)))
     subject = np.repeat(10_000_000 + np.sort(rng.choice(10**7 - 1, len(patients), replace=False)), patients)

@@ -2,9 +2,10 @@
 
     python benchmarks/out_of_domain.py RUN … --images NAME=PATH … --json docs/results/domain.json
 
-Beside the images that are named (files, folders, CSVs of paths): the run's own test images, which chose nothing; its
-validation images inverted, turned, mirrored; drawn patterns; photographs that matplotlib ships. Labels are not read.
-Each distance is judged alone, by its own limit, and then as `domain` judges; beside them two that were tried instead.
+Judged besides the named images (files, folders, CSVs of paths): the run's own test images, by which nothing was chosen;
+its validation images inverted, turned, mirrored; drawn patterns; photographs that matplotlib ships. Labels are not
+read. Each distance is judged alone, by its own limit, and then all together, as `domain` judges. Two other distances
+that were tried instead are judged too.
 """
 
 import argparse
@@ -52,7 +53,7 @@ def main() -> None:
     for run in arguments.runs:
         tables[Path(run).name] = judged(run, arguments.images, arguments.most)
 
-    # whose folders they were is nobody's business
+    # without the folders, which are private
     arguments.runs = list(tables)
     arguments.images = [word.partition("=")[0] for word in arguments.images]
     report(arguments.json, arguments, {"runs": tables})
@@ -95,7 +96,7 @@ def share(flagged: np.ndarray) -> float:
 
 
 def domain_of(trained: Trained, data: Data) -> Domain:
-    """What the run remembers; of a run of an earlier version, what it would, kept nowhere."""
+    """The domain that the run stores; for a run of an earlier version it is learned here and not saved."""
     checkpoint = trained.checkpoint
     found = Domain.of(checkpoint, trained.device)
     if found is None:
@@ -137,7 +138,7 @@ def to_neighbour(known: np.ndarray, asked: np.ndarray) -> np.ndarray:
 
 
 def stored(data: Data, split: str, most: int) -> np.ndarray:
-    """Up to so many images (n 1 h w) of a split, drawn at random."""
+    """Up to `most` images (n 1 h w) of a split, drawn at random."""
     table = data.split(split)
     if len(table) > most:
         table = table.sample(most, random_state=0)
@@ -145,7 +146,7 @@ def stored(data: Data, split: str, most: int) -> np.ndarray:
 
 
 def read(path: str, settings: DataSettings, most: int) -> np.ndarray:
-    """Up to so many images of files, read as the run's own; unreadable ones are left out."""
+    """Up to `most` images from files, read as the run's own; unreadable ones are left out."""
     inputs = find_inputs([path], say=lambda line: None)
     if len(inputs) > most:
         places = np.random.default_rng(0).choice(len(inputs), most, replace=False)
@@ -204,7 +205,7 @@ def between(picture: np.ndarray) -> np.ndarray:
 
 
 def photographs(settings: DataSettings) -> dict[str, np.ndarray]:
-    """Those that matplotlib ships, and parts of them."""
+    """The photographs that matplotlib ships, and parts of them."""
     rng = np.random.default_rng(0)
     pictures = []
     for path in sorted(Path(matplotlib.get_data_path(), "sample_data").glob("*.[jp][pn]g")):

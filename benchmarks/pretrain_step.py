@@ -9,13 +9,13 @@
     fast       our fast recipe (grey, cross decoder, 90 % masked, a quarter predicted) against the others' default
     finetune   a step of our classifier against ViTForImageClassification
 
-All systems of a case stand in one process and take turns, in an order that alternates, and so do the matrix
-products their arithmetic is held against; medians are shown, and the ratio is the median of the rounds'
-ratios. Memory is the peak of a process that holds one system alone. Each system has the AdamW its users have.
+All systems of a case run in one process and take turns, in an order that alternates. So do the matrix products that
+their arithmetic is compared with. Medians are shown, and the ratio is the median of the rounds' ratios. Memory is the
+peak of a process that holds one system alone. Each system has the AdamW that its users have.
 
-On a CPU ours appears with each of both products too (mae/product.py): `ours` has the one that a run would choose. On a
-GPU time is the device's own (CUDA events), memory what torch allocates there, and a system is let go of before the next
-is built where several would not fit.
+On a CPU ours also appears with each of the two matrix products (mae/product.py); `ours` has the one that a run would
+choose. On a GPU, time is the device's own (CUDA events), and memory is what torch allocates there. Systems
+are measured one after the other: each is freed before the next is built, as several might not fit.
 """
 
 import argparse
@@ -173,7 +173,7 @@ def systems_of(case: str, options: Options) -> dict[str, System]:
 
 
 def chosen_product(system: System, options: Options, batch: int) -> str:
-    """What a run of ours would compute by here."""
+    """The matrix product that a run of ours would use here."""
     if not system.ours or options.device != "cpu" or options.precision != "fp32" or options.compile:
         return "auto"
     if system.product != "auto":
@@ -230,7 +230,7 @@ def products(options: Options, batch: int) -> dict[str, tuple[int, Callable[[], 
 
 
 def measure(calls: dict[str, Callable[[], object]], rounds: int, device: str) -> dict[str, list[float]]:
-    """Seconds of every call in every round but the first, in an order that turns round by round."""
+    """Seconds of every call in every round but the first, in an order that is reversed from round to round."""
     warm_up(calls, device)
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(rounds + 1):
@@ -258,7 +258,7 @@ def seconds_of(call: Callable[[], object]) -> float:
 
 
 def seconds_on_gpu(call: Callable[[], object], times: int = 5) -> float:
-    """Of one call among several that follow each other, as in a training: the host may run ahead of the device."""
+    """Seconds of one call among several in a row, as in a training: the host may run ahead of the device."""
     begin = torch.cuda.Event(enable_timing=True)
     end = torch.cuda.Event(enable_timing=True)
     begin.record()
@@ -270,7 +270,7 @@ def seconds_on_gpu(call: Callable[[], object], times: int = 5) -> float:
 
 
 def measure_in_turn(case: str, options: Options, batch: int) -> tuple[dict[str, list[float]], dict[str, int]]:
-    """Seconds and peak memory on a GPU, one system after the other: those of a large batch would not fit together."""
+    """Seconds and peak memory on a GPU, one system after the other: with a large batch they would not fit together."""
     seconds = {}
     peaks = {}
     for name, system in systems_of(case, options).items():
@@ -286,7 +286,7 @@ def measure_in_turn(case: str, options: Options, batch: int) -> tuple[dict[str, 
 
 
 def run_case(case: str, options: Options) -> dict[str, Any]:
-    """Every system's speed, memory and arithmetic in one case, and the products these are held against."""
+    """Every system's speed, memory and arithmetic in one case, and the products that these are compared with."""
     batch = options.batch or BATCH[case]
     systems = systems_of(case, options)
     peaks = {}

@@ -1,4 +1,4 @@
-"""What every benchmark says besides its numbers: on which machine they were measured, and the JSON they are kept in."""
+"""What every benchmark reports besides its numbers: the machine they were measured on, and the JSON that keeps them."""
 
 import argparse
 import json

@@ -2,9 +2,9 @@
 
     python benchmarks/robustness.py "MAE=runs/a-seed0,runs/a-seed1" "ResNet-18=runs/b-seed0" --json out.json
 
-A model is one run, or several whose mean logit is its answer. Each fault of tone, place, size or file is made of the
-8-bit images as the models read them, alike for all. Nothing is chosen by it and no test image is read: it tells of two
-models that are equal on clean images which one a scanner, a viewer or a resize of another kind would put off.
+A model is one run, or several whose mean logit is its answer. Each fault of tone, place, size or file is applied to the
+8-bit images as the models read them, alike for all. Nothing is chosen by it and no test image is read. It tells which
+of two models that are equal on clean images suffers more from another scanner, viewer or resize.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def main() -> None:
         rows.append({"fault": fault, "auc": aucs})
 
     print(markdown([{"Fault": row["fault"], **{name: f"{row['auc'][name]:.3f}" for name in names}} for row in rows]))
-    del arguments.models  # whose folders they were is nobody's business
+    del arguments.models  # without the folders, which are private
     report(arguments.json, arguments, {"n": len(labels), "abnormal": int(labels.sum()), "rows": rows})
 
 
@@ -95,7 +95,7 @@ def only(**settings: Any) -> AugmentSettings:
 
 
 def resized(images: np.ndarray) -> np.ndarray:
-    """Through half the size, by neighbours: as a viewer's thumbnail."""
+    """Through half the size, by nearest neighbours, like a viewer's thumbnail."""
     height, width = images.shape[2:]
     return redrawn(images, lambda picture: picture.resize((width // 2, height // 2), Image.Resampling.NEAREST))
 

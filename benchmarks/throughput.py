@@ -4,7 +4,7 @@
     python benchmarks/throughput.py --json out.json
 
 Parts are timed in turn, round by round, so that a machine whose speed drifts treats them alike; medians
-are shown. Decoding is paired with what it replaces, Pillow's RGB decode and resize, as a ratio.
+are shown. Decoding is also shown as a ratio to what it replaces, Pillow's RGB decode and resize.
 """
 
 import argparse

@@ -3,11 +3,11 @@
     python benchmarks/time_to_quality.py benchmarks/recipes/pneumoniamnist.yaml --jobs 2 --json out.json
 
 A recipe is a row of an ordinary comparison (`mae-compare`), with its pretraining; the first row is the reference. What
-is not trained yet is trained, on validation alone: a run that was stopped goes on. Then the steps of all recipes are
-timed in turn in one process, round by round, so that a machine whose speed drifts treats them alike, and a recipe's
-seconds are its steps times the median of each kind. Loading, validation and probes are not in it. AUCs, differences
-and their intervals are the comparison's own: over patients and seeds, and non-inferior by the margin that the YAML
-declares.
+is not trained yet is trained, and tested on validation alone; a run that was stopped is resumed. Then the steps of all
+recipes are timed in turn in one process, round by round, so that a machine whose speed drifts treats them alike. A
+recipe's seconds are its steps times the median of each kind. Loading, validation and probes are not in it. AUCs,
+differences and their intervals, over patients and seeds, are the comparison's own. So is non-inferiority, by the
+margin that the YAML declares.
 """
 
 import argparse
@@ -46,9 +46,9 @@ class Probe(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A training of a recipe: its steps, and what they calculate."""
+    """A training of a recipe: its steps, and their arithmetic."""
 
-    run: str  # its folder: trainings of several rows begin from one pretraining
+    run: str  # its folder; several rows can begin from one pretraining
     steps: int
     flops: int
 
@@ -71,7 +71,7 @@ def main() -> None:
     rows = measure(comparison, arguments.rounds)
     print(markdown([shown(row) for row in rows]))
 
-    # without the places where things lie on this machine
+    # without this machine's paths
     del arguments.settings
     shown_config = config.model_dump(mode="json", exclude={"run": True, "data": {"root", "store"}})
     result = {"rows": rows, "config": shown_config, "manifest": comparison.facts.manifest}
@@ -170,7 +170,7 @@ def shown(row: dict[str, Any]) -> dict[str, str]:
 
 
 def of_probes(cells: list[Cell], wanted: Probe | None, seconds: float) -> dict[str, Any]:
-    """The last logistic probe of a pretraining of so many seconds, and how many until one was as good as wanted."""
+    """A pretraining's last logistic probe, and how many of its `seconds` passed until one was as good as `wanted`."""
     curve = probed(cells)
     result: dict[str, float | None] = {"probe_auc": None, "seconds_to_reference_probe": None}
     if curve:
@@ -208,7 +208,7 @@ def parts_of(cell: Cell, data: Data, stages: dict[str, AnyStage]) -> list[Part]:
 
 
 def part_of(run: str, stage: AnyStage, flops: int) -> Part:
-    """flops: of an image."""
+    """flops: per image."""
     steps = stage.epochs * len(stage.batches)
     return Part(run, steps, steps * stage.batches.batch_size * flops)
 

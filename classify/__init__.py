@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import Any
 
-from mae import check_packages  # asked of the package, so that Python names the file where it is another's
+from mae import check_packages  # from the package, so that Python names the file if it is another's
 
 check_packages()
 

@@ -1,7 +1,7 @@
-"""Networks × inputs → what they answer: a row an image or a study, with probability, decision and domain.
+"""Networks × inputs → their answers: a row for each image or study, with probability, decision and domain.
 
-Images are read as in training, each network's own way. Of several networks every one is calibrated, then they are
-averaged; `spread` is the standard deviation of their probabilities, with these networks as all there are (ddof 0).
+Each network's images are read as in its training. Several networks are calibrated one by one, then averaged; `spread`
+is the standard deviation of their probabilities, taken over these networks as the whole population (ddof 0).
 """
 
 from collections.abc import Callable, Sequence
@@ -35,14 +35,14 @@ Seen = Callable[[Images], None]
 
 @dataclass(frozen=True)
 class Operating:
-    """From which score on an image is called abnormal: the stored threshold's, or one that is asked for instead."""
+    """The score from which an image is called abnormal: the stored threshold, or one that is asked for instead."""
 
     threshold: float | None = None
     sensitivity: float | None = None
     specificity: float | None = None
 
     def __post_init__(self) -> None:
-        """UserError for several at once, and for what is no share, or no whole per cent."""
+        """UserError if several are given, or if one is no share or no whole per cent."""
         given = [name for name, value in vars(self).items() if value is not None]
         if len(given) > 1:
             raise UserError(f"{given[0]}: found {' and '.join(given)}, expected one of them")
@@ -63,9 +63,9 @@ class Operating:
         return None
 
     def of(self, members: Sequence[Trained], unit: Unit) -> float:
-        """The threshold: of a network's score, of several networks' mean probability.
+        """The threshold: for one network's score, or for several networks' mean probability.
 
-        Several networks have no common validation here, so theirs is the mean of the thresholds' calibrated values.
+        Several networks have no common validation here, so their threshold is the mean of their calibrated thresholds.
         """
         if self.threshold is not None:
             return self.threshold
@@ -92,7 +92,7 @@ class Operating:
         return float(threshold)
 
     def told(self, members: Sequence[Trained], unit: Unit) -> str:
-        """Where the line is drawn and what that is, for people."""
+        """The threshold and what it means, in words."""
         threshold = self.of(members, unit)
         rules = sorted({member.config.finetune.threshold for member in members})
         how = f"chosen on validation by {', '.join(rules)}"
@@ -137,9 +137,9 @@ def load_members(runs: Sequence[str | Path], device: str = "auto") -> tuple[Trai
 
 
 def unit_of(members: Sequence[Trained], inputs: Sequence[Input], wished: Unit | None) -> Unit:
-    """What gets a row: what is wished for, else studies where all inputs have one and the networks are judged by them.
+    """What gets a row: `wished`; else studies, if all inputs have one and all networks are judged by them; else images.
 
-    UserError where a network has no threshold for it.
+    UserError if a network has no threshold for it.
     """
     unit = wished
     if unit is None:
@@ -166,7 +166,7 @@ class Answers:
         self.members = members
         self.domains = [Domain.of(member.checkpoint, member.device) for member in members]
         self.logits = np.full((len(members), inputs), np.nan)  # m n
-        self.distances = np.full((len(members), inputs), np.nan)  # m n, of the allowed; NaN where a network cannot tell
+        self.distances = np.full((len(members), inputs), np.nan)  # m n, shares of the limit; NaN: network cannot tell
         self.reasons: list[str | None] = [NOT_REACHED] * inputs
 
     @property
@@ -189,7 +189,7 @@ def score(inputs: Sequence[Input], answers: Answers, workers: int = 0, seen: See
             with closing(read_inputs(inputs, how, workers)) as parts:
                 for images in parts:
                     _look(numbers, images, answers, refused)
-                    if turn == len(groups):  # nobody has more to say of these
+                    if turn == len(groups):  # every network has answered these
                         for place in images.numbers:
                             answers.reasons[place] = refused.get(place)
                         if seen is not None:
@@ -198,7 +198,7 @@ def score(inputs: Sequence[Input], answers: Answers, workers: int = 0, seen: See
 
 
 def read_alike(members: Sequence[Trained]) -> list[list[int]]:
-    """Numbers of the members, those together that read images in the same way."""
+    """Numbers of the members, grouped by the way in which they read images."""
     groups: dict[tuple[Any, ...], list[int]] = {}
     for number, member in enumerate(members):
         settings = member.config.data
@@ -207,7 +207,7 @@ def read_alike(members: Sequence[Trained]) -> list[list[int]]:
 
 
 def _look(numbers: Sequence[int], images: Images, answers: Answers, refused: dict[int, str]) -> None:
-    """Some members' answers about some images; adds to `refused` why there is none."""
+    """Fill in some members' answers for some images; where there is none, `refused` gets the reason."""
     places = []
     rows = []
     for row, (place, reason) in enumerate(zip(images.numbers, images.reasons, strict=True)):
@@ -236,7 +236,7 @@ def _look(numbers: Sequence[int], images: Images, answers: Answers, refused: dic
 
 
 def table_of(inputs: Sequence[Input], answers: Answers, unit: Unit, operating: Operating) -> pd.DataFrame:
-    """The answers as a table: `COLUMNS`, then what is known besides. A row an input, or a study, in their order."""
+    """The answers as a table: `COLUMNS`, then what else is known. A row for each input or study, in their order."""
     members = answers.members
     groups = _groups(inputs, unit)
     count = int(groups.max()) + 1
@@ -272,7 +272,7 @@ def table_of(inputs: Sequence[Input], answers: Answers, unit: Unit, operating: O
 def combined(members: Sequence[Trained], logits: np.ndarray, unit: Unit) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Logits (m r) → probabilities (r), the scores (r) that decisions go by, and how much networks disagree (r).
 
-    One network's decision goes by its raw score. Several have a mean probability, and nothing to calibrate after it.
+    One network decides by its raw score. Several decide by their mean probability, which is not calibrated again.
     """
     calibrated = []
     for member, each in zip(members, logits, strict=True):
@@ -290,7 +290,7 @@ def combined(members: Sequence[Trained], logits: np.ndarray, unit: Unit) -> tupl
 
 
 def _groups(inputs: Sequence[Input], unit: Unit) -> np.ndarray:
-    """(n) the row of each input. A study is a patient's, where patients are known; what has none is one by itself."""
+    """(n) the row of each input. Studies belong to patients, where known; an input without a study is one by itself."""
     if unit == "image":
         return np.arange(len(inputs))
     rows: dict[Any, int] = {}
@@ -302,21 +302,21 @@ def _groups(inputs: Sequence[Input], unit: Unit) -> np.ndarray:
 
 
 def _of_groups(logits: np.ndarray, read: np.ndarray, groups: np.ndarray, unit: Unit) -> np.ndarray:
-    """(r) the logits of rows, of those of images (n): of a study, that of its images' mean score; NaN without any."""
+    """Logits of images (n) → logits of rows (r): a study's is that of its images' mean score; NaN if none was read."""
     known = np.where(read, logits, np.nan)
     if unit == "image":
         return known
     rows = np.full(int(groups.max()) + 1, np.nan)
     some = np.flatnonzero(read)
     if len(some):
-        rising = some[np.argsort(known[some], kind="stable")]  # as evaluation adds them
+        rising = some[np.argsort(known[some], kind="stable")]  # the order in which evaluation adds them
         present, numbers = np.unique(groups[rising], return_inverse=True)
         rows[present] = logits_of_means(known[rising], numbers)
     return rows
 
 
 def _farthest(answers: Answers, groups: np.ndarray, count: int) -> np.ndarray:
-    """(r) the networks' mean distance, of a study's most distant image; NaN where no network can tell."""
+    """(r) the mean over networks of the distance, at a study's most distant image; NaN where no network can tell."""
     told = np.isfinite(answers.distances)  # m n
     total = np.where(told, answers.distances, 0).sum(axis=0)
     distances = total / np.where(told.any(axis=0), told.sum(axis=0), np.nan)
@@ -332,7 +332,7 @@ def _domain(distance: float) -> str:
 
 
 def _reasons(answers: Answers, groups: np.ndarray, count: int) -> list[str]:
-    """Why a row has no numbers; of a study that lacks some images, how many and why."""
+    """Why a row has no numbers; for a study that lacks some images, how many and why."""
     sizes = np.bincount(groups, minlength=count)
     missing = np.bincount(groups, ~answers.read, count).astype(int)
     reasons = [""] * count

@@ -20,7 +20,7 @@ Count = Callable[[ClassifyConfig], int]  # a cell's config → its training imag
 def with_batch_sizes(cells: list[Cell], of_pretraining: Count, of_finetuning: Count) -> list[Cell]:
     """The cells with numbers where they say auto.
 
-    A number that a run of the same group was begun with is taken; else the least of what fits each of them.
+    If a run of the same group was begun with a number, that is taken; else the smallest of the numbers that fit each.
     """
     cells = list(_pretrainings_decided(cells, of_pretraining))
     budgets: dict[int | None, int] = {}
@@ -81,7 +81,7 @@ def _finetuning_batch(group: list[Cell], images: Count) -> int:
 
 
 def _fitting(config: ClassifyConfig, stage: StageName, images: Count) -> int:
-    """What is good for learning, and fits the memory, in one cell."""
+    """The batch size that is good for learning and fits the memory, for one cell."""
     device = training_device(config)
     memory = pretraining_memory if stage == "pretrain" else finetuning_memory
 

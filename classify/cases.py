@@ -22,12 +22,12 @@ class LabelledSplits:
     validate: pd.DataFrame
 
     def fingerprint(self) -> str:
-        """16 hexadecimal digits of what is trained on, and chosen by."""
+        """16 hexadecimal digits of the training and validation images and their labels."""
         return digest(pd.concat([self.train, self.validate]), "image_id", "split", "label")
 
 
 def splits_of(data: Data, config: ClassifyConfig) -> LabelledSplits:
-    """The images that a fine-tuning of this config learns from, and is chosen by."""
+    """The images that a fine-tuning of this config trains on, and those that it is chosen by."""
     settings = config.finetune
     return labelled_splits(data, settings.sample, config.data.split_seed, settings.draw, settings.sample_covers)
 
@@ -37,8 +37,8 @@ def labelled_splits(
 ) -> LabelledSplits:
     """The images with a label, cut to a budget of `sample` where one is given; both classes are needed.
 
-    A budget of training images leaves validation whole. One that covers both cuts both in the share that it is of all
-    their labels. Of each `draw` smaller budgets are parts of larger ones.
+    A budget of training images leaves validation whole. A budget that covers both splits cuts both to the same share,
+    its own share of all their labels. Within a `draw`, smaller budgets are subsets of larger ones.
     """
     train = data.split("train")
     validate = data.split("validate")
@@ -57,10 +57,10 @@ def labelled_splits(
 
 
 def label_budget(train: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
-    """Rows of whole patients until `count` labelled images are together, of both classes wherever there are two.
+    """Rows of whole patients until `count` labelled images are together, of both classes if there are two.
 
-    A draw that met one class alone begins with the first patient of the other, so that smaller budgets stay part of
-    larger ones.
+    If a draw meets one class alone, it is made again, beginning with the first patient of the other class. So smaller
+    budgets stay subsets of larger ones.
     """
     place = "finetune.sample"
     drawn = sample_patients(train, count, seed, place)
@@ -79,7 +79,7 @@ def label_budget(train: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
 
 
 def _seed_of_draw(split_seed: int, draw: int) -> int:
-    """The seed of a budget's subset; the first draw's is that of splits and samples."""
+    """The seed of a budget's subset; the first draw uses the seed of splits and samples."""
     if draw == 0:
         return split_seed
     digest_of_both = hashlib.blake2b(f"{split_seed}/draw {draw}".encode(), digest_size=8).digest()
@@ -87,7 +87,7 @@ def _seed_of_draw(split_seed: int, draw: int) -> int:
 
 
 def budgets_of(sample: int, train: int, validate: int, covers: SampleCovers) -> tuple[int, int]:
-    """How many labelled images of each split a budget leaves, of so many; UserError where they are fewer."""
+    """How many labelled images of each split a budget leaves; UserError if there are fewer than it needs."""
     total = train + validate
     if covers == "train":
         return sample, validate  # too few are refused where they are drawn
@@ -96,7 +96,7 @@ def budgets_of(sample: int, train: int, validate: int, covers: SampleCovers) -> 
             f"finetune.sample: found {total:,} labelled training and validation images, expected at least {sample:,}"
         )
 
-    # one of each class in each split is the least
+    # each split needs at least one image of each class
     of_validate = min(max(round(sample * validate / total), 2), validate)
     if sample - of_validate < 2:
         raise UserError(
@@ -135,7 +135,7 @@ def few_cases(labels: pd.Series, target: str | None) -> dict[str, int]:
 
 
 def few_text(few: Mapping[str, Mapping[str, int]], units: str = "cases") -> str:
-    """What is to be said of splits with `few_cases`, in a line; empty where there is none."""
+    """A line that warns of splits with `few_cases`; empty if there are none."""
     parts = []
     for split, counts in few.items():
         shown = " and ".join(f"{count:,} {name}" for name, count in counts.items())
@@ -152,8 +152,8 @@ def few_text(few: Mapping[str, Mapping[str, int]], units: str = "cases") -> str:
 def study_numbers(table: pd.DataFrame, patients_known: bool) -> np.ndarray:
     """(n) whole numbers that tell the table's studies apart, in order of first appearance.
 
-    A study is a patient's: many data sets count the studies of each patient anew. An image that stands for an unknown
-    patient says nothing of whose study it is, so there the study's own id has to be enough.
+    Studies are told apart by patient too, because many data sets number the studies of each patient anew. An image id
+    that stands for an unknown patient does not say whose study it is, so there the study's own id has to be enough.
     """
     patient = table["patient_id"]
     if not patients_known:
@@ -171,7 +171,7 @@ def undecided_studies(table: pd.DataFrame, patients_known: bool) -> pd.DataFrame
 
 
 def check_unit(table: pd.DataFrame, split: str, config: ClassifyConfig, manifest: Manifest) -> None:
-    """UserError where studies are to be counted, and images of one have different labels."""
+    """UserError if studies are to be counted, and the images of one have different labels."""
     if config.evaluate.unit == "image":
         return
     undecided = undecided_studies(table, manifest.patients_known)

@@ -57,13 +57,13 @@ def compare(config: ClassifyConfig, say: Say = print, jobs: int = 1) -> Comparis
     """Run what the grid still lacks, evaluate every cell once, and write the comparison into `config.run`.
 
     jobs: how many processes train at a time; 1: this one does. A cell that fails is left out of the comparison, which
-    names it. Raises UserError for a grid that does not fit together, before anything is trained, and where no cell is
-    left.
+    names it. Raises UserError before anything is trained if the grid does not fit together, and at the end if no cell
+    is left.
     """
     opened: dict[DataSettings, Data] = {}
 
     def data_of(settings: DataSettings) -> Data:
-        """Each data set is opened once, and described when it is."""
+        """Open each data set once, and describe it then."""
         if settings not in opened:
             data = open_data(settings)
             say("\n".join([*data.manifest.notes, data.manifest.summary()]))
@@ -107,7 +107,7 @@ def failures_of(comparison: Comparison) -> list[str]:
 
 
 def _chain(name: str, pretrainings: Mapping[str, Task]) -> list[str]:
-    """A pretraining, and before it those from which it goes on, the first of them first."""
+    """A pretraining, and before it those that it continues from, the earliest first."""
     chain = [name]
     while before := pretrainings[chain[0]].after:
         if before[0] in chain:
@@ -117,7 +117,7 @@ def _chain(name: str, pretrainings: Mapping[str, Task]) -> list[str]:
 
 
 def _expect_none_lost(folder: Path, outcomes: Mapping[str, Outcome]) -> None:
-    """UserError where a training that the folder's comparison shows has failed by now: that comparison stays."""
+    """UserError if a training that the folder's comparison shows has failed this time: that comparison is kept."""
     failed = {name: found.line for name, found in outcomes.items() if isinstance(found, Failure)}
     if not failed:
         return
@@ -135,7 +135,7 @@ def _expect_none_lost(folder: Path, outcomes: Mapping[str, Outcome]) -> None:
 
 
 class _Grid:
-    """A grid on its way: what has come of each of its trainings, by the name of its folder."""
+    """A grid at work: the outcome of each of its trainings, by the name of its folder."""
 
     def __init__(
         self, config: ClassifyConfig, cells: list[Cell], tested: tuple[Declared, ...], data_of: DataOf, say: Say
@@ -146,7 +146,7 @@ class _Grid:
         self.say = say
         self.outcomes: dict[str, Outcome] = {}
 
-        # what was chosen before stands; the settings that others choose from are tried at their first seed
+        # earlier choices stand; the other rows try their settings at their first seed
         self.first: dict[int, Cell] = {}
         for cell in cells:
             self.first.setdefault(cell.row, cell)
@@ -210,7 +210,7 @@ class _Grid:
         return list(tasks.values())
 
     def _pretrainings(self) -> dict[str, Task]:
-        """By their names; one that goes on from another one of the grid comes after it."""
+        """By their names; one that continues from another one of the grid comes after it."""
         configs = pretrainings_of(self.cells)
         tasks = {}
         for run, config in configs.items():
@@ -246,9 +246,9 @@ class _Grid:
             raise UserError(f"{what} failed ({name}): {outcome.line}")
 
     def _chosen(self, cell: Cell) -> Cell:
-        """The cell with the setting that its row has chosen on validation; the choice is made when it is first asked.
+        """The cell with the setting that its row has chosen on validation; the first call makes the choice.
 
-        UserError where a setting was not tried for another reason than that it diverges: rows have equally many tries.
+        UserError if a setting could not be tried, unless it diverged: all rows must have equally many tries.
         """
         if not cell.choices:
             return cell
@@ -257,7 +257,7 @@ class _Grid:
         return with_choice(cell, self.choices[cell.row].setting)
 
     def _choice_for(self, first: Cell) -> Choice:
-        """What a row takes of the settings that were tried at its first seed."""
+        """The row's choice among the settings that were tried at its first seed."""
         diverged = set()
         costs: list[tuple[float | None, int | None]] = []
         for trial in trials_of(first):
@@ -301,7 +301,7 @@ class _Grid:
         _check_cases(evaluations)
 
         found = Comparison(
-            config=change_config(self.config, {}),  # as comparison.json has it: defaults are not always of their type
+            config=change_config(self.config, {}),  # as in comparison.json: defaults may not have the declared type
             folder=folder,
             facts=facts_of(self.data_of(self.config.data), evaluations),
             lines=lines,
@@ -319,7 +319,7 @@ class _Grid:
     def _lines(self) -> tuple[tuple[Line, ...], tuple[FailedRow, ...]]:
         """A line for each table row: the evaluations of its cells, which differ by their seeds alone.
 
-        A row without any has no numbers, and so no line.
+        A row without evaluations has no numbers, and so no line.
         """
         lines = []
         without = []
@@ -342,7 +342,7 @@ class _Grid:
         return tuple(lines), tuple(without)
 
     def _with_cost(self, cell: Cell, evaluation: Evaluation) -> Evaluation:
-        """What its training cost stands in its summary, with the pretraining's, and the tuning's at the first seed."""
+        """The evaluation with costs in its summary: of training, of pretraining, and at the first seed of tuning."""
         cost = finetuning_cost(evaluation.run, evaluation.config, evaluation.summary["meta"]["train_images"])
         if cell.pretrain_config:
             settings = cell.pretrain_config.data
@@ -367,7 +367,7 @@ def _cost_of(trial: Cell) -> dict[str, Any]:
 
 
 def _most_private(config: ClassifyConfig, cells: list[Cell]) -> tuple[list[str], Any]:
-    """The credentialed data sets of all cells, and with whom what is made of them may be shared: with the fewest."""
+    """The credentialed data sets of all cells, and the strictest `data.share` among the cells that have any."""
     found: set[str] = set()
     share = "group"
     for each in [config, *(cell.config for cell in cells), *(cell.pretrain_config for cell in cells)]:

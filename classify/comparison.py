@@ -1,7 +1,7 @@
 """What a grid found, as data: lines with their intervals, and the contrasts between them that were declared.
 
-Nothing here needs the images, the store or a checkpoint: predictions and `Facts` are enough, so that `mae-report` makes
-a comparison's files again from what can be committed (classify/report/read.py).
+Nothing here needs the images, the store or a checkpoint: predictions and `Facts` are enough. So `mae-report` can make a
+comparison's files again from what can be committed (classify/report/read.py).
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,7 +18,7 @@ from classify.provenance import Facts
 from classify.settings import ClassifyConfig
 from data.privacy import credentialed_sources
 
-DESCRIBED = ("auc", "accuracy")  # metrics whose differences are shown; the first alone is tested
+DESCRIBED = ("auc", "accuracy")  # metrics whose differences are shown; only the first is tested
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,11 @@ class Line:
     described: dict[str, str]  # the table's first columns
     labelled: int | None  # its label budget
     evaluations: tuple[Evaluation, ...]
-    failed: tuple[str, ...] = ()  # what became of the seeds that are not among them, a line each
+    failed: tuple[str, ...] = ()  # what happened to the seeds that are missing there, a line each
 
     @property
     def name(self) -> str:
-        """The one name by which contrasts and texts call it."""
+        """The name that contrasts and texts use for it."""
         return self.described["Model"]
 
     @property
@@ -86,12 +86,12 @@ class FailedRow:
 
 @dataclass(frozen=True)
 class Declared:
-    """Two rows that were to be compared before anything was known of them."""
+    """Two rows that were declared for comparison before any result was known."""
 
     a: str
     b: str
     margin: float | None = None  # of non-inferiority: how much lower the AUC of a may be
-    pretrained: str | None = None  # the one of them that is pretrained, where the other is the same without
+    pretrained: str | None = None  # the pretrained one of the two, if the other is the same without pretraining
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Contrast:
     seeds: tuple[int, int] = (0, 0)  # of a and of b
     differences: Mapping[str, Difference] = field(default_factory=dict)  # by metric; {} where not computed
     p_holm: float = np.nan  # of the AUC's difference, adjusted for all tests of the comparison
-    p_margin: float = np.nan  # that a is inferior by the margin
+    p_margin: float = np.nan  # of the hypothesis that a is inferior by the margin
     p_margin_holm: float = np.nan
     why_not: str = ""  # why it was not computed
 
@@ -121,7 +121,7 @@ class Contrast:
 
     @property
     def of_single_models(self) -> bool:
-        """Whether a side is one training: then two trained models were compared, and no methods."""
+        """Whether a side is one training: then trained models were compared, not methods."""
         return min(self.seeds) < 2
 
 
@@ -139,7 +139,7 @@ class Reconstructions:
 
 @dataclass(frozen=True)
 class Learned:
-    """What the kept weights of a pretraining came to on validation images."""
+    """How well the kept weights of a pretraining did on validation images."""
 
     epoch: int  # that was kept
     loss: float  # of reconstruction
@@ -157,7 +157,7 @@ class Comparison:
     failed_rows: tuple[FailedRow, ...] = ()
     declared: tuple[Declared, ...] = ()
     pretrainings: Mapping[str, Path] = field(default_factory=dict)  # folder name → run folder
-    pretrain_configs: Mapping[str, ClassifyConfig] = field(default_factory=dict)  # folder name → as it is wished today
+    pretrain_configs: Mapping[str, ClassifyConfig] = field(default_factory=dict)  # folder name → as given today
     learned: Mapping[str, Learned] = field(default_factory=dict)  # by folder name of the pretraining
     reconstructions: Mapping[str, Reconstructions] = field(default_factory=dict)  # likewise
     mistakes: Mapping[str, tuple[str, str]] = field(default_factory=dict)  # row → picture below the folder, its digest
@@ -175,7 +175,7 @@ class Comparison:
         """The label budgets of the lines, a table each, in order."""
         return list(dict.fromkeys(line.labelled for line in self.lines))
 
-    @cached_property  # which looks into each folder
+    @cached_property  # as it looks into each folder
     def credentialed(self) -> list[str]:
         """The credentialed data sets that anything in it is made from: its own, those of its rows and pretrainings."""
         found = {*credentialed_sources(self.config.data), *self.facts.credentialed}
@@ -187,7 +187,7 @@ class Comparison:
 
     @property
     def seen_elsewhere(self) -> bool:
-        """Whether weights of another program took part, which have seen what nobody here knows."""
+        """Whether weights of another program took part; what those have seen is not known here."""
         return any(evaluation.summary.get("seen_elsewhere", False) for evaluation in self.evaluations)
 
     def lines_of(self, labelled: int | None) -> list[Line]:
@@ -217,7 +217,7 @@ class Comparison:
 
 
 def _contrast(declared: Declared, a: Line | FailedRow, b: Line | FailedRow) -> Contrast:
-    """Not adjusted yet; not computed where a row lacks a seed, since which one fails may hang on how well it does."""
+    """Not adjusted yet; not computed if a row lacks a seed, as how well a seed does may decide whether it fails."""
     failed = [f'"{row.name}"' for row in (a, b) if row.failed]
     if isinstance(a, FailedRow) or isinstance(b, FailedRow) or failed:
         return Contrast(declared, a.labelled, why_not=f"not every training of {' and '.join(failed)} finished")
@@ -243,7 +243,7 @@ def _contrast(declared: Declared, a: Line | FailedRow, b: Line | FailedRow) -> C
 
 
 def _adjusted(contrasts: list[Contrast]) -> tuple[Contrast, ...]:
-    """With Holm's p-values over all tests. One that was declared and not computed counts, as one that found nothing."""
+    """With Holm's p-values over all tests. A declared test that was not computed counts, with a p-value of 1."""
     p_values = []
     for contrast in contrasts:
         p_values.append(1.0 if contrast.why_not else contrast.auc.p_value)

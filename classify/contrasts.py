@@ -12,7 +12,7 @@ from classify.settings import ClassifyConfig
 from data.errors import UserError, did_you_mean
 from mae.engine.run import flat
 
-# what makes two Vision Transformers one network: the decoder is left behind before stage two
+# settings that make two Vision Transformers the same network: the decoder is left behind before stage two
 OF_ENCODER = ("preset", "in_channels", "patch_size", "embed", "width", "depth", "heads")
 
 
@@ -21,7 +21,7 @@ class Candidate:
     """A row as far as contrasts must know it."""
 
     name: str
-    also: str | None = None  # another name for it, which is understood
+    also: str | None = None  # another name that is understood
     budgets: frozenset[int | None] = frozenset()
     config: ClassifyConfig | None = None  # None for what was not trained here
     weights: str | None = None  # what it begins from, a pretraining or another program's file; None: random
@@ -63,7 +63,7 @@ def _weights(cell: Cell) -> str | None:
 def declared(config: ClassifyConfig, rows: Sequence[Candidate]) -> tuple[Declared, ...]:
     """The contrasts of a comparison, before anything is trained.
 
-    Raises UserError where one names no row, a row twice, rows that share no label budget, or what another says already.
+    Raises UserError if one names an unknown row, a row twice, or rows that share no label budget, or repeats another.
     """
     if config.compare.contrasts is None:
         return tuple(_default(config, rows))
@@ -100,7 +100,7 @@ def _row(name: str, rows: Sequence[Candidate], place: str) -> Candidate:
         if name in (row.name, row.also):
             return row
 
-    # a row of several pretrainings is several rows
+    # a row with several pretrainings is several rows
     names = [row.name for row in rows]
     several = [known for known in names if known.startswith(f"{name}/")]
     if several:
@@ -112,9 +112,9 @@ def _row(name: str, rows: Sequence[Candidate], place: str) -> Candidate:
 
 
 def _default(config: ClassifyConfig, rows: Sequence[Candidate]) -> Iterator[Declared]:
-    """Pretrained against the same from random weights, then each row against the baseline; each pair once.
+    """Pretrained rows against the same from random weights, then each row against the baseline; each pair once.
 
-    An ensemble, which the config does not name, is tested where it is declared.
+    The config does not name ensembles, so one is tested only where a contrast declares it, or as the baseline.
     """
     against = baseline(config, rows)
     named = {row.name for row in config.compare.rows}
@@ -143,7 +143,7 @@ def _with_and_without_pretraining(rows: Sequence[Candidate]) -> Iterator[tuple[C
 
 
 def _against_baseline(of_all: Candidate, rows: Sequence[Candidate]) -> Iterator[tuple[Candidate, Candidate]]:
-    """Each row with the baseline: with the baseline's own twin of the same augmentation, where there is one."""
+    """Each row with the baseline, or with the baseline's twin that has the row's augmentation, if there is one."""
     for row in rows:
         if row is of_all:
             continue
@@ -191,7 +191,7 @@ def _network(config: ClassifyConfig) -> tuple[object, ...]:
 
 
 def _differences(row: Candidate, other: Candidate) -> int:
-    """In how many settings of stage two rows differ."""
+    """In how many settings of stage two the rows differ."""
     assert row.config is not None
     assert other.config is not None
     before = flat(row.config.finetune.model_dump())

@@ -14,7 +14,7 @@ from mae.pretrain_cost import pretraining_flops
 
 SPEED = "train/images_per_second"
 MEMORY = "train/peak_memory_gb"
-PAIR = 2  # images: batch statistics of one are none
+PAIR = 2  # images: one alone has no batch statistics
 
 # the settings of a stage that a step's arithmetic depends on
 ARITHMETIC = {
@@ -25,10 +25,10 @@ ARITHMETIC = {
 
 @dataclass(frozen=True)
 class Spent:
-    """What a run has spent on training so far; validation, and steps that a kill undid, are not in it."""
+    """What a run has spent on training so far, without validation and without steps that a kill undid."""
 
     steps: int
-    images: int  # seen, each time counted
+    images: int  # seen, counted each time
     seconds: float
     memory: float  # GB at most
 
@@ -42,7 +42,7 @@ def spent(folder: Path, batch_size: int) -> Spent:
     steps = 0
     seconds = 0.0
     memory = 0.0
-    for row in read_metrics(folder, warn=False):  # the curves of the same run warn
+    for row in read_metrics(folder, warn=False):  # reading the run's curves warns already
         speed = row.get(SPEED)
         if not speed or row["step"] <= steps:
             continue
@@ -53,7 +53,7 @@ def spent(folder: Path, batch_size: int) -> Spent:
 
 
 def finetuning_cost(folder: Path, config: ClassifyConfig, train_images: int) -> dict[str, Any]:
-    """Seconds, FLOPs and speed of a fine-tuning; `train_images` of a label budget were there to train on."""
+    """Seconds, FLOPs and speed of a fine-tuning; `train_images`: how many its label budget left to train on."""
     done = spent(folder, min(config.finetune.batch, train_images))
     return _as_json("train", done, finetuning_flops(config))
 
@@ -87,7 +87,7 @@ def pretraining_flops_of(config: ClassifyConfig) -> int:
 
 
 def _what_counts(config: ClassifyConfig, stage: str) -> str:
-    """The settings that a step's arithmetic may depend on, as a text that can be remembered by."""
+    """The settings that a step's arithmetic may depend on, as a text that serves as the key of a cache."""
     plain = make_config({"data": {"source": "phantom"}}, "cost")
     assert isinstance(plain, ClassifyConfig)
     section = getattr(config, stage)

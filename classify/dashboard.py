@@ -59,7 +59,7 @@ def raster(draw: Drawing, scored: pd.DataFrame, threshold: float, names: Names) 
 def draw_roc(axes: Axes, scored: pd.DataFrame, threshold: float, names: Names) -> None:
     """ROC curve, the threshold marked."""
     labels = scored["label"].to_numpy(int)  # n
-    logits = scored["logit"].to_numpy(float)  # n, which tell apart what rounds to one score
+    logits = scored["logit"].to_numpy(float)  # n; they differ where scores round to the same number
     x, y, _ = roc_curve(labels, logits)
 
     # where the threshold stands on the curve
@@ -75,7 +75,7 @@ def draw_roc(axes: Axes, scored: pd.DataFrame, threshold: float, names: Names) -
 
 
 def draw_confusion(axes: Axes, scored: pd.DataFrame, threshold: float, names: Names) -> None:
-    """How many of each class are predicted as which, and which share of the class that is."""
+    """How many of each class are predicted as each class, and which share of the true class that is."""
     counts = confusion_matrix(scored["label"].to_numpy(int), scored["score"] >= threshold, labels=[0, 1])
     shares = counts / counts.sum(axis=1, keepdims=True)
 
@@ -109,7 +109,7 @@ def worst_mistakes(scored: pd.DataFrame, threshold: float) -> pd.DataFrame:
 
 
 def picture(data: Data, mistake: pd.Series, names: Names) -> np.ndarray:
-    """An image between its id and its label and score, as grey levels (h w)."""
+    """An image with its id above and its label and score below, as grey levels (h w)."""
     caption = f"{names[int(mistake['label'])]}, score {mistake['score']:.3f}"
     [image] = next(data.store.read([np.array([mistake["row"]])]))
     return np.asarray(sheet(image[None, None], [mistake["image_id"]], [caption]))

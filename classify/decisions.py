@@ -1,4 +1,4 @@
-"""All that a trained classifier's numbers mean, for who takes it elsewhere: classes, thresholds, calibrations."""
+"""What a trained classifier's numbers mean, for use in other programs: classes, thresholds, calibrations."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class Decisions:
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> "Decisions":
-        """UserError where a checkpoint has one that cannot be."""
+        """UserError if a checkpoint has an invalid one."""
         chosen = checkpoint.meta.get("threshold") or {}
         by_unit = {unit: Decision.of(checkpoint, unit) for unit in UNITS if unit in chosen}
         return cls(words(config_of(checkpoint).data.target), by_unit)
@@ -42,20 +42,20 @@ class Decisions:
 
     @property
     def calibration(self) -> Calibration:
-        """An image's; one that changes nothing where none was fitted."""
+        """That of images; if none was fitted, one that changes nothing."""
         if "image" not in self.by_unit:
             return Calibration()
         return self.by_unit["image"].calibration or Calibration()
 
     def probability_of(self, score: float) -> float:
-        """An image's calibrated probability where its score is this one; above 1 stays there, as it calls none."""
+        """An image's calibrated probability at this score; a threshold above 1, which no image reaches, is kept."""
         if score > 1:
             return score
         return self.calibration.probability_of(score)
 
     @property
     def probability_threshold(self) -> float | None:
-        """The calibrated probability from which an image is called the second class, as by its score's threshold."""
+        """The calibrated probability from which an image is called the second class, matching the score's threshold."""
         if "image" not in self.by_unit:
             return None
         return self.probability_of(self.by_unit["image"].threshold)

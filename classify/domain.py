@@ -1,8 +1,8 @@
 """Is this image of the kind that a classifier knows? How far it lies from the training images, and how far is too far.
 
-There are three distances, as each is blind to what another sees: of the features that the head reads, of coarse grey
-levels, and the masked autoencoder's error, where the pretraining is at hand. What is kept of training images are means
-and covariances. Limits are chosen on validation images, of which at most 5 % lie beyond. Labels play no part.
+There are three distances, because each misses what another sees: of the features that the head reads, of coarse grey
+levels, and the masked autoencoder's error, if the pretraining is at hand. Only means and covariances of training images
+are kept. Limits are chosen on validation images, so that at most 5 % of these exceed them. Labels play no part.
 """
 
 import math
@@ -34,12 +34,12 @@ from mae.patches import patchify
 from mae.reconstruct import model_of as autoencoder_of
 
 SHARE = 0.05  # of validation images that may be called unknown
-FEWEST = 20  # validation images by which that can be held
+FEWEST = 20  # validation images that are needed to ensure that
 MOST = 2_000  # images of a split that are looked at, drawn by the run's seed
 DIRECTIONS = 256  # of a covariance that are kept; the others share one variance
 SIDE = 8  # cells of an image's coarse grey levels, along each side
-MASKS = 3  # that the reconstruction error is the mean of, the same for every image
-ROUNDING = 1e-3  # other batches and machines round otherwise, which is to make nobody unknown
+MASKS = 3  # the reconstruction error is the mean over these, the same for every image
+ROUNDING = 1e-3  # other batches and machines round differently, which must not make an image unknown
 AT_ONCE = 64  # images in a forward pass
 TINY = 1e-10  # the least variance: of features that are all the same, say
 SPREADS = ("features", "grey_levels")
@@ -50,7 +50,7 @@ Positive = Annotated[float, Field(gt=0)]
 
 
 def directions(features: np.ndarray) -> np.ndarray:
-    """Features (n d) at length 1: what is unknown to a network is often short and so, by plain distance, near."""
+    """Features (n d) at length 1: those of unknown images are often short, and so near by plain distance."""
     features = np.asarray(features, dtype=np.float64)
     length = np.linalg.norm(features, axis=1, keepdims=True)  # n 1
     return features / np.maximum(length, 1e-12)
@@ -94,8 +94,8 @@ def _errors(model: MaskedAutoencoder, pixels: Tensor, mask_ratio: float, noise: 
 class Spread:
     """Where training images lie, as a mean and a covariance, and how far from there others do (Mahalanobis).
 
-    The covariance is drawn towards equal variances by as much as its images are few (Ledoit and Wolf 2004), so it is
-    one of full rank for any number of them. Of many directions the widest are kept; the others share one variance.
+    The covariance is shrunk towards equal variances, the more the fewer its images (Ledoit and Wolf 2004), so it has
+    full rank for any number of them. Of many directions the widest are kept; the others share one variance.
     """
 
     mean: Tensor  # d
@@ -111,7 +111,7 @@ class Spread:
         away = rows - mean
         covariance = away.T @ away / n
 
-        # their estimate is 0 for two images, which lie on a line: few images are drawn towards equal variances anyway
+        # Ledoit and Wolf's estimate is 0 for two images, which lie on a line; few images are shrunk anyway
         shrinkage = max(ledoit_wolf_shrinkage(away, assume_centered=True), 1 / n)
         covariance = (1 - shrinkage) * covariance + shrinkage * np.trace(covariance) / d * np.eye(d)
 
@@ -139,9 +139,9 @@ class Spread:
 
 
 def limit(scores: np.ndarray, share: float = SHARE) -> float:
-    """The score that at most `share` of these (n) exceed, and of others like them on average as well.
+    """The score that at most `share` of these (n) exceed, and on average at most `share` of others like them.
 
-    That is the ⌈(n + 1)(1 - share)⌉-th smallest (split conformal prediction); ValueError where n is too small for one.
+    That is the ⌈(n + 1)(1 - share)⌉-th smallest (split conformal prediction); ValueError if n is too small for one.
     """
     place = math.ceil((len(scores) + 1) * (1 - share) - 1e-9)
     if place > len(scores):
@@ -164,7 +164,7 @@ class _Kept(BaseModel):
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
     limits: list[Positive]  # of features, grey levels and, where there is one, reconstruction error
-    together: list[Positive]  # of the largest ratio of the first, the first two, all three
+    together: list[Positive]  # limits of the largest ratio among the first, the first two, all three
     train_images: int
     validate_images: int
     pretraining: _Pretraining | None = None
@@ -180,13 +180,13 @@ class Domain:
     grey_levels: Spread
     kept: _Kept
     pretraining: MaskedAutoencoder | None = None  # None where it is not at hand
-    note: str = ""  # what is to be said once, empty where nothing is
+    note: str = ""  # a remark to make once, or empty
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, device: torch.device | str = "cpu") -> "Domain | None":
-        """What a classifier's checkpoint remembers; None where it does not, and `why_unknown` says why.
+        """What a classifier's checkpoint remembers; None if it remembers nothing (`why_unknown` says why).
 
-        Its pretraining is used where that still lies where it was, or beside the run folder as it did.
+        Its pretraining is used if it still lies where it was, or in a folder of the same name beside the run folder.
         """
         meta = checkpoint.meta.get("domain")
         if not meta or "reason" in meta:
@@ -203,7 +203,7 @@ class Domain:
         return cls(checkpoint.place, spreads[0], spreads[1], kept, model, note)
 
     def scores(self, features: np.ndarray, images: np.ndarray | Tensor | None = None) -> np.ndarray:
-        """(n): distances as shares of what is allowed; above 1 an image is of another kind than those it knows.
+        """(n): distances as shares of what is allowed; above 1 an image is unlike those that the classifier knows.
 
         features: (n d), what the head sees. images: their 8-bit images (n 1 h w); without them features alone are
         judged, by their own limit.
@@ -217,12 +217,12 @@ class Domain:
         return self._shares(measured)
 
     def _shares(self, measured: Sequence[np.ndarray]) -> np.ndarray:
-        """Of the distances that could be measured the largest, as a share of what these may be together."""
+        """The largest of the distances that could be measured, as a share of their joint limit."""
         return _largest(measured, self.kept.limits) / self.kept.together[len(measured) - 1]
 
 
 def _largest(measured: Sequence[np.ndarray], limits: Sequence[float]) -> np.ndarray:
-    """Of scores (n) each, the largest as a share of its limit (n)."""
+    """Several scores (n each) → the largest as a share of its limit (n)."""
     shares = [scores / most for scores, most in zip(measured, limits, strict=False)]
     return np.max(shares, axis=0)
 
@@ -261,7 +261,7 @@ def _read(checkpoint: Checkpoint, meta: Mapping[str, Any]) -> tuple[_Kept, list[
 
 
 def _is_sound(spread: Spread, width: int) -> bool:
-    """Whether it is one of rows of this width."""
+    """Whether it is a valid spread of rows of this width."""
     k, d = spread.axes.shape
     shapes = (tuple(spread.mean.shape), tuple(spread.variances.shape), tuple(spread.rest.shape))
     return d == width and shapes == ((d,), (k,), ()) and bool((spread.variances > 0).all() and spread.rest > 0)
@@ -281,9 +281,9 @@ def _at_hand(checkpoint: Checkpoint, kept: _Pretraining, device: torch.device) -
 
 
 def remember_domain(folder: Path, data: Data, device: torch.device, pretraining: str | Path | None) -> None:
-    """Give the best.pt of a run that has ended what it needs to tell which images it knows, once.
+    """Add to the best.pt of a finished run what it needs to tell which images it knows, once.
 
-    pretraining: the checkpoint that it began from. Of several ranks the first one does it, for all.
+    pretraining: the checkpoint that the run began from. Of several ranks, the first one does it for all.
     """
     best = folder / "best.pt"
     if not distributed.is_main():
@@ -307,16 +307,16 @@ def remember_domain(folder: Path, data: Data, device: torch.device, pretraining:
 
 
 def _is_owed(checkpoint: Checkpoint) -> bool:
-    """Whether this version trained it, and has not come to the end; those of earlier versions stay as they are."""
+    """Whether it is still to be learnt; checkpoints of earlier versions have no such entry and stay as they are."""
     return checkpoint.meta.get("domain", "never") is None
 
 
 def learn_domain(
     checkpoint: Checkpoint, data: Data, device: torch.device, pretraining: str | Path | None
 ) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
-    """What a checkpoint keeps in `meta` and in `state`: from images of the training split, and limits by validation.
+    """What a checkpoint keeps in `meta` and in `state`: spreads of training images, and limits from validation images.
 
-    Where that cannot be, `meta` holds the reason.
+    If they cannot be learnt, `meta` holds the reason.
     """
     config = config_of(checkpoint)
     with seeded(config.seed):  # its initial weights are drawn, then replaced
@@ -349,7 +349,7 @@ def learn_domain(
     if asked.errors is not None:
         measured.append(asked.errors)
 
-    # too far is what few of them are, in one distance and in several at once
+    # the limits: few validation images exceed them, in one distance or in several at once
     limits = [max(limit(scores), TINY) for scores in measured]
     together = []
     for count in range(1, len(measured) + 1):
@@ -375,7 +375,7 @@ class _Looks(NamedTuple):
 
 
 def _drawn(data: Data, split: str, seed: int) -> Loader:
-    """The split's images, labelled or not; of many a part, the same each time."""
+    """The split's images, labelled or not; if there are many, a part of them, the same each time."""
     table = data.split(split)
     if len(table) > MOST:
         places = np.random.default_rng(seed).choice(len(table), MOST, replace=False)

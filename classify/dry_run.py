@@ -90,7 +90,7 @@ class _Looked(NamedTuple):
 
     data: Data
     splits: LabelledSplits
-    held_out: float  # share of the validation images that these are
+    held_out: float  # share of all validation images that these are
     source: str
 
 
@@ -108,7 +108,7 @@ def _few_images(config: ClassifyConfig, data: Data | None, splits: LabelledSplit
 
 
 def few_of(table: pd.DataFrame, most: int) -> pd.DataFrame:
-    """So many rows of a table, with each label in its share."""
+    """At most so many rows of a table, with each label in its share."""
     ordered = table.sort_values("label", kind="stable")
     places = np.linspace(0, len(ordered) - 1, min(most, len(ordered))).round().astype(int)
     return ordered.iloc[np.unique(places)]
@@ -118,7 +118,7 @@ def few_of(table: pd.DataFrame, most: int) -> pd.DataFrame:
 
 
 def _look_at_domain(rehearsed: Rehearsal, images: int, looked_at: _Looked) -> float:
-    """Seconds in which a training that ends looks at images of both splits, so that it knows its domain."""
+    """Seconds that a training spends at its end on images of both splits, to learn its domain."""
     validated = max(round(len(looked_at.splits.validate) / looked_at.held_out), 1)
     return rehearsed.validate * (min(MOST, images) + min(MOST, validated)) / validated
 

@@ -1,4 +1,4 @@
-"""Any encoder of ours × somebody's images → features, a row an image: mae-embed."""
+"""Any encoder of ours × a user's images → features, a row for each image: mae-embed."""
 
 import csv
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -40,7 +40,7 @@ class Embedder:
     checkpoint: Checkpoint
     device: torch.device
     width: int  # of a row (d)
-    what: str  # a row is, for people
+    what: str  # what a row is, in words
     features_of: Callable[[Tensor], Tensor]  # 8-bit images (b 1 h w) on the device → (b d)
 
     def features(self, images: np.ndarray) -> np.ndarray:
@@ -53,8 +53,8 @@ class Embedder:
 def load_embedder(path: str | Path, pool: Pool | None = None, device: str = "auto") -> Embedder:
     """The encoder of a pretraining, of a fine-tuned or probed ViT, or a ResNet's trunk.
 
-    pool: what a ViT's tokens become; None: their mean, or what the classifier's own head reads. UserError for a ResNet
-    with one, and for other programs' weights, which do not say how images are to be read.
+    pool: how a ViT's tokens are pooled; None: by their mean, or as the classifier's own head does. UserError for a
+    ResNet with `pool`, and for other programs' weights, which do not say how images are to be read.
     """
     if is_foreign(path) or is_resnet(path):
         raise UserError(
@@ -110,8 +110,8 @@ def embed(
 ) -> None:
     """Write features (n d) of the images that can be read, and beside them a CSV: which row is which image's.
 
-    Both are written whole or not at all, and what stands there stays until both can be. Raises UserError for what
-    cannot work, before anything is read, and, when both are written, where no image could be read.
+    Both are written whole or not at all, and older files stay until both can be replaced. Raises UserError for what
+    cannot work, before anything is read, and, after both are written, if no image could be read.
     """
     table = out.with_suffix(".csv")
     check_out(out, paths)
@@ -142,13 +142,13 @@ def embed(
 
 
 def check_out(out: Path, paths: Sequence[str]) -> None:
-    """UserError where features and their table cannot, or should not, be written there."""
+    """UserError if features and their table cannot, or should not, be written there."""
     if out.is_dir():
         raise UserError(f"--out: {out}: found a folder, expected a file such as {out / 'features.npy'}")
     if out.suffix != ".npy":
         raise UserError(f"--out: found {out.name!r}, expected a name that ends in .npy")
 
-    # what stands there is written over if it is an earlier run's, and nothing else is
+    # files of an earlier run are overwritten, and no others
     table = out.with_suffix(".csv")
     for path in paths:
         if Path(path).resolve() in (out.resolve(), table.resolve()):
@@ -175,7 +175,7 @@ def _expect_no_input(out: Path, inputs: Sequence[Input]) -> None:
 def _rows(
     embedder: Embedder, inputs: Sequence[Input], reasons: list[str | None], workers: int
 ) -> Generator[np.ndarray]:
-    """Features (b d) of the images that can be read, some at a time; each input's reason, or None, joins `reasons`."""
+    """Features (b d) of the readable images, some at a time; appends each input's reason, or None, to `reasons`."""
     with (
         tqdm(total=len(inputs), desc="embed", unit="image", disable=None) as bar,
         closing(read_inputs(inputs, embedder.checkpoint.config.data, workers)) as parts,
@@ -191,7 +191,7 @@ def _rows(
 def write_rows(file: IO[bytes], parts: Iterator[np.ndarray], width: int) -> int:
     """Rows (b d) of float32 in numpy's own format, as they come; returns how many there are.
 
-    How many is known at the end alone, so the header is written twice. numpy leaves room in it for any number.
+    Their number is known only at the end, so the header is written twice. numpy leaves room in it for any number.
     """
     count = 0
     _write_header(file, (count, width))

@@ -57,9 +57,9 @@ from mae.engine.loop import evaluating
 from mae.engine.run import commit, configure_torch, device_of
 
 NEEDED = ("seen", "images", "threshold", "pretrained_from", "train_images")  # what evaluations say of the weights
-FREE = ("data", "evaluate", "report", "device", "precision", "threads")  # what may be set anew
+FREE = ("data", "evaluate", "report", "device", "precision", "threads")  # what may be changed
 OF_PROBABILITIES = ("brier", "ece", "calibration_slope", "calibration_intercept")  # do scores mean what they say?
-MEASURED = ("metrics", "intervals", "calibrated")  # of a summary: what may be undefined
+MEASURED = ("metrics", "intervals", "calibrated")  # parts of a summary whose numbers may be undefined
 PRECISION = "fp32"  # of all scores, whatever training computed in
 FACTS = ("patients_known", "pretrained_on", "seen_elsewhere", "credentialed")  # of a prediction, beside its origin
 
@@ -69,7 +69,7 @@ class Evaluation:
     """A run's predictions for the labelled units of a split, in order of ids.
 
     Columns: the ids, label, logit, score, calibrated, predicted, then what tells subgroups apart (view, sex, age, …).
-    Decisions are the raw score's; `calibrated` is the probability by the calibration fitted on validation.
+    Decisions go by the raw score; `calibrated` is the probability by the calibration fitted on validation.
     """
 
     path: Path  # of the predictions
@@ -86,12 +86,12 @@ class Evaluation:
 
     @property
     def is_trained(self) -> bool:
-        """Whether a network of its own stands behind it: not where it is another program's file, or an ensemble."""
+        """Whether one network of ours made it: neither another program's file nor an ensemble."""
         return not {"file", "ensemble"} & self.summary.keys()
 
     @property
     def calibration(self) -> Calibration:
-        """Of its scores, chosen on validation; one that changes nothing where it has none."""
+        """That of its scores, chosen on validation; if it has none, one that changes nothing."""
         return Calibration(**(self.summary.get("calibration") or {}))
 
 
@@ -99,9 +99,9 @@ class Evaluation:
 def evaluate(run: str | Path, overrides: dict[str, Any] | None = None, data: Data | None = None) -> Evaluation:
     """Predict a split with the run's best.pt and write `predictions/<split>.csv` and `.json`.
 
-    Threshold and calibration are those chosen on validation. What is already there for the same weights and
-    settings is read back, unless somebody has changed it since; anything else on test is recorded as an opening of
-    test. Raises UserError if the run has no classifier, the split no labelled image, or a score is not finite.
+    Threshold and calibration are those chosen on validation. Predictions that are already there for the same weights
+    and settings are read back, unless they were changed since. Every opening of test is recorded, once for the same
+    weights. Raises UserError if the run has no classifier, the split no labelled image, or a score is not finite.
     """
     # the weights, and how they are to be evaluated
     best = best_of(run)
@@ -167,7 +167,7 @@ def _warnings(evaluation: Evaluation, decision: Decision) -> Iterator[str]:
 
 
 def openings_of(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """The openings of the test split that an evaluation is of: of all runs on this data, else of this run alone."""
+    """The openings of the evaluation's test split: by all runs on this data, else by this run alone."""
     fingerprint = evaluation.summary["split_fingerprint"]
     beside_data = openings(data_ledger(evaluation.config.data), fingerprint)
     return beside_data or openings(evaluation.run, fingerprint)
@@ -182,7 +182,7 @@ def _kept_or_made(
     decision: Decision,
     trained_on: dict[str, int] | None,
 ) -> Evaluation:
-    """Predictions of the table: those at `path` where they were made of the very same, else new ones, written there."""
+    """Predictions of the table: those at `path` if they are of the same origin, else new ones, written there."""
     origin = {
         "checkpoint": file_digest(checkpoint.place),
         "data": data.manifest.fingerprint(),
@@ -219,7 +219,7 @@ def _kept_or_made(
             path.parents[1], config, str(origin["checkpoint"]), facts["split_fingerprint"], len(units), kept is not None
         )
 
-    # what is kept may lack what this version tells, or what the table says by now
+    # kept predictions may lack what this version tells, or what the table says by now
     predictions = decision.applied(units)
     table = _without_private_columns(table, config)
     predictions = with_subgroups(predictions, table, config.evaluate.unit, data.manifest.patients_known)
@@ -256,7 +256,7 @@ def _same(predictions: pd.DataFrame, kept: pd.DataFrame) -> bool:
 
 
 def _few(units: pd.DataFrame, checkpoint: Checkpoint, config: ClassifyConfig, data: Data) -> dict[str, dict[str, int]]:
-    """Splits with few cases of a class: the one evaluated, and validation, by which threshold and calibration go."""
+    """Splits with few cases of a class: the one evaluated, and validation, which chose threshold and calibration."""
     split = config.evaluate.split
     found = {split: few_cases(units["label"], data.manifest.target)}
     chosen_by = checkpoint.meta.get("validate_cases") or {}
@@ -274,7 +274,7 @@ def _credentialed(checkpoint: Checkpoint, config: ClassifyConfig) -> list[str]:
 def _audit(
     path: Path, checkpoint: Checkpoint, config: ClassifyConfig, data: Data, table: pd.DataFrame
 ) -> dict[str, Any]:
-    """The leak audit of the data, with what of `table` made these weights or served their pretraining; it is kept."""
+    """The leak audit of the data, with what of `table` made these weights or served pretraining; kept at `path`."""
     # images are compared in their store; without one, patients alone are audited
     if isinstance(data.store, ImageStore):
         report = audited(data.manifest, data.store)
@@ -294,28 +294,28 @@ def _audit(
 
 
 def _trained_on(data: Data, table: pd.DataFrame, checkpoint: Checkpoint, split: str) -> dict[str, int] | None:
-    """How many of the table's images made these weights, in whatever data set they stood; None where nobody knows.
+    """How many of the table's images made these weights, in whatever data set they were; None if that is not known.
 
-    That a run's own validation images chose its weights is no news where they are what is evaluated.
+    If a run's own validation images are evaluated, it is no news that they chose the weights, so they do not count.
     """
     served = {"train": checkpoint.meta.get("trained_on"), "validate": checkpoint.meta.get("validated_on")}
     if split == "validate" and digest(data.manifest.table, "image_id") == checkpoint.fact("images"):
         served["validate"] = None
     if served["train"] is None:
         return None
-    by_pixels = checkpoint.config.data.store is not False  # else ids are remembered
+    by_pixels = checkpoint.config.data.store is not False  # else the checkpoint keeps ids
     return served_training(data.trained_by(table, by_pixels), served, _seen(data, table, checkpoint))
 
 
 def _seen(data: Data, table: pd.DataFrame, checkpoint: Checkpoint) -> np.ndarray:
     """(n) bool: which of the table's images served the pretraining, by their id, their file or their pixels."""
-    by_pixels = isinstance(data.store, ImageStore)  # which knows them
+    by_pixels = isinstance(data.store, ImageStore)  # which knows the pixels
     known = np.isin(data.trained_by(table, by_pixels), checkpoint.fact("seen"))  # n k
     return np.asarray(known.any(axis=1))
 
 
 def _config_for(checkpoint: Checkpoint, overrides: dict[str, Any]) -> ClassifyConfig:
-    """The checkpoint's config with overrides of how and on what it is evaluated; the rest is in the weights."""
+    """The checkpoint's config with overrides of how and on what it is evaluated; the rest is trained in."""
     for key in overrides:
         if key.split(".")[0] not in FREE:
             raise UserError(
@@ -343,7 +343,7 @@ def score_images(checkpoint: Checkpoint, config: ClassifyConfig, data: Data, tab
 
 
 def _kept(path: Path, config: ClassifyConfig, origin: dict[str, Any]) -> Evaluation | None:
-    """Predictions of the same origin that stand there already, if they are still what was written."""
+    """Predictions of the same origin that are already there, if they are unchanged since they were written."""
     try:
         summary = read_json(path.with_suffix(".json"))
         table = path.with_suffix(".csv").read_bytes()
@@ -360,9 +360,9 @@ def _kept(path: Path, config: ClassifyConfig, origin: dict[str, Any]) -> Evaluat
 
 
 def _as_written(path: Path, config: ClassifyConfig, summary: dict[str, Any], table: bytes) -> Evaluation | None:
-    """Predictions of the content of both files; None where either was changed since.
+    """Predictions from the content of both files; None if either was changed since it was written.
 
-    A table that was sorted or edited would be laid beside those of other models row by row.
+    Otherwise a table that was sorted or edited would be compared row by row with those of other models.
     """
     summary = dict(summary)
     digest_of_both = summary.pop("digest", None)
@@ -381,7 +381,7 @@ def _as_written(path: Path, config: ClassifyConfig, summary: dict[str, Any], tab
 def read_evaluation(path: Path, settings: Mapping[str, Any], otherwise: ClassifyConfig) -> Evaluation:
     """Predictions as they were written, without data or weights; UserError where they are missing or were changed.
 
-    settings: the way they were to be evaluated. otherwise: the config of predictions that no config came with.
+    settings: the way they were to be evaluated. otherwise: the config for predictions that came without one.
     """
     try:
         summary = read_json_values(path.with_suffix(".json"))
@@ -404,7 +404,7 @@ def read_evaluation(path: Path, settings: Mapping[str, Any], otherwise: Classify
 
 
 def _undefined_as(instead: float | None, measured: Any) -> Any:
-    """What was measured, `instead` for undefined numbers: they are NaN here, and null in JSON, which has no NaN."""
+    """What was measured, with `instead` for undefined numbers: NaN here, null in JSON, which has no NaN."""
     if isinstance(measured, dict):
         return {name: _undefined_as(instead, part) for name, part in measured.items()}
     if isinstance(measured, list):
@@ -414,9 +414,9 @@ def _undefined_as(instead: float | None, measured: Any) -> Any:
 
 
 def _read_table(content: bytes, subgroups: dict[str, str]) -> pd.DataFrame:
-    """Predictions as they were written, to the last bit: ids and texts are what they say, and no number is guessed.
+    """Predictions as they were written, to the last bit: ids and texts are taken literally, no type is guessed.
 
-    A version before this one wrote fewer columns.
+    Earlier versions wrote fewer columns.
     """
     text = content.decode()
     names = [of_cell(name) for name in next(csv.reader(StringIO(text)))]
@@ -435,7 +435,7 @@ def _read_table(content: bytes, subgroups: dict[str, str]) -> pd.DataFrame:
 
 
 def evaluation_digest(summary: dict[str, Any], table: bytes) -> str:
-    """16 hexadecimal digits of what is written of an evaluation, in both of its files."""
+    """16 hexadecimal digits of what an evaluation's two files hold."""
     text = json.dumps(summary, sort_keys=True)
     return hashlib.sha256(text.encode() + table).hexdigest()[:16]
 
@@ -463,13 +463,13 @@ def _write(
     }
     summary |= {name: _undefined_as(None, summary[name]) for name in MEASURED}
 
-    # what a spreadsheet would compute stays text
+    # text that a spreadsheet would compute stays text
     cells = predictions[[*first, *subgroups]]
     texts = [*UNIT_IDS, *(name for name, kind in subgroups.items() if kind == "text")]
     cells = cells.assign(**{name: cells[name].map(as_cell, na_action="ignore") for name in texts})
     table = cells.rename(columns=as_cell).to_csv(index=False)
 
-    # the summary vouches for the predictions: the old one goes first, the new one comes last
+    # the summary vouches for the predictions: the old one is removed first, the new one written last
     path.with_suffix(".json").unlink(missing_ok=True)
     write_text(path.with_suffix(".csv"), table)
     write_json(path.with_suffix(".json"), summary | {"digest": evaluation_digest(summary, table.encode())})
@@ -484,7 +484,7 @@ def write_evaluation(
     facts: dict[str, Any],
     meta: dict[str, Any],
 ) -> Evaluation:
-    """Predictions that no single checkpoint made, in the same two files as those of a run, and read back."""
+    """Write predictions that no single checkpoint made, in the same two files as those of a run; read them back."""
     split = config.evaluate.split
     known = data.manifest.patients_known
     table = labelled_rows(data.split(split), split, config.data.target)
@@ -526,7 +526,7 @@ def _measured(units: pd.DataFrame, decision: Decision, settings: EvaluateSetting
     intervals = metric_intervals(labels, scores, names, decision.threshold, patients, settings.level, logits)
     raw = {name: intervals[name] for name in OF_PROBABILITIES}
 
-    # calibrating keeps the order, so of the metrics only those of probabilities change
+    # calibration keeps the order, so only the metrics of probabilities change
     calibration = decision.calibration
     by_calibration = units["calibrated"].to_numpy()
     calibrated_logits = (calibration or Calibration()).logits(logits)

@@ -2,13 +2,13 @@
 
 - `rollout`: how attention flows from the patches to the features, whatever the class (Abnar and Zuidema 2020);
 - `gradient_attention`: the same flow, each attention weighted by what it does to the logit (Chefer et al. 2021);
-- `patch_subsets`: what a patch, or a cell of a few, adds to the logit, by many subsets of them (after LIME, Ribeiro et
-  al. 2016, and RISE, Petsiuk et al. 2018); a ViT is not shown the others, as in its pretraining, a ResNet sees them
-  blurred;
+- `patch_subsets`: what a cell of a few patches (or pixels, for a ResNet) adds to the logit, by many subsets of the
+  cells (after LIME, Ribeiro et al. 2016, and RISE, Petsiuk et al. 2018); a ViT is not shown the others, as in its
+  pretraining, a ResNet sees them blurred;
 - `grad_cam`: the maps of a ResNet's layer, weighted by their mean gradient (Selvaraju et al. 2017);
 - `gaussian` and `random` do not look at the image: they are what the others must beat.
 
-How they were judged is told in docs/prediction.md.
+docs/prediction.md tells how they were judged.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -34,13 +34,13 @@ from mae.transformer import Attention, Block
 
 # measures of the methods
 SUBSETS = 2  # for each cell; half of them are the complements of the others
-RIDGE = 0.1  # how far what a patch adds is shrunk, share of the number of subsets
-CELLS = 8  # a side, at most: of one patch or a few; what is left out at once
-LEAST_CELLS = 7  # a side of the map that Grad-CAM reads; of coarser ones it lost to the Gaussian
+RIDGE = 0.1  # how strongly what a patch adds is shrunk, as a share of the number of subsets
+CELLS = 8  # a side, at most: each is one patch or a few, which are left out together
+LEAST_CELLS = 7  # a side of the map that Grad-CAM reads; with coarser ones it lost to the Gaussian
 SIGMA = 0.25  # of the Gaussian in the middle, share of a side
 BLUR = 0.125  # of the image that stands in for what a ResNet does not see, share of a side
 
-AT_A_TIME = 64  # images, and no more than whose attention takes
+AT_A_TIME = 64  # images; fewer if their attention would take more than this many bytes
 BYTES = 2**28
 
 COLOURS = "inferno"
@@ -117,7 +117,7 @@ def _method(model: Model, name: str | Raw | None) -> Raw:
 
 
 def _at_a_time(model: Model) -> int:
-    """Of how many images all attention can be held, with its gradients."""
+    """For how many images all attention fits into memory, with its gradients."""
     if not isinstance(model, Classifier):
         return AT_A_TIME
     encoder = model.encoder
@@ -162,7 +162,7 @@ def _from_first_to_last(found: Tensor) -> Tensor:
 
 
 def rollout(model: Model, images: Tensor, sign: Tensor) -> Tensor:
-    """Attention, half of it passing by as the residual path does, multiplied through the blocks."""
+    """Attention multiplied through the blocks; in each, half passes by unchanged, as through the residual path."""
     assert isinstance(model, Classifier)
     tokens = model.encoder.embed_kept(images, None)  # b 1+n d
     flow = torch.eye(tokens.shape[1], device=tokens.device)  # 1+n 1+n
@@ -196,7 +196,7 @@ def gradient_attention(model: Model, images: Tensor, sign: Tensor) -> Tensor:
 
 
 def with_attention(block: nn.Module, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """What a block makes of tokens (b n d), and the attention (b h n n) by which it does, which it does not keep."""
+    """A block's output for tokens (b n d), and its attention (b h n n), which the block itself does not keep."""
     assert isinstance(block, Block)
     attend = block.attention
     q, k, v = rearrange(attend.qkv(block.norm1(tokens)), "b n (three h d) -> three b h n d", three=3, h=attend.heads)
@@ -294,7 +294,7 @@ def blurred(images: Tensor, sigma: float) -> Tensor:
         side = images.shape[axis]
         places = torch.arange(side, device=images.device, dtype=images.dtype)
         weights = torch.exp(-((places[:, None] - places) ** 2) / (2 * (sigma * side) ** 2))
-        weights = weights / weights.sum(dim=1, keepdim=True)  # what lies outside counts nothing
+        weights = weights / weights.sum(dim=1, keepdim=True)  # what lies outside does not count
         images = torch.einsum("ij,bcjw->bciw" if axis == 2 else "ij,bchj->bchi", weights, images)
     return images
 
@@ -322,7 +322,7 @@ def gaussian(model: Model, images: Tensor, sign: Tensor) -> Tensor:
 
 
 def random(model: Model, images: Tensor, sign: Tensor, seed: int = 0) -> Tensor:
-    """Any order of the patches, another for every image of a batch."""
+    """A random order of the cells, a different one for every image of a batch."""
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(len(images), *_cells(model, images), generator=generator).to(images.device)
 
@@ -352,7 +352,7 @@ def overlay(image: np.ndarray, heatmap: np.ndarray) -> np.ndarray:
 def on_original(heatmap: np.ndarray, size: tuple[int, int], resize: Resize) -> np.ndarray:
     """Heat (h w) of an image that `fit_image` has fitted → heat of the original, of `size` (height, width), float32.
 
-    What `crop` has cut away has none. Of an original in square pixels.
+    What `crop` has cut away has none. The original must have square pixels.
     """
     (height, width), (h, w) = size, heatmap.shape
     if resize == "squash":
@@ -382,7 +382,7 @@ def _resized(heatmap: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def sheet(radiographs: np.ndarray, overlays: Mapping[str, np.ndarray], notes: Sequence[str]) -> Image.Image:
-    """Radiographs (k h w), and each model's overlays (k h w 3) by its name → one picture, a line a radiograph."""
+    """Radiographs (k h w), and each model's overlays (k h w 3) by its name → one picture, a row for each radiograph."""
     size = (radiographs.shape[2], radiographs.shape[1])
     columns = [repeat(radiographs, "k h w -> k h w 3")]
     for pictures in overlays.values():

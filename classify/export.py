@@ -1,4 +1,4 @@
-"""Checkpoints carried away: as folders that Hugging Face's transformers loads, and as ONNX files."""
+"""Checkpoints exported: as folders that Hugging Face's transformers loads, and as ONNX files."""
 
 import json
 from collections.abc import Callable
@@ -47,11 +47,12 @@ def export(
 ) -> None:
     """Write a masked autoencoder as ViTMAEForPreTraining, a classifier for transformers or as an ONNX file.
 
-    format: null goes by the name of `out`: *.onnx is a file, anything else a folder. Raises UserError for classifiers
-    that transformers has no model for.
+    format: null decides by the name of `out`: *.onnx is an ONNX file, anything else a folder for transformers. Raises
+    UserError for a name that no such file can have, for a pretraining as ONNX, and for classifiers that transformers
+    has no model for or would compute differently.
     """
     format = format or ("onnx" if Path(out).suffix.lower() == ".onnx" else "huggingface")
-    if not Path(out).name:  # as of `.`
+    if not Path(out).name:  # such as `.`
         raise UserError(f"{out}: found no name, expected that of a folder or file to write")
     if format == "onnx":
         expect_file(Path(out))
@@ -185,7 +186,7 @@ def architecture_for(model: Model, config: ClassifyConfig, place: str) -> str:
             )
         return "ResNetForImageClassification"
 
-    # transformers' ViT reads the class token; DINOv2, the same network in other words, the patches' mean too
+    # transformers' ViT reads the class token; its DINOv2, the same network by other names, reads the patches' mean too
     if config.finetune.pool == "cls":
         return "ViTForImageClassification"
     height, width = height_and_width(config.data.image_size)
@@ -222,7 +223,7 @@ def resnet_config(config: ClassifyConfig) -> dict[str, object]:
 def heads_of(model: Model, calibration: Calibration) -> dict[str, Tensor]:
     """The classifier's tensors by transformers' names: it has a logit for each class, ours is second minus first.
 
-    Its softmax is the calibrated probability: temperature and intercept are folded in, which are a linear layer too.
+    Its softmax is the calibrated probability: temperature and intercept are linear too, and are folded in.
     """
     weight, bias = linear_head(model)
     weight = weight / calibration.temperature
@@ -230,8 +231,8 @@ def heads_of(model: Model, calibration: Calibration) -> dict[str, Tensor]:
 
     name = "classifier"
     if isinstance(model, ResNet):
-        name = "classifier.1"  # behind what flattens
-    elif model.pool != "cls":  # it reads class token and mean, one behind the other
+        name = "classifier.1"  # after the layer that flattens
+    elif model.pool != "cls":  # it reads class token and mean, concatenated
         weight = torch.cat([torch.zeros_like(weight), weight])
     return {
         f"{name}.weight": torch.stack([torch.zeros_like(weight), weight]).float(),
@@ -241,7 +242,7 @@ def heads_of(model: Model, calibration: Calibration) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def linear_head(model: Model) -> tuple[Tensor, Tensor]:
-    """Weight (d) and bias () of the logit as a linear function of pooled features, 64 bits: a probe's norm is in it."""
+    """Weight (d) and bias () of the logit as a linear function of pooled features, 64 bits; includes a probe's norm."""
     head = model.fc if isinstance(model, ResNet) else model.head
     weight = head.weight[0].double()
     bias = head.bias[0].double()
@@ -284,7 +285,7 @@ def _export_onnx(exported: Exported, path: Path, say: Callable[[str], None]) -> 
 
 
 def expect_file(path: Path) -> None:
-    """UserError where no ONNX file can be written there, or would not be found by its name."""
+    """UserError if no ONNX file can be written there, or if its name would not show that it is one."""
     if path.is_dir():
         raise UserError(f"{path}: found a folder, expected the name of a file to write, such as {path / 'model.onnx'}")
     if path.suffix != ".onnx":
@@ -292,7 +293,7 @@ def expect_file(path: Path) -> None:
 
 
 def _expect_card(path: Path) -> None:
-    """UserError where somebody's own text has the card's name."""
+    """UserError if a text that mae-export did not write has the card's name."""
     if path.is_file() and WRITTEN_BY not in path.read_text(encoding="utf-8", errors="replace"):
         raise UserError(f"{path}: found a text of somebody's, expected none, or one that mae-export wrote; rename it")
 

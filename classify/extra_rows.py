@@ -34,7 +34,7 @@ DataOf = Callable[[DataSettings], Data]
 
 
 def check_extra_rows(config: ClassifyConfig, data: Data) -> None:
-    """UserError for what is wrong with the rows that are not trained, before anything is."""
+    """UserError for mistakes in the rows that are not trained, raised before anything is trained."""
     grid = config.compare
     folders: dict[str, str] = {}
     for row in grid.rows:
@@ -61,9 +61,9 @@ def ensemble_name(name: str, seeds: int) -> str:
 
 
 def extra_names(config: ClassifyConfig, cells: Sequence[Cell]) -> dict[str, frozenset[int | None]]:
-    """What the rows that are not trained are called, each with its label budgets: contrasts may name them.
+    """The names of the rows that are not trained, each with its label budgets: contrasts may use these names.
 
-    Raises UserError for an ensemble of one seed, and for one that is called as another row is.
+    Raises UserError for an ensemble of one seed, and for one that has another row's name.
     """
     with_ensemble = [row.name for row in config.compare.rows if wants_ensemble(row, config)]
     if with_ensemble and len(config.compare.seeds) < 2:
@@ -87,7 +87,7 @@ def extra_names(config: ClassifyConfig, cells: Sequence[Cell]) -> dict[str, froz
 
 
 def with_extra_rows(config: ClassifyConfig, data_of: DataOf, lines: tuple[Line, ...]) -> tuple[Line, ...]:
-    """The lines of trained rows, with those of ensembles and of files among them, in the order of the config's rows.
+    """The lines of trained rows, of ensembles and of files, in the order of the config's rows.
 
     A file's row stands in the table of every label budget.
     """
@@ -122,7 +122,7 @@ def _is_called(name: str, row: RowSettings, config: ClassifyConfig) -> bool:
 
 
 def read_predictions(row: RowSettings, config: ClassifyConfig, data: Data) -> tuple[Evaluation, ...]:
-    """A row's files as evaluations, one each, written beside those of the runs: a report needs the files no more."""
+    """A row's files as evaluations, one each, written beside those of the runs: a report no longer needs the files."""
     found = []
     for number, predictions in enumerate(predictions_of(row, config, data)):
         folder = Path(expand(config.run, "run"), f"{folder_name(row.name)}-file{number}")
@@ -155,7 +155,7 @@ def _of_file(predictions: FilePredictions, number: int, folder: Path, config: Cl
 
 
 def _origin(config: ClassifyConfig, data: Data, units: pd.DataFrame) -> dict[str, Any]:
-    """What an evaluation was made of, as far as it is the comparison's."""
+    """What an evaluation was made of, as far as the comparison decides it."""
     return {
         "data": data.manifest.fingerprint(),
         "cases": digest(units, "image_id", "patient_id", "study_id", "label"),
@@ -168,7 +168,7 @@ def _origin(config: ClassifyConfig, data: Data, units: pd.DataFrame) -> dict[str
 
 
 def _ensemble(line: Line, config: ClassifyConfig, data_of: DataOf) -> Iterator[Line]:
-    """The line of a row's ensemble: none where a seed failed, as it would be another one than was declared."""
+    """The line of a row's ensemble: none if a seed failed, as it would not be the ensemble that was declared."""
     members = line.evaluations
     if len(members) < len(config.compare.seeds):
         return
@@ -179,7 +179,7 @@ def _ensemble(line: Line, config: ClassifyConfig, data_of: DataOf) -> Iterator[L
 def _evaluated(members: tuple[Evaluation, ...], data_of: DataOf) -> Evaluation:
     """The mean of the members' calibrated probabilities, with a threshold of its own, chosen on validation.
 
-    In statistics it is one trained model: how much training another ensemble would vary is not in it.
+    Statistically it is one trained model: how much another trained ensemble would differ is not in it.
     """
     first = members[0]
     config = first.config
@@ -211,7 +211,7 @@ def _evaluated(members: tuple[Evaluation, ...], data_of: DataOf) -> Evaluation:
 
 
 def _mean(units: pd.DataFrame, logits: list[np.ndarray]) -> pd.DataFrame:
-    """Units with the mean of the members' probabilities, by their logits (n each): a mean near 1 still has one."""
+    """Units with the members' mean probability, computed from logits (n each): a mean near 1 still has a logit."""
     cases = np.tile(np.arange(len(units)), len(logits))
     mean = logits_of_means(np.concatenate(logits), cases)
     return units[[*UNIT_IDS, "label"]].assign(logit=mean, score=expit(mean))
@@ -233,6 +233,6 @@ def _validated(members: tuple[Evaluation, ...], splits: list[LabelledSplits], da
 
 
 def _digest_of(members: tuple[Evaluation, ...]) -> str:
-    """16 hexadecimal digits of what the members' checkpoints are."""
+    """16 hexadecimal digits of the members' checkpoints."""
     text = " ".join(str(member.summary["origin"]["checkpoint"]) for member in members)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

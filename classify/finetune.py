@@ -48,7 +48,7 @@ from mae.pretrain import hyperparameters as mae_hyperparameters
 from mae.product import with_product
 from mae.transformer import configure_blocks
 
-BY_HEART = 0.05  # above the floor; whoever does not look is at ln 2 = 0.69
+BY_HEART = 0.05  # loss above the floor; a guess without looking is at ln 2 = 0.69
 RESUMABLE = Resumable(
     sections=("seed", "precision", "data", "model", "finetune"),
     free=frozenset(
@@ -73,12 +73,12 @@ def finetune(
     """Train a classifier, from a pretraining's checkpoint, weights of others or random ones; returns the run folder.
 
     say: is told, in one process, what the run begins from and what came of it.
-    by_heart: ends where the loss says that these images are learnt so (--overfit).
+    by_heart: end once the loss shows that these images are learnt by heart (--overfit).
 
     Raises UserError if checkpoint and config do not fit, a split is empty or holds one class only, or the run folder
     was made by another config.
     """
-    # what cannot work is said before anything is decoded
+    # refuse what cannot work before anything is decoded
     if checkpoint:
         checkpoint = checkpoint_file(checkpoint)
     configure_torch(config)
@@ -98,7 +98,7 @@ def finetune(
     )
     config = with_product(config, folder, device, lambda: step_of(config, config.finetune.batch))
 
-    # a finished run is left alone, an unfinished one continued, unless it was made with anything else
+    # a finished run is left alone, an unfinished one resumed; one that was made with anything else is refused
     facts = {
         "store": data.store.fingerprint,
         "labels": splits.fingerprint(),
@@ -117,7 +117,7 @@ def finetune(
             check_run(folder, config, RESUMABLE, facts)  # somebody may have begun another one just now
             fit(stage, folder, begin=lambda: start_run(folder, config, facts))
 
-    # what it knows belongs to the best weights, so it waits for the end
+    # which images it knows depends on the best weights, so this waits for the end
     remember_domain(folder, data, device, checkpoint)
 
     if distributed.is_main():
@@ -134,7 +134,7 @@ def _start(
     stage: Stage[Model],
     pretrained: Checkpoint | None,
 ) -> dict[str, str]:
-    """What the run begins from, with and on, before it trains."""
+    """What the run begins from, and its device, images and batch; for the time before it trains."""
     settings = config.finetune
     labelled = int(data.split("train")["label"].count())
     train = f"{_counted(splits.train, data)} to train on"
@@ -259,7 +259,7 @@ def _meta(data: Data, splits: LabelledSplits, pretrained: Checkpoint | None) -> 
         "train_images": len(splits.train),
         "validate_cases": {name: int((splits.validate["label"] == label).sum()) for label, name in enumerate(names)},
         "images": digest(data.manifest.table, "image_id"),
-        "domain": None,  # of best.pt, when the training has ended
+        "domain": None,  # filled in for best.pt, when the training has ended
     }
 
 
@@ -292,7 +292,7 @@ def optimizer_choice(settings: FinetuneSettings, pretrained: bool) -> OptimizerC
 
 
 def _optimizer(model: Model, choice: OptimizerChoice, betas: tuple[float, float]) -> torch.optim.AdamW:
-    """AdamW; the further below the head a layer is, the smaller its learning rate where there is layer decay."""
+    """AdamW; with layer decay, the further a layer is below the head, the smaller its learning rate."""
     scale = resnet_layer_scale(choice.layer_decay)
     if isinstance(model, Classifier):
         scale = layer_scale(choice.layer_decay, len(model.encoder.blocks))
@@ -307,7 +307,7 @@ def hyperparameters(
     settings = config.finetune
     model = config.model.preset if settings.model == "vit" else settings.model
 
-    # of stage one, what this stage has no name for
+    # the settings of stage one that this stage does not have
     earlier: dict[str, float | str] = {}
     if settings.init is not None:
         earlier = {"init": Path(settings.init).name}
@@ -364,7 +364,7 @@ def classification_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0) 
     known = ~labels.isnan()
     targets = labels.nan_to_num() * (1 - smoothing) + smoothing / 2
 
-    # unknown ones count as 0: to pick the known ones out, a GPU would have to be asked how many there are
+    # unknown labels count as 0: selecting the known ones would mean asking the GPU how many there are
     losses = F.binary_cross_entropy_with_logits(logits.to(targets.dtype), targets, reduction="none")  # b
     loss = losses.masked_fill(~known, 0.0).sum()
     return loss / known.sum().clamp(min=1)
@@ -383,7 +383,7 @@ def validate(
 ) -> Validation:
     """Validation AUC, loss and accuracy, and the decision thresholds and calibrations, which go into the checkpoint.
 
-    There is one of each for images, and one for studies, whose mean scores are less spread, where studies have labels.
+    There is one of each for images, and if studies have labels, one for them too: their mean scores are less spread.
     """
     settings = config.finetune
 
@@ -391,7 +391,7 @@ def validate(
     predicted = distributed.all_gather_rows(predict_logits(model, held_out, device))
     scored = with_scores(table, predicted, config.data.target, "validation")
 
-    # what can be counted
+    # the units that can be counted
     units = {"image": in_units(scored, "image")}
     if undecided_studies(scored, patients_known).empty:
         units["study"] = in_units(scored, "study", patients_known)

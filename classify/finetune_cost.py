@@ -17,10 +17,10 @@ CPU = torch.device("cpu")
 
 
 def step_of(config: ClassifyConfig, images: int, drops: bool = True) -> Callable[[], Tensor]:
-    """The loss of a training step on images without values; augmentation multiplies no matrices.
+    """The loss of a training step on images without values, and without augmentation: it multiplies no matrices.
 
-    drops: with stochastic depth, which multiplies none either but keeps what it has multiplied, and without the patches
-    that training leaves out.
+    drops: with stochastic depth, and without the patches that training leaves out. Stochastic depth multiplies no
+    matrices either, but keeps what it has multiplied.
     """
     model = build_model(config)
     configure_blocks(model, compiled=False, recompute=config.activation_checkpointing)
@@ -36,9 +36,9 @@ def step_of(config: ClassifyConfig, images: int, drops: bool = True) -> Callable
 
 
 def finetuning_memory(config: ClassifyConfig, part: int, device: torch.device) -> int:
-    """Bytes that a fine-tuning takes on the device in steps of `part` images at once, with all that stands around it.
+    """Bytes that a fine-tuning takes on the device in steps of `part` images, with all that the process needs besides.
 
-    Counted are a training step, and validation in its own batches: whichever is more.
+    A training step and validation in its own batches are counted; the larger one decides.
     """
     training = step_memory(lambda: _in_precision(config, part, drops=True))
     looking = forward_memory(lambda: _in_precision(config, config.evaluate.batch_size, drops=False))
@@ -48,7 +48,7 @@ def finetuning_memory(config: ClassifyConfig, part: int, device: torch.device) -
     trained = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
     states = trained * copies(config.finetune.optimizer)
     convolved = 0
-    if config.finetune.model != "vit":  # of a step all but weights and gradients
+    if config.finetune.model != "vit":  # all of a step but weights and gradients
         convolved = max(training, looking) - sum(parameter.nbytes for parameter in model.parameters()) - trained
     return process_memory(max(training, looking), states, device, max(convolved, 0))
 

@@ -35,11 +35,11 @@ from mae.pretrain import RESUMABLE as PRETRAIN_RESUMABLE
 from mae.pretrain import check_begun, check_model
 from mae.weights import resolve
 
-LONGEST = 80  # letters of a name in a folder's; file systems take 255 bytes, and a folder has several parts
-LETTERS = "LNMS"  # categories of what is written to tell names apart: letters, numbers, marks and symbols
+LONGEST = 80  # letters of a name in a folder's name; file systems take 255 bytes, and a folder's name has several parts
+LETTERS = "LNMS"  # Unicode categories that tell names apart: letters, numbers, marks and symbols
 OF_ALL_ROWS = ("run", "seed", "evaluate", "compare")  # sections and settings that no row has of its own
-OF_THE_GRID = ("finetune.run", "finetune.draw")  # which it gives each cell
-# what a search on validation may not change: whose folder it is, what is learned from, what is chosen by, what a row is
+OF_THE_GRID = ("finetune.run", "finetune.draw")  # the grid sets these for each cell
+# what tuning on validation may not change: the folder, the images, the metric of selection, and what defines a row
 NEVER_TUNED = ("run", "draw", "sample", "sample_covers", "select", "model", "mode")
 
 
@@ -48,17 +48,17 @@ class Cell:
     """One classifier of the grid: a row at a number of labelled images and a seed."""
 
     row: int  # number of the table row, over all label budgets
-    name: str  # of the row: of its pretraining too, where it has several
+    name: str  # of the row; names its pretraining too, if it has several
     pretraining: str | None
     labelled: int | None
     run: str  # folder of the fine-tuning
-    config: ClassifyConfig  # of stage two; where there is something to tune, before that
+    config: ClassifyConfig  # of stage two; before tuning, if there is something to tune
     pretrain_config: ClassifyConfig | None
     choices: tuple[dict[str, Any], ...] = ()  # the settings that its row is to choose from; (): nothing to choose
 
     @property
     def folder(self) -> str:
-        """The name of its folder: what it is called where lines of many cells meet."""
+        """The name of its folder: what the cell is called among the lines of many cells."""
         return Path(self.run).name
 
 
@@ -69,14 +69,14 @@ class TableRow:
     number: int  # over all label budgets
     settings: RowSettings
     pretraining: str | None
-    labelled: int | None  # the budget that its settings leave it
+    labelled: int | None  # the budget that its own settings result in
     changes: tuple[dict[str, Any], dict[str, Any]]  # of the comparison's config: its pretraining's, then its own
 
 
 def expand_grid(config: ClassifyConfig, images: int | None = None) -> Iterator[Cell]:
     """rows × their pretrainings × label budgets × seeds, row by row.
 
-    images: how many labelled training images there are, which budgets in per cent are shares of.
+    images: how many labelled training images there are; budgets in per cent are shares of them.
     """
     grid = config.compare
 
@@ -126,8 +126,8 @@ def _check_seeds(seeds: tuple[int, ...], place: str) -> None:
 def row_names(grid: CompareSettings) -> dict[str, str]:
     """All names by which rows may be called → the name that is shown.
 
-    A row is called by its name, or, where it has several pretrainings, by `name/pretraining`. With one pretraining both
-    are understood. UserError for two rows of one name.
+    A row is called by its name, or by `name/pretraining` if it has several pretrainings. With one pretraining both are
+    understood. UserError for two rows of one name.
     """
     names: dict[str, str] = {}
     for row in grid.rows:
@@ -151,7 +151,7 @@ def _row_name(row: RowSettings, pretraining: str | None) -> str:
 
 
 def expect_row(name: str, names: Mapping[str, str], place: str) -> str:
-    """The shown name of the row that is called so; UserError with the name that may be meant where there is none."""
+    """The shown name of the row called `name`; if there is none, UserError with the name that may be meant."""
     if name in names:
         return names[name]
     shown = ", ".join(dict.fromkeys(names.values()))
@@ -166,9 +166,9 @@ class Owner(NamedTuple):
 
 
 def _claim(folders: dict[str, Owner], folder: str, owner: Owner) -> None:
-    """UserError where the folder is another's, also where a file system takes no note of case."""
+    """UserError if the folder is another's, or would be on a file system that ignores case."""
     other = folders.setdefault(folder.casefold(), owner)
-    if other is owner or (other == owner and owner.kind == "pretraining"):  # which many rows begin from
+    if other is owner or (other == owner and owner.kind == "pretraining"):  # many rows begin from it
         return
     kinds = f"two {owner.kind}s" if other.kind == owner.kind else f"a {other.kind} and a {owner.kind}"
     raise UserError(
@@ -181,12 +181,12 @@ def _claim(folders: dict[str, Owner], folder: str, owner: Owner) -> None:
 
 
 def counts_images(grid: CompareSettings) -> bool:
-    """Whether a table is of a part of the labelled training images, so that these have to be counted first."""
+    """Whether a table uses only a part of the labelled training images, so that these have to be counted first."""
     return any(budget not in (None, "all") for budget in grid.labelled)
 
 
 def _budgets(grid: CompareSettings, images: int | None) -> dict[int | None, dict[str, Any]]:
-    """The label budgets in images, None for everything, each with its settings; what comes to the same is one."""
+    """The label budgets in images, None for everything, each with its settings; budgets of equal size are one."""
     budgets: dict[int | None, dict[str, Any]] = {}
     for budget in grid.labelled:
         _expect_enough(budget, images)
@@ -200,7 +200,7 @@ def _budgets(grid: CompareSettings, images: int | None) -> dict[int | None, dict
             raise UserError(f"{place}: found settings of this number of images twice, expected them once")
         given.add(count)
 
-        # of stage two, and none that says what a row is
+        # they must be of stage two, and none may define what a row is
         _check_own(settings, place)
         for key in flat(settings):
             if _field_of_stage_two(key) in (None, *NEVER_TUNED):
@@ -211,7 +211,7 @@ def _budgets(grid: CompareSettings, images: int | None) -> dict[int | None, dict
 
 
 def left_out(config: ClassifyConfig, images: int | None = None) -> list[str]:
-    """What the grid has for other label budgets than `compare.labelled`, which may be fewer for once: a line each."""
+    """What the grid has for label budgets that `compare.labelled` leaves out this time, a line each."""
     grid = config.compare
     budgets = _budgets(grid, images)
     shown = f"compare.labelled is {', '.join(map(_shown, grid.labelled))}"
@@ -238,7 +238,7 @@ def _stands_at(row: RowSettings, budgets: Collection[int | None], images: int | 
 
 
 def _count_of(budget: int | str | None, images: int | None) -> int | None:
-    """The budget in images; None for all of them, 0 for a share of nobody knows how many."""
+    """The budget in images; None for all of them, 0 for a share of an unknown number."""
     if budget is None or budget == "all":
         return None
     count = budget
@@ -251,7 +251,7 @@ def _count_of(budget: int | str | None, images: int | None) -> int | None:
 
 
 def _expect_enough(budget: int | str | None, images: int | None) -> None:
-    """UserError for a table's budget that is less than two images, or more than there are."""
+    """UserError if a table's budget is less than two images, or more than there are."""
     count = _count_of(budget, images)
     if count is None:
         return
@@ -280,7 +280,7 @@ def labelled_images(table: Any, covers: SampleCovers = "train") -> int:
 
 
 def _table_rows(config: ClassifyConfig, images: int | None) -> Iterator[TableRow]:
-    """The rows of all tables, each under the label budget that its own settings leave it, and there once."""
+    """The rows of all tables, each once, under the label budget that its own settings result in."""
     grid = config.compare
     budgets = _budgets(grid, images)
     for row in grid.rows:
@@ -301,7 +301,7 @@ def _table_rows(config: ClassifyConfig, images: int | None) -> Iterator[TableRow
                 changes = _changes(grid, settings, pretraining, labelled, budgets)
                 sample = _with_changes(config, settings, changes).finetune.sample
 
-                # a row with a budget of its own would stand in the tables of all others too
+                # without this, a row with a budget of its own would stand in the tables of all others too
                 if (place, which, sample) in seen:
                     continue
                 seen.add((place, which, sample))
@@ -312,7 +312,7 @@ def _table_rows(config: ClassifyConfig, images: int | None) -> Iterator[TableRow
 def _with_changes(
     config: ClassifyConfig, row: RowSettings, changes: tuple[dict[str, Any], dict[str, Any]]
 ) -> ClassifyConfig:
-    """The config of a row; UserError with the place of what is wrong, a part of it by itself or all of it together."""
+    """The config of a row; UserError with the place of a mistake, in one part by itself or in all of them together."""
     try:
         return change_config(config, changes[0] | changes[1], f"compare.rows: {row.name}")
     except UserError:
@@ -328,9 +328,9 @@ def _changes(
     labelled: int | None,
     budgets: dict[int | None, dict[str, Any]],
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What a row changes of the config: its pretraining's settings; the label budget's and its own, which overrule."""
+    """What a row changes in the config: its pretraining's settings; then the label budget's and its own, which win."""
     earlier: dict[str, Any] = {}
-    if pretraining is not None:  # counts in both stages
+    if pretraining is not None:  # they hold in both stages
         earlier = flat(_settings_of(grid, pretraining))
     own: dict[str, Any] = {}
     if labelled is not None:
@@ -340,14 +340,14 @@ def _changes(
 
 
 def _check_own(settings: dict[str, Any], place: str) -> None:
-    """UserError for what a row or pretraining cannot have of its own: the comparison would not heed it."""
+    """UserError for settings that a row or pretraining cannot have of its own: the comparison would ignore them."""
     for key in flat(settings):
         if key.split(".")[0] in OF_ALL_ROWS or key in OF_THE_GRID:
             raise UserError(f"{place}: found {key}, expected it outside, as a setting of the whole comparison")
 
 
 def _cell(config: ClassifyConfig, row: TableRow, place: int) -> Cell:
-    """The cell of a row at the seed of this place in `compare.seeds`."""
+    """The cell of a row, with the seed at this place in `compare.seeds`."""
     grid = config.compare
     seed = grid.seeds[place]
     pretrain_config = None
@@ -358,7 +358,7 @@ def _cell(config: ClassifyConfig, row: TableRow, place: int) -> Cell:
         changes = _settings_of(grid, row.pretraining) | {"run": str(folder), "seed": of_stage_one}
         pretrain_config = with_settings(config, changes, place="compare.pretrainings")
         source = pretrain_config.pretrain.continue_from
-        if source is not None:  # each from the one of its own grid and seed
+        if source is not None:  # each continues from the one of its own grid and seed
             source = source.replace("{run}", config.run).replace("{seed}", str(of_stage_one))
             of_branch["pretrain.continue_from"] = source
         pretrain_config = resolve(change_config(pretrain_config, of_branch, "compare.pretrainings"))
@@ -370,7 +370,7 @@ def _cell(config: ClassifyConfig, row: TableRow, place: int) -> Cell:
     where = f"compare.rows: {row.settings.name}"
     stage_two = with_settings(config, *row.changes, of_cell, place=where)
 
-    # its folder has the name of what it turned out to be
+    # its folder is named after its final settings
     run = str(Path(config.run, _folder_name(config, row, stage_two.finetune.augment.enabled, seed)))
     stage_two = resolved(change_config(stage_two, {"finetune.run": run}, "compare.rows"))
     cell = Cell(
@@ -413,10 +413,10 @@ def _folder_name(config: ClassifyConfig, row: TableRow, augmented: bool, seed: i
 
 
 def folder_name(name: str) -> str:
-    """`MAE, linear` → `mae-linear`, in letters, digits and dashes of ASCII, which no system takes for another name.
+    """`MAE, linear` → `mae-linear`, in ASCII letters, digits and dashes, which no system takes for another name.
 
-    Eight hexadecimal digits stand for what these cannot say: `ViT α` → `vit-d0a9c0a5`. Names that differ in case and
-    punctuation alone share a folder name.
+    Eight hexadecimal digits stand for what these cannot express: `ViT α` → `vit-d0a9c0a5`. Names that differ only in
+    case and punctuation share a folder name.
     """
     plain = unicodedata.normalize("NFKC", name).casefold()
     slug = re.sub(r"[^a-z0-9]+", "-", plain).strip("-")
@@ -429,7 +429,7 @@ def folder_name(name: str) -> str:
 
 
 def pretraining_folder_name(name: str) -> str:
-    """A pretraining's name as it is where it can stand in a folder's, else as `folder_name` has it."""
+    """A pretraining's name, unchanged if it can be part of a folder's name, else as `folder_name` writes it."""
     if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) and len(name) <= LONGEST:
         return name
     return folder_name(name)
@@ -443,19 +443,19 @@ def _tune_of(grid: CompareSettings, row: RowSettings) -> Tune:
 
 
 def settings_of(tune: Tune) -> tuple[dict[str, Any], ...]:
-    """Every combination of the values, the last key's changing fastest; one without any key where there is none."""
+    """Every combination of the values, the last key's changing fastest; without keys, a single empty one."""
     return tuple(dict(zip(tune, values, strict=True)) for values in itertools.product(*tune.values()))
 
 
 def with_choice(cell: Cell, setting: Mapping[str, Any], run: str | None = None) -> Cell:
-    """The cell with one of its settings taken, in `run` where it is only tried."""
+    """The cell with one of its settings applied; in `run` if the setting is only tried."""
     run = run or cell.run
     config = change_config(cell.config, {**setting, "finetune.run": run}, f"compare.tune: {cell.name}")
     return replace(cell, config=config, run=run, choices=())
 
 
 def trials_of(cell: Cell) -> list[Cell]:
-    """The trainings that its settings are tried in, which validation alone judges."""
+    """The trainings that try its settings; only validation judges them."""
     folder = Path(cell.run).parent / "tune"
     trials = []
     for setting in cell.choices:
@@ -465,7 +465,7 @@ def trials_of(cell: Cell) -> list[Cell]:
 
 
 def _check_tuning(config: ClassifyConfig) -> None:
-    """UserError unless every row chooses from as many settings, each another one, and has fixed none of them itself."""
+    """UserError unless every row chooses from equally many, different settings, and fixes none of them itself."""
     grid = config.compare
     wanted = len(_checked(grid.tune, "compare.tune"))
     for row in grid.rows:
@@ -528,7 +528,7 @@ def _overlap(one: str, other: str) -> bool:
 
 
 def check_grid(config: ClassifyConfig, cells: list[Cell], data_of: Callable[[DataSettings], Data]) -> None:
-    """Raise UserError for what a cell would complain of, or make the rows incomparable, before any training."""
+    """Raise UserError, before any training, for what would fail in a cell or make the rows incomparable."""
     for cell in cells:
         check_settings(config, cell)
     _check_cases(config, cells, data_of)
@@ -536,7 +536,7 @@ def check_grid(config: ClassifyConfig, cells: list[Cell], data_of: Callable[[Dat
 
 
 def check_pretrainings(cells: Iterable[Cell], data_of: Callable[[DataSettings], Data | None]) -> None:
-    """UserError where a pretraining could not begin, or go on, with its images and weights. No data: not looked at."""
+    """UserError if a pretraining could not begin, or resume, with its images and weights. Not checked without data."""
     configs = pretrainings_of(cells)
     for config in configs.values():
         data = data_of(config.data)
@@ -550,7 +550,7 @@ def pretrainings_of(cells: Iterable[Cell]) -> dict[str, ClassifyConfig]:
 
 
 def continued(pretraining: ClassifyConfig, runs: Collection[str]) -> str | None:
-    """The one of a grid's pretrainings, by its run, from whose weights this one goes on; None where there is none."""
+    """The grid's pretraining, by its run, from whose weights this one continues; None if there is none."""
     source = pretraining.pretrain.continue_from
     if source is None:
         return None
@@ -563,7 +563,7 @@ def continued(pretraining: ClassifyConfig, runs: Collection[str]) -> str | None:
 
 
 def check_settings(config: ClassifyConfig, cell: Cell) -> None:
-    """UserError for what the settings of a cell, of its pretraining and of their folders alone are wrong in."""
+    """UserError for mistakes that show in the settings of a cell and its pretraining, or in their folders."""
     training_device(cell.config)
     trials = trials_of(cell)
     for each in trials or [cell]:
@@ -584,7 +584,7 @@ def check_settings(config: ClassifyConfig, cell: Cell) -> None:
 
 
 def _check_cases(config: ClassifyConfig, cells: list[Cell], data_of: Callable[[DataSettings], Data]) -> None:
-    """UserError where a cell has nothing to learn from or be chosen by, or is tested on other cases than the others."""
+    """UserError if a cell lacks images to train on or to be chosen by, or is tested on other cases than the others."""
     split = config.compare.split
     tested = set()
     for cell in cells:
@@ -602,7 +602,7 @@ def _check_cases(config: ClassifyConfig, cells: list[Cell], data_of: Callable[[D
 
 
 def _check_pretraining(config: ClassifyConfig) -> None:
-    """A comparison owes nothing to labels before stage two."""
+    """In a comparison, no labels are used before stage two."""
     expect_unlabelled(config.data)
     check_model(config.model, config.pretrain, config.data.image_size)
     if config.pretrain.select == "probe":
@@ -632,5 +632,5 @@ def check_folder(cell: Cell) -> None:
 
 
 def _check_folder(config: ClassifyConfig, run: str, resumable: Resumable) -> None:
-    """A grid continues only runs of its very settings, epochs included: its rows must stay comparable."""
+    """A grid resumes only runs of exactly its settings, epochs included: its rows must stay comparable."""
     check_run(Path(expand(run, "run")), config, resumable, same_epochs=True)

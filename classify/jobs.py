@@ -1,8 +1,8 @@
 """The trainings of a grid, in this process or in several at a time; one that fails costs no other.
 
-Of several processes each does one training and then ends. This one starts them, prints what they say with a name
-before each line, and ends them where it ends itself: by a signal, which they follow after a saved step, or without a
-word, which closes what they read from.
+With several processes, each does one training and then ends. This process starts them, prints what they say with a
+name before each line, and ends them when it ends itself. If a signal ends it, they end after a saved step. If it ends
+without a word, they notice because their input closes.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ from data.signals import TRY_AGAIN
 from data.writing import keep_private
 from mae.pretrain import pretrain
 
-DIVERGED = 3  # exit code of a process whose training did: trying again is no use
+DIVERGED = 3  # exit code of a process whose training diverged: trying again is no use
 PATIENCE = 60  # seconds that processes have to end after this one was stopped
 Share = Literal["private", "group"]
 Open = Callable[[DataSettings], Data]
@@ -42,7 +42,7 @@ Open = Callable[[DataSettings], Data]
 
 @dataclass(frozen=True)
 class Work:
-    """A pretraining, or a fine-tuning and what is to be evaluated of it."""
+    """A pretraining, or a fine-tuning and how it is to be evaluated."""
 
     stage: Literal["pretrain", "finetune"]
     config: ClassifyConfig
@@ -55,7 +55,7 @@ class Task:
     """A piece of work that waits for others to end."""
 
     name: str
-    begin: Callable[[], Work]  # what to do, once these have ended; UserError where that cannot be done
+    begin: Callable[[], Work]  # called once those in `after` have ended; UserError if it cannot be done
     after: tuple[str, ...] = ()
 
 
@@ -64,7 +64,7 @@ class Failure:
     """Why something is not there, in one line."""
 
     line: str
-    diverged: bool = False  # and would again
+    diverged: bool = False  # it would diverge again
 
 
 Outcome = Evaluation | Failure | None
@@ -73,7 +73,7 @@ Outcome = Evaluation | Failure | None
 def run_tasks(
     tasks: list[Task], do: Callable[[str, Work], Outcome], outcomes: dict[str, Outcome], say: Callable[[str], None]
 ) -> None:
-    """Do them one after the other; `outcomes` gets each by its name."""
+    """Do the tasks one after the other; `outcomes` gets each result by the task's name."""
     for number, task in enumerate(tasks, start=1):
         work = _begun(task, number, len(tasks), outcomes, say)
         if work is None:
@@ -85,7 +85,7 @@ def run_tasks(
 def _begun(
     task: Task, number: int, count: int, outcomes: dict[str, Outcome], say: Callable[[str], None]
 ) -> Work | None:
-    """A task's work; None where it cannot be done, which is its outcome then."""
+    """A task's work; None if it cannot be done, which is then recorded as its outcome."""
     try:
         work = task.begin()
     except UserError as error:
@@ -105,7 +105,7 @@ def _say_failure(task: Task, outcome: Outcome, say: Callable[[str], None]) -> No
 
 
 def attempt(work: Work, data_of: Open) -> Outcome:
-    """Do it, and say why where that is impossible. What nobody has foreseen is shown whole on stderr."""
+    """Do the work, or say why that is impossible. Errors that nobody has foreseen are shown in full on stderr."""
     try:
         return _do(work, data_of)
     except UserError as error:
@@ -120,7 +120,7 @@ def attempt(work: Work, data_of: Open) -> Outcome:
         traceback.print_exc()
         reason = str(error).strip() or "no reason given"
         return Failure(f"{type(error).__name__}: {printable(reason.splitlines()[0])}")
-    finally:  # what a failed training held is free for the next one
+    finally:  # free the memory that a failed training held, for the next one
         gc.collect()
         if torch.cuda.is_available() and torch.cuda.is_initialized():
             torch.cuda.empty_cache()
@@ -188,9 +188,9 @@ def run_in_processes(
     private: tuple[list[str], Share],
     say: Callable[[str], None],
 ) -> None:
-    """Do them in several processes at a time, each as soon as those it waits for have ended.
+    """Do the tasks in up to `jobs` processes at a time, each as soon as those it waits for have ended.
 
-    private: the credentialed data sets that their files are to be kept private for, and with whom these are shared.
+    private: the credentialed data sets that their files are kept private for, and with whom these files are shared.
     """
     waiting = list(enumerate(tasks, start=1))
     running: dict[str, _Child] = {}
@@ -253,7 +253,7 @@ def _start(
         "share": private[1],
     }
 
-    # it imports these very packages; -P: a folder that happens to hold a `data.py` is not asked first
+    # it imports these very packages; -P: the current folder, which may hold a `data.py`, is not searched first
     root = str(Path(__file__).parents[1])
     code = (
         f"import sys; root = {root!r}; root in sys.path or sys.path.insert(0, root); "
@@ -270,7 +270,7 @@ def _start(
     child.reader = Thread(target=_follow, args=(child, ended), daemon=True)
     child.reader.start()
 
-    # the rest of its life is what it reads: when that ends, we have
+    # it reads on for the rest of its life: when its input ends, this process has ended
     assert process.stdin is not None
     with contextlib.suppress(BrokenPipeError):
         process.stdin.write(json.dumps(order).encode() + b"\n")
@@ -292,7 +292,7 @@ def _follow(child: _Child, ended: "queue.SimpleQueue[str]") -> None:
 
 
 def _end(children: list[_Child]) -> None:
-    """Let what still runs save its step and end; whoever does not, is ended."""
+    """Let processes that still run save their step and end; kill those that do not."""
     for child in children:
         with contextlib.suppress(OSError):
             child.process.terminate()
@@ -313,13 +313,13 @@ def _end(children: list[_Child]) -> None:
 
 
 def work() -> NoReturn:
-    """What a process of ours does: a piece of work, which its first line on stdin describes."""
+    """What such a process does: one piece of work, described by its first line on stdin."""
     run_command(_work, None)
 
 
 def _work(_: Arguments) -> None:
     line = sys.stdin.buffer.readline()
-    if not line:  # whoever started us has ended before saying what for
+    if not line:  # the parent has ended before it said what to do
         raise SystemExit(1)
     order = json.loads(line)
     Thread(target=_end_with_parent, daemon=True).start()
@@ -338,7 +338,7 @@ def _work(_: Arguments) -> None:
 
 
 def _end_with_parent() -> None:
-    """Without this a training would go on that nobody waits for, in a folder that the next grid wants."""
+    """Without this, a training that nobody waits for would go on, in a folder that the next grid needs."""
     while os.read(0, 1):  # not by sys.stdin, whose lock would be held when the interpreter ends
         pass
     os._exit(1)

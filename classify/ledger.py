@@ -1,6 +1,6 @@
 """Who has looked at test labels: a line for each time, in the run's folder and beside the data's stores.
 
-A test split that is looked at again and again is one more validation split. So every opening is kept, and counted
+A test split that is looked at again and again becomes one more validation split. So every opening is kept and counted
 over all runs on the same data: the same test images, whatever their labels.
 """
 
@@ -22,7 +22,7 @@ from data.writing import append_line
 LEDGER = "test_openings.jsonl"
 TEXTS = ("time", "command", "run", "checkpoint", "split")  # what every line tells
 LONGEST = 4096  # letters of a text
-LARGEST = 2**26  # bytes that are read of a ledger, its last ones
+LARGEST = 2**26  # bytes that are read from the end of a ledger
 
 
 def _now() -> str:
@@ -41,7 +41,7 @@ class Opening:
     checkpoint: str  # digest of the weights
     split: str  # fingerprint of the test images
     n: int  # cases
-    read_back: bool  # predictions of which the ledger knew nothing, such as an earlier version's
+    read_back: bool  # existing predictions that the ledger did not know, such as an earlier version's
     time: str = field(default_factory=_now)
     command: str = field(default_factory=_command)
 
@@ -59,9 +59,9 @@ def data_ledger(settings: DataSettings) -> Path:
 
 
 def record(opening: Opening, run: Path, beside_data: Path) -> None:
-    """Enter an opening into both ledgers; one that reads back, where the ledger knows of none of these weights.
+    """Enter an opening into both ledgers; one that reads back is entered only if the ledger lacks these weights.
 
-    Where the data's folder cannot be written to, that is said, and the run's own ledger stands alone.
+    If the data's folder cannot be written to, a note says so, and the opening stands in the run's own ledger alone.
     """
     _enter(opening, run)  # which nobody else evaluates at the moment
     try:
@@ -80,7 +80,7 @@ def record(opening: Opening, run: Path, beside_data: Path) -> None:
 
 
 def _is_known(opening: Opening, folder: Path) -> bool:
-    """Whether nothing new is to be said of predictions that are read back."""
+    """Whether it only reads predictions back that the ledger already knows."""
     return opening.read_back and any(opening.of_same_weights(line) for line in openings(folder))
 
 
@@ -94,7 +94,7 @@ def _enter(opening: Opening, folder: Path) -> None:
 def openings(folder: str | Path, split: str | None = None) -> list[dict[str, Any]]:
     """The openings of test that a folder's ledger tells of, oldest first; [] where it has none.
 
-    Of one test split where its fingerprint is given. What is no line of ours is passed over.
+    Only those of one test split if its fingerprint is given. Lines that are not ours are skipped.
     """
     path = Path(folder) / LEDGER
     try:
@@ -110,7 +110,7 @@ def openings(folder: str | Path, split: str | None = None) -> list[dict[str, Any
 
 
 def _line(text: bytes) -> dict[str, Any] | None:
-    """What a line tells, if it is one of ours: nothing of it can harm a terminal."""
+    """What a line tells, if it is one of ours, in a form that cannot harm a terminal."""
     try:
         line = json.loads(text)
     except (ValueError, RecursionError):
@@ -128,7 +128,7 @@ def _line(text: bytes) -> dict[str, Any] | None:
 
 
 def opened_text(lines: Sequence[dict[str, Any]]) -> str:
-    """How often test was opened, of a ledger's lines on one split: what every result on test needs beside it."""
+    """How often test was opened, by a ledger's lines on one split: to be shown beside every result on test."""
     checkpoints = len({line["checkpoint"] for line in lines})
     times = "once" if len(lines) == 1 else f"{len(lines):,} times"
     by = "1 checkpoint" if checkpoints == 1 else f"{checkpoints:,} checkpoints"

@@ -21,11 +21,11 @@ from data.errors import UserError
 from data.writing import flush_to_disk, replacing
 from mae.engine.checkpoint import expect_finite
 
-NEEDED = ("onnx", "onnxscript", "onnxruntime")  # of the extra
+NEEDED = ("onnx", "onnxscript", "onnxruntime")  # packages of the extra
 OPSET = 18  # LayerNormalization is one operator from 17 on; torch writes 18 without converting
 IR_VERSION = 8  # the oldest that has this opset: onnxruntime from 1.14 on reads it
 LARGEST = 2**31 - 2**20  # bytes of weights in a file; protobuf's messages end at 2 GiB
-TOLERANCE = 1e-4  # of a score between onnxruntime and ours; more means that another network was written
+TOLERANCE = 1e-4  # between onnxruntime's scores and ours; more means that another network was written
 
 
 class Probabilities(nn.Module):
@@ -58,10 +58,10 @@ def expect_onnx() -> None:
 def write_onnx(
     model: Model, calibration: Calibration, size: tuple[int, int], path: Path, metadata: Mapping[str, str]
 ) -> float:
-    """Write the file, and `<file>.data` beside it where weights are more than a file may hold; metadata by name.
+    """Write the file, and `<file>.data` beside it if the weights are more than a file may hold; metadata by name.
 
-    Before it takes its place it is checked and tried. Returns the largest difference of a probability from ours, on
-    random images.
+    The file is checked and tried before it is put in place. Returns the largest difference of a probability from ours,
+    on random images.
     """
     expect_finite(model.state_dict(), path)
     wrapped = Probabilities(model, calibration).eval()
@@ -79,7 +79,7 @@ def write_onnx(
 
 def _program_of(wrapped: Probabilities, size: tuple[int, int]) -> Any:
     """What torch's exporter makes of it, for any number of images."""
-    images = torch.zeros(3, 1, *size, dtype=torch.uint8)  # 0 and 1 images would be written as such
+    images = torch.zeros(3, 1, *size, dtype=torch.uint8)  # a batch of 0 or 1 would be written as fixed
     with _quiet(), torch.no_grad():
         return torch.onnx.export(
             wrapped,
@@ -95,7 +95,7 @@ def _program_of(wrapped: Probabilities, size: tuple[int, int]) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's words on packages that nobody needs, and on what it will change one day."""
+    """Silence the exporter's messages on packages that nobody needs, and on what it will change one day."""
     logger = logging.getLogger("torch.onnx")
     before = logger.level
     logger.setLevel(logging.ERROR)
@@ -115,7 +115,7 @@ def _save(program: Any, path: Path, metadata: Mapping[str, str]) -> None:
     model.metadata_props.clear()
     model.metadata_props.update(metadata)
 
-    # where in whose code a node comes from: paths of this machine, and other bytes each time
+    # remove where in the code each node comes from: these are paths of this machine, and other bytes each time
     model.graph.metadata_props.clear()
     model.graph.doc_string = None
     for node in model.graph:
@@ -137,7 +137,7 @@ def _check(path: Path) -> None:
 
 
 def _difference(wrapped: Probabilities, size: tuple[int, int], path: Path) -> float:
-    """The largest difference of a probability; UserError where scores say that it is not the same network."""
+    """The largest difference of a probability; UserError if the scores show that it is not the same network."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (5, 1, *size), dtype=torch.uint8, generator=generator)
     with full_precision(torch.device("cpu")), torch.no_grad():
@@ -154,7 +154,7 @@ def _difference(wrapped: Probabilities, size: tuple[int, int], path: Path) -> fl
 
 
 def data_file(path: Path) -> Path:
-    """Where the weights lie that are too large for the file itself; who moves one moves both."""
+    """Where weights lie that are too large for the file itself; move both files together."""
     return path.with_name(f"{path.name}.data")
 
 
@@ -172,7 +172,7 @@ def run_onnx(path: Path, images: np.ndarray) -> list[np.ndarray]:
 
 
 def take_place(made: Path, path: Path) -> None:
-    """Each file whole or not at all, and never a file beside another one's weights."""
+    """Put each file in place whole or not at all, and never a file beside another one's weights."""
     data = data_file(path)
     if data_file(made).exists() or data.exists():
         path.unlink(missing_ok=True)

@@ -38,7 +38,7 @@ def _rows(facts: Facts) -> Iterable[Pick]:
 
 
 def _expect_both_classes(facts: Facts) -> None:
-    """UserError where there is nothing to tell apart, with what can be done with such images."""
+    """UserError if there are no two classes to tell apart; it says what can be done with such images."""
     instead = f"pretrain on them: mae-pretrain --data {facts.place}"
     place = f"--data: {facts.place}"
     everything = facts.table["label"].dropna()

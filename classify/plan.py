@@ -73,7 +73,7 @@ class _Run:
 
     @property
     def steps(self) -> int:
-        """All of them, as if there were one an epoch where nobody knows."""
+        """All of them; if the number of images is not known, one for each epoch."""
         return self.epochs * max((self.images or 0) // self.batch_size, 1)
 
     @property
@@ -86,7 +86,7 @@ class _Run:
         return looks(self.epochs, self.config.pretrain.probe_every if self.stage == "pretrain" else None)
 
     def steps_done(self) -> int:
-        """Of the last checkpoint; all of them where nothing is left to do."""
+        """Steps at the last checkpoint; all of them if nothing is left to do."""
         last = latest_checkpoint(self.folder) if self.folder.is_dir() else None
         if last is None:
             return 0
@@ -267,14 +267,14 @@ class _Datasets:
         return self.found[settings]
 
     def prepared(self, settings: DataSettings) -> Data | None:
-        """The data set, where it can be read, and its images without labels too."""
+        """The data set, if it and its images without labels can be read."""
         further = settings.of_unlabelled()
         if further is not None and self._of(further)[0] is None:
             return None
         return self._of(settings)[0]
 
     def columns(self, settings: DataSettings) -> Collection[str] | None:
-        """Those of its manifest; None where it is not there."""
+        """The columns of its manifest; None if it is not there."""
         data, images = self._of(settings)
         if images is None:
             return None
@@ -286,7 +286,7 @@ class _Datasets:
         return self._of(settings)[1]
 
     def labelled(self, settings: DataSettings, covers: SampleCovers = "train") -> int | None:
-        """How many of them have a label, or of those that a budget counts."""
+        """How many training images have a label, or how many labelled images a budget counts."""
         data, images = self._of(settings)
         if images is None:
             return None
@@ -322,7 +322,7 @@ def _measure(run: _Run, datasets: _Datasets) -> _Speed:
     device: torch.device = training_device(config)
     data = datasets.to_time(config, max(run.batch_size, 4))
 
-    # of validation, which is longer, a part
+    # validation takes longer, so only a part of it is run
     if run.stage == "pretrain":
         data, held_out, looked_at = part_of(data, run.batch_size)
         rehearsed = rehearse(pretrain_stage(config, data, device), held_out, config.pretrain.probe_every, looked_at)

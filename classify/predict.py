@@ -1,4 +1,4 @@
-"""Trained classifiers × somebody's images → probabilities, decisions and heatmaps: mae-predict, and `Predictor`."""
+"""Trained classifiers × a user's images → probabilities, decisions and heatmaps: mae-predict, and `Predictor`."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -37,14 +37,14 @@ from data.writing import in_utf8, keep_private, read_first_line, restoring_umask
 from mae.contact_sheet import save_picture
 from mae.reconstruct import names_of
 
-LOOKED_AT = 256  # pixels that the longer side of a picture has at least
+LOOKED_AT = 256  # pixels, at least, of the longer side of a picture
 
 
 # ---------------------------------------------------------------- in Python
 
 
 class Predictor:
-    """`Predictor(run)(images)` → a table with a row an image, as mae-predict writes it.
+    """`Predictor(run)(images)` → a table with a row for each image, as mae-predict writes it.
 
     runs: a run folder or checkpoint, or several, whose mean is taken. images: a file, a folder, a CSV of paths, or a
     list of files, arrays (h w) of uint8 or uint16, and Pillow's pictures. A file that cannot be read has a reason
@@ -77,9 +77,9 @@ class Predictor:
         return table_of(inputs, answers, unit, self.operating)
 
     def heatmaps(self, images: Any, method: str | None = None) -> np.ndarray:
-        """(n h w) float32 from 0 to 1, where the networks looked at; NaN for an image that cannot be read.
+        """(n h w) float32 from 0 to 1: where the networks looked; NaN for an image that cannot be read.
 
-        Of several networks the mean. They must read images alike.
+        For several networks it is their mean. They must read images alike.
         """
         expect_alike(self.members)
         inputs = as_inputs(images)
@@ -110,7 +110,7 @@ def expect_alike(members: Sequence[Trained]) -> None:
 def heat_of(
     images: Images, answers: Answers, operating: Operating, method: str | None = None
 ) -> tuple[list[int], np.ndarray, np.ndarray]:
-    """Of those images that were read: numbers (b), pixels (b h w), and heat (b h w) for what each was called."""
+    """Of the images that could be read: numbers (b), pixels (b h w), and heat (b h w) for the class each was called."""
     places = []
     rows = []
     for row, place in enumerate(images.numbers):
@@ -159,7 +159,7 @@ class HeatFolder:
 
 
 def _enlarged(picture: np.ndarray) -> Image.Image:
-    """Colours (h w 3) as a picture for eyes: a network of small images sees these pixels, each as a square."""
+    """Colours (h w 3) as a picture for eyes: a small image that a network sees is enlarged, each pixel to a square."""
     times = -(-LOOKED_AT // max(picture.shape[:2]))
     return Image.fromarray(picture.repeat(times, axis=0).repeat(times, axis=1))
 
@@ -182,8 +182,8 @@ def predict(
 ) -> pd.DataFrame:
     """Write the table of `Predictor` as a CSV, whole or not at all; returns it. heatmaps: a folder for those, too.
 
-    What is made of credentialed data is for its owner alone. Raises UserError for what cannot work, before anything is
-    read, and, when the table is written, where no input could be read.
+    Files made from credentialed data can be read by their owner alone. Raises UserError for what cannot work, before
+    anything is read, and, after the table is written, if no input could be read.
     """
     operating = operating or Operating()
     check_out(out, paths)
@@ -232,7 +232,7 @@ def _writing_heat(pictures: HeatFolder, answers: Answers, operating: Operating) 
 
 
 def check_out(out: Path, paths: Sequence[str]) -> None:
-    """UserError where a table cannot, or should not, be written there."""
+    """UserError if a table cannot, or should not, be written there."""
     if out.is_dir():
         raise UserError(f"--out: {out}: found a folder, expected a file such as {out / 'predictions.csv'}")
     if out.suffix.lower() != ".csv":
@@ -258,7 +258,7 @@ def _credentialed(members: Sequence[Trained], paths: Sequence[str]) -> list[str]
 
 @contextmanager
 def _keeping_what_is_done(table: Callable[[], pd.DataFrame], out: Path, say: Callable[[str], object]) -> Iterator[None]:
-    """Where the block ends early, what is known so far is written beside `out`; else such a file of before goes."""
+    """If the block ends early, write what is known so far beside `out`; else remove such a file of an earlier run."""
     partial = out.with_suffix(".partial.csv")
     try:
         with beginning_anew():

@@ -22,7 +22,7 @@ from data.writing import of_cell
 
 Kind = Literal["probability", "logit", "rating"]
 
-# columns by what they hold, in whatever case; of several the first here is taken
+# names of columns by what they hold, in any case; if a file has several, the first one here is taken
 IMAGES = ("image_id", "id", "image", "dicom_id", "path", "image_path", "file", "filename", "file_name", "image_name")
 STUDIES = ("study_id", "study")
 PATIENTS = ("patient_id", "patient", "subject_id")
@@ -33,18 +33,18 @@ SCORES: dict[str, Kind] = {
 }
 LABELS = ("label", "y_true", "truth", "ground_truth")
 WORDS = LABEL_WORDS | {"1.0": 1.0, "0.0": 0.0, "positive": 1.0, "negative": 0.0}
-CERTAIN = 37.0  # the logit from which on a score of 64 bits is 1
-DIGITS = 12  # of a study's mean rating: equal ratings are equal, in whatever order they are added
+CERTAIN = 37.0  # from this logit on, a score of 64 bits is 1
+DIGITS = 12  # of a study's mean rating, so that equal ratings stay equal in whatever order they are added
 
 
 @dataclass(frozen=True)
 class PredictionFile:
-    """A row's file as it is read: a number of its own for each of its ids."""
+    """A row's file as it is read: for each of its ids, a number on the file's own scale."""
 
     place: Path
     ids_are: Literal["image", "study"]
     kind: Kind
-    column: str  # that the numbers stand in
+    column: str  # the one with the numbers
     table: pd.DataFrame  # id, value, and where the file has them patient_id, label
 
 
@@ -69,13 +69,13 @@ class FilePredictions:
     place: Path
     units: pd.DataFrame
     threshold: float
-    how: str  # the threshold came about, in words
+    how: str  # how the threshold was chosen, in words
     kind: Kind
     column: str
 
 
 def files_of(row: RowSettings) -> list[Path]:
-    """The files of a row, a seed or a reader each."""
+    """The files of a row, one for each seed or reader."""
     named = row.predictions
     if named is None:
         return []
@@ -89,7 +89,7 @@ def files_of(row: RowSettings) -> list[Path]:
 
 
 def predictions_of(row: RowSettings, config: ClassifyConfig, data: Data) -> list[FilePredictions]:
-    """What a row's files say of the comparison's cases; UserError, in a line, where they do not fit these."""
+    """What a row's files say of the comparison's cases; UserError, in a line, if they do not fit these."""
     may_show = data.manifest.may_show(config.report.images)
     with withholding(not may_show):
         files = [_read(path, config, data) for path in files_of(row)]
@@ -141,7 +141,7 @@ def _read(path: Path, config: ClassifyConfig, data: Data) -> PredictionFile:
 
 
 def _first(header: list[str], known: tuple[str, ...] | dict[str, Kind]) -> str | None:
-    """The column of the header that is known, as the header spells it."""
+    """The first of the known columns that the header has, as the header spells it."""
     spelt = {name.lower(): name for name in reversed(header)}
     return next((spelt[name] for name in known if name in spelt), None)
 
@@ -159,7 +159,7 @@ def _check_probabilities(file: PredictionFile) -> None:
 
 
 def _scale_of(files: list[PredictionFile]) -> Scale:
-    """One scale for all files of a row: ratings span 0..1 from the lowest to the highest, where they are not in it."""
+    """One scale for all files of a row; ratings that leave 0..1 are mapped to it, lowest to 0 and highest to 1."""
     kinds = {file.kind for file in files}
     if len(kinds) > 1:
         names = ", ".join(f"{file.column} in {file.place}" for file in files)
@@ -235,13 +235,13 @@ def _joined(file: PredictionFile, data: Data) -> pd.DataFrame:
 
 
 def _image_keys(file: PredictionFile, images: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
-    """What images and rows are joined by: id, path, file name or its stem, whichever most rows are known by."""
+    """The keys by which images and rows are joined: id, path, file name or its stem, whichever matches most rows."""
     ways: list[tuple[pd.Series, Callable[[str], str]]] = [(images["image_id"], str)]
     if "own_id" in images:
         ways.append((images["own_id"], str))
     paths = images["path"].astype(str)
     ways += [(paths.map(way), way) for way in (_path, _name, _stem)]
-    ways.append((images["image_id"], _stem))  # ids with an ending more than ours
+    ways.append((images["image_id"], _stem))  # ids with an ending that ours do not have
 
     best, most = ways[0], -1
     for keys, way in ways:
@@ -299,10 +299,10 @@ def _units(
 ) -> pd.DataFrame:
     """The units of a split with logit and score; UserError unless the file has a number for each."""
     wanted = labelled_rows(data.split(split), split, config.data.target)
-    wanted = wanted[~wanted["row"].isin(data.store.unreadable)]  # met while a model was evaluated
+    wanted = wanted[~wanted["row"].isin(data.store.unreadable)]  # found while a model was evaluated
     wanted = wanted.assign(value=wanted["image_id"].map(joined.set_index("image_id")["value"]))
 
-    # counted as the file counts
+    # counted in the file's own units
     known = data.manifest.patients_known
     listed = wanted["image_id"].isin(joined["image_id"])
     broken = listed & ~np.isfinite(wanted["value"])
@@ -342,7 +342,7 @@ def _scored(
 
 
 def finite_logits(scores: np.ndarray) -> np.ndarray:
-    """The logits of scores in 0..1, in their order; those of 0 and 1, which have none, lie beyond all others."""
+    """The logits of scores in 0..1, in their order; 0 and 1 have none, and get numbers beyond all others."""
     with np.errstate(divide="ignore"):
         found = logit(scores)
     inside = found[np.isfinite(found)]
@@ -354,7 +354,7 @@ def finite_logits(scores: np.ndarray) -> np.ndarray:
 def _chosen(
     joined: pd.DataFrame, file: PredictionFile, scale: Scale, config: ClassifyConfig, data: Data
 ) -> tuple[float, str]:
-    """The threshold by the validation cases that the file has, and how it came about."""
+    """The threshold, chosen on the validation cases that the file has, and how it was chosen, in words."""
     rule = config.finetune.threshold
     validation = joined[(joined["split"] == "validate") & joined["label"].notna() & np.isfinite(joined["value"])]
     if rule != "half" and validation["label"].nunique() == 2:

@@ -29,8 +29,8 @@ class Facts:
     splits: tuple[Mapping[str, Any], ...] = ()  # images, patients, normal, abnormal, unknown of each
     label_policy: tuple[Mapping[str, Any], ...] = ()  # what became of the images by each label rule
     left_out: tuple[Mapping[str, Any], ...] = ()  # {images, reason}: what the sources have and no split has
-    people: tuple[Mapping[str, Any], ...] = ()  # counts by sex, age and view; few of credentialed data are withheld
-    unreadable: int | None = None  # files of the store that have no image; None: read from the files, not known
+    people: tuple[Mapping[str, Any], ...] = ()  # counts by sex, age, view; small ones of credentialed data are withheld
+    unreadable: int | None = None  # files without an image in the store; None: not known, as images are read from files
     software: Mapping[str, str] = field(default_factory=dict)  # versions of what computed the comparison
     credentialed: tuple[str, ...] = ()  # data sets that anything in it is made from
     commit: str | None = None
@@ -96,7 +96,7 @@ def _openings(evaluations: Iterable[Evaluation]) -> Iterator[dict[str, Any]]:
 
 
 def _opening(line: Mapping[str, Any]) -> dict[str, Any]:
-    """What is told of an opening: no path of this machine, and no command, in which there may be one."""
+    """What is told of an opening: no path of this machine, and no command, as it may contain one."""
     return {
         "time": line["time"],
         "run": Path(line["run"]).name,

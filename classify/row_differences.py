@@ -49,14 +49,14 @@ class Arm:
 
 
 def differences_between_rows(cells: Iterable[Cell]) -> list[dict[str, str]]:
-    """The same of a grid's cells, with the settings that they have chosen."""
+    """`differences_between_arms` of a grid's cells, with the settings that they have chosen."""
     return differences_between_arms(Arm(cell.name, cell.config, cell.pretraining) for cell in cells)
 
 
 def differences_between_arms(arms: Iterable[Arm]) -> list[dict[str, str]]:
     """A row for each setting that is not equal in all rows of the comparison: `Setting`, then a column for each.
 
-    Where the trainings of a row differ, as tuned ones may by label budget, all their values stand there.
+    If the trainings of a row differ, as tuned ones may by label budget, all their values are listed.
     """
     # setting → row → its values, each once
     found: dict[str, dict[str, dict[str, None]]] = {}

@@ -19,14 +19,14 @@ from mae.engine.prefetch import on_device
 
 UNIT_IDS = ["patient_id", "study_id", "image_id"]
 NUMBERS = {"label": float, "logit": float, "score": float, "calibrated": float, "predicted": int}  # beside the ids
-NO_SUBGROUPS = {"path", "split", "own_id", "row", *UNIT_IDS, *NUMBERS}  # columns that tell no groups of cases apart
+NO_SUBGROUPS = {"path", "split", "own_id", "row", *UNIT_IDS, *NUMBERS}  # columns that define no subgroups
 
 
 def predict_logits(model: Model, loader: Loader, device: torch.device) -> Tensor:
     """Logits and labels (n 2) on the CPU of the loader's images in order; the model is in evaluation mode already.
 
-    A label is NaN where the image could not be read. Scores are of 32 bits throughout, whatever training computes in:
-    so that validation, evaluation, other batches and other machines agree on them.
+    A label is NaN if the image could not be read. Scores are computed in 32 bits throughout, whatever training uses, so
+    that validation, evaluation, other batches and other machines agree on them.
     """
     parts = [torch.empty(0, 2)]
     with full_precision(device):
@@ -38,7 +38,7 @@ def predict_logits(model: Model, loader: Loader, device: torch.device) -> Tensor
 
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """Products of 32 bits inside, on CUDA too, where torch by itself shortens those of convolutions."""
+    """Products of 32 bits inside, on CUDA too, where torch by default uses TF32 for convolutions."""
     products = torch.get_float32_matmul_precision()
     convolutions = torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("highest")
@@ -52,10 +52,10 @@ def full_precision(device: torch.device) -> Iterator[None]:
 
 
 def with_scores(table: pd.DataFrame, predicted: Tensor, target: str | None, place: str) -> pd.DataFrame:
-    """The table's rows whose images could be read, with their logit and score, of what `predict_logits` says of all.
+    """The table's rows whose images could be read, with logit and score, from what `predict_logits` returns for all.
 
-    Both columns are of 64 bits, and the numbers by which thresholds are chosen, cases judged and files written.
-    NotFinite, naming `place`, where a logit is not finite: no metric is made of it.
+    Both columns have 64 bits. With these numbers thresholds are chosen, cases judged and files written.
+    NotFinite, naming `place`, if a logit is not finite: no metric can be computed from it.
     """
     logits, labels = predicted.double().unbind(dim=1)  # n each
     was_read = ~labels.isnan().numpy()
@@ -74,13 +74,13 @@ def with_scores(table: pd.DataFrame, predicted: Tensor, target: str | None, plac
 def in_units(scored: pd.DataFrame, unit: Unit, patients_known: bool = True) -> pd.DataFrame:
     """Scored images as the units that are counted: a row per image, or per study with the mean of its images' scores.
 
-    The images of a study must have one label, which `classify.cases.check_unit` tells.
+    The images of a study must have one label; `classify.cases.check_unit` checks that.
     """
     columns = [*UNIT_IDS, "label", "logit", "score"]
     if unit == "image":
         return scored[columns]
 
-    # a study's images share patient and label; the study goes by the first of its images' ids
+    # a study's images share patient and label; the study takes the first of its images' ids
     numbers = study_numbers(scored, patients_known)
     studies = scored.groupby(numbers)
     assert (studies["label"].nunique() == 1).all()
@@ -94,9 +94,10 @@ def in_units(scored: pd.DataFrame, unit: Unit, patients_known: bool = True) -> p
 
 
 def with_subgroups(units: pd.DataFrame, table: pd.DataFrame, unit: Unit, patients_known: bool = True) -> pd.DataFrame:
-    """Units with what the images' `table` says of them besides: view, sex, age, findings, further columns.
+    """Units with what else the images' `table` says of them: view, sex, age, findings, further columns.
 
-    Texts are texts or NaN, numbers of 64 bits. A study has what all its images have, or NaN; its age is their mean.
+    Text columns hold text or NaN, numbers have 64 bits. A study has the value that all its images share, else NaN; its
+    age is their mean.
     """
     names = subgroup_columns(table)
     groups = pd.DataFrame({name: _text_or_number(table[name]) for name in names}, index=table.index)
@@ -128,7 +129,7 @@ def _text_or_number(column: pd.Series) -> pd.Series:
 
 
 def _of_studies(groups: pd.DataFrame, numbers: np.ndarray) -> pd.DataFrame:
-    """Values of images as values of studies, in order of the numbers (n) of these."""
+    """Values of images → values of studies, in the order of the studies' numbers (n)."""
     studies: dict[str, pd.Series] = {}
     for name in groups:
         values = groups[name]
@@ -145,14 +146,14 @@ def _of_studies(groups: pd.DataFrame, numbers: np.ndarray) -> pd.DataFrame:
 
 
 def side_by_side(units: pd.DataFrame) -> pd.DataFrame:
-    """Units in the order of their ids: those of several models lie side by side, whatever order their images had."""
+    """Units in the order of their ids: so those of several models line up, whatever order their images had."""
     return units.sort_values(UNIT_IDS, ignore_index=True)
 
 
 def logits_of_means(logits: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-    """(k): the logit of each group's mean score, of logits (n) and the numbers (n) of their groups.
+    """(k): the logit of each group's mean score, from logits (n) and the numbers (n) of their groups.
 
-    That is log(sum of p) - log(sum of 1 - p), which sums of logarithms tell even where p rounds to 1.
+    That is log(sum of p) - log(sum of 1 - p). Computed from logarithms, it is right even where p rounds to 1.
     """
     groups = int(numbers.max()) + 1
     log_abnormal = np.full(groups, -np.inf)

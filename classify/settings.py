@@ -127,7 +127,7 @@ class EvaluateSettings(Settings):
     level: float = Field(0.95, gt=0.5, lt=1, description="coverage of the intervals")
 
     def heeded(self) -> dict[str, Any]:
-        """What evaluations are made by: predictions made by the same are not made again."""
+        """The settings that predictions depend on: predictions made with the same ones are not made again."""
         return self.model_dump(mode="json", exclude={"replicates"})
 
 
@@ -154,7 +154,7 @@ Budget = Annotated[
 
 
 def _as_a_key(budget: Any) -> Any:
-    """A budget as the key of a mapping, which JSON makes a text of."""
+    """A budget as the key of a mapping; JSON turns such keys into text."""
     if budget is None or budget == "null":
         return "all"
     return int(budget) if isinstance(budget, str) and budget.isdecimal() else budget

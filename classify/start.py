@@ -17,7 +17,7 @@ from mae.engine.checkpoint import Checkpoint, expect_fit, load_checkpoint
 from mae.model import check_sizes, mae_from
 from mae.weights import resolve, starting_point, without_weights
 
-ASKED_OTHERWISE = ("data.store", "finetune.run")  # made anew wherever it is missing; asked for where one is written
+ASKED_OTHERWISE = ("data.store", "finetune.run")  # the first is made anew if missing, the second asked for if written
 PREPROCESSING = ("image_size", "resize", "tone")  # of the data section: travels with the weights
 
 
@@ -31,7 +31,7 @@ def config_of(checkpoint: Checkpoint) -> ClassifyConfig:
 def beginning(config: ClassifyConfig, checkpoint: str | Path | None) -> tuple[ClassifyConfig, Checkpoint | None]:
     """What a fine-tuning begins from, and the config with its sizes: the checkpoint, else what the config names.
 
-    That is `model.init` of a ViT, and `finetune.init` of a ResNet.
+    The config names it in `model.init` for a ViT, and in `finetune.init` for a ResNet.
     """
     if checkpoint:
         return config, load_checkpoint(checkpoint, kind="mae")
@@ -78,8 +78,8 @@ def with_paths_given(
     """A checkpoint's config, changed by overrides, with paths that this machine's user has chosen.
 
     A checkpoint in the run folder that its own settings name was made here, and its paths count. Any other one may be
-    a stranger's: it must not say where is read or written, so the command line must. Raises UserError with the line to
-    type where it does not; `run`: that line has to name a folder to write too. Nothing of the settings is expanded.
+    a stranger's, and must not decide where files are read or written: the command line must give these paths. If it
+    does not, UserError shows the line to type. `run`: that line has to name a folder to write too.
     """
     if _is_at_home(checkpoint):
         return config
@@ -96,23 +96,23 @@ def with_paths_given(
             f"expected the paths on the command line: {command} {' '.join(words)}"
         )
 
-    # what served the pretraining alone is never read
+    # data that served the pretraining alone are never read
     if "data.unlabelled" not in given:
         config = change_config(config, {"data.unlabelled": []})
 
-    # a store is made anew wherever it is missing, so it needs no word
+    # a store is made anew wherever it is missing, so nobody has to name it
     if "data.store" in given or config.data.store is False:
         return config
     return change_config(config, {"data.store": type(config.data).model_fields["store"].default})
 
 
 def consented(checkpoint: Checkpoint) -> Collection[str]:
-    """The data sets that the consent in a checkpoint's settings is for: of a stranger's, or a moved one, none."""
+    """The data sets that the consent in a checkpoint's settings covers; none if it is a stranger's or was moved."""
     return checkpoint.made_on if _is_at_home(checkpoint) else ()
 
 
 def _is_at_home(checkpoint: Checkpoint) -> bool:
-    """Whether the checkpoint lies in a run folder of the name that its own settings give it."""
+    """Whether the checkpoint lies in the run folder that its own settings name."""
     folder = Path(checkpoint.place).resolve().parent
     if not (folder / "config.yaml").is_file():  # every run folder of ours has one
         return False
@@ -128,7 +128,7 @@ def _is_at_home(checkpoint: Checkpoint) -> bool:
 
 
 def _paths_needed(config: ClassifyConfig, sections: Collection[str]) -> list[str]:
-    """The settings that say where something lies, of the sections that are read, as far as they leave no choice."""
+    """The settings of these sections that say where something lies, as far as the user must give them."""
     mixed = config.data.source == "mix"
     needed = []
     for key, value in paths_in(config):
@@ -149,7 +149,7 @@ def _leads_elsewhere(path: str) -> bool:
 
 
 def _example(key: str, config: ClassifyConfig, checkpoint: Checkpoint) -> str:
-    """What may stand for a path in a line to type."""
+    """An example of a setting's path, for a line to type."""
     if key == "finetune.run":
         return shlex.quote(str(_default_folder(config, checkpoint.place)))
     return {"data.sources": "'[{source: …, root: FOLDER}, …]'", "data.table": "FILE", "data.patients": "FILE"}.get(
@@ -167,7 +167,7 @@ def run_folder(config: ClassifyConfig, checkpoint: str | Path | None) -> Path:
 def _default_folder(config: ClassifyConfig, checkpoint: str | Path | None) -> Path:
     """`<pretraining's folder>-<mode>`, or `<run>-<model>` (and `-linear`) without a checkpoint.
 
-    Of weights that a pretraining kept: `<pretraining's folder>-epoch010-<mode>`.
+    For weights that a pretraining kept: `<pretraining's folder>-epoch010-<mode>`.
     """
     settings = config.finetune
     if checkpoint:
@@ -219,7 +219,7 @@ def check_preprocessing(checkpoint: Checkpoint, settings: DataSettings) -> None:
 
 
 def file_digest(path: str | Path | None) -> str | None:
-    """What a checkpoint file holds, in 16 hexadecimal digits."""
+    """16 hexadecimal digits of what a checkpoint file holds."""
     if path is None:
         return None
     with Path(path).open("rb") as file:

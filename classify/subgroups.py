@@ -1,7 +1,7 @@
 """How a row does among groups of cases: by view, sex, age, or any column that its predictions carry.
 
-Exploratory: no group was declared as a contrast. Of each column the largest gap in AUC is shown, with its p-value
-adjusted for all pairs of groups of all columns of the row (Holm).
+Exploratory: no group was declared as a contrast. For each column the largest gap in AUC is shown. Its p-value is
+adjusted for all pairs of groups in all columns of the row (Holm).
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -18,10 +18,10 @@ from classify.metrics import Difference, Interval, group_difference, holm, metri
 from data.errors import UserError, did_you_mean
 
 USUAL = ("view", "sex", "age")  # columns that are looked at unless others are asked for
-LEAST = 10  # cases of a class in a group that is computed, and cases of a value that is a group of its own
+LEAST = 10  # cases of each class that a group needs to be computed, and cases that a value needs to be a group
 AGES = (18, 40, 60, 80)  # years at which a group of ages begins
-VALUES = 30  # groups that words can make, the most frequent ones: all of their pairs are tested
-MOST = 10  # values up to which numbers are groups themselves
+VALUES = 30  # most groups that text values make, the most frequent ones: all of their pairs are tested
+MOST = 10  # distinct numbers of a column; up to so many, each is a group
 UNKNOWN = "unknown"
 METRICS = ("auc", "recall", "specificity")
 OF_CASES = ("image_id", "patient_id", "study_id", "label", "logit", "score", "calibrated", "predicted")
@@ -58,7 +58,7 @@ class Breakdown:
 
 
 def columns_of(line: Line, wished: Sequence[str] | None) -> list[str]:
-    """The columns to look at: those wished for that the predictions have, else the usual ones with two known values."""
+    """The columns to look at: those of `wished` that the predictions have, or the usual ones with two known values."""
     predictions = line.evaluations[0].predictions
     if wished is not None:
         return [column for column in dict.fromkeys(wished) if column in predictions and column not in OF_CASES]
@@ -66,7 +66,7 @@ def columns_of(line: Line, wished: Sequence[str] | None) -> list[str]:
 
 
 def check_columns(wished: Sequence[str] | None, known: Collection[str]) -> None:
-    """UserError where a column is wished for that the manifest does not have."""
+    """UserError if a column of `wished` is not in the manifest."""
     for column in wished or ():
         if column in known and column not in OF_CASES:
             continue
@@ -165,7 +165,7 @@ def values_of(column: pd.Series) -> pd.Series:
 
 
 def _is_rest(value: str) -> bool:
-    """Whether a group is what is left over: it has no value in common."""
+    """Whether a group is what is left over: its cases have no value in common."""
     return value == UNKNOWN or value.startswith("values of fewer than")
 
 
@@ -186,7 +186,7 @@ def _ranges(numbers: pd.Series, edges: Sequence[float]) -> pd.Series:
 
 
 def _ordered(values: pd.Series) -> list[str]:
-    """Ranges by what they begin with, values by their letters, and last what is left over."""
+    """Ranges in the order of their numbers, other values by their letters, and last what is left over."""
 
     def place(value: str) -> tuple[bool, float, str]:
         first = value.removeprefix("under ").split(" ")[0]

@@ -31,7 +31,7 @@ class Decision:
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, unit: Unit) -> "Decision":
-        """UserError where a checkpoint has none for the unit, or one that cannot be."""
+        """UserError if a checkpoint has none for the unit, or an invalid one."""
         thresholds = checkpoint.fact("threshold")
         if unit not in thresholds:
             raise UserError(
@@ -48,7 +48,7 @@ class Decision:
             ) from None
 
     def applied(self, units: pd.DataFrame) -> pd.DataFrame:
-        """Units with their calibrated probability and with what they are predicted to be."""
+        """Units with their calibrated probability and their predicted class."""
         calibration = self.calibration or Calibration()
         return units.assign(
             calibrated=calibration.probabilities(units["logit"]),
@@ -98,7 +98,7 @@ class Trained:
         return self._of_images(images, lambda pixels: self.model.features(pixels))
 
     def logits_and_features(self, images: np.ndarray | Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """Both, of one look at the images."""
+        """Both, from one pass over the images."""
         both = self._of_images(images, self._both)  # b 1+d
         return both[:, 0], both[:, 1:]
 

@@ -1,4 +1,4 @@
-"""Equal tuning: each row tries as many settings, validation judges them, and the best serves all its seeds."""
+"""Equal tuning: each row tries equally many settings, validation judges them, and the best serves all its seeds."""
 
 import hashlib
 import json
@@ -40,7 +40,7 @@ class Choice:
 def choose(cell: Cell, diverged: Collection[str], costs: Sequence[tuple[float | None, int | None]]) -> Choice:
     """The setting with the highest validation score of its best epoch, the first of equals; it is written down.
 
-    cell: at the first seed, its trials done. diverged: the folders' names of those that cannot be.
+    cell: at the first seed, its trials done. diverged: the folder names of trials that diverged.
     costs: seconds and FLOPs of each trial.
     """
     trials = trials_of(cell)
@@ -69,9 +69,9 @@ def choose(cell: Cell, diverged: Collection[str], costs: Sequence[tuple[float | 
 
 
 def serve_first_seed(cell: Cell, choice: Choice) -> None:
-    """Let the trial that won be the cell's own training, which would be the same to the last bit: its folder moves.
+    """Use the winning trial as the cell's own training, which would be the same to the last bit: its folder moves.
 
-    cell: at the first seed, at which all was tried.
+    cell: at the first seed, at which all settings were tried.
     """
     trial = Path(expand(trials_of(cell)[choice.chosen].run, "run"))
     run = Path(expand(cell.run, "run"))
@@ -80,9 +80,9 @@ def serve_first_seed(cell: Cell, choice: Choice) -> None:
 
 
 def kept_choice(cell: Cell) -> Choice | None:
-    """What was chosen for the cell's row before, among the very same settings, all else equal; None where nothing was.
+    """The earlier choice for the cell's row, among the very same settings, all else equal; None if there is none.
 
-    It stands even where its trials are gone: they may be deleted.
+    It stands even if its trials are gone: they may be deleted.
     """
     try:
         choice = Choice(**read_json(_place(cell)))
@@ -100,7 +100,7 @@ def _place(cell: Cell) -> Path:
 
 
 def _score(trial: Cell) -> float:
-    """What its best epoch was chosen by: the higher, the better."""
+    """The score that its best epoch was chosen by: the higher, the better."""
     best = load_checkpoint(Path(expand(trial.run, "run")) / "best.pt", "classifier")
     return float(best.progress["best"])
 

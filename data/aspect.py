@@ -1,6 +1,6 @@
 """Pixels that are not square: how many times as high as wide they are, by what a file says."""
 
-MOST = 16.0  # beyond it, either way, it is no shape of a pixel but a mistake
+MOST = 16.0  # beyond it, either way, the file is mistaken
 
 
 def pixel_aspect(height: float | None, width: float | None) -> float | None:

@@ -1,9 +1,10 @@
-"""Leak audit: what stands in two splits, as a patient, as a file, as an image or nearly so.
+"""Leak audit: what stands in two splits, be it a patient, a file, an image or a near copy of one.
 
-Radiographs look alike, so two are nearly the same only where their stored pixels correlate above LEAST. None
-is missed on the way there. Of images centred and scaled to length 1 a correlation c is a squared distance of
-2 (1 - c), and means over blocks are an orthogonal projection, which makes no distance longer: who is further apart
-in 8 x 8 means, one matrix product for all pairs, is out; then in 16 x 16; the rest is compared pixel by pixel.
+Radiographs look alike, so two are nearly the same only if their stored pixels correlate above LEAST. For images centred
+and scaled to length 1, a correlation c is a squared distance of 2 (1 - c), and means over blocks are an orthogonal
+projection, which makes no distance longer. So pairs that are further apart than that in 8 x 8 means (one matrix product
+for all pairs) are out, and then those in 16 x 16: no near copy is lost by that. Of what is left, the NEAREST few of
+each image are compared pixel by pixel.
 """
 
 import json
@@ -37,7 +38,7 @@ PATIENTS_UNKNOWN = "patients are not all known: one may stand in two splits"
 
 
 def audited(manifest: Manifest, store: ImageStore) -> dict[str, Any]:
-    """The audit of a store's images under the manifest's splits, kept as `audit.json` beside them while it holds."""
+    """The audit of a store's images under the manifest's splits, kept as `audit.json` beside them while it is valid."""
     path = store.folder / "audit.json"
     origin = {"version": VERSION, "manifest": manifest.fingerprint(), "store": store.fingerprint}
     with suppress(OSError, ValueError, LookupError, TypeError):
@@ -83,7 +84,7 @@ def audit(manifest: Manifest, store: ImageStore) -> dict[str, Any]:
 
 
 def uncompared(manifest: Manifest, rows: Callable[[pd.Series], np.ndarray]) -> dict[str, Any]:
-    """The audit of images without a store, `rows` of whose ids are given: of patients alone."""
+    """The audit of images without a store: of patients alone. rows: image ids → their rows."""
     report = _uncompared(manifest, _rows_of_splits(manifest, rows))
     return report | {"compared": False, "files_compared": False, "copies_within": {}, "across": []}
 
@@ -115,9 +116,9 @@ def _across(prints: "Prints", earlier: np.ndarray, later: np.ndarray) -> dict[st
 
 
 def copies_elsewhere(manifest: Manifest, store: ImageStore, others: ImageStore) -> list[str]:
-    """Which validation and test images stand among those of another store too, in words: a line a split.
+    """Which validation and test images stand among those of another store too, in words: a line for each split.
 
-    Labels of validation and test then mean less than they seem to, where the others serve a pretraining.
+    If the others serve a pretraining, labels of validation and test then mean less than they seem to.
     """
     both = _SideBySide(store, others)
     there = np.arange(len(store.images), len(both.images))
@@ -134,7 +135,7 @@ def copies_elsewhere(manifest: Manifest, store: ImageStore, others: ImageStore) 
 
 
 def served_pretraining(report: dict[str, Any], tested: np.ndarray, seen: np.ndarray) -> dict[str, Any]:
-    """Of the rows `tested`, those `seen` by a pretraining, and the others whose twin in another split was."""
+    """Of the rows `tested`, those `seen` by a pretraining, and others with a twin in another split that was seen."""
     tests = set(tested.tolist())
     served = set(seen.tolist())
 
@@ -156,8 +157,9 @@ def served_pretraining(report: dict[str, Any], tested: np.ndarray, seen: np.ndar
 def served_training(known: np.ndarray, served: Mapping[str, Any], pretrained: np.ndarray) -> dict[str, int]:
     """Of the images tested, those that trained the classifier, that chose it, and that served its pretraining.
 
-    known (n k) int64: all by which each may be remembered (`Data.trained_by`); served: {train, validate} → the hashes a
-    checkpoint keeps, None where they do not count; pretrained (n) bool. `images` counts each image of any kind once.
+    known (n k) int64: all hashes by which each may be remembered (`Data.trained_by`); served: {train, validate} → the
+    hashes a checkpoint keeps, None where they do not count; pretrained (n) bool. `images` counts each image of any kind
+    once.
     """
     counts = {"tested": len(known)}
     kinds: list[np.ndarray] = [pretrained]
@@ -218,7 +220,7 @@ def audit_lines(report: dict[str, Any], index: Mapping[str, int], named: bool) -
 
 
 def _trained_leaks(report: dict[str, Any]) -> list[Leak]:
-    """Of what is tested, what made the classifier."""
+    """The tested images that trained or chose the classifier."""
     trained = report.get("trained_on")
     if not trained:
         return []
@@ -275,7 +277,7 @@ def _contamination(served: dict[str, Any] | None, compared: bool) -> list[Leak]:
 
 
 class _SideBySide:
-    """The images of two stores of one size as one's; rows of the second follow those of the first."""
+    """The images of two stores of one size as those of one store; rows of the second follow those of the first."""
 
     def __init__(self, first: ImageStore, second: ImageStore):
         self.first = first
@@ -385,7 +387,7 @@ class Prints:
         coarse[:, -2:] = coarse[:, :-3:-1]  # so that the product is minus half the squared distance
         i, j = np.nonzero(coarse @ self.coarse[keys].T >= -(1 - LEAST) - SLACK)
 
-        # the pairs that coarse means leave are told apart by fine ones
+        # pairs that remain after the coarse means are told apart by fine ones
         apart = np.empty(len(i), np.float32)
         for start in range(0, len(i), KEYS):
             here = slice(start, start + KEYS)
@@ -400,7 +402,7 @@ class Prints:
         return queries[i[close]], keys[j[close]]
 
     def _correlations(self, queries: np.ndarray, keys: np.ndarray) -> np.ndarray:
-        """Of the stored pixels of pairs of images; 0 where one is all of a grey."""
+        """Correlations of the stored pixels of pairs of images; 0 where one of a pair is of a single grey."""
         correlations = np.empty(len(queries), np.float32)
         for start in range(0, len(queries), BLOCK):
             here = slice(start, start + BLOCK)
@@ -422,7 +424,7 @@ def _unit(images: np.ndarray) -> np.ndarray:
 
 
 def _bands(count: int, side: int) -> np.ndarray:
-    """(count side) with orthonormal rows, each of them even over its band of pixels and zero elsewhere."""
+    """(count side) with orthonormal rows, each of them constant over its band of pixels and zero elsewhere."""
     count = min(count, side)
     band = np.arange(side) * count // side
     rows = (band == np.arange(count)[:, None]).astype(np.float32)

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from data.settings import AugmentSettings
 
 DRAWS = 15  # uniform numbers an image's augmentation is made of
-CPU_IMAGES = 8  # of 224 pixels a side at a time: what they need on the way stays in a core's cache
+CPU_IMAGES = 8  # at a time, of 224 pixels a side: their intermediate values stay in a core's cache
 
 
 def augment(images: Tensor, settings: AugmentSettings, draws: Tensor) -> Tensor:
@@ -77,9 +77,9 @@ def _centres(side: int, device: torch.device) -> Tensor:
 
 
 def _blur(grey: Tensor, deviations: Tensor, largest: float) -> Tensor:
-    """Images (b c h w), each blurred by a Gaussian of its own deviation (b) in pixels; their edges go on outside."""
+    """Images (b c h w), each blurred by a Gaussian of its own deviation (b) in pixels; edges are repeated outside."""
     batch, channels, height, width = grey.shape
-    reach = math.ceil(3 * largest)  # for all alike: what an image becomes does not depend on its batch
+    reach = math.ceil(3 * largest)  # the same for all: what an image becomes does not depend on its batch
     offsets = torch.arange(-reach, reach + 1, device=grey.device)
     kernels = torch.exp(-(offsets**2) / (2 * deviations.clamp(min=1e-3)[:, None] ** 2))  # b k
     kernels = (kernels / kernels.sum(1, keepdim=True)).repeat_interleave(channels, 0)  # b·c k

@@ -1,7 +1,7 @@
 """Who is in each split: counts by sex, age group and view, as tables of characteristics show them.
 
-Counts of a few people can tell who they are. So of credentialed data no count stands there that is of fewer than
-`FEWEST` patients, nor one by which such a count could be worked out.
+Counts of a few people can reveal who they are. So for credentialed data, counts of fewer than `FEWEST` patients are
+withheld, and so are counts from which such a count could be worked out.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,7 +15,7 @@ from data.sources import SPLITS
 
 AGES = (18, 40, 60, 80)  # years at which a group begins
 COLUMNS = ("sex", "age", "view")
-FEWEST = 11  # patients of a count that may be told
+FEWEST = 11  # patients of a count that may be shown
 UNKNOWN = "unknown"
 
 
@@ -43,7 +43,7 @@ def split_counts(table: pd.DataFrame) -> list[dict[str, Any]]:
 def characteristics(table: pd.DataFrame, credentialed: bool) -> list[dict[str, Any]]:
     """{column, value, splits: {split: {images, patients}}} for each known sex, age group and view; withheld is None.
 
-    A patient who comes with two ages, or from two sides, is one of either group.
+    A patient with images of two ages, or of two views, counts in both groups.
     """
     rows: list[dict[str, Any]] = []
     for column in COLUMNS:
@@ -66,7 +66,7 @@ def _counted(table: pd.DataFrame, groups: pd.Series, column: str) -> Iterator[di
 
 
 def _groups(column: pd.Series) -> pd.Series:
-    """A group for each row, in the order in which groups are told; unknown ones last."""
+    """A group for each row, as a category in the order in which groups are shown; unknown last."""
     if column.name != "age":
         words = column.astype(object).where(column.notna(), UNKNOWN).map(str)
         known = sorted(set(words) - {UNKNOWN})
@@ -80,9 +80,9 @@ def _groups(column: pd.Series) -> pd.Series:
 
 
 def _without_few(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A column's groups without counts of few patients; a single one takes the next smallest with it.
+    """A column's groups without counts of few patients; if there is only one such, the next smallest goes too.
 
-    Else it would be what the others leave of the split's total.
+    Else it could be worked out from the split's total and the other counts.
     """
     kept = [{**row, "splits": dict(row["splits"])} for row in rows]
     for split in SPLITS:

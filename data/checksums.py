@@ -64,7 +64,7 @@ class Listing:
 
 
 def read_listings(settings: DataSettings) -> list[Listing]:
-    """The lists beside all data sets of the settings, with what they say of files of these data sets."""
+    """The lists beside all data sets of the settings, with their entries for files of these data sets."""
     listings: dict[Path, Listing] = {}
     for source in settings.each_source().values():
         folders = [expand(source.root, "data.root")]
@@ -77,13 +77,13 @@ def read_listings(settings: DataSettings) -> list[Listing]:
 
 
 def _beside(root: Path) -> Iterator[Listing]:
-    """The lists in a data set's folder, in those below it, and in the one above it; of an archive those beside it."""
+    """The lists in a data set's folder, in those below it, and in the one above it; for an archive those beside it."""
     inside = f"{root}/"
     for folder in (root.parent, root, *_folders(root)):
         for path in _lists(folder):
             listing = _read(path)
             about_us = {file: said for file, said in listing.files.items() if f"{file}/".startswith(inside)}
-            if about_us or folder != root.parent or root.is_file():  # one above may be about other data sets alone
+            if about_us or folder != root.parent or root.is_file():  # one above may list other data sets alone
                 listing.files = about_us
                 yield listing
 
@@ -152,7 +152,7 @@ def _note(listing: Listing, number: int, line: str) -> str | None:
 
 
 def _named(folder: str, name: str, escaped: bool) -> str:
-    """The absolute path that a list means. Plain texts: there may be a million."""
+    """The absolute path that a list means. A plain text and no Path: there may be a million."""
     if escaped:  # as sha256sum writes odd names
         name = name.replace("\\n", "\n").replace("\\\\", "\\")
     else:
@@ -171,7 +171,7 @@ def absolute(path: str) -> str:
 
 
 def published_digests(listings: Iterable[Listing]) -> dict[str, Published]:
-    """What is published of each file, by absolute path; SHA-256 where there is a choice, which is computed anyway."""
+    """What is published of each file, by absolute path; SHA-256 if there is a choice, as it is computed anyway."""
     files: dict[str, Published] = {}
     for listing in listings:
         for path, said in listing.files.items():
@@ -181,7 +181,7 @@ def published_digests(listings: Iterable[Listing]) -> dict[str, Published]:
 
 
 def differing_tables(listings: Iterable[Listing]) -> list[str]:
-    """A line for each table beside its list that is not what was published."""
+    """A line for each table beside its list that differs from what was published."""
     lines = []
     for listing in listings:
         for path, said in listing.files.items():
@@ -200,7 +200,7 @@ def _digest(path: Path, algorithm: str) -> str:
 
 
 def hasher(algorithm: str) -> "hashlib._Hash":
-    """One of hashlib's, for telling files apart: nothing hangs on it being hard to forge."""
+    """A hasher of hashlib's, for telling files apart: it need not be hard to forge."""
     return hashlib.new(algorithm, usedforsecurity=False)
 
 

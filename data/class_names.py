@@ -1,4 +1,4 @@
-"""What the names of classes say, in several languages: normal, perhaps normal, unknown, or something that is found.
+"""What the names of classes mean, in several languages: normal, perhaps normal, unknown, or a finding.
 
 The words for normal stand here and nowhere else. Names are compared by their letters alone: `No_Finding`, `nofinding`
 and `2. No findings` are one name.
@@ -16,7 +16,7 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# what says normal wherever it stands
+# names that mean normal, whatever the other classes are
 NORMAL = _words(
     """
     normal normals healthy health healthyvolunteer healthyvolunteers healthycontrol healthycontrols
@@ -31,7 +31,7 @@ NORMAL = _words(
     正常 健康 无异常 無異常 未见异常 異常なし
     """
 )
-# what says normal where nothing else does: "controls" beside "healthy" may have another disease
+# names that mean normal only if no other name does: "controls" beside "healthy" may have another disease
 BY_CONTRAST = _words(
     """
     0 negative negatives neg control controls controlgroup
@@ -46,9 +46,9 @@ BY_CONTRAST = _words(
 UNKNOWN = _words(
     "unlabelled unlabeled unlabel nolabel nolabels withoutlabel withoutlabels unknown unsorted unclassified"
 )
-# without this finding, which may be normal or not
+# first words that mean "without this finding", which may be normal or not
 WITHOUT = _words("no non not without free ohne kein sin sans sem senza benign benigno benin other others rest")
-# words beside a class's name that tell nothing
+# words in a class's name that mean nothing
 FILLERS = _words(
     "class label cxr chest thorax xray xrays x ray rays radiograph radiographs images image img imgs lung lungs "
     "patient patients case cases subject subjects people scans"
@@ -112,8 +112,8 @@ def _images(count: int) -> str:
 def told_apart(names: Collection[str], given: Collection[str] | None, place: str, what: str, otherwise: str) -> Classes:
     """Class names → which are normal: those `given` (`data.normal`), else those whose names say it.
 
-    Raises UserError where no name says it or several may, or where a given one is not there; the line lists all of
-    them. what: what they are, `class folders`; otherwise: what else can be done about it.
+    Raises UserError if no name says it or several may, or if a given one does not exist; the line lists all names.
+    what: the things that have these names, such as `class folders`; otherwise: what else the user can do.
     """
     unknown = [name for name in names if says(name) == "unknown"]
     others = [name for name in names if name not in unknown]
@@ -122,7 +122,7 @@ def told_apart(names: Collection[str], given: Collection[str] | None, place: str
         unknown = [name for name in unknown if name not in normal]
         return Classes(normal, [name for name in others if name not in normal], unknown)
 
-    # a contrast says it where nothing else does
+    # a name such as "controls" means normal if no other name does
     meanings = {name: says(name) for name in others}
     normal = [name for name in others if meanings[name] == "normal"]
     contrasts = [name for name in others if meanings[name] == "by contrast"]

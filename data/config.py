@@ -38,14 +38,14 @@ Config = TypeVar("Config", bound=Settings)
 
 
 class IsPlace:
-    """Marks a setting that says where is read or written: a stranger's checkpoint must not choose it."""
+    """Marks a setting that names a place to read or write: a stranger's checkpoint must not choose it."""
 
 
-PathText = Annotated[str, IsPlace()]  # what every such setting is made of
+PathText = Annotated[str, IsPlace()]  # the type of every such setting
 
 
 def either(expected: str) -> WrapValidator:
-    """One message for a setting that may take several shapes, instead of one from each: "Input should be …"."""
+    """One message for a setting that may take several shapes, instead of one for each: "Input should be …"."""
 
     def validate(value: Any, handler: Callable[[Any], Any]) -> Any:
         if isinstance(value, list):
@@ -116,7 +116,7 @@ def shipped_data(text: str, place: str) -> Path:
 
 
 def shipped_credit(text: str) -> str | None:
-    """Whose the data `shipped:NAME` are, and their licence: to be said wherever results or pictures of them are shown.
+    """Authors and licence of the data `shipped:NAME`, to be stated wherever results or pictures of them are shown.
 
     None for any other data, and for what came with another version.
     """
@@ -169,7 +169,7 @@ def change_config(config: Config, overrides: Mapping[str, Any], place: str = "co
 
 
 def with_new_names(raw: Mapping[str, Any], place: str = "settings") -> dict[str, Any]:
-    """Plain settings of an earlier version, which stand in `place`, under the names of today."""
+    """Plain settings of an earlier version, found in `place`, under today's names."""
     settings: dict[str, Any] = plain(raw, place)
     for before, now in whole_config().RENAMED.items():
         # walk down to the section that holds the old name, as far as there is one
@@ -185,12 +185,12 @@ def with_new_names(raw: Mapping[str, Any], place: str = "settings") -> dict[str,
 
 
 def single_settings(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Overrides by the dotted keys of single settings, also where a mapping gives a section's."""
+    """Overrides by the dotted keys of single settings, also where a mapping gives several of a section."""
     return dict(_single(overrides.items()))
 
 
 def keys_given(overrides: Mapping[str, Any]) -> set[str]:
-    """The dotted keys that overrides set, also where a mapping gives a section's."""
+    """The dotted keys that overrides set, also where a mapping gives several of a section."""
     return {key for key, _ in _single(overrides.items())}
 
 
@@ -213,7 +213,7 @@ def _put(tree: dict[str, Any], keys: list[str], value: Any) -> None:
 
 
 def expand(text: str, place: str) -> str:
-    """A setting that is a path, in its one form: `runs/mae` of `./runs//x/../mae/`, as names are made of it.
+    """A setting that is a path, in one form, as names are made from it: `./runs//x/../mae/` becomes `runs/mae`.
 
     `${NAME}` and `${NAME:-default}` are replaced by the environment, and `~` by the home folder. UserError if NAME is
     not set, the home is not known, or nothing is left. A data set may also be one that comes with the package.
@@ -239,7 +239,7 @@ def expand(text: str, place: str) -> str:
 
 
 def _without_detours(path: Path) -> Path:
-    """The path without `..` after a name, which may be a link: then `..` is not the folder that the link lies in."""
+    """The path without `..` after a name: if the name is a link, `..` is not the folder that the link lies in."""
     names = list(path.parts)
     while names and names[0] == "..":
         names.pop(0)
@@ -253,7 +253,7 @@ def _without_detours(path: Path) -> Path:
 
 
 def beside(folder: Path, ending: str, place: str) -> Path:
-    """The folder beside `folder` whose name has an ending more: `runs/mae-vit`; UserError if there is no name."""
+    """The folder beside `folder` with `ending` added to its name: `runs/mae-vit`; UserError if there is no name."""
     if folder.name in ("", ".."):
         folder = folder.resolve()
     if not folder.name:
@@ -265,7 +265,7 @@ def beside(folder: Path, ending: str, place: str) -> Path:
 
 
 def _explain(error: ValidationError, place: str, overrides: Mapping[str, Any], overrides_place: str) -> str:
-    """The first thing wrong, in one line; a key that is missing may be one that is misspelt."""
+    """The first thing wrong, in one line; unknown keys first, as a missing key may be a misspelt one."""
     first = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     key = ".".join(str(part) for part in first["loc"])
     found = first.get("input")
@@ -294,7 +294,7 @@ def _explain(error: ValidationError, place: str, overrides: Mapping[str, Any], o
 
 
 def _unknown(key: str, found: Any) -> str:
-    """What to say of a key that does not exist: its name of today, or the one that may be meant."""
+    """What to say of a key that does not exist: today's name for it, or the key that may be meant."""
     renamed = whole_config().RENAMED
     if key in renamed:
         return f"{key} is renamed to {renamed[key]}"
@@ -317,7 +317,7 @@ def _unknown(key: str, found: Any) -> str:
 def _nearest(key: str, names: Iterable[str]) -> str | None:
     """The valid name an unknown key may mean: a sibling if one is near, else one elsewhere."""
     parent, _, leaf = re.sub(r"\.\d+", "", key).rpartition(".")
-    if key.rpartition(".")[2].isdigit():  # as of 0,75, for which no name is meant
+    if key.rpartition(".")[2].isdigit():  # as in 0,75: no name is meant
         return None
     best = None
     best_rank = (False, 0.0, False, 0.0)
@@ -337,7 +337,7 @@ def _nearest(key: str, names: Iterable[str]) -> str | None:
 
 
 def _nearness(wrong: str, right: str) -> float:
-    """0 to 1; words of the other, as lr of base_lr, are near."""
+    """0 to 1; a name made of words of the other, as lr is of base_lr, is near."""
     words = set(wrong.split("_"))
     others = set(right.split("_"))
     if words < others or others < words:
@@ -362,7 +362,7 @@ def _section(annotation: Any) -> type[BaseModel] | None:
 
 
 def paths_in(config: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The dotted key and the value of every setting of a config that is a `PathText`, of lists each one's."""
+    """The dotted key and the value of every setting of a config that is a `PathText`; of a list, of each entry."""
     for name, field in type(config).model_fields.items():
         value = getattr(config, name)
         parts = value if isinstance(value, tuple) else (value,)
@@ -419,21 +419,21 @@ def print_config(config: BaseModel, indent: str = "") -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes what is read again as it was: the string "1e-3" in quotes."""
+    """Writes values so that they are read back as they were: the string "1e-3" in quotes."""
 
 
 _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", WITH_POINT, list("-+0123456789."))
 
 
 def _inline(value: Any) -> str:
-    """A value as YAML in one line, which moves no cursor whatever a checkpoint of strangers says."""
+    """A value as YAML in one line; whatever a stranger's checkpoint holds, it does not move the cursor."""
     return _inline_of_json(json.dumps(value, default=lambda section: section.model_dump(mode="json")))
 
 
 @lru_cache(maxsize=1000)  # most settings of most runs have the same values, and each takes YAML a millisecond
 def _inline_of_json(value: str) -> str:
     plainly = json.loads(value)
-    for readable in (True, False):  # the latter: every letter but ASCII's as an escape
+    for readable in (True, False):  # False: every letter beyond ASCII as an escape
         text = yaml.dump(
             plainly, Dumper=_Dumper, default_flow_style=True, width=10**6, sort_keys=False, allow_unicode=readable
         )

@@ -1,7 +1,7 @@
 """One DICOM file → 8-bit grey: modality LUT, VOI LUT or window, polarity, in the standard's order (PS3.3 C.11).
 
-Only the elements of `DICOM_TAGS` are kept, and what pydicom says of them is not passed on: nothing
-about a patient can reach a message or a log.
+Only the elements of `DICOM_TAGS` are kept, and pydicom's messages about them are not passed on:
+nothing about a patient can reach a message or a log.
 """
 
 import faulthandler
@@ -59,7 +59,7 @@ from data.refusal import (
 from data.settings import Tone
 from data.tones import between_tails, equalized, to_bytes
 
-PASSES = 75  # a child's exit code: it may go better another time
+PASSES = 75  # a child's exit code: the failure may pass
 SECONDS = 120  # for a plugin to decode one file
 UNUSABLE = object()
 # packages that decode, and what pydicom calls their plugins
@@ -73,18 +73,18 @@ PACKAGES = {
     "pylibjpeg-rle": "pylibjpeg",
     "pyjpegls": "pyjpegls",
 }
-# what a value says of how the file was written, for files that do not say it: implicit types, little endian
+# how pydicom parsed a file (implicit types, little endian) → its transfer syntax, for files that do not say it
 PARSED = {
     (True, True): ImplicitVRLittleEndian,
     (False, True): ExplicitVRLittleEndian,
     (False, False): ExplicitVRBigEndian,
 }
-# what keeps every bit of a pixel's cell, also those above the ones that are stored
+# compressions that keep every bit of a pixel's cell, also those above the bits stored
 LOSSLESS = (
     *(JPEGLossless, JPEGLosslessSV1, JPEGLSLossless, JPEG2000Lossless, JPEG2000MCLossless),
     *(HTJ2KLossless, HTJ2KLosslessRPCL),
 )
-# what decoding needs to know, and which values it takes
+# elements that decoding needs, and the values that they may have
 NUMBERS: dict[str, range | tuple[int, ...]] = {
     "SamplesPerPixel": (1, 3),
     "Rows": range(1, 2**16),
@@ -104,7 +104,7 @@ DICOM_TAGS = (
     *("PixelAspectRatio", "PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing"),
     *("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"),
 )
-# what enhanced objects say of their frame in nested items, and in which, the frame's own before those of all frames
+# nested items in which enhanced objects describe their frame; the frame's own come before those of all frames
 GROUPS = ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence")
 IN_GROUPS = {
     "PixelValueTransformationSequence": ("RescaleSlope", "RescaleIntercept"),
@@ -181,7 +181,7 @@ def _parse_dicom(data: bytes) -> Any:
 
 
 def _unfold_groups(dataset: Any) -> None:
-    """Put what is said of the one frame in nested items where it stands in files that have no such items."""
+    """Move elements about the one frame from nested items to where they stand in files without such items."""
     for keyword in GROUPS:
         for group, elements in IN_GROUPS.items():
             try:
@@ -213,7 +213,7 @@ def _named(keyword: str) -> str:
 
 
 def _check_transfer_syntax(dataset: Any) -> None:
-    """Without one, what is not compressed can be read as it was parsed."""
+    """Without a transfer syntax, a file can be read as it was parsed, unless it is compressed."""
     if _value(dataset.file_meta, "TransferSyntaxUID") is not None:
         return
     if dataset["PixelData"].is_undefined_length:
@@ -222,7 +222,7 @@ def _check_transfer_syntax(dataset: Any) -> None:
 
 
 def _check_numbers(dataset: Any) -> None:
-    """Every number that decoding needs is one; a value that is none is not quoted: it may be anything, even a name."""
+    """Check the numbers that decoding needs; a value that is none is not quoted: it may be anything, even a name."""
     for keyword, wanted in NUMBERS.items():
         if keyword != "PlanarConfiguration" or dataset.SamplesPerPixel > 1:
             dataset.add_new(keyword, "US", _number(dataset, keyword, wanted))
@@ -241,7 +241,7 @@ def _check_numbers(dataset: Any) -> None:
 
 
 def _number(dataset: Any, keyword: str, wanted: range | tuple[int, ...]) -> int:
-    if isinstance(wanted, range):  # thousands of numbers, of which none is to be written
+    if isinstance(wanted, range):  # thousands of numbers: too many to list
         expected = f"a whole number from {wanted[0]} to {wanted[-1]}"
     else:
         expected = " or ".join(map(str, wanted))
@@ -251,13 +251,13 @@ def _number(dataset: Any, keyword: str, wanted: range | tuple[int, ...]) -> int:
         refuse(f"no {_named(keyword)}", expected)
     if not isinstance(value, int):
         refuse(f"no number in {_named(keyword)}", expected)
-    if int(value) not in wanted:  # of a range a number that is more than an int would be looked for one by one
+    if int(value) not in wanted:  # a range would look one by one for a number of a class derived from int
         refuse(f"{_quoted(value)} in {_named(keyword)}", expected)
     return int(value)
 
 
 def _quoted(number: float) -> str:
-    """Whatever two bytes can hold; a longer one may be somebody's."""
+    """A number that two bytes can hold; a longer one is not shown, as it may be somebody's."""
     return str(int(number)) if -(2**15) <= number < 2**16 else "far too many"
 
 
@@ -290,7 +290,7 @@ def _stored_values(dataset: Any) -> np.ndarray:
     if syntax in (JPEGBaseline8Bit, JPEGExtended12Bit):
         _allocate_what_a_jpeg_has(dataset, syntax)
 
-    # which plugins would help, for who may install them
+    # which plugins would help, for whoever may install them
     further = "; ".join(decoder.missing_dependencies).replace("requires gdcm", "requires python-gdcm")
     if "gdcm" in further:
         further += "; pip install 'mae-cxr[dicom]' brings gdcm"
@@ -303,13 +303,13 @@ def _stored_values(dataset: Any) -> np.ndarray:
         raise
     except Exception as error:  # its text is long and may quote the file
         raise_if_it_may_pass(error)
-        check_memory(dataset.Columns, dataset.Rows)  # a decoder may call the lack of it damaged content
+        check_memory(dataset.Columns, dataset.Rows)  # a decoder may report a lack of memory as damaged content
         found = f"found {syntax.name} pixel data that cannot be decoded, expected intact data"
         if further:
             raise LacksPlugin(f"{found} or a further plugin ({further})", plugins()) from None
         raise UnreadableImage(found) from None
 
-    # what is more than one frame would make several
+    # data of more than one frame would make several images
     shape = (dataset.Rows, dataset.Columns)
     if stored.shape[:2] != shape or stored[0, 0].size != dataset.SamplesPerPixel:
         refuse("pixel data of another size", f"one image of {shape[0]} rows and {shape[1]} columns")
@@ -319,15 +319,15 @@ def _stored_values(dataset: Any) -> np.ndarray:
 
 
 def _allocate_what_a_jpeg_has(dataset: Any, syntax: Any) -> None:
-    """Cells of 8 bits for a JPEG of 8 bits, whatever the file allocates: decoders take the file at its word.
+    """Allocate 8 bits for a JPEG of 8 bits, whatever the file says: decoders take the file at its word.
 
-    Refuses it where more bits are stored than it has: its greys are then on another scale than its windows.
+    Refuses the file if `BitsStored` is more than the JPEG has: its greys are then on another scale than its windows.
     """
     if dataset.BitsAllocated == 8:
         return
     try:
         bits = bits_of(next(generate_frames(dataset.PixelData, number_of_frames=1)))
-    except Exception as error:  # no frame to look at, which decoding will say
+    except Exception as error:  # no frame to look at, which decoding will report
         raise_if_it_may_pass(error)
         return
 
@@ -338,20 +338,20 @@ def _allocate_what_a_jpeg_has(dataset: Any, syntax: Any) -> None:
 
 
 def _without_unused_bits(stored: np.ndarray, bits: int) -> np.ndarray:
-    """The numbers that the lowest bits of each cell are; above them older files keep an overlay.
+    """The numbers in the lowest bits of each cell; above these bits, older files keep an overlay.
 
-    pydicom does it for what is not compressed, and for RLE. What lossy compression brings above them is a value that it
-    missed by a little, and is kept.
+    pydicom does this for uncompressed data and for RLE. After lossy compression, bits above them belong to a value that
+    was missed by a little, and are kept.
     """
     unused = 8 * stored.itemsize - bits
     return (stored << unused) >> unused  # the way back repeats a signed number's sign
 
 
 def _decode_pixels(dataset: Any, decoder: Any) -> np.ndarray:
-    """By Pillow or pydicom itself where they can, so that a store does not depend on what else is installed."""
+    """Decode with Pillow or pydicom itself if possible, so that a store does not depend on what else is installed."""
     if not decoder.UID.is_encapsulated:
         return pixel_array(dataset)
-    if RLELossless != decoder.UID:  # nothing else holds the two bytes of a scan's beginning by chance
+    if RLELossless != decoder.UID:  # RLE alone may hold the two bytes of a scan's beginning by chance
         check_scans(dataset.PixelData)
     if dataset.PhotometricInterpretation == "RGB" and has_coarse_colours(dataset.PixelData):
         dataset.PhotometricInterpretation = "YBR_FULL_422"  # whatever the file calls them
@@ -367,7 +367,7 @@ def _decode_pixels(dataset: Any, decoder: Any) -> np.ndarray:
 
 
 def _decoded_by(dataset: Any, plugin: str = "") -> np.ndarray:
-    """By that plugin, or by any. MemoryError or OSError where the system would not have it, which pydicom only logs."""
+    """Decode with that plugin, or with any. MemoryError or OSError if the system fails, which pydicom only logs."""
     logger = logging.getLogger("pydicom")
     listener = _Listener()
     logger.addHandler(listener)
@@ -382,7 +382,7 @@ def _decoded_by(dataset: Any, plugin: str = "") -> np.ndarray:
 
 
 class _Listener(logging.Handler):
-    """Keeps the trouble that may pass, of what is logged."""
+    """Keeps a logged error that may pass."""
 
     met: BaseException | None = None
 
@@ -393,14 +393,15 @@ class _Listener(logging.Handler):
 
 
 def plugins() -> str:
-    """Which packages that decode compressed DICOM files are there, with their versions: `pillow 12.0.0, pydicom 3.0.1`.
+    """The packages here that decode compressed DICOM files, with their versions: `pillow 12.0.0, pydicom 3.0.1`.
 
-    They are part of why a file cannot be read. Only those that pydicom can use: others may be installed and not load.
+    They are part of the reason why a file cannot be read. Only those that pydicom can use are named: others may be
+    installed and not load.
     """
     syntaxes = (*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes, *JPEG2000TransferSyntaxes, *RLETransferSyntaxes)
     usable: set[str] = set()
     for syntax in syntaxes:
-        with suppress(NotImplementedError):  # pydicom names more of them than it decodes
+        with suppress(NotImplementedError):  # pydicom names more syntaxes than it decodes
             usable.update(get_decoder(syntax).available_plugins)
 
     found = []
@@ -412,10 +413,10 @@ def plugins() -> str:
 
 
 def in_child(decode: Callable[[], np.ndarray], most_bytes: int) -> np.ndarray:
-    """What `decode` returns, from a process of its own: GDCM ends its process over a damaged file.
+    """What `decode` returns when run in a process of its own: GDCM ends its process over a damaged file.
 
-    Raises RuntimeError where it crashed, failed or took longer than `SECONDS`, and NotNow where the system had no
-    memory or descriptor for it, or killed it.
+    Raises RuntimeError if it crashed, failed or took longer than `SECONDS`, and NotNow if the system had no memory or
+    descriptor for it, or killed it.
     """
     with mmap(-1, most_bytes + 4096) as shared:
         child = os.fork()
@@ -481,7 +482,7 @@ def _voi(values: np.ndarray, dataset: Any) -> np.ndarray | None:
 
 
 def _window(dataset: Any, least: float) -> tuple[float, float] | None:
-    """The first of the file's windows that is one: of a width above 0, and of at least 1 where that is `least`.
+    """The first of the file's windows that is valid: its width is above 0 and at least `least`.
 
     A linear window's width must be at least 1 (PS3.3 C.11.2.1.2.1).
     """
@@ -494,7 +495,7 @@ def _window(dataset: Any, least: float) -> tuple[float, float] | None:
 
 def _decimals(dataset: Any, keyword: str) -> list[float | None]:
     """The numbers of a decimal element, None for what is none: blank, NaN, or written with a comma."""
-    element = dataset.get_item(keyword)  # not converted yet: one that cannot be must not spoil the file
+    element = dataset.get_item(keyword)  # not converted yet: a bad value must not spoil the file
     if element is None or element.value is None:
         return []
     value = element.value
@@ -555,12 +556,12 @@ def _first_mapped(first: int, entries: int, values: np.ndarray) -> int:
     if unsigned < 2**15:
         return first
 
-    # of the two numbers that these bits can be, the one at which the table lies where values are
+    # these bits can be two numbers: take the one at which the table covers most values
     def met(start: int) -> int:
         return int(np.count_nonzero((values >= start) & (values < start + entries)))
 
     signed = unsigned - 2**16
-    return max((first, unsigned, signed), key=met)  # its own sign, if that makes no difference
+    return max((first, unsigned, signed), key=met)  # as written, if that makes no difference
 
 
 def _table(words: Any, entries: int, bits: int, dataset: Any) -> np.ndarray:
@@ -575,7 +576,7 @@ def _table(words: Any, entries: int, bits: int, dataset: Any) -> np.ndarray:
 
 
 def _without_padding(codes: np.ndarray, counts: np.ndarray, dataset: Any) -> np.ndarray:
-    """The counts of pixels at each value, those that are padding left out."""
+    """The counts of pixels at each value, without those that are padding."""
     padding = _first(dataset, "PixelPaddingValue")
     limit = _first(dataset, "PixelPaddingRangeLimit")
     if padding is None:

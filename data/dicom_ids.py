@@ -1,7 +1,7 @@
-"""Whose a DICOM file is: its PatientID and StudyInstanceUID, as salted hashes that tell nobody who it is.
+"""Patient and study of a DICOM file: its PatientID and StudyInstanceUID as salted hashes, which identify nobody.
 
 Where no column names patients, these keep a patient's images in one split. Only headers are read. The ids themselves
-are kept nowhere, and reach no message.
+are stored nowhere, and appear in no message.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from data.refusal import may_pass, trouble
 from data.settings import DataSettings
 from data.writing import writing
 
-READ_FROM = ("images", "folder", "table")  # sources whose files may be anybody's
+READ_FROM = ("images", "folder", "table")  # sources whose files may come from anywhere
 PATIENT, STUDY = 0x00100020, 0x0020000D
 KINDS = ("patient", "study")
 TEXTS = {"patient": "PatientID", "study": "StudyInstanceUID"}
@@ -36,7 +36,7 @@ BEGINNING = 4096  # bytes in which a file says how it is written
 LONGEST = 64  # characters of an id
 THREADS = 16  # a network file system answers many questions at once
 CHUNK = 64  # files a thread reads at a time
-# what stands where an id was taken away, in letters and digits alone
+# what stands in the place of a removed id, by its letters and digits alone
 NOBODY = re.compile(
     r"[x0]*|na|none|null|nil|unknown|unkn?|anon\w*|deidentified|removed|redacted|deleted|blank|empty|noname|noid"
     r"|patient|patientid|id|test|dummy|default|phantom"
@@ -47,13 +47,13 @@ NOBODY = re.compile(
 class Headers:
     """What the headers of one source's DICOM files say: hashes of patients and studies, "" where they say nothing."""
 
-    key: str  # of the root and of the paths asked for
+    key: str  # a hash of the root and the paths asked for
     salt: bytes
     ids: np.ndarray  # (n) of FIELDS, in the order asked
     recalled: bool = False
 
     def remember(self, folder: Path) -> None:
-        """Keep this in `folder` for the commands to come: reading all headers takes its time."""
+        """Keep this in `folder` for later commands: reading all headers takes long."""
         if self.recalled:
             return
         keep_salt(_home(folder), self.salt)
@@ -68,10 +68,10 @@ def _home(stores: Path) -> Path:
 def with_dicom_ids(
     table: pd.DataFrame, settings: DataSettings, root: Path, look_again: bool
 ) -> tuple[pd.DataFrame, list[str], Headers | None]:
-    """The table of one source with patients and studies by its DICOM files, where it names no patient; and notes.
+    """The table of one source, with patients and studies from its DICOM files if it names no patient; and notes.
 
-    They are taken from the last `prepare`, unless `look_again`. An id that stands in more than half of the files names
-    nobody, nor do those by which files are made anonymous.
+    They are taken from the last `prepare`, unless `look_again`. If more than half of the files have the same id, no id
+    of that kind is used. A placeholder that anonymised files have instead of an id names nobody.
     """
     wanted = settings.dicom_ids and settings.source in READ_FROM and table["patient_id"].isna().all()
     paths = table["path"].tolist()
@@ -90,7 +90,7 @@ def with_dicom_ids(
         if not named.any() or not table[column].isna().all():
             continue
 
-        # of a set that was made anonymous with one id for all, no two files are known to be one patient's
+        # if a set was anonymised with one id for all, no two files are known to be of one patient
         most = int(ids[named].value_counts().iloc[0])
         if most > 1 and most > files / 2:
             notes.append(f"{TEXTS[kind]} of DICOM headers is not used: {most:,} of {files:,} files have the same")
@@ -107,7 +107,7 @@ def _plural(kind: str) -> str:
 
 
 def _headers(settings: DataSettings, root: Path, paths: list[str], look_again: bool) -> Headers | None:
-    """As remembered, else as the files say; None where no secret can be kept, so that ids would change each time."""
+    """As remembered, else read from the files; None if no secret can be kept, as hashes would differ each time."""
     stores = None
     if settings.store is not False:
         stores = Path(expand(settings.store, "data.store"))
@@ -127,7 +127,7 @@ def _headers(settings: DataSettings, root: Path, paths: list[str], look_again: b
 def _recall(path: Path, count: int) -> np.ndarray | None:
     try:
         ids = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):  # not there, or damaged: the files know
+    except (OSError, ValueError, EOFError):  # missing or damaged: the files are read instead
         return None
     return ids if ids.dtype == FIELDS and ids.shape == (count,) else None
 
@@ -157,7 +157,7 @@ def _may_be_dicom(path: str) -> bool:
 
 
 def _ids_of(path: str) -> tuple[str, str]:
-    """PatientID and StudyInstanceUID as the file has them; whatever is wrong with it, its reader will say."""
+    """PatientID and StudyInstanceUID as the file has them; "" if it is damaged, which its reader will report."""
     if not _may_be_dicom(path):
         return "", ""
     try:

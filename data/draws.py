@@ -22,7 +22,7 @@ def uniform(seed: int, purpose: str, epoch: int, images: Tensor, count: int) -> 
 
 
 def _stream(seed: int, purpose: str, epoch: int) -> int:
-    """What all images' draws begin from. Plain numbers: as a tensor it would have to be copied to the device."""
+    """What all images' draws start from. A plain number: a tensor would have to be copied to the device."""
     state = 0
     for part in (seed, zlib.crc32(purpose.encode()), epoch):
         state = _mix_number(state + part + _GOLDEN)

@@ -1,4 +1,4 @@
-"""What users can mend themselves. Light: commands import it before anything else."""
+"""Errors that users can mend themselves. Light: commands import it before anything else."""
 
 import difflib
 import re
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 LONGEST = 2000  # characters of a message: a damaged table may hold a field of megabytes
-ESCAPED = 10  # characters that one may become
+ESCAPED = 10  # characters that one may become when escaped
 MASKED = 40  # characters of a text whose shape alone is told
 _withheld: ContextVar[bool] = ContextVar("withheld", default=False)
 
@@ -15,7 +15,7 @@ _withheld: ContextVar[bool] = ContextVar("withheld", default=False)
 class UserError(ValueError):
     """A mistake the user can mend: one line, `place: found X, expected Y`; commands exit with 2.
 
-    What it quotes of files is made printable and short, so that it stays a line and tells a terminal nothing.
+    What it quotes from files is made printable and short, so that it stays one line and cannot control a terminal.
     """
 
     def __init__(self, message: str):
@@ -23,7 +23,7 @@ class UserError(ValueError):
 
 
 class NotFinite(UserError):
-    """Numbers that are none any more, and so no metric. A training goes on: later weights may do better."""
+    """Numbers that are not finite, so there is no metric. A training goes on: later weights may do better."""
 
     def __init__(self, found: str):
         super().__init__(
@@ -32,11 +32,11 @@ class NotFinite(UserError):
 
 
 class Diverged(UserError):
-    """A training that cannot go on, or has nothing to show, as its numbers are not finite: so it would every time."""
+    """A training that cannot go on, or has no result, as its numbers are not finite; a rerun would end the same."""
 
 
 def printable(text: object, longest: int = 200) -> str:
-    """A stranger's name as it may stand in a line: nothing in it ends the line or moves the cursor, and it is short."""
+    """A stranger's text made safe to print: short, and nothing in it ends the line or moves the cursor."""
     shown = str(text)
     if not shown.isprintable():
         shown = "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in shown)
@@ -44,7 +44,7 @@ def printable(text: object, longest: int = 200) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """How a line ends that refuses a name: with the known one that is spelt most alike, whatever its case; or ""."""
+    """The end of a line that refuses a name: the known name spelt most alike, whatever its case; or ""."""
     spelt = {each.casefold(): each for each in known}
     near = difflib.get_close_matches(name.casefold(), spelt, n=1)
     return f"; did you mean {spelt[near[0]]}?" if near else ""
@@ -52,7 +52,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 @contextmanager
 def withholding(secret: bool) -> Iterator[None]:
-    """While it lasts, nothing is `quoted` where that is secret: neither tables' values nor the paths of files."""
+    """While it lasts, and if `secret`, `quoted` shows neither tables' values nor the paths of files."""
     before = _withheld.set(secret)
     try:
         yield
@@ -61,7 +61,7 @@ def withholding(secret: bool) -> Iterator[None]:
 
 
 def quoted(text: object, instead: str | None = None) -> str:
-    """What a table or a file's name says, as a message may say it: of credentialed data `instead`, or the shape alone.
+    """A table's value or a file's name as a message may show it; of credentialed data `instead`, or its shape alone.
 
     The shape of `50414267.0` is `00000000.0`, which is enough to see that a spreadsheet was at work.
     """
@@ -74,7 +74,7 @@ def quoted(text: object, instead: str | None = None) -> str:
 
 
 def _shortened(text: str) -> str:
-    """Without its middle, if it is long: how it begins and ends says what is wrong."""
+    """A long text without its middle: its beginning and end say what is wrong."""
     if len(text) <= LONGEST:
         return text
     half = LONGEST // 2 - 1

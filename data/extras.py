@@ -1,11 +1,11 @@
-"""PNG and JPEG without what stands beside their pixels, for files in which that is broken or too long to be read."""
+"""PNG and JPEG without the data beside their pixels, for files in which that is broken or too long to be read."""
 
 from collections.abc import Collection, Iterator
 
 PNG = b"\x89PNG\r\n\x1a\n"
-# the chunks that a PNG's pixels need, with those of an animation, by which several frames are known
+# the chunks that a PNG's pixels need, and those of an animation, which tell that there are several frames
 PIXELS = (b"IHDR", b"PLTE", b"IDAT", b"IEND", b"acTL", b"fcTL", b"fdAT")
-SHAPE = (b"eXIf", b"pHYs", b"tRNS")  # which side is up, and the shape of a pixel
+SHAPE = (b"eXIf", b"pHYs", b"tRNS")  # which side is up, the shape of a pixel, transparency
 # the second bytes of a JPEG's markers (T.81, table B.1)
 SCAN = 0xDA
 JFIF = 0xE0
@@ -18,7 +18,7 @@ ADOBE_BYTES = 14  # of a segment that says how colours are stored, its length in
 def with_fewer_extras(data: bytes) -> Iterator[bytes]:
     """The file with less beside its pixels: first with what says how they lie, then without that too.
 
-    Nothing where there is nothing to leave out. Texts and colour profiles are never used; they are not read here.
+    Yields nothing if there is nothing to leave out. Texts and colour profiles are never used, so they are never kept.
     """
     tried = data
     for shape in (True, False):

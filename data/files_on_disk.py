@@ -19,10 +19,10 @@ CHUNK = 2048  # files a thread looks for at a time
 
 @dataclass(frozen=True, eq=False)
 class Look:
-    """What was found where the files of one source were looked for."""
+    """Which files of one source were found."""
 
     root: Path
-    key: str  # of the root and of the paths asked for
+    key: str  # a hash of the root and the paths asked for
     there: np.ndarray  # (n) bool, in the order asked
     recalled: bool = False
 
@@ -34,7 +34,7 @@ class Look:
             )
 
     def remember(self, folder: Path) -> None:
-        """Keep this in `folder` for the commands to come."""
+        """Keep this in `folder` for later commands."""
         if self.recalled or not self.there.any():
             return
         path = _place(folder, self.key)
@@ -46,7 +46,7 @@ class Look:
 def look_for(paths: Sequence[str], root: Path, memory: Path | None) -> Look:
     """Which of these files exist: as remembered in the folder `memory`, else by asking the disk.
 
-    What is remembered stays true of the runs that rest on it, though a download goes on meanwhile.
+    What is remembered stays the same for the runs that depend on it, even if a download goes on meanwhile.
     """
     asked = "\n".join([str(root.resolve()), *paths])
     key = hashlib.sha256(asked.encode("utf-8", "surrogateescape")).hexdigest()[:16]
@@ -64,8 +64,8 @@ def _place(folder: Path, key: str) -> Path:
 def _recall(path: Path, count: int) -> np.ndarray | None:
     try:
         there = np.load(path)
-    except (OSError, ValueError, EOFError) as error:  # not there, or damaged: the disk knows
-        raise_if_it_may_pass(error)  # a run that rests on what was found goes by nothing else
+    except (OSError, ValueError, EOFError) as error:  # missing or damaged: the disk is asked
+        raise_if_it_may_pass(error)  # a run that depends on what was found must not use anything else
         return None
     if there.dtype != bool or there.shape != (count,):
         return None

@@ -13,8 +13,8 @@ from data.locks import FILES, locked
 def replacing_folder(path: Path, names: Collection[str]) -> Iterator[Path]:
     """A folder to write files of these names to; it takes the place of `path` when the block ends well.
 
-    What is there may be an earlier one of its kind, which is replaced whole. Raises UserError, before anything is
-    written, where it holds files of other names, and where another command writes it.
+    An earlier folder of the same kind is replaced whole. Raises UserError, before anything is written, if `path` holds
+    files of other names, or if another command is writing it.
     """
     partial = path.with_name(f".{path.name}.partial")
     before = path.with_name(f".{path.name}.before")

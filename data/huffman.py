@@ -1,7 +1,7 @@
-"""The entropy-coded scan of a baseline JPEG, read for nothing but its blocks' means (ITU-T T.81, F.2.2), by numba.
+"""The entropy-coded scan of a baseline JPEG, read only for its blocks' means (ITU-T T.81, F.2.2), by numba.
 
 libjpeg looks up one symbol at a time and keeps each coefficient. Here the bits up to the next mean are only counted, as
-many symbols at a time as the next PEEK bits hold, which takes less than half the time.
+many symbols at a time as the next PEEK bits hold. That takes less than half the time.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ import numpy as np
 from numba import njit
 
 PEEK = 13  # a table of 16 kB stays in a core's nearest cache
-LENGTH, COEFFICIENTS = 5, 4  # bits of a table's entry that tell a code's length, and the bits of several
+LENGTH, COEFFICIENTS = 5, 4  # bits of a table's entry that tell the length of one code, and of several
 
 
 def _compiled(function: Callable[..., Any]) -> Any:
@@ -27,7 +27,7 @@ def _compiled(function: Callable[..., Any]) -> Any:
 def codes(counts: bytes, symbols: bytes) -> np.ndarray:
     """(65536) uint16: length of the code that the next 16 bits begin with, and above it its symbol; 0: there is none.
 
-    counts: how many codes have 1, 2, … 16 bits. Raises ValueError where there are more than such codes can be.
+    counts: how many codes have 1, 2, … 16 bits. Raises ValueError if there are more codes than there can be.
     """
     table = np.zeros(1 << 16, np.uint16)
     code = 0
@@ -53,10 +53,10 @@ def short_codes(counts: bytes, symbols: bytes) -> np.ndarray:
 
 @lru_cache(maxsize=16)
 def several(counts: bytes, symbols: bytes) -> np.ndarray:
-    """(2^PEEK) uint16: what the AC symbols are, together, that the next PEEK bits hold whole.
+    """(2^PEEK) uint16: the AC symbols that the next PEEK bits hold whole, all together.
 
-    Their bits, above them the coefficients they stand for, above these whether the last one ends the block; 0 where not
-    even one is there whole.
+    From the lowest bits up: how many bits they have, how many coefficients they stand for, and whether the last one
+    ends the block; 0 where not even one is there whole.
     """
     table = codes(counts, symbols).astype(np.int64)
     ahead = np.arange(1 << PEEK)
@@ -67,7 +67,7 @@ def several(counts: bytes, symbols: bytes) -> np.ndarray:
         length, zeros, size = entry & 31, entry >> (LENGTH + 4), (entry >> LENGTH) & 15
         whole = going & (length > 0) & (bits + length + size <= PEEK)
 
-        # what ends the block takes its bits too; what would leave it is not taken at all
+        # a symbol that ends the block is taken too; one that would go beyond the block is not
         end = whole & (size == 0) & (zeros != 15)
         going = whole & ~end & (coefficients + zeros < 63)
         bits += np.where(end | going, length + size, 0)
@@ -78,7 +78,7 @@ def several(counts: bytes, symbols: bytes) -> np.ndarray:
 
 @_compiled
 def _fill(data: np.ndarray, place: int, ahead: Any, count: int, made_up: int) -> tuple[int, Any, int, int]:
-    """At least 32 more bits of the scan, at a marker or the end zeros that are made up."""
+    """At least 32 more bits of the scan; at a marker or the end, made-up zeros."""
     # four bytes at once, where none of them is 255
     if place + 4 <= len(data):
         word = np.uint32(0)
@@ -116,13 +116,13 @@ def read_means(
 
     data: (bytes) uint8 of the file, whose scan starts at `place`. order: (blocks) component of each block of one of
     the `units`. dc, ac: (components 65536) tables of `codes`, sizes in dc at most 11. short_dc, together: (components
-    2^PEEK) of `short_codes` and `several`. quantizer: the means'. Reads and writes nothing outside of these, whatever
-    the scan says.
+    2^PEEK) of `short_codes` and `several`. quantizer: the means'. Reads and writes nothing outside of these arrays,
+    whatever the scan says.
     """
     ahead: Any = np.uint64(0)  # the bits that come next, from the top
     count: Any = 0  # how many these are
-    made_up: Any = 0  # how many of them no file has
-    mean: Any = 0  # of the block before, of which each block codes the difference
+    made_up: Any = 0  # how many of them are not in the file
+    mean: Any = 0  # of the block before: each block codes the difference from it
     done = 0
     for _ in range(units):
         for component in order:

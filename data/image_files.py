@@ -1,7 +1,7 @@
 """ImageFiles: training straight from files (`data.store: false`), which worker processes read ahead of the batches.
 
-For a first look, or where a store of large images finds no room: pixels, rows and random draws are the store's, but
-every epoch decodes everything again. Nobody has read the files before, so the unreadable ones are met on the way.
+For a first look, or where a store of large images finds no room. Pixels, rows and random draws are the store's, but
+every epoch decodes everything again. Nobody has read the files before, so unreadable ones turn up during training.
 """
 
 import sys
@@ -29,12 +29,12 @@ from data.store import Postponed
 from data.store_integrity import pixel_digest
 from data.workers import start_processes, usable_cores
 
-DIGESTED = 64  # images of a batch that is read for its digests
+DIGESTED = 64  # images that are read at a time for their digests
 JOB = 8  # images a process reads at a time: many processes share a batch
 
 
 class ImageFiles:
-    """What an `ImageStore` is to training, without one. `unreadable`: rows met so far whose file has no image."""
+    """Stands in for an `ImageStore` in training. `unreadable`: rows met so far whose file has no image."""
 
     def __init__(self, settings: DataSettings, manifest: Manifest):
         """Raises UserError where none of the files that the data set's CSVs list is on disk."""
@@ -51,7 +51,7 @@ class ImageFiles:
 
         self.workers = settings.workers or max(1, usable_cores() // ranks_here())
         self.pool: Executor | None = None
-        self.folder = TemporaryDirectory(prefix="mae-")  # goes with us
+        self.folder = TemporaryDirectory(prefix="mae-")  # deleted with this object
         self.scratch = Path(self.folder.name)
         self.number = count()
 
@@ -67,7 +67,7 @@ class ImageFiles:
         return {}
 
     def pixel_digests(self, rows: np.ndarray) -> dict[int, str]:
-        """row → digest of its pixels, of these rows, each of which is read for it; without the unreadable ones."""
+        """row → digest of its pixels, of these rows; reads each file, and leaves unreadable ones out."""
         found: dict[int, str] = {}
         batches = [rows[start : start + DIGESTED] for start in range(0, len(rows), DIGESTED)]
         with closing(self.read(batches)) as images:
@@ -78,21 +78,21 @@ class ImageFiles:
     def read(self, batches: Iterable[np.ndarray]) -> Generator[np.ndarray, None, None]:
         """Images (b h w) uint8 of each batch of rows, in order, whatever the number of processes.
 
-        An unreadable one shows another image of its batch; its row is in `unreadable`, and a warning names its
-        file. UserError when there are more than `data.max_rejected` allows, or nothing else in a batch, or where the
-        system would not read a file twice: that may pass, so the file is not left out.
+        Another image of its batch, or black, takes the place of an unreadable one; its row is in `unreadable`, and a
+        warning names its file. UserError if there are more than `data.max_rejected` allows, or if the system twice
+        fails to read a file: that may pass, so the file is not left out.
         """
         ahead: deque[_Asked] = deque()
         try:
             for rows in batches:
                 ahead.append(self._ask(rows))
-                # ask for twice what keeps every process busy, and hand out the oldest
+                # ask for twice as much as keeps every process busy, and hand out the oldest
                 waiting = sum(len(asked.rows) for asked in ahead)
                 if waiting > 2 * max(len(rows), JOB * self.workers):
                     yield self._collect(ahead.popleft())
             while ahead:
                 yield self._collect(ahead.popleft())
-        finally:  # nobody may want the rest
+        finally:  # perhaps nobody wants the rest
             for asked in ahead:
                 asked.forget()
 
@@ -146,7 +146,7 @@ class ImageFiles:
             raise self._killed() from None
 
     def _let_go(self, pool: Executor) -> None:
-        """Of a broken pool, unless a new one took its place already."""
+        """Shut down a broken pool, unless a new one took its place already."""
         if self.pool is pool:
             pool.shutdown(wait=False)
             self.pool = None
@@ -173,7 +173,7 @@ class ImageFiles:
             raise UserError(f"data.store: found none of {len(rows)} files of a batch readable, expected some")
 
     def _said(self, row: int, reason: str) -> str:
-        """Why an image is left out; of credentialed data without its path, which holds ids."""
+        """Why an image is left out; for credentialed data without its path, which holds ids."""
         if not self.secret:
             return reason
         path = self.paths[row]
@@ -187,7 +187,7 @@ class ImageFiles:
 class _Asked:
     """A batch that processes read into a file of its own.
 
-    Through the pool's pipe an image would go in pieces, and a process killed between two of them leaves its parent
+    Through the pool's pipe an image would go in pieces. A process killed between two of them would leave its parent
     waiting for the rest for ever.
     """
 
@@ -202,7 +202,7 @@ class _Asked:
             self.jobs.append(self.pool.submit(read_some, str(self.place), start, some, *how))
 
     def collect(self) -> tuple[np.ndarray, list[str | None]]:
-        """Images (b h w), and for each why there is none."""
+        """Images (b h w), and for each the reason why there is none, or None."""
         try:
             reasons: list[str | None] = []
             for job in self.jobs:
@@ -218,7 +218,7 @@ class _Asked:
 
 
 def read_some(place: str, start: int, paths: Sequence[str], size: Size, resize: Resize, tone: Tone) -> list[str | None]:
-    """Read files into an array file from row `start` on; returns why there is no image, if so, for each."""
+    """Read files into an array file from row `start` on; returns for each why there is no image, or None."""
     try:
         images = np.load(place, mmap_mode="r+")
     except (OSError, MemoryError) as error:

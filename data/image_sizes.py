@@ -24,7 +24,7 @@ def sampled_sizes(paths: Sequence[str], seed: int = 0) -> np.ndarray:
 
 def image_size_of(path: str) -> tuple[int, int] | None:
     """Height and width as the file's header says; None where it does not."""
-    with suppress(Exception), warnings.catch_warnings():  # what a damaged header raises has many names
+    with suppress(Exception), warnings.catch_warnings():  # a damaged header may raise anything
         warnings.simplefilter("ignore")
         if ".npz#" in path:
             return _in_archive(path)

@@ -1,10 +1,10 @@
 """FILE → one radiograph, 8-bit grey (h w): JPEG, PNG, DICOM and members of a MedMNIST archive.
 
-The kind of a file is told by its first bytes, never by its name. Whatever is wrong with it ends in
+The kind of a file is told by its first bytes, never by its name. Whatever is wrong with it raises
 `UnreadableImage`, one line `path: found X, expected Y`. An EXIF orientation is honoured, and so is what a
 file says of pixels that are not square: a DICOM's spacings or aspect ratio, a PNG's pHYs, a JPEG's JFIF
-density. Alpha is dropped, an embedded colour profile and a resolution in EXIF are ignored. What of this cannot be
-read is as if absent.
+density. Alpha is dropped; an embedded colour profile and a resolution in EXIF are ignored. Any of this that cannot be
+read counts as absent.
 """
 
 import logging
@@ -50,7 +50,7 @@ RESIZES = get_args(Resize)
 # shares of a colour's channels in its grey (ITU-R BT.601), in 65536ths, as Pillow rounds them
 LUMA = {"R": 19595, "G": 38470, "B": 7471}
 UPPER = {channel: share * 256 for channel, share in LUMA.items()}
-# PNGs of 16 bits of which Pillow keeps the upper 8: how their bytes can be had, and what each is worth in the grey
+# PNGs of 16 bits of which Pillow keeps the upper 8: modes that give both bytes, and the weight of each in the grey
 WIDE: dict[str, dict[str, dict[str, int]]] = {
     "RGB;16B": {"RGB;16B": UPPER, "RGB;16L": LUMA},
     "RGBA;16B": {"RGBA;16B": UPPER, "RGBA;16L": LUMA},
@@ -76,7 +76,7 @@ def read_image(path: str | Path, *, tone: Tone = "window", at_least: int | None 
 
     `at_least` lets a JPEG decode at 1/2, 1/4 or 1/8, its shorter side never below that many pixels.
     `tone` concerns DICOM only: `window` shows what a viewer shows, `mimic_jpg` what MIMIC-CXR-JPG holds.
-    Pixels stay as they are stored, even if they are not square; `read_fitted` makes them so.
+    Pixels stay as they are stored, even if they are not square; `read_fitted` makes them square.
     """
     return _read(path, tone, at_least, of_sides=all).image
 
@@ -84,9 +84,9 @@ def read_image(path: str | Path, *, tone: Tone = "window", at_least: int | None 
 def read_fitted(
     path: str | Path, size: Size, resize: Resize = "pad", tone: Tone = "window", note: Note | None = None
 ) -> np.ndarray:
-    """`fit_image(read_image(path), size, resize)` in square pixels, decoding a JPEG not much larger than that needs.
+    """`fit_image(read_image(path), size, resize)` in square pixels, decoding a JPEG not much larger than needed.
 
-    What shows one grey alone is no radiograph, and is refused.
+    An image of one single grey is no radiograph, and is refused.
 
     `note` is called once with the bytes of the file (of an archive's member: its pixels), e.g. a hash's `update`.
     """
@@ -105,10 +105,10 @@ def read_fitted(
 
 
 def fit_pixels(pixels: Any, size: Size, resize: Resize = "pad") -> np.ndarray:
-    """As `read_fitted`, of what is in memory already: an array (h w) or (h w 3), or a picture of Pillow's.
+    """As `read_fitted`, for an image in memory: an array (h w), (h w 3) or (h w 4), or a picture of Pillow's.
 
-    8 bits are grey levels as they are, 16 bits are stretched as those of a PNG. UnreadableImage for any other numbers:
-    nobody says which of them is white.
+    8 bits are grey levels as they are, 16 bits are stretched as those of a PNG. UnreadableImage for any other numbers,
+    as it is not known which of them is white.
     """
     image, aspect = _grey_of_picture(pixels) if isinstance(pixels, Image.Image) else (_grey_of_array(pixels), 1.0)
     check_size(*image.shape)
@@ -123,8 +123,8 @@ def fit_image(
     """uint8 (h w) → uint8 of `size`, a square's side or (height, width), antialiased.
 
     `pad` keeps everything and centres it between black bars, `crop` keeps the central part of that shape; in both a
-    disc is round. `squash` stretches. `extent`: where the radiograph ends inside the array, if a reduced decode left a
-    fraction over. `aspect`: the height of the array's pixels divided by their width.
+    disc stays round. `squash` stretches. `extent`: where the radiograph ends inside the array, if a reduced decode left
+    a fraction of a pixel over. `aspect`: the height of the array's pixels divided by their width.
     """
     if resize not in RESIZES:
         raise ValueError(f"resize: found {resize!r}, expected one of {', '.join(RESIZES)}")
@@ -136,7 +136,7 @@ def fit_image(
     part = whole
     if resize == "crop":
         part = _largest((frame_w, frame_h), whole)
-    width = min(part[0], extent[0])  # rounding might leave the image
+    width = min(part[0], extent[0])  # rounding might exceed the image
     height = min(part[1] / aspect, extent[1])
     left = (extent[0] - width) / 2
     top = (extent[1] - height) / 2
@@ -229,7 +229,7 @@ def _read_content(path: str | Path, tone: Tone, at_least: Size | None, of_sides:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No warnings, and no log of pydicom's: it quotes odd values, and a damaged one may hold the name."""
+    """No warnings, and no log of pydicom's: it quotes odd values, and a damaged one may hold the patient's name."""
     logger = logging.getLogger("pydicom")
     before = logger.disabled
     logger.disabled = True
@@ -265,12 +265,12 @@ def _file_bytes(path: str | Path) -> bytes:
 
 
 def _read_picture(data: bytes, at_least: Size | None, of_sides: OfSides) -> Decoded:
-    """What stands beside the pixels does not cost them: where it cannot be read, it is left out."""
+    """Metadata that cannot be read is left out, so that it does not cost the pixels."""
     try:
         return _read_pixels(data, at_least, of_sides)
     except Exception:
         for fewer in with_fewer_extras(data):
-            with suppress(Exception):  # the first word on the file is the one that is said
+            with suppress(Exception):  # the first error is the one that is reported
                 return _read_pixels(fewer, at_least, of_sides)
         raise
 
@@ -282,7 +282,7 @@ def _read_pixels(data: bytes, at_least: Size | None, of_sides: OfSides) -> Decod
         if image.format == "PNG":
             return _read_png(image, data)
         return _read_jpeg(image, data, at_least, of_sides)
-    except OSError:  # libjpeg calls it damaged content, too, when it gets no memory
+    except OSError:  # libjpeg reports damaged content also when it gets no memory
         check_memory(*image.size)
         raise
 
@@ -301,14 +301,14 @@ def _aspect(image: Any, density: tuple[float, float] | None) -> float:
 
 
 def _read_png(image: Any, data: bytes) -> Decoded:
-    """Grey of 8 bits as it is, of 16 bits stretched; colours as their grey, of as many bits."""
+    """Grey of 8 bits as it is, grey of 16 bits stretched; colours are turned to grey of as many bits."""
     if getattr(image, "n_frames", 1) > 1:
         refuse(f"{image.n_frames} frames", "one")
 
     for tile in image.tile:  # gone once the image is loaded
         if tile[3] in WIDE:
             wide = Image.fromarray(_wide_grey(data, WIDE[tile[3]]))
-            image.load()  # what is said of the image may follow its pixels
+            image.load()  # metadata may follow the pixels
             wide.info = image.info
             image = wide
 
@@ -356,7 +356,7 @@ def _read_jpeg(image: Any, data: bytes, at_least: Size | None, of_sides: OfSides
         if means is not None:
             return Decoded(means, (width / scale, height / scale), aspect)
 
-    image.decodermaxblock = len(data)  # in one piece: libjpeg begins again with a scan's row where it runs dry
+    image.decodermaxblock = len(data)  # in one piece: out of data, libjpeg begins a scan's row again
     drafted = image.draft("L", (max(1, width // scale), max(1, height // scale)))
     if not drafted:
         refuse("a JPEG without pixels", "an intact one")
@@ -392,7 +392,7 @@ def _open_picture(data: bytes) -> Any:
 
 
 def _stretch(stored: np.ndarray) -> np.ndarray:
-    """16 bits of a PNG: nobody says how many of the bits are used, so it is shown as a DICOM without a window."""
+    """16 bits of a PNG: how many of them are used is not known, so it is shown as a DICOM without a window."""
     values = np.arange(2**16, dtype=float)
     counts = np.bincount(stored.ravel(), minlength=2**16)
     return to_bytes(between_tails(values, counts))[stored]

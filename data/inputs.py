@@ -1,7 +1,7 @@
-"""What somebody wants an answer for (files, folders, tables of paths) → images read as a store's are, a few at a time.
+"""Files, folders and tables of paths that the user names → images read as a store's are, a few at a time.
 
-A store knows its images beforehand and is kept. Here files come from anywhere, are read once, in the order in which
-they were named, and one that cannot be read costs no other.
+A store knows its images beforehand and is kept. Here files come from anywhere and are read once, in the order in which
+they were named. One that cannot be read costs no other.
 """
 
 import os
@@ -40,18 +40,18 @@ from data.workers import FEW, Killed, ThisProcess, run_one_by_one, start_process
 BATCH = 16  # images that are read together, by one process
 TABLES = (".csv", ".csv.gz", ".tsv", ".txt")
 OTHER_TABLES = (".xlsx", ".xls", ".ods", ".parquet", ".json")
-# plain names (data/sex_and_age.py) of a table's columns, the first that is there counts
+# plain names (data/sex_and_age.py) of a table's columns; the first one that exists counts
 STUDY_NAMES = ("studyid", "study", "studyinstanceuid", "studyuid")
 PATIENT_NAMES = ("patientid", "subjectid", "patient")
 
 
 @dataclass(frozen=True)
 class Input:
-    """One image that is asked about."""
+    """One image that the user asks about."""
 
     path: Path
     shown: str  # the path as its owner wrote it
-    study_id: str = ""  # as its table says, or a hash of what its DICOM says; empty where nobody knows
+    study_id: str = ""  # as its table says, or a hash of what its DICOM says; empty if unknown
     patient_id: str = ""  # as its table says: studies are a patient's
     refused: str = ""  # why there is nothing to read
     pixels: Any = None  # of an image that lies in memory
@@ -69,10 +69,10 @@ class Images(NamedTuple):
 
 
 def find_inputs(paths: Iterable[str | Path], say: Callable[[str], object] = print) -> list[Input]:
-    """The images that files, folders (at any depth) and CSVs of paths name, in their order, each as often as named.
+    """The images named by files, folders (at any depth) and CSVs of paths, in their order, each as often as named.
 
-    `say` gets a line about files of folders that are passed over. UserError where a path leads nowhere, where a table
-    has no paths, and where there is no image at all.
+    `say` gets a line about files in folders that are passed over. UserError if a path leads nowhere, if a table has no
+    paths, or if there is no image at all.
     """
     words = [str(path) for path in paths]
     inputs: list[Input] = []
@@ -155,7 +155,7 @@ def _inputs_of(word: str, say: Callable[[str], object]) -> list[Input]:
 
 
 def _expanded(word: str, say: Callable[[str], object]) -> list[Input]:
-    """What a shell would have made of the word: files of a pattern in quotes, the home folder. Else a UserError."""
+    """The word expanded as by a shell: the home folder, the files of a pattern given in quotes. Else a UserError."""
     home = Path(word).expanduser() if word.startswith("~") else Path(word)
     if word.startswith("~") and home.exists():
         return _inputs_of(str(home), say)
@@ -224,16 +224,16 @@ def _beside(table: Path, written: str) -> Path:
     for spelling in (written, written.replace("\\", "/")):
         path = Path(spelling)
         for place in (table.parent / path, path):
-            with suppress(OSError):  # a text that no path can be
+            with suppress(OSError):  # a text that cannot be a path
                 if place.exists():
                     return place
     return table.parent / written
 
 
 def with_studies(inputs: Sequence[Input]) -> list[Input]:
-    """Inputs of which no table says the study, with a hash of the study that their DICOM file names.
+    """The inputs; if no table says the study of one, it gets a hash of the study that its DICOM file names.
 
-    Where no secret can be kept, hashes would be others each time, so there are none.
+    Where no secret can be kept, hashes would differ each time, so there are none.
     """
     salt = salt_of(None)
     unknown = [one for one in inputs if not (one.study_id or one.refused) and one.pixels is None]
@@ -255,8 +255,9 @@ def with_studies(inputs: Sequence[Input]) -> list[Input]:
 def read_inputs(inputs: Sequence[Input], settings: DataSettings, workers: int = 0) -> Generator[Images]:
     """Images of the settings' size, resize and tone, a few at a time and in order; memory does not grow with inputs.
 
-    A file that cannot be read has a reason instead; so has one whose process is killed each time. Passing trouble of
-    the system is tried once more first. workers: processes; 0 takes one for each core, a few files take none.
+    A file that cannot be read has a reason instead; so has one whose process is killed each time. After trouble of the
+    system that may pass, a file is first tried once more. workers: processes; 0 takes one for each core, and a few
+    files take none.
     """
     numbers = range(len(inputs))
     parts = [list(numbers[start : start + BATCH]) for start in range(0, len(inputs), BATCH)]
@@ -271,7 +272,7 @@ def read_inputs(inputs: Sequence[Input], settings: DataSettings, workers: int = 
                     yield reader.collect(ahead.popleft())
             while ahead:
                 yield reader.collect(ahead.popleft())
-        finally:  # nobody may want the rest
+        finally:  # perhaps nobody wants the rest
             reader.close()
 
 
@@ -284,7 +285,7 @@ class _Asked(NamedTuple):
 
 
 class _Reader:
-    """Has processes fill arrays with some inputs' images: through a pipe a killed one would leave half an image."""
+    """Has processes write images into array files: through a pipe, a killed process would leave half an image."""
 
     def __init__(self, inputs: Sequence[Input], settings: DataSettings, scratch: Path, workers: int):
         self.inputs = inputs
@@ -314,7 +315,7 @@ class _Reader:
         return _Asked(numbers, files, place, pool, job)
 
     def collect(self, asked: _Asked) -> Images:
-        """What was asked for, and what is in memory, in their order."""
+        """The images that were asked for, from files and from memory, in their order."""
         read: dict[int, tuple[np.ndarray, str | None]] = {}
         for number, image, reason in zip(asked.files, *self._read(asked), strict=True):
             if isinstance(reason, Postponed):
@@ -353,7 +354,7 @@ class _Reader:
             [[reason]] = run_one_by_one(read_some, [(str(place), 0, self._paths([number]), *self.how)])
         except Killed:
             self.killed += 1
-            if self.killed > BATCH:  # it is not the files
+            if self.killed > BATCH:  # the files are not the cause
                 raise
             return np.load(place)[0], "found the process that reads it killed (out of memory?), expected it to live"
         else:
@@ -386,7 +387,7 @@ class _Reader:
         return place
 
     def _let_go(self, pool: Executor) -> None:
-        """Of a broken pool, unless a new one took its place already."""
+        """Shut down a broken pool, unless a new one took its place already."""
         if self.pool is pool:
             pool.shutdown(wait=False)
             self.pool = None

@@ -1,7 +1,8 @@
 """JPEG at 1/8 scale, where a block of 8 × 8 pixels becomes its mean: all other coefficients are left out.
 
-Decoding them all takes several times as long as the rest of the reading, for nothing: the pixels are the same. A
-progressive file loses the scans that hold them (`means_only`), a baseline one is read around them (`block_means`).
+Decoding them all takes several times as long as the rest of the reading, for nothing: the pixels are the same. From a
+progressive file the scans that hold them are removed (`means_only`); in a baseline file they are skipped
+(`block_means`).
 """
 
 import re
@@ -26,7 +27,7 @@ QUANTIZERS = 0xDB
 END = 0xD9
 TABLES = 0xC4
 BASELINE = 0xC0
-OTHER_TABLES = (0xC4, 0xC8, 0xCC)  # among the numbers of frames
+OTHER_TABLES = (0xC4, 0xC8, 0xCC)  # no frames, though their numbers lie among those of frames
 RESTARTS = 0xDD
 JFIF = 0xE0
 ADOBE = 0xEE
@@ -35,7 +36,7 @@ HuffmanTable = tuple[bytes, bytes]  # how many codes have 1, 2, … 16 bits, and
 
 
 def check_scans(data: bytes) -> None:
-    """Refuse a JPEG of very many scans: a few bytes each, and each is decoded over the whole image."""
+    """Refuse a JPEG of very many scans: each may be a few bytes, yet is decoded over the whole image."""
     scans = data.count(bytes([255, SCAN]))
     if scans > MAX_SCANS:
         refuse(f"{scans} scans", f"at most {MAX_SCANS}")
@@ -75,7 +76,7 @@ def means_only(data: bytes) -> bytes:
 
 
 def _without_smoothing(quantizers: bytes) -> bytes:
-    """Zeros for every AC quantizer: the one sign at which libjpeg does not guess the missing coefficients."""
+    """Zeros for every AC quantizer: only then libjpeg does not guess the missing coefficients."""
     kept = quantizers[:4]  # marker and length
     tables = quantizers[4:]
     while tables:
@@ -86,10 +87,10 @@ def _without_smoothing(quantizers: bytes) -> bytes:
 
 
 def block_means(data: bytes) -> np.ndarray | None:
-    """What libjpeg decodes at 1/8 scale to grey, uint8 (h w), bit for bit; None where it has to do it itself.
+    """The grey that libjpeg decodes at 1/8 scale, uint8 (h w), bit for bit; None where libjpeg has to do it itself.
 
-    That is where numba is not installed (extra `fast`), and for any file but a whole baseline JPEG of one scan, grey or
-    JFIF's colours, without restarts.
+    It has to if numba is not installed (extra `fast`), and for any file but a whole baseline JPEG of one scan, grey or
+    in JFIF's colours, without restarts.
     """
     if not FAST:
         return None
@@ -134,7 +135,7 @@ def _stacked(make: Callable[[bytes, bytes], np.ndarray], tables: list[HuffmanTab
 
 @lru_cache(maxsize=1)
 def _huffman() -> ModuleType | None:
-    """The reader by numba, which takes a third of a second to load; None where numba does not know this numpy yet."""
+    """The reader by numba, which takes a third of a second to load; None if numba does not know this numpy yet."""
     try:
         from data import huffman
     except ImportError:

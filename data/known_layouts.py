@@ -1,7 +1,8 @@
 """Whether a folder or a table holds radiographs of a data set whose terms are known, whatever source reads it.
 
-Somebody may point `images` or `folder` at MIMIC-CXR's files, at a part of them, at links to them, or list them in a
-table. Its terms are the same. It is known by names alone; only some names are looked at, and no file but a table.
+Somebody may point `images` or `folder` at MIMIC-CXR's files, at a part of them or at links to them, or list them in a
+table. Its terms still hold. It is recognised by names alone. Only some names are looked at, and no file is opened but
+the table.
 """
 
 import gzip
@@ -18,9 +19,9 @@ ENTERED = 10  # folders in a folder
 MOST = 3000  # names in all
 ABOVE = 3  # folders that a part of a data set lies in
 BEGINNING = 2**16  # bytes of a table
-OWN = "phantom.json"  # of the synthetic tree that is laid out like MIMIC-CXR
+OWN = "phantom.json"  # marks the synthetic tree that is laid out like MIMIC-CXR
 
-# how paths of its files look
+# how paths of a data set's files look
 PATHS = {
     "MIMIC-CXR": re.compile(r"(^|/)p1\d/p1\d{7}(/|$)|(^|/)mimic-cxr(-jpg)?/|(^|/)[0-9a-f]{8}(-[0-9a-f]{8}){4}(\.|/|$)"),
     "CheXpert": re.compile(r"(^|/)CheXpert-v1\.0[^/]*/|(^|/)patient\d{5}/study\d+/view\d+_(frontal|lateral)\."),
@@ -29,7 +30,7 @@ MIMIC_TABLES = re.compile(r"mimic-cxr-[\d.]+-\w[\w-]*\.csv(\.gz)?|cxr-(record|st
 
 
 def known_data_set(root: Path, table: Path | None = None) -> str | None:
-    """The data set that a folder holds, or a table lists, if it is one whose terms forbid passing it on; else None."""
+    """The data set of a folder or a table, if its terms forbid passing it on; else None."""
     place = Path(os.path.realpath(root))
     if any((above / OWN).is_file() for above in (place, *place.parents[:ABOVE])):
         return None
@@ -49,13 +50,13 @@ def known_data_set(root: Path, table: Path | None = None) -> str | None:
 
 
 def _names(folder: str | Path) -> Iterator[os.DirEntry[str]]:
-    """Some of what lies in a folder; nothing where it cannot be listed, which whoever reads it says."""
+    """Some entries of a folder; none if it cannot be listed, which its reader reports."""
     with suppress(OSError), os.scandir(folder) as entries:
         yield from islice(entries, LOOKED_AT)
 
 
 def _paths_below(place: Path) -> Iterator[str]:
-    """Paths from the folder, and where links lead to: some of each folder, the outer ones first."""
+    """Paths below the folder, and the targets of links: some of each folder, outer folders first."""
     todo = deque([(str(place), "")])
     left = MOST
     while todo and left > 0:
@@ -74,7 +75,7 @@ def _paths_below(place: Path) -> Iterator[str]:
 
 
 def _cells(table: Path | None) -> list[str]:
-    """Those at the beginning of a table."""
+    """The cells at the beginning of a table."""
     if table is None:
         return []
     start = b""

@@ -80,10 +80,10 @@ class NoSuchFinding(UserError):
 
 
 def judge(findings: pd.DataFrame, uncertain: Uncertain, target: str | None = None) -> tuple[pd.Series, pd.Series]:
-    """Finding columns (1, 0, -1 or NaN) → label of each row, and the words of the rule that took it (a category).
+    """Finding columns (1, 0, -1 or NaN) → label of each row, and the words of the rule that decided it (a category).
 
-    Without a `target`: abnormal or normal, where `Support Devices` and `No Finding` are no findings. With
-    one: is that column's finding there? `uncertain` says what -1 counts as. Raises NoSuchFinding.
+    Without a `target`: abnormal or normal, where `Support Devices` and `No Finding` do not count as
+    findings. With one: is that column's finding there? `uncertain` says what -1 counts as. Raises NoSuchFinding.
     """
     if target not in {None, *findings}:
         known = [str(name) for name in findings]
@@ -94,7 +94,7 @@ def judge(findings: pd.DataFrame, uncertain: Uncertain, target: str | None = Non
     else:
         cases = _target_cases(findings, target)
 
-    # of the rules that apply to a row the first decides; where none does, the row is blank
+    # the first rule that applies to a row decides; where none does, the row is blank
     case = np.select(list(cases.values()), range(len(cases)), len(cases))
     meaning = MEANINGS | {"uncertain": {"unknown": np.nan, "positive": 1.0, "negative": 0.0}[uncertain]}
     label = np.array([meaning[rule] for rule in (*cases, "blank")])[case]
@@ -111,7 +111,7 @@ def _abnormal_cases(findings: pd.DataFrame, uncertain: Uncertain) -> dict[str, n
 
 
 def _target_cases(findings: pd.DataFrame, target: str) -> dict[str, np.ndarray]:
-    """A report that speaks of other things but not of the target denies it: the custom with these tables."""
+    """A report that speaks of other things but not of the target denies it, as is usual with these tables."""
     mark = findings[target].to_numpy()
     speaks = findings.notna().any(axis=1).to_numpy()
     return {"finding": mark == 1, "uncertain": mark == -1, "denied": mark == 0, "unsaid": speaks}
@@ -126,7 +126,7 @@ def agree(first: pd.Series, second: pd.Series, target: str | None = None) -> tup
 
 
 def rules(uncertain: Uncertain, target: str | None = None) -> dict[str, str]:
-    """The words of each rule. Where -1 counts as 0 no rule of `RULES` is about it."""
+    """The words of each rule. If -1 counts as 0, no rule of `RULES` is about it."""
     negative, positive = words(target)
     meaning = {"unknown": "unknown", "positive": positive, "negative": negative}[uncertain]
     if target is not None:

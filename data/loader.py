@@ -63,16 +63,17 @@ class Data:
     def identities(self, table: pd.DataFrame) -> np.ndarray:
         """(n 2) int64: what checkpoints remember of images they have seen, without naming them.
 
-        A hash of the image's id in its own data set, the same alone and in a mix, and one of its file's content, the
-        same under any id and in any folder. Where contents are not known, both are of the id. `table`: rows of `split`.
-        Ids of credentialed data are hashed with a secret of this machine, as whoever guesses an id could try it.
+        One hash is of the image's id in its own data set, the same alone and in a mix. The other is of its file's
+        content, the same under any id and in any folder. Where contents are not known, both are of the id. `table`:
+        rows of `split`. Ids of credentialed data are hashed with a secret of this machine, else anybody could check a
+        guessed id.
         """
         by_id = hashed(_own_ids(table), secret_key() if self.manifest.credentialed else b"")
         by_content = self._contents(table)
         return np.stack([by_id, by_id if by_content is None else by_content], axis=1)
 
     def known_by(self, table: pd.DataFrame) -> np.ndarray:
-        """(n k) int64: all by which a checkpoint may remember these images, whatever they were declared to be then."""
+        """(n k) int64: all hashes by which a checkpoint may remember these images, credentialed at that time or not."""
         names = [hashed(_own_ids(table))]
         key = kept_key()
         if key is not None:
@@ -85,24 +86,25 @@ class Data:
     def trained_on(self, table: pd.DataFrame) -> np.ndarray:
         """(k) int64, sorted: what a classifier's checkpoint remembers of images that trained or chose it.
 
-        Of each image the file's bytes and the stored pixels, so that it is known under any name, in any folder and
-        encoded anew, and no other image of its name is. Where the files have not been read (`data.store: false`), the
-        ids, hashed as in `identities`.
+        These are hashes of each image's file and of its stored pixels. So an image is recognised under any name, in
+        any folder and encoded anew, and another image of the same name is not taken for it. Where the files have not
+        been read (`data.store: false`), they are hashes of the ids, as in `identities`.
         """
         if self._contents(table) is None:
             return np.unique(self.identities(table)[:, 0])
         return np.unique(self.contents(table))
 
     def contents(self, table: pd.DataFrame) -> np.ndarray:
-        """(n 2) int64 of each image's file and its pixels; the files must have been read."""
+        """(n 2) int64: hashes of each image's file and of its pixels; the files must have been read."""
         by_file = self._contents(table)
         assert by_file is not None
         return np.stack([by_file, self._pixels(table)], axis=1)
 
     def trained_by(self, table: pd.DataFrame, pixels: bool = True) -> np.ndarray:
-        """(n k) int64: all by which `trained_on` may remember these images.
+        """(n k) int64: all hashes by which `trained_on` may remember these images.
 
-        pixels: those too, for which files that nobody has read are read; of no use where ids alone are remembered.
+        pixels: hashes of the pixels too, which reads files that nobody has read before; of no use where ids alone are
+        remembered.
         """
         known = self.known_by(table)
         if not pixels:
@@ -110,20 +112,20 @@ class Data:
         return np.concatenate([known, self._pixels(table)[:, None]], axis=1)
 
     def _pixels(self, table: pd.DataFrame) -> np.ndarray:
-        """(n) int64 of the pixels as models see them; of an image that cannot be read, of its row."""
+        """(n) int64: hashes of the pixels as models see them; for an image that cannot be read, of its row."""
         rows = table["row"].to_numpy()
         digests = self.store.pixel_digests(rows)
         return hashed(f"pixels:{digests.get(row, f'unread {row}')}" for row in rows.tolist())
 
     def _contents(self, table: pd.DataFrame) -> np.ndarray | None:
-        """(n) int64 of the files' bytes; None where nobody has read them before."""
+        """(n) int64: hashes of the files' bytes; None where nobody has read them before."""
         digests = self.store.digests()
         if not digests:
             return None
         return hashed(f"sha256:{digests[row]}" for row in table["row"].tolist())
 
     def overfit(self, count: int, labelled: bool = False) -> "Data":
-        """The same training images, the first `count`, for training and validation: for a check of the machinery.
+        """The first `count` training images, for training and for validation: a check of the machinery.
 
         labelled: normal and abnormal ones in turn, as far as there are any.
         """
@@ -157,7 +159,7 @@ def _own_ids(table: pd.DataFrame) -> pd.Series:
 
 
 def open_data(settings: DataSettings) -> Data:
-    """Manifest and store of a config's data, decoding first where needed; its files where there shall be no store."""
+    """Manifest and store of a config's data, decoding first where needed; its files if `data.store` is false."""
     manifest = open_manifest(settings)
     if settings.store is False:
         return Data(manifest, ImageFiles(settings, manifest))
@@ -213,14 +215,14 @@ class Loader:
             batches.append(chosen)
 
         read = self.store.read(self.rows[chosen] for chosen in batches)
-        with closing(read):  # a reader ahead of us lets go of what nobody will want
+        with closing(read):  # a reader that reads ahead drops what is no longer wanted
             for chosen, images in zip(batches, read, strict=True):
                 yield self._batch(chosen, images)
 
     def _batch(self, chosen: np.ndarray, images: np.ndarray) -> Batch:
         rows = self.rows[chosen]
         labels = self.labels[chosen]
-        if self.store.unreadable:  # what stands in for such an image is not to be learnt as it, nor to be scored
+        if self.store.unreadable:  # another image stands in for it: that must not get its label, nor be scored
             labels[np.isin(rows, list(self.store.unreadable))] = np.nan
         batch = Batch(torch.from_numpy(images[:, None]), torch.from_numpy(labels), torch.from_numpy(rows))
         if self.pin:

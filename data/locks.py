@@ -1,4 +1,4 @@
-"""A folder that one command at a time may work in, also on file systems that know no locks."""
+"""A folder that one command at a time may work in, also on file systems without locks."""
 
 import json
 import os
@@ -18,9 +18,9 @@ try:
 except ImportError:  # not on every system
     fcntl = None  # type: ignore[assignment]
 
-FILES = ("lock", "lock.held")  # what a held folder may have in it because it is held
+FILES = ("lock", "lock.held")  # files that are in a folder only because it is held
 SECONDS = 0.5  # between two looks at another's file
-SETTLE = 0.2  # by then everybody who took a dead holder's file away has done so
+SETTLE = 0.2  # after that nobody is still about to remove a dead holder's file
 
 
 @contextmanager
@@ -95,7 +95,7 @@ def _take(path: Path, own: dict[str, object]) -> bool:
             json.dump(own, file)
     except FileExistsError:
         return False
-    time.sleep(SETTLE)  # somebody may have meant the file of a dead holder and taken away ours
+    time.sleep(SETTLE)  # somebody may have removed ours, taking it for a dead holder's
     return _holder(path) == own
 
 
@@ -111,7 +111,7 @@ def _is_dead(holder: dict[str, object], own: dict[str, object]) -> bool:
     process = holder.get("process")
     if holder.get("host") != own["host"] or not isinstance(process, int):
         return False
-    return not lives(process) or process == own["process"]  # of an earlier process of the same number: we hold nothing
+    return not lives(process) or process == own["process"]  # our own number: an earlier process had it
 
 
 def lives(process: int) -> bool:
@@ -122,6 +122,6 @@ def lives(process: int) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except (OSError, OverflowError):  # another user's, or no number of a process
+    except (OSError, OverflowError):  # another user's process, or not a process's number
         return True
     return True

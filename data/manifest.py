@@ -44,7 +44,7 @@ class Manifest:
     target: str | None = None
     rules: pd.Series | None = None  # the words of the rule that decided each row's label
     looks: tuple[Look, ...] = ()  # what is known of the files on disk
-    headers: tuple[Headers, ...] = ()  # whose DICOM files are
+    headers: tuple[Headers, ...] = ()  # patients and studies of DICOM files
     unreadable: frozenset[str] = frozenset()  # image_id of those whose file was rejected: they count nowhere
 
     def of_split(self, split: str) -> pd.DataFrame:
@@ -66,7 +66,7 @@ class Manifest:
         return _as_text(rows)
 
     def without(self, unreadable: Iterable[str]) -> "Manifest":
-        """The same, once it is known which images' files are rejected: the summary leaves them out, a note says so."""
+        """The same, with the images whose files were rejected: the summary leaves them out, and a note says so."""
         ids = frozenset(unreadable) & frozenset(self.table["image_id"])
         if not ids:
             return self
@@ -129,9 +129,9 @@ def digest(table: pd.DataFrame, *columns: str) -> str:
 
 
 def hashed(names: Iterable[str], key: bytes = b"") -> np.ndarray:
-    """(n) int64: 64 bits for each name, which tell names apart without telling them.
+    """(n) int64: a 64-bit hash of each name, which tells names apart without revealing them.
 
-    Of the name's SHA-256, which anybody can work out who guesses the name; with a key nobody can who lacks it.
+    It is from the name's SHA-256, which anybody who guesses the name can work out; with a key, only who has the key.
     """
     if key:
         digests = [hashlib.blake2b(name.encode(), key=key, digest_size=8).digest() for name in names]
@@ -189,7 +189,7 @@ def _open(settings: DataSettings, look_again: bool) -> Manifest:
     if settings.target and "rule" not in table:
         raise UserError(f"data.target: found no findings in source {', '.join(sources)}, expected {settings.target}")
 
-    # the sample is drawn of all of them together
+    # the sample is drawn from all of them together
     table, more = _sample(table, settings)
     if settings.credentialed is None:
         for name, known in recognised(settings).items():
@@ -241,7 +241,7 @@ def _open_source(settings: DataSettings, mixed: bool, look_again: bool) -> _Part
     notes = [*notes, *about_headers]
     patients_known = bool(table["patient_id"].notna().all())
 
-    # splits are drawn of the views that are kept, whether or not their files are downloaded yet
+    # splits are drawn from the views that are kept, whether or not their files are downloaded yet
     for step in (with_patients, _name_patients, chosen_rows, _keep_views, _split):
         table, more = step(table, settings)
         notes += more
@@ -251,7 +251,7 @@ def _open_source(settings: DataSettings, mixed: bool, look_again: bool) -> _Part
 
 
 def _read_mixed(settings: DataSettings, root: Path) -> tuple[pd.DataFrame, list[str]]:
-    """A source that does not know the target has no labels; alone it would be a mistake."""
+    """In a mix, a source that does not know the target has no labels; alone, that would be a mistake."""
     try:
         table, notes = read_source(settings, root)
     except NoSuchFinding:
@@ -327,7 +327,7 @@ def _check(table: pd.DataFrame, place: str) -> None:
 
 
 def _check_names(paths: pd.Series) -> None:
-    """What is written of images is UTF-8, which neither the names of files nor the locale need be."""
+    """UserError if names cannot be written as UTF-8, because of the names of files or of the locale."""
     names = "\n".join(paths)
     encoding = sys.getfilesystemencoding()
     if encoding != "utf-8" and not names.isascii():
@@ -366,9 +366,9 @@ def _example(ids: pd.Series) -> str:
 
 
 def _name_patients(table: pd.DataFrame, settings: DataSettings) -> tuple[pd.DataFrame, list[str]]:
-    """Let a study, or else an image, stand for a patient that is not named, and an image for such a study."""
+    """If a patient is not named, the study, or else the image, stands for it; the image also for an unnamed study."""
     anonymous = table["patient_id"].isna()
-    of_one_study = "study " + table["study_id"]  # no patient's id, whatever numbers studies have
+    of_one_study = "study " + table["study_id"]  # never equal to a patient's id, whatever the study's number
     table = table.assign(
         patient_id=table["patient_id"].fillna(of_one_study).fillna(table["image_id"]),
         study_id=table["study_id"].fillna(table["image_id"]),
@@ -429,7 +429,7 @@ def _split(table: pd.DataFrame, settings: DataSettings) -> tuple[pd.DataFrame, l
 
 
 def _all_to_train_on(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """Images without labels, whatever their table says of these; those of its test split are left alone."""
+    """All images, without labels, whatever their table says of labels; those of its test split are left out."""
     tests = table["split"] == "test"
     if tests.all():
         raise UserError("data.unlabelled: found images of test splits alone, expected some to train on")
@@ -443,11 +443,11 @@ def _carve(table: pd.DataFrame, split: str, fraction: float, seed: int) -> pd.Da
     """Move a fraction of the training patients to `split`, of the normal, abnormal and unknown alike."""
     train = table["split"] == "train"
 
-    # patients in the order of their lots
+    # patients in the order of their random numbers
     health = table[train].groupby("patient_id")["label"].max().fillna(-1)  # one abnormal image: abnormal
     health = health.iloc[np.argsort(_lots(health.index, seed, split))]
 
-    # the first of each kind move, and someone of each kind stays on either side
+    # the first of each kind move, and at least one of each kind stays on either side
     size = health.groupby(health).transform("size")
     wanted = (fraction * size).round().clip(lower=1).clip(upper=size - 1)
     moved = health.index[health.groupby(health).cumcount() < wanted]
@@ -473,7 +473,7 @@ def sample_patients(
 ) -> pd.DataFrame:
     """Rows of whole patients, drawn regardless of labels, until `count` labelled images are together.
 
-    both_first: but a patient with each label stands first, so that few images have both too.
+    both_first: a patient with each label comes first, so that even few images have both labels.
     The order of the draw depends on `seed` and patient ids alone, so a smaller sample is part of a
     larger one. Rows keep their order and index. UserError, naming `place`, if too few are labelled.
     """
@@ -481,7 +481,7 @@ def sample_patients(
     if labelled.sum() < count:
         raise UserError(f"{place}: found {labelled.sum():,} labelled training images, expected at least {count:,}")
 
-    # labelled images of each patient, the patients in the order of their lots
+    # labelled images of each patient, the patients in the order of their random numbers
     images = labelled.groupby(table["patient_id"]).sum()
     images = images.iloc[np.argsort(_lots(images.index, seed, "sample"))]
     if both_first:

@@ -1,7 +1,7 @@
-"""A data set that was moved or copied together with its stores: known again by its content, not by where it lies.
+"""A data set that was moved or copied together with its stores: recognised by its content, not by where it lies.
 
-A store is described by the folder of its images. Where none is described by the folder of today, one that says the same
-of another folder may be this data set's: then some of its rows are read again, and each must be what it was.
+A store's description names the folder of its images. If no store names today's folder, one that says the same of
+another folder may be this data set's. Then some of its rows are read again, and each must be what it was.
 """
 
 import hashlib
@@ -28,9 +28,9 @@ READ = 8  # files that are read again
 def moved_store(
     stores: Path, settings: DataSettings, table: pd.DataFrame, description: Mapping[str, Any], roots: Sequence[str]
 ) -> Path | None:
-    """The finished store of these very images when they lay elsewhere; None where there is none.
+    """The finished store of these very images, made when they lay elsewhere; None if there is none.
 
-    roots: where they lie today, as paths of the table begin with them.
+    roots: the folders where they lie today, with which the paths of the table begin.
     """
     for path in sorted(stores.glob(f"{settings.source}-*/store.json")):
         with suppress(OSError, ValueError, LookupError, TypeError):  # a damaged store, or none of ours
@@ -45,7 +45,7 @@ def moved_store(
 def _says_the_same(
     other: Mapping[str, Any], mine: Mapping[str, Any], table: pd.DataFrame, roots: Sequence[str]
 ) -> bool:
-    """Whether two descriptions differ in where the images lie alone."""
+    """Whether two descriptions differ only in where the images lie."""
     then = {name: value for name, value in other.items() if name not in PLACES}
     now = {name: value for name, value in mine.items() if name not in PLACES}
     if then != now:
@@ -53,7 +53,7 @@ def _says_the_same(
     if other["image_ids_and_paths"] == mine["image_ids_and_paths"]:
         return True
 
-    # of several data sets whole paths are described: are they as they were, once today's roots are put for then's?
+    # several data sets are described by whole paths: are these the same with the roots of then put for today's?
     before = other["root"]
     if not isinstance(before, list) or len(before) != len(roots):
         return False
@@ -64,13 +64,13 @@ def _says_the_same(
 
 
 def digest_of(image_ids: Iterable[str], paths: Iterable[str]) -> str:
-    """Of which images a store holds, and where they lie."""
+    """A digest of which images a store holds, and where they lie."""
     lines = sorted(f"{image_id}\t{path}" for image_id, path in zip(image_ids, paths, strict=True))
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def _is_the_same(folder: Path, settings: DataSettings, table: pd.DataFrame) -> bool:
-    """Whether files of today are what the store was made of: by the sizes of many, and the content of some."""
+    """Whether today's files are those the store was made of: by the sizes of many, and the content of some."""
     places = dict(zip(table["image_id"], table["path"], strict=True))
     rows = list(read_csv(folder / "index.csv"))
     chosen = np.random.default_rng().permutation(len(rows))[:LOOKED_AT].tolist()

@@ -1,4 +1,4 @@
-"""Arrays of a MedMNIST archive: what their headers declare is held against the file before anything is read."""
+"""Arrays of a MedMNIST archive: what their headers declare is checked against the file before anything is read."""
 
 import zipfile
 from math import prod
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-LARGE = 2**26  # bytes from which on an array is asked how it became so large
+LARGE = 2**26  # bytes beyond which an array's compression is checked
 RATIO = 100  # times that images may be compressed; radiographs are by less than ten
 STACK = "uint8 (n h w), (n h w 1) or (n h w 3)"  # what images are kept as
 
@@ -30,11 +30,11 @@ def read_header(archive: zipfile.ZipFile, name: str) -> Header:
                 (2, 0): np.lib.format.read_array_header_2_0,
             }
             shape, _, dtype = readers[version](file)
-        except Exception as error:  # what a stranger's header makes of its reader has many names
+        except Exception as error:  # a stranger's header may raise anything
             raise ValueError(f"{name}: found no header of an array ({type(error).__name__})") from None
         start = file.tell()
 
-    if dtype.hasobject:  # which is never read
+    if dtype.hasobject:  # such an array is never read
         return Header(shape, dtype)
     if not all(side >= 0 for side in shape):
         raise ValueError(f"{name}: found the shape {shape}, expected sides of 0 or more")

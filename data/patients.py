@@ -1,7 +1,7 @@
 """`data.patients`: a table with a row (or several) for each patient, whose columns are joined to the images.
 
-MIMIC's sex, age and race stand in MIMIC-IV's `patients.csv.gz` and `admissions.csv.gz`; any CSV of one's own will do.
-What a table of images says itself stays, and the table of patients fills what it lacks.
+MIMIC's sex, age and race stand in MIMIC-IV's `patients.csv.gz` and `admissions.csv.gz`; any CSV of the user's will do.
+What a table of images says itself stays; the table of patients fills in what it lacks.
 """
 
 import re
@@ -20,13 +20,13 @@ from data.sources.further import further_columns, without_free_text
 
 ID_NAMES = ("patientid", "subjectid", "patient", "subject", "patientnumber")  # of columns, in plain form
 ID = "patient_id"  # the name of that column from here on
-ANCHORS = ("anchor_age", "anchor_year")  # MIMIC-IV's age of a patient, and the (shifted) year in which that is it
+ANCHORS = ("anchor_age", "anchor_year")  # a patient's age in MIMIC-IV, and the (shifted) year in which it holds
 
 
 def with_patients(table: pd.DataFrame, settings: DataSettings) -> tuple[pd.DataFrame, list[str]]:
     """The table of one data set with what `data.patients` says of its patients; and notes.
 
-    Raises UserError where that is no table of patients, has a column of the manifest's own, or knows none of them.
+    Raises UserError if that is no table of patients, has a column of the manifest's own, or has none of these patients.
     """
     files = settings.patients or ()
     if isinstance(files, str):
@@ -100,12 +100,12 @@ def _read(path: Path, taken: Collection[str]) -> tuple[pd.DataFrame, list[str]]:
 
 
 def _one_row_each(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """A row for each patient (index: the id); unknown where their rows disagree, which is counted."""
+    """A row for each patient (index: the id); where a patient's rows disagree, the value is unknown, and counted."""
     columns = [str(name) for name in rows.columns if name != ID]
     if not rows[ID].duplicated().any():
         return rows.set_index(ID)[columns], []
 
-    # what a patient's rows say of a column, if it is one thing
+    # what a patient's rows say of a column, if they agree
     patients = pd.DataFrame(index=pd.Index(rows[ID].unique(), name=ID))
     undecided: dict[str, pd.Index] = {}
     for name in columns:
@@ -123,7 +123,7 @@ def _one_row_each(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
 
 
 def _at_study(joined: pd.DataFrame, dates: pd.Series | None) -> tuple[pd.DataFrame, list[str]]:
-    """The columns without anchors: they say the age, at the time of the study where its year is known."""
+    """The columns with an age instead of the anchors: the age at the study, if the study's year is known."""
     if "anchor_age" not in joined:
         return joined, []
     age = joined["anchor_age"].astype(np.float64)
@@ -136,7 +136,7 @@ def _at_study(joined: pd.DataFrame, dates: pd.Series | None) -> tuple[pd.DataFra
         if unknown := int((year.isna() & age.notna()).sum()):
             notes.append(f"no year of study for {unknown:,} images, whose age is that of the anchor year")
     rest = joined.drop(columns=list(ANCHORS), errors="ignore")
-    if "age" in rest:  # stated, and not worked out
+    if "age" in rest:  # stated, so it is not worked out
         return rest, []
 
     possible = age.between(0, OLDEST)
@@ -151,14 +151,14 @@ def _at_study(joined: pd.DataFrame, dates: pd.Series | None) -> tuple[pd.DataFra
 def _places(ids: pd.Series, known: pd.Index) -> np.ndarray:
     """(n) row of each image's patient in the table, -1 where it is not there.
 
-    An id is what it says, 7.0 being 7. Where it is not there as it stands, p10000032 is 10000032, if no other patient
-    on either side could be meant.
+    Ids are compared as they stand, except that 7.0 is 7. If an id is not there, p10000032 also stands for 10000032,
+    provided that no other patient on either side could be meant.
     """
     wanted = pd.Series(ids.dropna().unique(), dtype=object)
     bare = wanted.map(_bare)
     place = known.get_indexer(pd.Index(bare))
 
-    # without the letter, where that tells all of them apart
+    # without the letter, if the numbers alone tell patients apart
     numbers = pd.Series(known, dtype=object).map(_number)
     usable = ~numbers.duplicated(keep=False).to_numpy()
     by_number = dict(zip(numbers[usable], np.flatnonzero(usable), strict=True))
@@ -195,7 +195,7 @@ def _filled(table: pd.DataFrame, joined: pd.DataFrame) -> tuple[pd.DataFrame, li
         own = table[name]
         both = own.notna() & joined[name].notna()
         differing = int((both & (own != joined[name])).sum())
-        if differing and name != "age":  # which changes from study to study
+        if differing and name != "age":  # an age changes from study to study
             notes.append(f"another {name} than the images' own for {differing:,}: theirs are kept")
         table = table.assign(**{name: own.where(own.notna(), joined[name])})
 

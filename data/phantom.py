@@ -54,7 +54,7 @@ def write_tree(root: Path, images: int, seed: int = 0, workers: int = 1) -> None
 
 
 def _remove_what_the_killed_left(root: Path) -> None:
-    """Drawings that nobody goes on with. Who draws holds his own, also on another machine, and lives if he is here."""
+    """Remove abandoned drawings. An active one is locked, also by another machine; on this one, its process lives."""
     for left in root.parent.glob(f".{glob.escape(root.name)}.*.partial"):
         number = left.name.split(".")[-2]
         process = int(number) if number.isdecimal() else 0
@@ -86,7 +86,7 @@ def _plan_studies(rng: np.random.Generator, images: int) -> pd.DataFrame:
     frontals[-1] -= frontals.sum() - images
     count = len(frontals)
 
-    # patients have one to three studies; who is ill, and how surely that is stated, is drawn apart
+    # patients have one to three studies; who is ill, and how surely that is stated, is drawn separately
     patient = np.repeat(np.arange(count), rng.choice([1, 2, 3], size=count, p=[0.75, 0.18, 0.07]))[:count]
     sick = rng.permutation(np.arange(count) < round(ABNORMAL_SHARE * count))
     certainty = rng.permutation(_certainty(count))
@@ -115,7 +115,7 @@ def _distinct(rng: np.random.Generator, count: int, top: int) -> np.ndarray:
 
 
 def _sicken(rng: np.random.Generator) -> frozenset[str]:
-    """One finding, in one study of seven two."""
+    """One finding; in one study out of seven, two."""
     count = 2 if rng.random() < 1 / 7 else 1
     return frozenset(rng.choice(FINDINGS, size=count, replace=False, p=[0.4, 0.32, 0.28]).tolist())
 

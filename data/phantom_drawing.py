@@ -298,7 +298,7 @@ def _attenuation(rng: np.random.Generator, body: Anatomy, findings: frozenset[st
     """The body's attenuation along the beam, about 1 in the mediastinum and 0 in air."""  # h w
     chest = _chest(rng, body, "Cardiomegaly" in findings)
 
-    # air darkens the lungs; what ails them takes some of it away
+    # air darkens the lungs; findings take some of it away
     air = chest.lungs * (0.62 + 0.38 * _chord(1 - ((SIDE / body.chest - 0.52) / 0.6) ** 2))
     air = air * (1 - 0.8 * chest.heart) * (1 - 0.30 * _vessels(rng, body))
     air *= 1 + 0.04 * _clouds(rng, 60)

@@ -1,4 +1,4 @@
-"""Whether what a config names is there at all. Light: a bad path is answered before pandas or torch is imported."""
+"""Whether what a config names is there at all. Light: a bad path is reported before pandas or torch is imported."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ def expect_places(settings: DataSettings) -> None:
         raise UserError(f"data.root: found none for data.source={settings.source}, expected the data set's; {GIVE}")
 
     for source in settings.sources or (settings,):
-        if source.source == "phantom":  # drawn where it is not there
+        if source.source == "phantom":  # drawn if it is missing
             continue
         root = Path(expand(source.root, "data.root"))
         if source.source == "medmnist":
@@ -30,7 +30,7 @@ def expect_places(settings: DataSettings) -> None:
 
 
 def expect_unlabelled(settings: DataSettings) -> None:
-    """The same of `data.unlabelled`, which pretraining reads and nobody else."""
+    """The same for `data.unlabelled`, which only pretraining reads."""
     for number, entry in enumerate(settings.unlabelled):
         alone = settings.model_copy(update={"unlabelled": (entry,)}).of_unlabelled()
         assert alone is not None
@@ -40,7 +40,7 @@ def expect_unlabelled(settings: DataSettings) -> None:
 
 @contextmanager
 def told_as(place: str) -> Iterator[None]:
-    """What is wrong with further data is told as of their place, and without advice for the labelled ones."""
+    """Errors about further data name their place, and leave out the advice that is meant for the labelled data."""
     try:
         yield
     except UserError as error:

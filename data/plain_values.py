@@ -1,7 +1,7 @@
 """Values that strangers wrote (YAML, JSON, settings), as plain ones: bounded in size, depth and alphabet.
 
-A config, a run folder's files, a checkpoint and a model's config.json may come from anywhere. All of them pass here
-once, so nobody later asks whether a text is text, a list holds itself, or 400 bytes stand for a billion values.
+A config, a run folder's files, a checkpoint and a model's config.json may come from anywhere. All of them pass through
+here once. So no later code asks whether a text is text, a list holds itself, or 400 bytes stand for a billion values.
 """
 
 import json
@@ -16,9 +16,9 @@ from data.errors import UserError, printable
 
 LARGEST_YAML = 2**20  # bytes; its reader takes seconds for a million
 LARGEST_JSON = 2**26
-MOST = 10**6  # values in all, one that stands in several places counted in each
+MOST = 10**6  # values in all; one that stands in several places counts in each
 MOST_IN_YAML = 10**5
-DEEPEST = 40  # lists and mappings in each other
+DEEPEST = 40  # lists and mappings nested in each other
 DIGITS = 400  # of a number: a float has no more
 LARGEST = 2**63  # of whole numbers: what 64 bits hold
 # numbers as in YAML 1.2: 1e-3 is one; 010 and 1:30 are texts, and neither 8 nor 90
@@ -31,14 +31,14 @@ class NotYaml(UserError):
 
 
 class Refused(ValueError):
-    """What is odd about a value, in words that a place can stand before."""
+    """What is odd about a value, worded so that a place can be put before it."""
 
 
 # ---------------------------------------------------------------- values
 
 
 def plain(value: Any, place: str) -> Any:
-    """A copy made of None, bool, int, float, str, lists and mappings by name alone; UserError for anything else."""
+    """A copy of None, bool, int, float, str, lists, and mappings whose keys are names; UserError for anything else."""
     try:
         return _copied(value, "", iter(range(MOST)))
     except Refused as odd:
@@ -72,7 +72,7 @@ def _copied(value: Any, name: str, left: Iterator[int], depth: int = 0) -> Any:
 
 
 def _place(name: str) -> str:
-    """How a line begins that is about the value of this name."""
+    """The beginning of a line about the value of this name."""
     return f"{printable(name)}: " if name else ""
 
 
@@ -89,7 +89,7 @@ def _text(value: str, name: str) -> str:
 
 
 def _name(key: Any, name: str) -> str:
-    """A name in the mapping of that name; YAML and a checkpoint may have numbers there."""
+    """A key of the mapping called `name`, as text; YAML and a checkpoint may have numbers there."""
     if isinstance(key, str):
         return _text(key, name)
     if key is None or isinstance(key, bool | int | float):
@@ -133,9 +133,9 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", WITH_POINT, list("-+012
 
 
 def parse_yaml(text: str, place: str) -> Any:
-    """Plain values of a YAML text; UserError where it is none, or stands for far more than it is."""
+    """Plain values of a YAML text; UserError if it is not YAML, or expands to far more than it says."""
     try:
-        loader = _Loader(text)  # which looks for characters that YAML has not
+        loader = _Loader(text)  # which looks for characters that YAML does not allow
         node = loader.get_single_node()
         _expect_bounded(node)
         value = None if node is None else loader.construct_document(node)
@@ -145,7 +145,7 @@ def parse_yaml(text: str, place: str) -> Any:
         raise NotYaml(f"{place}: not valid YAML: {' '.join(str(error).split())}") from None
     except RecursionError:
         raise UserError(f"{place}: found values nested more than {DEEPEST} deep, expected settings") from None
-    except Exception as error:  # what a tag such as !!bool makes of another word has many names
+    except Exception as error:  # a tag such as !!bool before another word may raise anything
         raise NotYaml(f"{place}: not valid YAML: {type(error).__name__} in a value") from None
     return plain(value, place)
 
@@ -157,7 +157,7 @@ def read_yaml(path: Path) -> Any:
 
 
 def _expect_bounded(node: yaml.Node | None) -> None:
-    """Refused where aliases make a list hold itself, or a text much more than it says."""
+    """Refused if aliases make a list hold itself, or make a text expand to much more than it says."""
     if node is None:
         return
     count, depth = _extent(node, {})

@@ -27,17 +27,17 @@ from data.workers import TRIES, Job, Killed, run_jobs, run_one_by_one, usable_co
 from data.writing import keep_private, read_json, restoring_umask
 
 AGAIN = 64  # images that are tried once more where the system would not read them
-SUCCEEDS = "succeeds"  # in a description: the fingerprint of the store whose place this one takes
+SUCCEEDS = "succeeds"  # in a description: the fingerprint of the store that this one replaces
 CHUNK = 32  # images a worker decodes between two reports
 
 
 @restoring_umask()
 def prepare(config: DataConfig | DataSettings, manifest: Manifest | None = None, try_again: bool = False) -> ImageStore:
-    """The store of the images of a config (or of its data section), decoded now where that has not been done.
+    """The store of the images of a config (or of its data section), decoded now if that has not been done.
 
     Without a manifest it looks anew which files are on disk. try_again, or no manifest: files that were rejected for
-    want of a plugin are tried again when the plugins are others by now. Raises UserError when there is no image, when
-    more than `data.max_rejected` cannot be read, and when the store that is there is not what was written.
+    want of a plugin are tried again if the plugins have changed since. Raises UserError if there is no image, if more
+    than `data.max_rejected` cannot be read, or if an existing store is not what was written.
     """
     settings = config if isinstance(config, DataSettings) else config.data
     keep_private(credentialed_sources(settings), settings.share)
@@ -79,7 +79,7 @@ def _place(settings: DataSettings, description: dict[str, Any]) -> Path:
 
 
 def known_as(settings: DataSettings, table: pd.DataFrame) -> dict[str, Any]:
-    """The description of the store of these images: of today's place, or of one at which they lay when it was made."""
+    """The description of these images' store: with their place of today, or the one they had when it was made."""
     description = describe_store(settings, table)
     if (_place(settings, description) / "store.json").exists():
         return description
@@ -91,19 +91,19 @@ def known_as(settings: DataSettings, table: pd.DataFrame) -> dict[str, Any]:
     before = facts_of(read_description(moved))
     then = before["root"] if isinstance(before["root"], str) else ", ".join(before["root"])
     made = f"made when the images lay at {then}"
-    if before["root"] == description["root"]:  # by size and date they are others
+    if before["root"] == description["root"]:  # the same place, but another size or date
         made = f"made before the files of {then} were written anew"
     print(f"note: {moved}: {made}; they are the same, so it is used", file=sys.stderr)
     return described(before)
 
 
 def finished_store(settings: DataSettings, description: dict[str, Any]) -> Path | None:
-    """The folder of the finished store of that description, or of the one that took its place; else None."""
+    """The folder of the finished store of that description, or of the one that replaced it; else None."""
     folder = _place(settings, description)
     if not (folder / "store.json").exists():
         return None
 
-    # a store stays as it is: when plugins made more files readable, another one took its place
+    # a store is never changed: when plugins made more files readable, another one replaced it
     successors: dict[str, Path] = {}
     for path in sorted(folder.parent.glob(f"{settings.source}-*/store.json")):
         with suppress(OSError, ValueError, LookupError, TypeError):
@@ -142,7 +142,7 @@ def _check_order(store: ImageStore, table: pd.DataFrame) -> None:
 
 
 def verify(config: DataConfig | DataSettings) -> ImageStore:
-    """The store of a config, once all of it, every pixel included, is known to be what was written.
+    """The store of a config, after all of it, every pixel included, is compared with what was written.
 
     Raises UserError where it is not, naming the first rows that differ, and where no store is finished.
     """
@@ -161,9 +161,9 @@ def verify(config: DataConfig | DataSettings) -> ImageStore:
 
 
 def _with_files_of_new_plugins(settings: DataSettings, manifest: Manifest, store: ImageStore) -> ImageStore:
-    """The store, or one that takes its place where a file that lacked a plugin can be read by now.
+    """The store, or one that replaces it if a file that lacked a plugin can be read by now.
 
-    Runs may rest on the first one, so it stays as it is.
+    Runs may depend on the first one, so it stays as it is.
     """
     lines = [line for line in read_rejections(store.folder) if line.get("plugins")]  # older stores have no such column
     if not lines:
@@ -182,7 +182,7 @@ def _with_files_of_new_plugins(settings: DataSettings, manifest: Manifest, store
 
 
 def _say_what_is_unreadable(store: ImageStore, in_full: bool) -> None:
-    """in_full: how many and why; else only that another try may help, as a run keeps its images until then."""
+    """in_full: how many and why. Else only that another try may help; until then a run keeps the images it has."""
     lines = read_rejections(store.folder)
     if not lines:
         return
@@ -225,7 +225,7 @@ def describe_store(settings: DataSettings, table: pd.DataFrame) -> dict[str, Any
         roots.append(str(path.resolve()))
         archives.append(_size_and_time(path))
 
-    # the same images under another root are another store only by `root`, not by every path
+    # under another root, the same images change `root` alone, and not every path
     mixed = settings.source == "mix"
     prefix = "" if mixed else expand(settings.root, "data.root")
     paths = [path.removeprefix(prefix) for path in table["path"]]
@@ -300,7 +300,7 @@ def _write(settings: DataSettings, folder: Path, table: pd.DataFrame, descriptio
 
 
 def _doubt_plugins(writer: StoreWriter) -> None:
-    """Have files decoded again that lacked a plugin in an earlier attempt, if the plugins were others then."""
+    """Have files decoded again that lacked a plugin in an earlier attempt, if the plugins have changed since."""
     lacking = writer.lacking()
     if lacking:
         now = plugins_here()
@@ -316,7 +316,7 @@ def _compared(writer: StoreWriter, listings: list[Listing]) -> list[str]:
     """What came of each list of checksums, in a line."""
     if not listings:
         return []
-    images = {absolute(path) for path in writer.paths if ".npz#" not in path}  # of an archive the whole is listed
+    images = {absolute(path) for path in writer.paths if ".npz#" not in path}  # lists name only whole archives
     reasons = writer.reasons()
 
     lines = []
@@ -343,8 +343,8 @@ def allowed(limit: int | float | None, count: int) -> int:
 def _decode_all(settings: DataSettings, writer: StoreWriter) -> None:
     """Decode what the writer still lacks, in chunks that processes share.
 
-    Raises UserError for images whose process was killed, alone, when all others are decoded: it may be for lack of
-    memory, so they are not rejected; nor are those that the system would not read, which may pass.
+    Raises UserError, after all others are decoded, for images whose process was killed even when it read them alone,
+    and for those that the system would not read. Both may pass, so they are not rejected.
     """
     todo = writer.todo().tolist()
     suspects = writer.killers().tolist()
@@ -362,7 +362,7 @@ def _decode_all(settings: DataSettings, writer: StoreWriter) -> None:
             for _, chunk, *_ in killed.jobs:
                 suspects += [row for row, *_ in chunk]
 
-        # which of a chunk's images is it? And does it go better now what the system would not do just now?
+        # which of a chunk's images is it? And does the system now read what it would not read before?
         if len(postponed) <= AGAIN:
             suspects += postponed
             postponed = {}
@@ -387,7 +387,7 @@ def _job(settings: DataSettings, writer: StoreWriter, rows: list[int]) -> Job:
 def _note_all(
     writer: StoreWriter, decoded: Generator[list[Decoded]], bar: "tqdm[Any]", postponed: dict[int, str]
 ) -> None:
-    """Record what is decoded; adds to `postponed` the rows for which the time is not now, with the reason."""
+    """Record what is decoded; adds rows that must wait to `postponed`, with the reason."""
     with closing(decoded):
         for results in decoded:
             for result in results:
@@ -400,7 +400,7 @@ def _note_all(
 
 
 def _killed(writer: StoreWriter, rows: list[int]) -> UserError:
-    """What to say of images whose process is killed, which are remembered as such."""
+    """What to say of images whose process is killed; their rows are remembered as such."""
     for row in rows:
         writer.suspect(row)
     more = ""

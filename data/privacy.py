@@ -1,8 +1,8 @@
-"""What becomes of credentialed data: which data that is, who may see it, and how it is remembered.
+"""How credentialed data is treated: which data that is, who may see it, and how it is remembered.
 
-The terms of a credentialed data set forbid passing it on. So its images and plain ids are shown only where its own
-config wishes it, what is made of it is written for its owner alone (`keep_private` in data/writing.py), and checkpoints
-remember its images by a secret of this machine. docs/security.md promises all this.
+The terms of a credentialed data set forbid passing it on. So its images and plain ids are shown only if its own config
+asks for it. What is made of it is written for its owner alone (`keep_private` in data/writing.py). Checkpoints remember
+its ids by hashes with a secret of this machine. docs/security.md promises all this.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from data.sources import SOURCES
 from data.writing import flush_to_disk
 
 Kind = TypeVar("Kind", bound=DataConfig)
-# what a config allows for its own data: (setting, value that allows, value without a word)
+# what a config may allow for its own data: (setting, value that allows it, value where nothing is said)
 PERMISSIONS = (
     ("report.images", True, None),
     ("data.credentialed", False, None),
@@ -31,7 +31,7 @@ PERMISSIONS = (
 )
 KEY_BYTES = 32
 SALT = "salt"
-# columns that describe groups of people, in plain form: of credentialed tables no others are handed on unasked
+# plain names of columns that describe groups of people: of credentialed tables no others are passed on unasked
 OF_PEOPLE = (
     *("race", "ethnicity", "ethnicgroup", "raceethnicity", "primaryrace", "insurance", "insurancetype", "language"),
     *("maritalstatus", "agegroup", "bmi", "bmigroup", "smoking", "smokingstatus"),
@@ -49,7 +49,7 @@ def is_credentialed(settings: DataSettings) -> bool:
 def credentialed_sources(settings: DataSettings) -> tuple[str, ...]:
     """The names of the credentialed data sets among those of the settings; () where all are open.
 
-    Where nothing is said of it, also what lies there decides: MIMIC-CXR's files read by another source are MIMIC-CXR's.
+    If the settings do not say it, the files decide too: MIMIC-CXR's files read by another source are MIMIC-CXR's.
     """
     names = list(credentialed_by_name(settings))
     if settings.credentialed is None:
@@ -58,13 +58,13 @@ def credentialed_sources(settings: DataSettings) -> tuple[str, ...]:
 
 
 def credentialed_unlabelled(settings: DataSettings) -> tuple[str, ...]:
-    """The same of the data sets that serve pretraining alone."""
+    """The same for the data sets that serve pretraining alone."""
     further = settings.of_unlabelled()
     return credentialed_sources(further) if further else ()
 
 
 def credentialed_by_name(settings: DataSettings) -> tuple[str, ...]:
-    """The same by what the settings say alone: those of a stranger's checkpoint choose no place to look at."""
+    """The same by the settings alone: those of a stranger's checkpoint must not choose a place to look at."""
     names = []
     for name, part in settings.each_source().items():
         by_terms = SOURCES[part.source].credentialed
@@ -74,12 +74,12 @@ def credentialed_by_name(settings: DataSettings) -> tuple[str, ...]:
 
 
 def recognised(settings: DataSettings) -> dict[str, str]:
-    """Of the data sets that are read by an open source, those that are credentialed ones, and which."""
+    """Data sets that are read by an open source but hold a credentialed one's files: name → which one."""
     found = {}
     for name, part in settings.each_source().items():
         if SOURCES[part.source].credentialed or part.source == "phantom":
             continue
-        with suppress(UserError):  # a place without a name, which whoever reads it says
+        with suppress(UserError):  # a path that cannot be resolved, which its reader reports
             known = known_data_set(*_places(part))
             if known is not None:
                 found[name] = known
@@ -87,10 +87,10 @@ def recognised(settings: DataSettings) -> dict[str, str]:
 
 
 def credentialed_places(paths: Iterable[str | Path]) -> tuple[str, ...]:
-    """The credentialed data sets that files, folders and tables somewhere belong to, told as `recognised` tells."""
+    """The credentialed data sets to which these files, folders and tables belong, told as `recognised` tells."""
     found = set()
     for word in paths:
-        if str(word).startswith(SHIPPED):  # which is open, wherever one stands
+        if str(word).startswith(SHIPPED):  # open data, whatever the working folder
             continue
         path = Path(word)
         table = path if path.name.endswith((".csv", ".csv.gz")) else None
@@ -99,7 +99,7 @@ def credentialed_places(paths: Iterable[str | Path]) -> tuple[str, ...]:
 
 
 def terms(sources: Collection[str]) -> str:
-    """What is to be said of whatever is made of these data sets."""
+    """The notice that goes with everything made from these data sets."""
     return (
         f"Made from credentialed data ({', '.join(sorted(sources))}): check the data use agreement before sharing any "
         "of it."
@@ -110,7 +110,7 @@ def terms(sources: Collection[str]) -> str:
 
 
 def may_show(credentialed: bool, wished: bool | None) -> bool:
-    """Whether images and plain ids may be shown: those of credentialed data only where it is wished for.
+    """Whether images and plain ids may be shown: those of credentialed data only if it is wished for.
 
     wished: `report.images` of the config of this very data. This is the one place that decides.
     """
@@ -122,7 +122,7 @@ def may_show(credentialed: bool, wished: bool | None) -> bool:
 def may_hand_on(column: str, credentialed: bool, wished: Collection[str]) -> bool:
     """Whether a further column of a user's table may go into predictions: it may hold surnames, or worse.
 
-    Of credentialed data only what is known to describe groups of people may, and what is wished for by its name.
+    Of credentialed data only columns known to describe groups of people may, and those that `wished` names.
     """
     return not credentialed or plain_name(column) in OF_PEOPLE or column in wished
 
@@ -133,13 +133,13 @@ def with_settings(
     place: str = "command line",
     made_on: Collection[str] | None = None,
 ) -> Kind:
-    """A copy of a config with dotted keys replaced, layer by layer, as `change_config` makes it; consent stays behind.
+    """A copy of a config with dotted keys replaced, layer by layer, as `change_config` does; consent stays behind.
 
-    What a config allows for its own data (`PERMISSIONS`), a layer that changes the data does not inherit: it must allow
-    it itself. What is forbidden stays so.
+    What a config allows (`PERMISSIONS`) holds for its own data. A layer that changes the data does not inherit it: it
+    must allow it itself. What is forbidden stays so.
 
-    made_on: the `data_sets` that a checkpoint's config was for when it was made: its variables and links may lead
-    elsewhere by now.
+    made_on: the `data_sets` of a checkpoint's config when it was made, as its variables and links may lead elsewhere by
+    now.
     """
     configs = [made]
     for layer in layers:
@@ -171,7 +171,7 @@ def data_sets(settings: DataSettings) -> set[str]:
         try:
             root, table = _places(part)
             where = [os.path.realpath(root), os.path.realpath(table) if table else ""]
-        except UserError:  # a variable that is not set: then it is as it is written
+        except UserError:  # a variable is not set: the path is taken as it is written
             where = [part.root, part.table]
         found.add(hashlib.sha256("\n".join((part.source, *where)).encode()).hexdigest()[:16])
     return found
@@ -191,7 +191,7 @@ def _value(config: DataConfig, name: str) -> Any:
 
 
 def _leaves(changes: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values of what is given, in sections or one by one."""
+    """Dotted keys and values of changes that are given in sections or one by one."""
     for name, value in changes.items():
         if isinstance(value, Mapping):
             yield from _leaves(value, f"{above}{name}.")
@@ -203,9 +203,10 @@ def _leaves(changes: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, 
 
 
 def secret_key() -> bytes:
-    """The secret of this machine's user, made when it is first needed; another one each time where it cannot be kept.
+    """The secret of this machine's user, made when it is first needed; if it cannot be kept, another one each time.
 
-    Ids can be guessed: a hospital's numbers, or all of a published data set. Without the secret no guess can be tried.
+    Ids can be guessed: a hospital's numbers, or all those of a published data set. Without the secret no guess can be
+    checked.
     """
     try:
         path = _key_place()
@@ -222,7 +223,7 @@ def secret_key() -> bytes:
 
 
 def kept_key() -> bytes | None:
-    """The secret by which ids are remembered; None where none has been."""
+    """The secret by which ids are remembered; None if none is kept."""
     try:
         key = _key_place().read_bytes()
     except (OSError, RuntimeError):
@@ -237,10 +238,10 @@ def _key_place() -> Path:
 
 
 def salt_of(folder: Path | None) -> bytes | None:
-    """The salt by which the ids of files are hashed: the one that lies in `folder`, else one of this user's secret.
+    """The salt for hashing the ids of files: the one that lies in `folder`, else one derived from this user's secret.
 
-    It travels with the stores, so that a project that was moved keeps its patients; and where stores are deleted, it
-    comes out the same again. None where there is neither, as it would be another one each time.
+    It travels with the stores, so that a moved project keeps its patients. If the stores are deleted, the same salt is
+    derived again. None if there is neither: it would be another one each time.
     """
     if folder is not None:
         with suppress(OSError):
@@ -253,14 +254,14 @@ def salt_of(folder: Path | None) -> bytes | None:
 
 
 def keep_salt(folder: Path, salt: bytes) -> None:
-    """For this user alone: with it, whoever guesses an id could try it."""
+    """Write the salt for this user alone: with it, anybody could check a guessed id."""
     folder.mkdir(parents=True, exist_ok=True)
     with suppress(FileExistsError):
         _make_key(folder / SALT, salt)
 
 
 def _make_key(path: Path, key: bytes | None = None) -> None:
-    """Whole or not at all: of several processes that begin at once, the first one's stands."""
+    """Write a key whole or not at all; of several processes that do so at once, the first one's key stands."""
     if path.exists():
         return
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

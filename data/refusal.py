@@ -13,7 +13,7 @@ class UnreadableImage(ValueError):
 
 
 class NotNow(UnreadableImage):
-    """The system's trouble, not the file's: another time it may be read."""
+    """The system's trouble, not the file's: it may be readable another time."""
 
 
 class LacksPlugin(UnreadableImage):
@@ -24,7 +24,7 @@ class LacksPlugin(UnreadableImage):
         self.plugins = plugins
 
 
-# what is wrong with the file itself, or with its name; anything else that a system says may pass
+# errors of the file itself, or of its name; any other error of the system may pass
 LASTING = (
     errno.ENOENT,
     errno.ENOTDIR,
@@ -51,7 +51,7 @@ def may_pass(error: BaseException) -> bool:
 
 
 def raise_if_it_may_pass(error: BaseException) -> None:
-    """For whoever takes every error for the file's fault."""
+    """For callers that otherwise take every error for the file's fault."""
     if may_pass(error):
         raise error
 

@@ -8,19 +8,19 @@ from pathlib import Path
 from data.errors import printable
 from data.writing import read_csv
 
-MOST = 3  # reasons that are said
+MOST = 3  # reasons that are told
 LONGEST = 160  # characters of one
 GDCM = "GDCM may help: pip install 'mae-cxr[dicom]', then mae-prepare again"
 ANOTHER = "a further plugin may help (rejected.csv names them), then mae-prepare again"
 
 
 def read_rejections(folder: Path) -> list[dict[str, str]]:
-    """The lines of a store's `rejected.csv`: image_id, path, reason and, where another would help, the plugins then."""
+    """The lines of a store's `rejected.csv`: image_id, path, reason; the plugins then, if another one would help."""
     return list(read_csv(folder / "rejected.csv"))
 
 
 def rejection_lines(folder: Path, images: int, plugins: str) -> list[str]:
-    """What to say of a finished store of so many images; nothing where all are read. plugins: those that are here."""
+    """What to say of a finished store of so many images; nothing if all could be read. plugins: those of today."""
     lines = read_rejections(folder)
     if not lines:
         return []
@@ -38,7 +38,7 @@ def rejection_lines(folder: Path, images: int, plugins: str) -> list[str]:
 
 
 def waiting_for_plugins(lines: Collection[dict[str, str]], plugins: str) -> list[str]:
-    """The paths of rejected files that lacked a plugin, if the plugins are others by now."""
+    """The paths of rejected files that lacked a plugin, if the plugins have changed since."""
     return [line["path"] for line in lines if line.get("plugins") and line["plugins"] != plugins]
 
 
@@ -47,7 +47,7 @@ def _kind(line: dict[str, str], plugins: str) -> str:
 
 
 def _why(line: dict[str, str], plugins: str) -> str:
-    """The reason without the path before it; of a missing plugin, what brings one."""
+    """The reason without the path before it; for a missing plugin, how to get one."""
     if line.get("plugins"):
         return ANOTHER if "python-gdcm" in plugins or "gdcm" not in line["reason"] else GDCM
     return printable(line["reason"].removeprefix(f"{line['path']}: "), LONGEST)

@@ -33,13 +33,13 @@ Layout = Literal[
 ]
 Resize = Literal["pad", "squash", "crop"]
 Tone = Literal["window", "mimic_jpg"]  # as a viewer shows it, or as MIMIC-CXR-JPG was made
-# by which the same images may be found otherwise: a run knows its images by their store, their splits and their labels
+# settings that may differ for the same images: a run knows its images by their store, their splits and their labels
 FOUND_BY = ("data.root", "data.labels_root", "data.normal", "data.dicom_ids")
 Size = int | tuple[int, int]  # of an image: the side of a square, or height and width
 
 
 class Chosen(dict[str, tuple[Value, ...]]):
-    """Values by column, which nobody changes: like all settings it can be looked up by."""
+    """Values by column, which nobody changes: hashable, as all settings are."""
 
     def __hash__(self) -> int:  # type: ignore[override]
         return hash(frozenset(self.items()))
@@ -69,7 +69,7 @@ class PhantomSettings(Settings):
 
 
 class ColumnSettings(Settings):
-    """What a table of one's own calls the columns that are read; null: by their own names (source: table)."""
+    """What the user's own table calls the columns that are read; null: by their own names (source: table)."""
 
     path: Name | None = Field(None, description="column of the files, below root")
     label: Name | None = Field(None, description="column that says normal or abnormal")
@@ -194,7 +194,7 @@ class DataSettings(Settings):
             raise ValueError(f"source is missing ({type(self).model_fields['source'].description})")
         if self.source != "mix" and self.sources:
             raise ValueError(f"sources: found a list beside source {self.source}, expected [] or source mix")
-        if self.sources and self.patients is not None:  # whose ids may be those of other patients elsewhere
+        if self.sources and self.patients is not None:  # in another source, its ids may be other patients'
             raise ValueError("patients: found it beside several sources, expected it in the entry it belongs to")
         for key in ("sources", "unlabelled"):
             names = [part.name or part.source for part in getattr(self, key)]
@@ -215,7 +215,7 @@ class DataSettings(Settings):
     def of_unlabelled(self) -> "DataSettings | None":
         """The settings of `unlabelled` as a data set of its own; None where there is none.
 
-        Of this one it has what is the same for all images that one model sees, and where stores are.
+        It takes from these settings what must be the same for all images that one model sees, and where stores are.
         """
         if not self.unlabelled:
             return None
@@ -236,7 +236,7 @@ class UnlabelledSettings(DataSettings):
 
 
 LARGEST_CROP = 4  # share of the image's area: then it is half as high and wide
-# what unlabelled images have of the labelled ones' settings
+# settings that unlabelled images share with the labelled ones
 SHARED = ("views", "image_size", "resize", "tone", "credentialed", "share", "max_rejected", "store", "workers")
 
 

@@ -1,7 +1,7 @@
-"""Sex and age of patients: one spelling of what tables write in many.
+"""Sex and age of patients: the many spellings of tables → one.
 
-Sex is F, M or unknown (NaN); age is in years, or unknown. What cannot be read is unknown, and counted in a note: these
-columns serve subgroups, so an odd cell costs its own image a place in one and nothing else.
+Sex is F, M or unknown (NaN); age is in years, or unknown. A cell that cannot be read is unknown, and counted in a note:
+these columns serve subgroups, so an odd cell only costs its own image a place in one.
 """
 
 import re
@@ -52,7 +52,7 @@ def people_columns(header: Iterable[str]) -> dict[str, str]:
 
 
 def read_people(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """The table with its texts `sex` and `age`, as far as it has them, read; and how many could not be."""
+    """The table after reading its texts `sex` and `age`, if it has them; and how many could not be read."""
     notes = []
     if "sex" in table:
         sex = read_sex(table["sex"])

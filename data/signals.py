@@ -1,7 +1,7 @@
-"""Ending well: a signal ends any command with exit code 75, and the same command, given again, goes on.
+"""Ending well: a signal ends any command with exit code 75, and the same command, given again, resumes.
 
-Outside the training loop a signal is an exception, as Ctrl-C is: files and processes are let go of on the way out. The
-loop asks for signals to be noted instead, and stops after a saved step. Light: commands import it before anything else.
+Outside the training loop a signal raises an exception, as Ctrl-C does: files and processes are released on the way out.
+The loop has signals noted instead, and stops after a saved step. Light: commands import it before anything else.
 """
 
 import os
@@ -17,7 +17,7 @@ from typing import Any
 TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
 GRACE = 20.0  # seconds a command has to end by itself; Slurm and torchrun kill after 30
 
-# what schedulers, shells and terminals send to say that time is up; a system need not have all of them
+# signals by which schedulers, shells and terminals say that time is up; a system need not have all of them
 NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
 SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
 
@@ -25,7 +25,7 @@ Handler = Callable[[int, FrameType | None], None]
 
 
 class Stopped(SystemExit):
-    """A signal ended it; exit code 75. `line` says so to whoever looks on; of several ranks one `speaks`."""
+    """A signal ended the command; exit code 75. `line` says so to the user; of several ranks, one `speaks`."""
 
     def __init__(self, line: str, speaks: bool = True):
         super().__init__(TRY_AGAIN)
@@ -35,10 +35,10 @@ class Stopped(SystemExit):
 
 @contextmanager
 def stopping_on_signals(for_good: bool) -> Iterator[None]:
-    """A signal that arrives in here raises `Stopped`; later ones are part of the same ending, and do nothing.
+    """A signal that arrives inside the block raises `Stopped`; later ones do nothing.
 
-    for_good: the process is about to end afterwards, so signals do nothing from then on. A main thread that cannot
-    hear the signal, say in torch's wait for other ranks, is ended after GRACE seconds.
+    for_good: the process is about to end after the block, so signals do nothing from then on. If the main thread cannot
+    react to the signal, say in torch's wait for other ranks, the process is ended after GRACE seconds.
     """
     raised: list[Stopped] = []
     numbers: list[int] = []
@@ -71,7 +71,7 @@ def stopping_on_signals(for_good: bool) -> Iterator[None]:
         except BaseException as error:
             if not raised or isinstance(error, Stopped):
                 raise
-            raise raised[0] from None  # what a library was in the middle of failed on the way out
+            raise raised[0] from None  # a library that was at work failed on the way out
         finally:
             ended.set()
             sys.unraisablehook = hook
@@ -81,9 +81,9 @@ def stopping_on_signals(for_good: bool) -> Iterator[None]:
 
 @contextmanager
 def noting_signals() -> Iterator[list[str]]:
-    """A list that gets the name of each signal which arrives, for who looks at it between two steps.
+    """A list that gets the name of each signal that arrives; the caller looks at it between two steps.
 
-    A second Ctrl-C acts as it did before. What was noted and not stopped for acts so at the end.
+    A second Ctrl-C acts as it did before. If the caller did not stop for a noted signal, it takes effect at the end.
     """
     received: list[str] = []
 
@@ -106,7 +106,7 @@ def noting_signals() -> Iterator[list[str]]:
 
 
 def ignore_in_child() -> None:
-    """For a child process: whether to stop is its parent's to say. SIGTERM stays the parent's way to end it."""
+    """For a child process: its parent decides whether it stops. SIGTERM stays the parent's way to end it."""
     for number in SIGNALS:
         if number != signal.SIGTERM:
             signal.signal(number, signal.SIG_IGN)
@@ -116,17 +116,17 @@ def ignore_in_child() -> None:
 
 @contextmanager
 def held_back() -> Iterator[None]:
-    """For starting child processes: signals wait until it is done.
+    """For starting child processes: signals wait until the block ends.
 
-    A terminal's go to all processes. The child inherits that they wait, until it calls `ignore_in_child`; and it would
-    complain if its parent left before telling it what to do.
+    A terminal's signals go to all processes. They wait for the child too, until it calls `ignore_in_child`; and it
+    would complain if its parent left before telling it what to do.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
 
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    _Now.starting_child = True  # another thread may hear the signal, and ours act on it
+    _Now.starting_child = True  # another thread may receive the signal, and ours act on it
     try:
         yield
     finally:
@@ -155,7 +155,7 @@ def _ended_by(number: int) -> str:
 
 @contextmanager
 def beginning_anew() -> Iterator[None]:
-    """What a signal stops in the block has to be done from the start again, and is told so."""
+    """If a signal stops the block, its work has to be done from the start again, and the message says so."""
     before = _Now.kept
     _Now.kept = "the same command begins anew"
     try:

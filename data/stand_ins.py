@@ -24,7 +24,7 @@ UTF_16 = (b"\xff\xfe<\0", b"\xfe\xff\0<")
 
 
 def stand_in(start: bytes) -> str | None:
-    """What a file that begins so is instead of what was expected; None where that cannot be told."""
+    """What a file with this beginning is, instead of what was expected; None if that cannot be told."""
     if start and not any(start):
         return "zeros alone (a download that was not finished)"
     if start.startswith(UTF_16):
@@ -39,7 +39,7 @@ def stand_in(start: bytes) -> str | None:
 
 
 def pointing_link(path: Path) -> str | None:
-    """What a link is whose content lies elsewhere and was not fetched; None where `path` is no such link."""
+    """In words, a link whose content lies elsewhere and was not fetched; None if `path` is no such link."""
     if path.is_symlink() and "annex/objects/" in str(path.readlink()) and not path.exists():
         return f"a git-annex link ({POINTER}: git annex get)"
     return None

@@ -1,9 +1,9 @@
 """ImageStore: decoded radiographs in one memory-mapped array, shared by every run that reads them alike.
 
 A store folder holds `images.npy` (uint8, n h w), `index.csv` (image_id, row, bytes, digest and stamp of the file,
-digest of the row's pixels), `rejected.csv` (image_id, path, reason, and the plugins that were there where another would
-help) and, written last, `store.json`. Labels and splits are not in it: they join at run time, so another label policy
-never decodes again.
+digest of the row's pixels), `rejected.csv` (image_id, path, reason; and the plugins of then, if another one would help)
+and, written last, `store.json`. Labels and splits are not in it: they are joined at run time, so another label policy
+needs no new decoding.
 """
 
 import csv
@@ -67,7 +67,7 @@ class Postponed(str):
 
 
 class ForWantOfPlugin(str):
-    """A reason that holds as long as the plugins that decode DICOM are these."""
+    """A reason that holds as long as the plugins that decode DICOM stay the same."""
 
     plugins: str
 
@@ -128,7 +128,7 @@ class ImageStore:
 
     @property
     def vouched(self) -> bool:
-        """Whether there are digests that tell it from a changed one; a store older than they are has none."""
+        """Whether the store has digests that reveal changes; one that is older than digests has none."""
         return FILES in self.description
 
     def verify(self) -> None:
@@ -154,7 +154,7 @@ class ImageStore:
             rows = following
 
     def _ask_for(self, rows: np.ndarray) -> None:
-        """Have the system read the rows into memory, without waiting for it; a hint, where it takes such."""
+        """Have the system read the rows into memory, without waiting for it; a hint, if it takes hints."""
         if not hasattr(os, "posix_fadvise"):
             return
         start = self.images.offset
@@ -219,14 +219,14 @@ class StoreWriter:
         return np.flatnonzero(self.state == KILLER)
 
     def suspect(self, row: int) -> None:
-        """Record that every process which reads this row is killed: the next attempt reads it in one of its own."""
+        """Record that each process that reads this row is killed: the next attempt gives it a process of its own."""
         self.state[row] = KILLER
 
     def doubt(self) -> None:
         """Have rows decoded again that may not be what they should.
 
-        Those whose pixels did not reach the disk before a power cut. And those not of the published bytes: taken
-        over, or older than the list; by SHA-256 alone, which is remembered.
+        These are rows whose pixels did not reach the disk before a power cut. And rows whose file is not the published
+        one, as they were taken over or are older than the list; told by SHA-256 alone, which is remembered.
         """
         images = np.load(self.images, mmap_mode="r")
         for row in np.flatnonzero(self.state == DONE).tolist():
@@ -244,7 +244,7 @@ class StoreWriter:
         return np.flatnonzero(self.state == REJECTED).tolist()
 
     def note(self, row: int, size: int, digest: str, stamp: str, pixels: str, reason: str | None) -> None:
-        """Record that a row is decoded, or why it cannot be; of one that is postponed nothing. See `Decoded`."""
+        """Record that a row is decoded, or why it cannot be; nothing if it is postponed. See `Decoded`."""
         if isinstance(reason, Postponed):
             return
         self.bytes[row] = size
@@ -336,7 +336,7 @@ def _reserve(path: Path) -> None:
         else:
             return
 
-        # what is written has room; the header stays as it is
+        # zeros that are written take up their room; the header stays as it is
         file.seek(np.load(path, mmap_mode="r").offset)
         while file.tell() < size:
             file.write(bytes(min(ZEROS, size - file.tell())))
@@ -375,7 +375,7 @@ def _decode(
         reason = f"{path}: found {trouble(error)}, expected a readable image file"
         return Decoded(row, reason=Postponed(reason) if may_pass(error) else reason)
 
-    for difference in content.differences():  # it can be read, and is not what was published
+    for difference in content.differences():  # it can be read, but is not what was published
         return Decoded(row, reason=f"{path}: {difference}")
     return Decoded(row, size_of_file, content.sha256.hexdigest()[:DIGITS], before, pixel_digest(image))
 

@@ -1,8 +1,8 @@
-"""Is a store what was written? Told cheaply when it is opened, and of every pixel by `mae-prepare --verify`.
+"""Is a store what was written? Checked cheaply when it is opened, and to the last pixel by `mae-prepare --verify`.
 
-`store.json` says how large each file of its store is and what the digests of the tables are; `index.csv` keeps a digest
-of each row's pixels. Whatever differs is refused in one line. Stores older than these digests open by what can be
-told without them: sizes, counts, and rows that are all there and all different.
+`store.json` has the size of each file of its store and the digests of the tables; `index.csv` has a digest of each
+row's pixels. Whatever differs is refused in one line. A store older than these digests is checked by what can be told
+without them: sizes, counts, and that all rows are there and all different.
 """
 
 import csv
@@ -21,10 +21,10 @@ from data.settings import height_and_width
 from data.writing import of_cell, read_json
 
 TABLES = ("index.csv", "rejected.csv")
-FILES = "files"  # of a description: what was written
+FILES = "files"  # in a description: what was written
 PIXEL_DIGEST = 16  # hexadecimal digits: 64 bits tell damage from what was written
 SMALL = 2**24  # bytes of pixels that are compared whenever a store is opened
-SAMPLE = 64  # rows of a larger one: a store of which a twentieth is damaged passes once in 27 times
+SAMPLE = 64  # rows compared of a larger one: with a twentieth of them damaged, it passes once in 27 times
 NAMED = 5  # rows in a message
 
 
@@ -48,7 +48,7 @@ def described(facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def facts_of(description: dict[str, Any]) -> dict[str, Any]:
-    """What the fingerprint of a description is made of."""
+    """The part of a description that its fingerprint is made of."""
     return {name: value for name, value in description.items() if name not in ("fingerprint", FILES)}
 
 
@@ -83,7 +83,7 @@ def read_description(folder: Path) -> dict[str, Any]:
 
 
 def _files_of(description: dict[str, Any]) -> dict[str, Any]:
-    """The part of a description that old ones do not have; TypeError where it says something else."""
+    """The part of a description that old ones do not have; TypeError if it is malformed."""
     if FILES not in description:
         return {}
     files = description[FILES]
@@ -101,7 +101,7 @@ def open_images(folder: Path, description: dict[str, Any]) -> "np.memmap[Any, An
         raise _refused(path, "no such file", "the pixels of the store")
     size = path.stat().st_size
 
-    # numpy would read a file that has grown, and says nothing of use about one that has shrunk
+    # numpy would read a file that has grown, and gives no useful error for one that has shrunk
     wanted = description.get(FILES, {}).get("images.npy", {}).get("bytes", size)
     if size != wanted:
         raise _refused(path, f"{size:,} bytes", f"{wanted:,}")
@@ -122,7 +122,7 @@ def open_images(folder: Path, description: dict[str, Any]) -> "np.memmap[Any, An
 
 
 def read_index(folder: Path, description: dict[str, Any], images: int) -> Index:
-    """The table of a store of so many images; UserError where it is not what was written, or does not fit them."""
+    """The index of a store of so many images; UserError if it is not what was written, or does not fit them."""
     content = _table(folder, "index.csv", description)
     path = folder / "index.csv"
     try:
@@ -132,7 +132,7 @@ def read_index(folder: Path, description: dict[str, Any], images: int) -> Index:
     if (index.pixels is None) == (FILES in description):
         raise _refused(folder / "store.json", "a description and an index of different versions", "those of one store")
 
-    # each image has a row of its own, and each row that has none was rejected
+    # each image has a row of its own, and each row without an image was rejected
     if len(set(index.image_ids)) < len(index.image_ids) or len(set(index.rows)) < len(index.rows):
         raise _refused(path, "an image or a row twice", "each once")
     if index.rows and not 0 <= min(index.rows) <= max(index.rows) < images:
@@ -145,7 +145,7 @@ def read_index(folder: Path, description: dict[str, Any], images: int) -> Index:
 
 
 def _table(folder: Path, name: str, description: dict[str, Any]) -> bytes:
-    """The content of a table; UserError where it is another than was written."""
+    """The content of a table; UserError if it is not what was written."""
     path = folder / name
     if not path.is_file():
         raise _refused(path, "no such file", "the table that was written")
@@ -166,7 +166,7 @@ def _lines(content: bytes) -> Iterator[list[str]]:
 
 
 def _parsed(content: bytes) -> Index:
-    """ValueError, LookupError or csv.Error for what is no index. A plain loop: there may be a million rows."""
+    """Parse an index; ValueError, LookupError or csv.Error if it is none. A plain loop: there may be a million rows."""
     lines = _lines(content)
     header = next(lines, [])
     image_id = header.index("image_id")
@@ -183,7 +183,7 @@ def _parsed(content: bytes) -> Index:
 
 
 def check_sample(folder: Path, images: np.ndarray, index: Index) -> None:
-    """UserError where pixels are not what was written: of all rows of a small store, of some of a large one."""
+    """UserError if pixels are not what was written; compares all rows of a small store, and some of a large one."""
     if index.pixels is None:
         return
     places = np.arange(len(index.rows))

@@ -1,4 +1,4 @@
-"""Stores of a data set that grows: what an earlier store read in the same way is copied, not decoded again.
+"""Stores of a data set that grows: rows that an earlier store read in the same way are copied, not decoded again.
 
 A store under construction says in `plan.json` what it will hold, so that a later one can take over its rows too.
 """
@@ -19,11 +19,11 @@ PLAN = "plan.json"
 
 
 def take_over(writer: StoreWriter, description: dict[str, Any]) -> Iterator[tuple[Path, int]]:
-    """Copy what other stores beside this one hold of its images; yields folder and count, where there are any.
+    """Copy rows of this store's images from other stores beside it; yields each folder that has some, and how many.
 
-    Only where the file is still the same: its path, size and times, and the row's pixels are those that were written.
-    Rejected files are not taken over: they may have been mended. Nor is a store older than stamps or digests of pixels:
-    reading the files again is what gives them.
+    A row is copied only if its file still has the same path, size and times, and its pixels are those that were
+    written. Rejected files are not taken over: they may have been mended. Nor is a store older than stamps or digests
+    of pixels: to get these, files must be read again.
     """
     _plan(writer, description)
     for folder in sorted(writer.folder.parent.iterdir()):
@@ -35,7 +35,7 @@ def take_over(writer: StoreWriter, description: dict[str, Any]) -> Iterator[tupl
 
 
 def forget_plan(folder: Path) -> None:
-    """A finished store needs none."""
+    """Remove the plan: a finished store needs none."""
     (folder / PLAN).unlink(missing_ok=True)
 
 
@@ -62,11 +62,11 @@ def _copy(writer: StoreWriter, folder: Path) -> int:
     except (OSError, ValueError, KeyError):  # changed, incomplete, being finished just now, or older than digests
         return 0
 
-    # who a row was is told by its file, not by the id that a table gives it
+    # a row is recognised by its file, not by the id that a table gives it
     found = {}
     for row in writer.todo().tolist():
         stamp = stamp_of(writer.paths[row])
-        if stamp and stamp in held:  # a file that is not there has none
+        if stamp and stamp in held:  # a missing file has no stamp
             found[row] = held[stamp]
 
     # in blocks, so that few images are in memory at a time
@@ -86,7 +86,7 @@ def _copy(writer: StoreWriter, folder: Path) -> int:
 
 
 class _File(NamedTuple):
-    """What a store holds of a file: in which row, and by what it is known."""
+    """A file in a store: its row, and by what it is recognised."""
 
     row: int
     bytes: int

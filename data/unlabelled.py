@@ -1,7 +1,7 @@
 """`data.unlabelled`: further images for pretraining alone, beside a labelled data set whose splits and store stay.
 
-They have a manifest and a store of their own, so that nothing else ever meets them: whoever opens the config's data
-opens the labelled ones, and pretraining alone asks for both.
+They have a manifest and a store of their own, so that nothing else ever meets them: opening the config's data opens the
+labelled ones, and only pretraining asks for both.
 """
 
 from collections.abc import Generator, Iterable, Iterator, Set
@@ -18,7 +18,7 @@ from data.places import told_as
 from data.settings import DataSettings
 from data.store import ImageReader
 
-FIRST_ROW = 10**9  # of images without labels: draws of either kind do not depend on how many there are of the other
+FIRST_ROW = 10**9  # of images without labels: so draws for either kind do not depend on how many the other has
 PREFIX = "unlabelled/"  # of their ids
 
 
@@ -37,7 +37,7 @@ def with_unlabelled(data: Data, settings: DataSettings) -> Data:
 
 
 def has_unread(data: Data) -> bool:
-    """Whether there are images without labels whose files nobody has read, so that none would be known again."""
+    """Whether there are images without labels whose files nobody has read, so that none could be recognised again."""
     return isinstance(data, _WithUnlabelled) and not data.further.store.digests()
 
 
@@ -45,7 +45,7 @@ def _joined(labelled: Data, further: Data) -> "_WithUnlabelled":
     store = Chained(labelled.store, further.store)
     manifest = labelled.manifest
     others = further.manifest
-    own_ids = manifest.table.get("own_id", manifest.table["image_id"])  # which those of a mix have
+    own_ids = manifest.table.get("own_id", manifest.table["image_id"])  # a mix has own ids already
     table = pd.concat([manifest.table.assign(own_id=own_ids), _renamed(others.table)], ignore_index=True)
     return _WithUnlabelled(
         manifest=Manifest(
@@ -100,7 +100,8 @@ class _WithUnlabelled(Data):
     def identities(self, table: pd.DataFrame) -> np.ndarray:
         """(n 2) int64, each image's as its own data set remembers it.
 
-        Of images without labels the file and the pixels, as names like 0001.png say nothing about other data sets.
+        For images without labels, hashes of the file and the pixels: names like 0001.png say nothing about other data
+        sets.
         """
         ours = table["row"] < FIRST_ROW
         others = table[~ours].assign(row=table["row"][~ours] - FIRST_ROW)
@@ -146,7 +147,7 @@ class Chained:
 
     def read(self, batches: Iterable[np.ndarray]) -> Generator[np.ndarray, None, None]:
         """Images (b h w) uint8 of each batch of rows, in order."""
-        # each reader is asked for its part of the batches, where it has one, and may read ahead
+        # each reader is asked for its part of each batch that has one, and may read ahead
         all_batches, for_first, for_second = tee(batches, 3)
         first = self.first.read(_parts(rows[rows < FIRST_ROW] for rows in for_first))
         second = self.second.read(_parts(rows[rows >= FIRST_ROW] - FIRST_ROW for rows in for_second))

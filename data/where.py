@@ -11,7 +11,7 @@ from data.errors import UserError, did_you_mean, printable, quoted
 from data.settings import DataSettings, Value
 from data.sources import LeftOut
 
-NOT_ASKED = ("rule", "study_date")  # of use until the manifest is made
+NOT_ASKED = ("rule", "study_date")  # needed only until the manifest is made
 IDS = ("image_id", "patient_id", "study_id")  # which are texts: 007 is not 7
 NUMBER = re.compile(r"[-+]?\d+(\.\d*)?")  # 1e5 may be somebody's name
 SHOWN = 10  # values that a message lists
@@ -47,7 +47,7 @@ def chosen_rows(table: pd.DataFrame, settings: DataSettings) -> tuple[pd.DataFra
 
 
 def _emptied(before: pd.Series, after: pd.Series) -> list[str]:
-    """Which splits of the data set's own have no image left, so that another one is drawn in their place."""
+    """Notes on the data set's own splits that have no image left, so that another one is drawn in their place."""
     gone = sorted(set(before.dropna()) - set(after.dropna()))
     return [f"data.where: leaves no image of the data set's own split {printable(str(split))}" for split in gone]
 
@@ -72,7 +72,7 @@ def _equal(column: pd.Series, value: Value) -> np.ndarray:
 
 
 def _as_number(value: Value) -> Decimal | None:
-    """Exact, as numbers of 17 digits are told apart by their last."""
+    """Exact: numbers of 17 digits may differ in the last one alone."""
     text = _text(value)
     return Decimal(text) if isinstance(value, float) or NUMBER.fullmatch(text) else None
 

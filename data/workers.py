@@ -14,7 +14,7 @@ from data.errors import UserError
 from data.signals import held_back, ignore_in_child
 
 FEW = 8  # jobs for which starting processes costs more than it saves
-TRIES = 2  # of a job alone in a process, before it is given up
+TRIES = 2  # at a job alone in a process, before it is given up
 Job = tuple[Any, ...]
 _hiding = Lock()
 
@@ -33,8 +33,8 @@ class Killed(UserError):
 def run_jobs(function: Callable[..., Any], jobs: Sequence[Job], workers: int) -> Generator[Any]:
     """The results of `function(*job)`, in whatever order they are ready.
 
-    A process that is killed costs only time: what was in work is done again, one job after the other. Raises Killed,
-    when all else is done, if that kills processes too. Where the system starts none, this process does the work.
+    A process that is killed costs only time: the jobs in progress are done again, one after the other. Raises Killed,
+    after all else is done, if that kills processes too. If the system starts none, this process does the work.
     """
     if workers <= 1 or len(jobs) <= FEW:
         yield from _here(function, jobs)
@@ -56,7 +56,7 @@ def run_jobs(function: Callable[..., Any], jobs: Sequence[Job], workers: int) ->
             yield from _here(function, left)
             break
 
-        # what was in work is among the first jobs left; one of them may kill whoever does it
+        # the jobs in progress are among the first that are left; one of them may kill its process
         _say("found a process killed (out of memory?), so what was in work is done again")
         suspects = left[: 2 * workers + 1]
         left = left[len(suspects) :]
@@ -69,14 +69,14 @@ def run_jobs(function: Callable[..., Any], jobs: Sequence[Job], workers: int) ->
 
 
 def run_one_by_one(function: Callable[..., Any], jobs: Iterable[Job]) -> Generator[Any]:
-    """The results of `function(*job)`, each of another process than this one, which does nothing else meanwhile.
+    """The results of `function(*job)`, each from another process, which does nothing else meanwhile.
 
-    Raises Killed, when all else is done, if that process is killed each time.
+    Raises Killed, after all else is done, if that process is killed each time.
     """
     killed = []
     pool: Executor | None = None
 
-    # a process serves until it is killed; whatever it did then is tried by another
+    # a process serves until it is killed; another one then tries its job
     try:
         for job in jobs:
             for _ in range(TRIES):
@@ -130,14 +130,14 @@ def _in_parallel(pool: Executor, function: Callable[..., Any], jobs: Sequence[Jo
 
 
 def usable_cores() -> int:
-    """The cores that this process may use; of those that the machine has, where nobody says so."""
+    """The cores that this process may use; all that the machine has, if the system does not say."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def start_processes(workers: int) -> Executor:
-    """A pool of processes, fewer where the system refuses so many. Signals to stop are their parent's to follow."""
+    """A pool of processes, fewer if the system refuses so many. They leave signals to stop to their parent."""
     wanted = workers
     reason: Exception | None = None
     while workers > 0:
@@ -168,13 +168,13 @@ class _Pool(ProcessPoolExecutor):
 
 @contextmanager
 def _without_main() -> Iterator[None]:
-    """A process that is started here does not run the user's script again, in order to import it.
+    """A process that is started here does not import the user's script, which would run it again.
 
-    One without `if __name__ == "__main__"` would call `prepare` there, and wait for ever for the folder that its parent
-    holds. What a process does for us stands in modules of ours.
+    A script without `if __name__ == "__main__"` would call `prepare` again, and wait for ever for the folder that its
+    parent holds. All functions that a process runs for us are in modules of ours.
     """
     main = sys.modules["__main__"]
-    with _hiding:  # two threads that do so at once would put back what the other has left
+    with _hiding:  # two threads at once would restore what the other has changed
         before = {name: getattr(main, name) for name in ("__file__", "__spec__") if hasattr(main, name)}
         main.__spec__ = None  # multiprocessing looks at these two
         main.__dict__.pop("__file__", None)
@@ -189,7 +189,7 @@ def _start(workers: int) -> ProcessPoolExecutor:
     try:
         for _ in range(workers):  # a pool starts a process when it gets a job and none is idle
             pool.submit(os.getpid)
-    except BrokenProcessPool:  # who uses it finds out
+    except BrokenProcessPool:  # its user finds out
         pass
     except OSError:
         pool.shutdown(wait=False, cancel_futures=True)
@@ -210,7 +210,7 @@ class ThisProcess(Executor):
 
 
 def _processes_live() -> bool:
-    """Whether a process that has nothing to do lives."""
+    """Whether a process with nothing to do stays alive."""
     with start_processes(1) as pool:
         try:
             pool.submit(os.getpid).result()

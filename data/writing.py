@@ -18,13 +18,13 @@ from typing import IO, Any, Literal
 
 from data.errors import UserError
 
-# how what a spreadsheet computes begins, or such a text with apostrophes before it
+# the beginning of a cell that a spreadsheet takes for a formula, also with apostrophes before it
 FORMULA = re.compile("'*[=+\\-@\t\r\n＝＋－＠]")
-_for_owner_alone: ContextVar[bool] = ContextVar("for_owner_alone", default=False)  # by a decision that still holds
+_for_owner_alone: ContextVar[bool] = ContextVar("for_owner_alone", default=False)  # holds until `restoring_umask` ends
 
 
 def print_in_any_locale() -> None:
-    """From now on what the encoding of the output lacks is printed as an escape, such as \\u03b1, and is no error."""
+    """From now on print characters that the output's encoding lacks as escapes, such as \\u03b1, and do not fail."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # not where a notebook or a test catches what is printed
             stream.reconfigure(errors="backslashreplace")
@@ -35,11 +35,11 @@ def replacing(path: Path, shared: bool = False) -> Iterator[Path]:
     """A temporary path to write to; it takes the place of `path` when the block ends well, else it is removed.
 
     shared: several processes may write this file at once, so each gets a temporary name of its own. Otherwise the name
-    is always the same, and what a killed writer left is overwritten by the next.
+    is always the same, so the next writer overwrites what a killed one left.
     """
     own = f".{os.getpid()}" if shared else ""
     temporary = path.with_name(f"{path.name}{own}.tmp")
-    # what a killed writer left may be for everybody to read, and in a stranger's folder a link to somebody's file
+    # what a killed writer left may be readable by everybody, and in a stranger's folder it may be a link to any file
     temporary.unlink(missing_ok=True)
     try:
         yield temporary
@@ -61,7 +61,7 @@ def writing(path: Path, shared: bool = False) -> Iterator[IO[bytes]]:
 
 
 def expect_no_links_out(folder: Path) -> None:
-    """UserError where something in the folder is a link to what lies outside: it would be written there."""
+    """UserError if the folder holds a link to a place outside of it: files would be written there."""
     home = folder.resolve()
     for inner, folders, files in os.walk(home):
         for name in (*folders, *files):
@@ -87,11 +87,11 @@ def write_json(path: Path, value: Any, indent: int | None = 1) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Add a line to a text that grows, all of it or nothing. Who may write there at once holds a lock.
+    """Add a line to a growing text, all of it or nothing. Where several may write at once, the caller holds a lock.
 
-    A file that others may read is theirs no longer once what is written now is not for them.
+    If the umask now keeps others out, a file that they could read before is closed to them too.
     """
-    links = getattr(os, "O_NOFOLLOW", 0)  # in a stranger's folder it may lead to any file
+    links = getattr(os, "O_NOFOLLOW", 0)  # in a stranger's folder a link may lead to any file
     with os.fdopen(os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | links, 0o666), "r+b") as file:
         before = file.seek(0, os.SEEK_END)
         _forbid_what_the_umask_does(file)
@@ -116,7 +116,7 @@ def _forbid_what_the_umask_does(file: IO[bytes]) -> None:
     os.umask(mask)
     mode = os.fstat(file.fileno()).st_mode & 0o777
     if mode & mask:
-        with suppress(OSError):  # another user's, who decides
+        with suppress(OSError):  # another user's file: its owner decides
             os.fchmod(file.fileno(), mode & ~mask)
 
 
@@ -137,7 +137,7 @@ def write_rows_of_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequenc
 
 
 def in_utf8(text: str) -> str:
-    """A text, with bytes of a file's name that are no UTF-8 as \\xfc."""
+    """A text in which those bytes of a file's name that are not UTF-8 are written as \\xfc."""
     return os.fsencode(text).decode("utf-8", errors="backslashreplace")
 
 
@@ -156,7 +156,7 @@ def as_cell(value: Any) -> Any:
 
 
 def of_cell(text: str) -> str:
-    """The text that `as_cell` made this of."""
+    """The text from which `as_cell` made this cell."""
     if text and text.startswith("'") and FORMULA.match(text):
         return text[1:]
     return text
@@ -168,7 +168,7 @@ def read_text(path: Path) -> str:
 
 
 def read_first_line(path: Path) -> str:
-    """The beginning of a file that may be anybody's, without its end of line."""
+    """The beginning of the first line of any file, without its end of line."""
     with path.open("rb") as file:
         return file.readline(1000).decode("utf-8", errors="replace").rstrip("\r\n")
 
@@ -186,7 +186,7 @@ def read_json(path: Path) -> Any:
 
 @contextmanager
 def restoring_umask() -> Iterator[None]:
-    """What is decided inside about new files holds inside. Also a decorator."""
+    """What the block decides about the permissions of new files ends with it. Also a decorator."""
     before = os.umask(0o077)
     os.umask(before)
     decided = _for_owner_alone.set(_for_owner_alone.get())
@@ -198,10 +198,11 @@ def restoring_umask() -> Iterator[None]:
 
 
 def keep_private(credentialed: Collection[str], share: Literal["private", "group"]) -> None:
-    """Let this process, and those it starts, write what others cannot read, where something is credentialed.
+    """If any source is credentialed, make what this process and its children write unreadable to others.
 
-    Files become 0600 and folders 0700, or 0640 and 0750 where they are shared with the group, whatever the umask was:
-    it is changed, and nothing else, so every writer heeds it. Who calls this undoes it by `restoring_umask`.
+    Whatever the umask was, files become 0600 and folders 0700. Where the group shares them they become 0640 and 0750,
+    or 0660 and 0770 if the umask let the group write. Only the umask is changed, so every writer obeys it. The caller
+    undoes this with `restoring_umask`.
     """
     if not credentialed:
         return

@@ -67,9 +67,9 @@ def main() -> None:
 
 
 def keep(run: Path) -> None:
-    """Take over a comparison's JSON and predictions, which every number is made of, in one archive.
+    """Take over a comparison's JSON and predictions, from which every number is made, into one archive.
 
-    Columns that no table is made of, and where it all lay on this machine, stay behind. So the digests are others.
+    Columns that no table uses and paths of this machine are left out. So the digests differ.
     """
     comparison = read_comparison(run)
     if comparison.credentialed:
@@ -115,7 +115,7 @@ def _keep_predictions(evaluation: Evaluation, copy: Path, subgroups: Collection[
 
 
 def _without_places(value: Any) -> Any:
-    """What was written, with the last part alone of each path from a machine's root."""
+    """What was written, with each absolute path cut to its last part."""
     if isinstance(value, dict):
         return {name: _without_places(part) for name, part in value.items()}
     if isinstance(value, list):
@@ -171,7 +171,7 @@ def filled(page: str) -> str:
 
 
 def block(name: str, kind: str, labelled: str | None) -> str:
-    """A table with what is to be known of it, as Markdown."""
+    """A table with its caption, as Markdown."""
     if kind not in KINDS:
         sys.exit(f"{PAGE}: found a table {kind!r} of {name}, expected one of {', '.join(KINDS)}")
     made = KINDS[kind](comparison_of(name), int(labelled) if labelled else None)
@@ -226,7 +226,7 @@ def pretrainings(comparison: Comparison, _: int | None) -> str:
 
 
 def mistakes(comparison: Comparison, _: int | None) -> str:
-    """At the largest label budget; an ensemble's are those of its members."""
+    """Mistakes at the largest label budget, without ensembles: theirs are those of their members."""
     return shown((row for row in mistake_rows(comparison) if ENSEMBLE not in row["Model"]), MISTAKES)
 
 

@@ -33,7 +33,7 @@ and a test holds it against that and loads every example.
 - A run's `config.yaml` holds all of its settings, resolved.
 """
 
-# whose way of writing the default does not show
+# for settings whose default does not show how a value is written
 EXAMPLES: dict[str, Any] = {
     "run": "runs/mask50",
     "seed": 1,
@@ -155,7 +155,7 @@ EXAMPLES: dict[str, Any] = {
     "compare.ensembles": True,
 }
 
-ENTRIES = "compare.rows"  # a list, whose settings stand in each of its entries
+ENTRIES = "compare.rows"  # a list; its settings stand in each of its entries
 
 TORCHVISION = {
     "finetune.model": "resnet18",
@@ -166,7 +166,7 @@ TORCHVISION = {
 
 CONSTANT = {"pretrain.optimizer.schedule": "constant", "pretrain.optimizer.warmup_epochs": 5}
 
-# what an example needs beside it to be a whole config
+# what an example needs beside it to make a valid config
 BESIDE: dict[str, dict[str, Any]] = {
     "model.pixel_mean": {"model.in_channels": 3},
     "model.pixel_std": {"model.in_channels": 3},

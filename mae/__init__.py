@@ -1,11 +1,11 @@
-"""BATCH → CHECKPOINT: masked autoencoders, and nothing of diagnoses."""
+"""BATCH → CHECKPOINT: masked autoencoders, with no knowledge of diagnoses."""
 
 from importlib import import_module
 from typing import Any
 
 from mae.commands import check_packages
 
-check_packages()  # a user's file named data.py is told by name, before anything fails for it
+check_packages()  # names a user's file, such as data.py, that hides our package, before anything fails because of it
 
 _PUBLIC = {
     "build_mae": "mae.model",

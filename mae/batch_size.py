@@ -1,4 +1,4 @@
-"""`batch_size: auto` → a number: what is good for learning with so many images, and fits the memory."""
+"""`batch_size: auto` → a number: a batch that is good for learning from this many images and fits the memory."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,15 +17,15 @@ from mae.settings import MAEConfig
 Kind = TypeVar("Kind", bound=MAEConfig)
 StageName = Literal["pretrain", "finetune"]
 Needs = Callable[[int], int]  # images of a step that one process works through at once → bytes
-SHARE = {"cuda": 0.85, "cpu": 0.7}  # of the free memory: some is lost between tensors, and others may want more
+SHARE = {"cuda": 0.85, "cpu": 0.7}  # of the free memory: some is lost between tensors, and other programs may want more
 
 
 def with_batch_size(
     config: Kind, stage: StageName, images: int, folder: Path, device: torch.device, needs: Needs
 ) -> Kind:
-    """The config with a number where it says auto: that of the run in the folder, if it was begun, else one chosen now.
+    """The config with auto replaced by a number: the one of the run in the folder or, for a new run, one chosen now.
 
-    Several ranks take what the first one chooses. Raises UserError where not even the smallest batch fits.
+    With several ranks, the first one chooses for all. Raises UserError if even the smallest batch does not fit.
     """
     section = getattr(config, stage)
     if section.batch_size != "auto":
@@ -43,7 +43,7 @@ def with_batch_size(
 
 
 def batch_of_run(folder: Path, stage: StageName) -> int | None:
-    """The batch size that a run of this stage was begun with; None where there is none."""
+    """The batch size that the folder's run began this stage with; None if it records none."""
     made = settings_of_run(folder)
     section = made.get(stage) if made else None
     number = section.get("batch_size") if isinstance(section, dict) else None
@@ -51,13 +51,16 @@ def batch_of_run(folder: Path, stage: StageName) -> int | None:
 
 
 def chosen_batch(stage: StageName, images: int, parts: int, device: torch.device, needs: Needs) -> int:
-    """A power of two times `parts` (ranks times accumulate): at most what is good for learning, and what fits."""
+    """A power of two times `parts` (ranks times accumulate): no more than is good for learning or fits.
+
+    With many parts it may exceed what is good for learning: each part gets an image, or two if there are so many.
+    """
     most = good_batch(stage, images)
     part = 1  # images that one process works through at once
     while 2 * part * parts <= most:
         part *= 2
 
-    # the count of a step is exact and quick, so sizes are tried from above
+    # counting a step's memory is exact and quick, so sizes are tried from the largest down
     free = int(SHARE.get(device.type, 0.7) * free_memory(device))
     smallest = 2 if images >= 2 * parts else 1
     part = max(part, smallest)

@@ -1,8 +1,8 @@
-"""`pretrain.continue_from`: another end of a run whose rate is constant, from weights that it kept on its way.
+"""`pretrain.continue_from`: another end for a constant-rate run, from weights that it kept on its way.
 
-Until a constant rate cools down nothing depends on how long the run is. So a run of 300 epochs that keeps its weights
-after 100 stands there where one of 110 would stand, and that one's last ten epochs are all that is left to do. The
-branch is that run, bit for bit: hence all settings and images must be the same.
+Until a constant rate cools down, nothing depends on the length of the run. So the weights that a run of 300 epochs
+keeps after epoch 100 are those of a run of 110 epochs, of which only the last ten epochs remain to be trained. The
+branch equals that run, bit for bit: hence all settings and images must be the same.
 """
 
 from pathlib import Path
@@ -18,7 +18,7 @@ from mae.engine.run import Resumable, flat
 from mae.settings import MAEConfig
 
 PLACE = "pretrain.continue_from"
-# in which a branch may differ: how long it is, how it is watched and what stays of it
+# settings in which a branch may differ: its length, how it is monitored and what is kept of it
 OWN = frozenset(
     {
         *("pretrain.epochs", "pretrain.optimizer.cooldown_epochs", PLACE, "pretrain.keep_epochs"),
@@ -28,14 +28,14 @@ OWN = frozenset(
 
 
 def branch_of(config: MAEConfig, folder: Path) -> Checkpoint | None:
-    """Where the config's run goes on from, if that is another run and its own folder holds nothing yet."""
+    """The other run's checkpoint to start from; None without one, or if the run's own folder has a checkpoint."""
     if config.pretrain.continue_from is None or stands_somewhere(folder):
         return None
     return load_checkpoint(expand(config.pretrain.continue_from, PLACE), "mae")
 
 
 def as_begun(config: MAEConfig, branch: Checkpoint) -> MAEConfig:
-    """The config, where it says auto with what the other run was begun with."""
+    """The config with auto replaced by the values that the other run began with."""
     made = branch.config
     decided: dict[str, Any] = {}
     if config.pretrain.batch_size == "auto":
@@ -46,7 +46,7 @@ def as_begun(config: MAEConfig, branch: Checkpoint) -> MAEConfig:
 
 
 def check_branch(config: MAEConfig, branch: Checkpoint, seen: torch.Tensor, resumable: Resumable) -> None:
-    """UserError where the run would not be one that had been begun as the other one was."""
+    """UserError if the run could not have begun as the other one did."""
     made = branch.config
     begun = made.model_dump(mode="json")
     wanted = config.model_dump(mode="json")

@@ -1,4 +1,4 @@
-"""A sheet: pictures in labelled columns, with what has to be said about them written below."""
+"""A sheet: pictures in labelled columns, with notes on them below."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ def sheet(pictures: np.ndarray, labels: Sequence[str], notes: Sequence[str], war
 
 @dataclass(frozen=True)
 class _Page:
-    """Measures that grow with the pictures, so that text can be read beside them."""
+    """Sizes that grow with the pictures, so that the text beside them stays readable."""
 
     font: ImageFont.FreeTypeFont
     gap: int
@@ -49,7 +49,7 @@ class _Page:
     @classmethod
     def of(cls, pictures: np.ndarray, labels: Sequence[str]) -> "_Page":
         font = ImageFont.load_default(max(14, max(pictures.shape[2:4]) // 20))
-        assert isinstance(font, ImageFont.FreeTypeFont)  # so it is where a size is given
+        assert isinstance(font, ImageFont.FreeTypeFont)  # load_default returns one if a size is given
 
         # a column is as wide as its picture or its label
         gap = round(font.size / 2)
@@ -80,7 +80,7 @@ class _Page:
 
 
 def _lines(text: str, font: ImageFont.FreeTypeFont, width: int) -> Iterator[str]:
-    """The text, broken between words so that no line is wider than `width` where its words are not."""
+    """The text, broken between words. No line is wider than `width`, unless a single word is."""
     line = ""
     for word in text.split():
         longer = f"{line} {word}".strip()

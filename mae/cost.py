@@ -1,10 +1,10 @@
 """What a training step costs, counted without computing it: arithmetic and memory.
 
 `build` makes a model and its input and returns the function that computes the loss. It is called where tensors have
-a shape but no values, so that a model larger than the machine is counted at once.
+a shape but no values, so that even a model larger than the machine's memory is counted at once.
 
-torch's counters of operations and its tensors without storage are not public. They are asked for before use; where a
-torch lacks them, its public hooks count what they can see.
+torch's operation counters and its tensors without storage are private. So they are looked up before use; if a torch
+version lacks them, its public hooks count what they can see.
 """
 
 import math
@@ -36,15 +36,15 @@ except ImportError:
 
 Build = Callable[[], Callable[[], Tensor]]
 BESIDE = {"cpu": 110_000_000, "cuda": 500_000_000}  # bytes that a training takes beside its tensors
-LOST = 1.08  # of each byte of tensors, with what is lost between them
-COPIED = 0.65  # of what convolutions read or make
+LOST = 1.08  # bytes taken for each byte of tensors, with what is lost between them
+COPIED = 0.65  # bytes copied for each byte that convolutions read or make
 
 
 def step_flops(build: Build, device: str = "meta") -> int:
     """Floating-point operations of the matrix products in a forward and a backward pass.
 
-    On another device than meta the pass is computed. A step that looks at values, as one with unknown labels does,
-    needs that.
+    On any device but meta the pass is really computed. A step that looks at values needs that, such as one with
+    unknown labels.
     """
     with torch.device(device):
         loss = build()
@@ -55,7 +55,7 @@ def step_flops(build: Build, device: str = "meta") -> int:
 
 @contextmanager
 def without_values() -> Iterator[None]:
-    """Tensors in here have a shape and a device but no values, so that nothing is computed, where torch can do that."""
+    """Tensors in here have a shape and a device but no values, so nothing is computed, if this torch can do that."""
     if not PRIVATE:
         yield
         return
@@ -71,8 +71,8 @@ def step_memory(build: Build) -> int:
 
 
 def forward_memory(build: Build) -> int:
-    """The same of a forward pass without gradients, as validation makes it: nothing is kept for a way back."""
-    if not PRIVATE:  # what a training step keeps is more
+    """The same for a forward pass without gradients, as in validation: nothing is kept for a backward pass."""
+    if not PRIVATE:  # counts a training step, which keeps more
         return _memory_by_hooks(build)
     with FakeTensorMode(), _alive_tensors() as alive, torch.no_grad():
         build()()
@@ -80,13 +80,13 @@ def forward_memory(build: Build) -> int:
 
 
 def process_memory(counted: int, states: int, device: torch.device, convolved: int = 0) -> int:
-    """Bytes that a training takes on its device, of which `counted` are its tensors' in a step, weights and
-    gradients included, and `states` its optimizer's.
+    """Bytes that a training takes on its device.
 
-    convolved: how many of these convolutions read or make. A CPU lays them out anew for that.
+    counted: bytes of its tensors in a step, weights and gradients included. states: bytes of its optimizer's state.
+    convolved: how many of these bytes convolutions read or make. A CPU lays them out anew for that.
 
-    Beside the tensors there is what libraries load and threads hold, and what is lost between tensors. The constants
-    are measured: benchmarks/forecast.py holds them against processes.
+    Beside the tensors, libraries and threads take memory, and some is lost between tensors. The constants are
+    measured: benchmarks/forecast.py compares them with real processes.
     """
     copied = COPIED * convolved if device.type == "cpu" else 0
     return round(BESIDE.get(device.type, BESIDE["cpu"]) + LOST * (counted + states) + copied)
@@ -161,7 +161,7 @@ def _alive_tensors() -> Iterator[_Alive]:
 
 
 def _flops_by_hooks(loss: Callable[[], Tensor]) -> int:
-    """Products of the modules that are called, each with what the backward pass makes of it."""
+    """Products of the modules that are called, each with those of its backward pass."""
     total = 0
     going_back = False
 
@@ -169,10 +169,10 @@ def _flops_by_hooks(loss: Callable[[], Tensor]) -> int:
         nonlocal total
         product, factors = _product(module, inputs, output)
         total += product
-        if not going_back:  # in the backward pass, modules are called where activations are computed again
+        if not going_back:  # in the backward pass, modules are called only to recompute activations
             total += product * sum(factor.requires_grad for factor in factors)
 
-    # the hook is every module's, so it must not stay
+    # the hook applies to every module, so it must be removed
     handle = nn.modules.module.register_module_forward_hook(count)
     try:
         value = loss()
@@ -184,7 +184,7 @@ def _flops_by_hooks(loss: Callable[[], Tensor]) -> int:
 
 
 def _product(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> tuple[int, tuple[Tensor, ...]]:
-    """Operations of a module's own product, and its factors: each has a gradient that takes as many again."""
+    """Operations of a module's own product, and its factors: the gradient of each factor takes as many again."""
     if isinstance(module, nn.Linear):
         return 2 * output.numel() * module.in_features, (inputs[0], module.weight)
     if isinstance(module, nn.Conv2d):
@@ -192,7 +192,7 @@ def _product(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> t
     if isinstance(module, Attention | CrossAttention):
         batch, queries, width = output.shape
         keys = inputs[-1].shape[1]
-        return 4 * batch * queries * keys * width, (output, output)  # the scores, and the sum they weigh
+        return 4 * batch * queries * keys * width, (output, output)  # the scores, and the sum weighted by them
     if isinstance(module, CrossDecoder):
         depths = inputs[0]
         return 2 * len(module.blocks) * depths.numel(), (depths, module.depth_weights)
@@ -200,11 +200,11 @@ def _product(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> t
 
 
 def _memory_by_hooks(build: Build) -> int:
-    """Weights with what the forward pass keeps for the backward pass, or with their gradients, whichever is more."""
+    """The larger of two: weights and what the forward pass keeps for the backward pass; weights and gradients."""
     storages: dict[int, torch.UntypedStorage] = {}  # by identity: a view shares its storage
     weights: dict[int, nn.Parameter] = {}
 
-    # a backward pass wants the weights and what autograd saves
+    # a backward pass needs the weights and what autograd saves
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         storages[id(storage)] = storage
@@ -216,7 +216,7 @@ def _memory_by_hooks(build: Build) -> int:
             keep(weight)
 
     class FusedAttention(TorchFunctionMode):
-        """Attention keeps what it reads; without this it would keep its scores too, as it does on meta alone."""
+        """Attention keeps what it reads. Without this it would also keep its scores, which happens only on meta."""
 
         def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             if function is not F.scaled_dot_product_attention:
@@ -233,7 +233,7 @@ def _memory_by_hooks(build: Build) -> int:
     finally:
         handle.remove()
 
-    # activations are let go of while gradients come to be: the most is at the one end of the backward pass or the other
+    # the backward pass frees activations while it makes gradients: the peak is at its beginning or at its end
     at_first = sum(storage.nbytes() for storage in storages.values())
     at_last = sum(weight.nbytes for weight in weights.values())
     at_last += sum(weight.nbytes for weight in weights.values() if weight.requires_grad)

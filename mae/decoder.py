@@ -29,7 +29,7 @@ class Decoder(nn.Module):
         eps: float = 1e-6,
     ):
         super().__init__()
-        self.recompute = False  # activations in the backward pass, instead of keeping them; set by whoever trains
+        self.recompute = False  # recompute activations in the backward pass instead of keeping them; set for training
 
         self.embed = Linear(encoder_width, width)
         self.mask_token = token(width)
@@ -41,10 +41,10 @@ class Decoder(nn.Module):
     def forward(self, tokens: Tensor, keep: Tensor, masked: Tensor, visible_too: bool = False) -> Tensor:
         """Encoder tokens (b 1+k d) of the patches `keep` (b k) → pixels (b m p·p·c) of `masked` (b m).
 
-        visible_too: pixels (b k+m p·p·c), those of the patches `keep` first.
+        visible_too: predict the visible patches too: pixels (b k+m p·p·c), those of the patches `keep` first.
 
-        Attention does not mind the order of its tokens, so masked ones stand after the visible ones and
-        nothing is shuffled back: each carries its own position.
+        Each token carries its own position, so attention does not depend on their order. Masked tokens simply
+        follow the visible ones, and nothing is shuffled back.
         """
         tokens = self.embed(tokens)  # b 1+k e
         visible = tokens[:, 1:] + self.positions[keep]  # b k e
@@ -61,7 +61,7 @@ class CrossDecoder(nn.Module):
     """Mask tokens attend to the visible tokens only (CrossMAE, Fu et al. 2024, arXiv 2401.14391).
 
     Each block reads its own learned sum of the encoder's depths (section 3.3, inter-block attention). Mask
-    tokens do not see each other, so any subset of the masked patches may be predicted, each as in the full set.
+    tokens do not see each other, so any subset of the masked patches may be predicted, with the same result for each.
     Arguments as for `Decoder`, and `encoder_depth`, the encoder's number of blocks.
     """
 
@@ -80,7 +80,7 @@ class CrossDecoder(nn.Module):
         eps: float = 1e-6,
     ):
         super().__init__()
-        self.recompute = False  # activations in the backward pass, instead of keeping them; set by whoever trains
+        self.recompute = False  # recompute activations in the backward pass instead of keeping them; set for training
 
         self.mask_token = token(width)
         self.depth_weights = nn.Parameter(torch.randn(depth, encoder_depth + 1) / (encoder_depth + 1) ** 0.5)
@@ -90,7 +90,7 @@ class CrossDecoder(nn.Module):
         self.register_buffer("positions", sincos_positions(width, grid))  # n d, or what loaded weights bring
 
     def forward(self, depths: Tensor, keep: Tensor, masked: Tensor) -> Tensor:
-        """All depths of the encoder (l b 1+k d) → pixels (b m p·p·c) of `masked` (b m); `keep` is in the tokens."""
+        """All depths of the encoder (l b 1+k d) → pixels (b m p·p·c) of `masked` (b m); the tokens imply `keep`."""
         tokens = self.mask_token + self.positions[masked]  # b m e
 
         # what each block attends to: a weighted sum of the encoder's depths

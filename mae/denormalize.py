@@ -1,4 +1,4 @@
-"""Brightness and contrast for patches that were predicted up to these, from what surrounds them."""
+"""Brightness and contrast for patches that were predicted without them, from what surrounds these patches."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mae.masking import put, take
 
-# What the first guess of a patch's brightness and of its contrast weighs against one border. Chosen on training
+# Weights of the first guess of a patch's brightness and of its contrast, relative to one border. Chosen on training
 # images of Kermany, where a third or three times as much makes no difference.
 TRUST = (0.003, 0.1)
 STEPS = 120  # of conjugate gradients; half are enough with three quarters of the patches hidden
@@ -20,10 +20,10 @@ def continue_borders(
     """Normalised predictions (b m p·p·c) of the masked patches (b m) → pixels that continue what is around them.
 
     Of `patches` (b n p·p·c) only those kept (b k) are read. All brightnesses and contrasts of an image are found
-    together: the sum of squared jumps across the borders between patches is lowest, and a first guess from
-    the visible patches' statistics holds them where borders say little.
+    together, so that the sum of squared jumps across the borders between patches is lowest. Where borders say
+    little, a first guess from the visible patches' statistics holds them.
     """
-    # what the borders are weighed against, and the pixels that meet there
+    # the first guess, which the borders are weighed against, and the pixels that meet at borders
     guess = surroundings(take(patches, keep), keep, masked, grid)  # b m 2
     trust = guess.new_tensor(TRUST)  # 2
     shown = _sides(patches, patch_size)  # b n 4·p·c
@@ -51,7 +51,7 @@ def statistics(patches: Tensor) -> Tensor:
 
 
 def surroundings(visible: Tensor, keep: Tensor, masked: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Mean and deviation (b m 2) for the masked places, from the visible patches by inverse squared distance."""
+    """Mean and deviation (b m 2) for the masked places: the visible patches', weighted by inverse squared distance."""
     # where each patch stands in the grid
     rows, columns = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
     places = torch.stack([rows.flatten(), columns.flatten()], dim=1).to(visible)  # n 2
@@ -64,7 +64,7 @@ def surroundings(visible: Tensor, keep: Tensor, masked: Tensor, grid: tuple[int,
 def _sides(patches: Tensor, patch_size: int) -> Tensor:
     """Top, bottom, left and right (b n 4·p·c) of patches (b n p·p·c), carried on by half a pixel to the border.
 
-    So a slope that goes on is no jump; to make it none, contrast would have to vanish.
+    So a slope that continues across a border is no jump. Otherwise only zero contrast would remove the jump.
     """
     tiles = rearrange(patches, "b n (p q c) -> b n p q c", p=patch_size, q=patch_size)
     rows = tiles.unbind(2)  # p of b n q c
@@ -85,7 +85,7 @@ def _carried_on(outer: Tensor, inner: Tensor) -> Tensor:
 
 
 def _lowest(energy: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
-    """Where a quadratic energy, a sum over the batch, is lowest: conjugate gradients from `start` (b m 2)."""
+    """The minimum of a quadratic energy that is a sum over the batch: conjugate gradients from `start` (b m 2)."""
     # the gradient's derivative is the energy's matrix; as that is symmetric, vjp multiplies by it
     gradient, multiply = torch.func.vjp(torch.func.grad(energy), start)[:2]
 
@@ -94,7 +94,7 @@ def _lowest(energy: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
     residual = -gradient
     direction = residual
     size = _squared(residual)
-    unknowns = start[0].numel()  # in exact numbers as many steps are enough
+    unknowns = start[0].numel()  # in exact arithmetic this many steps are enough
     for _ in range(min(STEPS, 2 * unknowns)):
         [bend] = multiply(direction)
         step = size / (direction * bend).sum((1, 2), keepdim=True).clamp(min=1e-30)

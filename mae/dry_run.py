@@ -31,20 +31,20 @@ from mae.pretrain_cost import Cost, pretraining_cost, pretraining_memory
 from mae.rehearsal import Rehearsal, looks, rehearse
 from mae.settings import MAEConfig
 
-UNKNOWN = 10_000  # training images, where they are not there to be counted
-TRAINED = 7  # batches that are there while steps are timed
+UNKNOWN = 10_000  # training images to assume if there are none to count
+TRAINED = 7  # batches to time steps with
 VALIDATED = 256  # images
-READ = 24  # images to see how long that takes,
-READING = 5  # but no further one after so many seconds
+READ = 24  # images to time reading with,
+READING = 5  # but no more after this many seconds
 
 
 class Forecast(NamedTuple):
     """What a training is expected to take."""
 
-    lines: list[str]  # that say so
-    counted: int  # bytes by what its tensors are, for deciding whether they fit
-    memory: int | None = None  # bytes, by doing it in small; None where that was not tried
-    seconds: float | None = None  # from its start to its end; None where nobody knows how many images there are
+    lines: list[str]  # of the report
+    counted: int  # bytes counted from its tensors, to decide whether they fit
+    memory: int | None = None  # bytes, by a rehearsal; None if there was none
+    seconds: float | None = None  # from start to end; None if the images cannot be counted or a step does not fit
 
     @property
     def text(self) -> str:
@@ -79,14 +79,14 @@ def forecast(config: MAEConfig) -> Forecast:
         lines.append("speed        not measured: a step needs more memory than is free")
         return Forecast(lines, counted)
 
-    # done first: what is counted afterwards takes memory too
+    # rehearsed first, as the counting afterwards takes memory too
     source = "the config's images"
     held_out = looked_at = 1.0
     unprepared = data is None
     if data is None:
         data = random_data(config.pretrain.batch, config.data.image_size)
         source = "random images, as the config's are not prepared"
-        if images:  # of the images for validation one knows about how many there are
+        if images:  # the number of validation images is known approximately
             held_out = min(len(data.split("validate")) / max(images * config.data.validate_fraction, 1), 1.0)
             looked_at = min(len(data.split("train")) / images, 1.0)
     else:
@@ -143,7 +143,7 @@ def _whole_run(config: MAEConfig, rehearsed: Rehearsal, images: int | None) -> s
 
 
 def counted_lines(config: MAEConfig, cost: Cost) -> list[str]:
-    """The lines on what the settings alone tell."""
+    """The lines that follow from the settings alone."""
     settings = config.pretrain
     again = ", activations computed twice" if config.activation_checkpointing else ""
     moments = "AdamW and the average of weights" if settings.optimizer.ema else "AdamW"
@@ -186,7 +186,7 @@ class _RandomImages:
 
 
 def random_data(count: int, size: Size) -> Data:
-    """Images of noise, every second of them abnormal, for training and for validation."""
+    """Noise images, every second one abnormal, for training and for validation."""
     # every image is a patient and a study of its own
     names = np.arange(count).astype(str)
     table = pd.DataFrame({"image_id": names, "patient_id": names, "study_id": names, "label": np.arange(count) % 2.0})
@@ -195,12 +195,12 @@ def random_data(count: int, size: Size) -> Data:
 
 
 def prepared_data(settings: DataSettings) -> tuple[Data | None, int | None]:
-    """The config's images where they are prepared or need not be, and how many serve training where that is known."""
+    """The config's images, if they are prepared or need not be, and the number of training images, if known."""
     try:
         roots = [Path(expand(source.root, "data.root")) for source in settings.each_source().values()]
-    except UserError:  # whoever plans may not have them yet
+    except UserError:  # someone who plans may not have them yet
         return None, None
-    if not all(root.exists() for root in roots):  # the phantom would be drawn
+    if not all(root.exists() for root in roots):  # opening the phantom would draw it
         return None, None
 
     manifest = open_manifest(settings)
@@ -216,7 +216,7 @@ def prepared_data(settings: DataSettings) -> tuple[Data | None, int | None]:
 
 
 def pretraining_images(settings: DataSettings, labelled: int | None) -> int | None:
-    """How many images a pretraining trains on: so many of the data set, and those of `data.unlabelled`, if known."""
+    """How many images a pretraining trains on: the data set's plus those of `data.unlabelled`; None if unknown."""
     further = settings.of_unlabelled()
     if further is None or labelled is None:
         return labelled
@@ -225,9 +225,9 @@ def pretraining_images(settings: DataSettings, labelled: int | None) -> int | No
 
 
 def part_of(data: Data, batch: int) -> tuple[Data, float, float]:
-    """The data with few validation images; which share of them these are, and which share all are that remain.
+    """A part of the data, its share of the validation images, and its share of the images of both splits.
 
-    Of the rest as much stays as is trained on while steps are timed.
+    It has few validation images, and as many training images as the timed steps need.
     """
     table = data.manifest.table
     some = []
@@ -243,7 +243,7 @@ def part_of(data: Data, batch: int) -> tuple[Data, float, float]:
 
 
 def preparing(settings: DataSettings) -> list[str]:
-    """A line on how long it takes to decode images that are there and not prepared, by reading some of them."""
+    """A line on how long it takes to decode the images that are not prepared yet, by reading some of them."""
     paths = open_manifest(settings).table["path"]
 
     # a few of them, and not for long

@@ -45,9 +45,9 @@ class Encoder(nn.Module):
         self.width = width
         self.grid = (image_size[0] // patch_size, image_size[1] // patch_size)
 
-        # how it computes while training; set by whoever trains
+        # how it computes while training; set by the training code
         self.drop_path = 0.0  # rate of the last block
-        self.recompute = False  # activations in the backward pass, instead of keeping them
+        self.recompute = False  # recompute activations in the backward pass instead of keeping them
 
         # what it learns
         self.embed: nn.Module = Linear(patch_size * patch_size * in_channels, width)
@@ -63,7 +63,7 @@ class Encoder(nn.Module):
         self.register_buffer("std", per_channel(pixel_std, in_channels))  # c 1 1
 
     def standardize(self, images: Tensor) -> Tensor:
-        """8-bit grey levels (b c h w) → what the model reads; one channel serves as all of them."""
+        """8-bit grey levels (b c h w) → what the model reads; a single channel is used for all of them."""
         return (images.to(self.mean.dtype) / 255 - self.mean) / self.std
 
     def forward(self, images: Tensor, keep: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
@@ -80,7 +80,7 @@ class Encoder(nn.Module):
     def depths(self, images: Tensor, keep: Tensor | None = None, noise: Tensor | None = None) -> list[Tensor]:
         """Tokens (b 1+k d) as embedded and after each block, the last normalised; arguments as in `forward`.
 
-        The cross decoder reads them. `forward` is a loop of its own because this one keeps them all.
+        The cross decoder reads them. `forward` has its own loop, because this one keeps all depths.
         """
         tokens = self.embed_kept(images, keep)  # b 1+k d
         found = [tokens]
@@ -97,7 +97,7 @@ class Encoder(nn.Module):
         if tuple(images.shape[1:]) != expected:
             raise ValueError(f"images: found (c h w) {tuple(images.shape[1:])}, expected {expected}")
 
-        # what is hidden is left out before anything is computed: this is why pretraining is fast
+        # hidden patches are left out before anything is computed: this is why pretraining is fast
         patches = patchify(images, self.patch_size)  # b n p·p·c
         positions = self.positions  # n d
         if keep is not None:

@@ -13,10 +13,10 @@ Product = Literal["onednn", "blas"]  # blas: whatever torch.mm calls, MKL on mos
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` (… k) → (… n), by oneDNN's product or BLAS's for float32 on CPU, begun as the paper does.
+    """`nn.Linear` (… k) → (… n), initialised as in the paper; float32 on CPU uses oneDNN's product or BLAS's.
 
-    torch multiplies float32 matrices on CPU by MKL, which on other makers' processors leaves half of the
-    AVX-512 rate unused; oneDNN, which torch uses for convolutions, does not. Elsewhere MKL can be the faster one:
+    On CPU torch multiplies float32 matrices with Intel's MKL. On other makers' processors MKL leaves half of the
+    AVX-512 rate unused; oneDNN, which torch uses for convolutions, does not. Elsewhere MKL can be faster:
     `mae/product.py` measures (docs/decisions.md).
     """
 
@@ -34,7 +34,7 @@ class Linear(nn.Linear):
 
 
 def onednn_product() -> Callable[..., Tensor] | None:
-    """The operator that torch.compile's CPU code calls. Private, so it is asked for: None where torch has none."""
+    """The operator that torch.compile's CPU code calls. It is private, so it is looked up: None if torch has none."""
     if not torch.backends.mkldnn.is_available():
         return None
     return getattr(torch.ops.mkldnn, "_linear_pointwise", None)

@@ -1,7 +1,7 @@
-"""Where the mask falls in training: a number for each patch, of which the lowest stay (`random_masking`).
+"""Where the mask falls in training: each patch gets a number, and those with the lowest stay (`random_masking`).
 
-The mask ratio is exact whatever the numbers are, and they are functions of (seed, epoch, image). Validation hides
-patches at random always, so that its losses can be compared.
+The mask ratio is exact whatever the numbers are. They are functions of (seed, epoch, image). Validation always hides
+patches at random, so that its losses can be compared.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from torch import Tensor
 Masking = Literal["random", "red", "green", "blue", "content"]
 BANK = 64  # patterns of filtered noise, each of which may be shifted and mirrored
 FINE, COARSE = 0.6, 1.5  # deviations of Gaussian filters, in patches
-PLAIN = 0.2  # weight of a patch in which nothing is to be seen; patches weigh 1 more on average
+PLAIN = 0.2  # weight of a patch that shows nothing; on average patches weigh 1 more
 
 
 def mask_noise(
@@ -23,7 +23,7 @@ def mask_noise(
 ) -> Tensor:
     """(b n) for images whose patches (b n p·p·c) are `grid` rows and columns.
 
-    draw: (purpose, count) → uniform draws (b count) in 0..1 of these images in this epoch.
+    draw: (purpose, count) → uniform draws (b count) in 0..1 for these images in this epoch.
     """
     n = grid[0] * grid[1]
     if masking == "random":
@@ -34,9 +34,9 @@ def mask_noise(
 
 
 def by_content(draws: Tensor, patches: Tensor) -> Tensor:
-    """(b n), high for patches that vary: each is hidden with odds by its weight (Efraimidis & Spirakis 2006).
+    """(b n), high for patches that vary: the odds of hiding one follow its weight (Efraimidis & Spirakis 2006).
 
-    The weight is the deviation of its pixels, as a share of the image's mean one, and PLAIN.
+    The weight is PLAIN plus the deviation of its pixels as a share of the image's mean deviation.
     """
     spread = patches.float().std(-1, correction=0)  # b n
     mean = spread.mean(1, keepdim=True)
@@ -52,7 +52,7 @@ def coloured(colour: Literal["red", "green", "blue"], seed: int, draws: Tensor, 
     down = (draws[:, 1] * rows).long()
     right = (draws[:, 2] * columns).long()
 
-    # patterns have no seam, so that they may be shifted round
+    # patterns have no seam, so they may be shifted cyclically
     y = torch.arange(rows, device=draws.device)
     x = torch.arange(columns, device=draws.device)
     y = torch.where(draws[:, 3, None] < 0.5, y, y.flip(0))  # b h
@@ -64,7 +64,7 @@ def coloured(colour: Literal["red", "green", "blue"], seed: int, draws: Tensor, 
 
 @lru_cache(maxsize=8)
 def _bank(colour: str, seed: int, grid: tuple[int, int]) -> Tensor:
-    """(B h w): white noise through a low, a band or a high pass; the same in every run of a seed."""
+    """(B h w): white noise through a low-pass, band-pass or high-pass filter; the same in every run of a seed."""
     rows, columns = grid
     white = torch.from_numpy(np.random.default_rng(seed).standard_normal((BANK, rows, columns)))
 

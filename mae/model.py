@@ -15,7 +15,7 @@ from mae.masking import mask_of, random_masking, take
 from mae.patches import patchify
 from mae.settings import ModelSettings
 
-NORM_PIXEL_LOSS = True  # of a decoder that nobody trained for anything else: the paper's better results have it
+NORM_PIXEL_LOSS = True  # unless a decoder was already trained otherwise: the paper's better results have it
 
 # The paper's ViT-B, -L and -H (tables 8 and 9) with its decoder of 512 × 8; the smaller ones, which
 # the paper does not have, keep the proportion of decoder to encoder. Small patches are for small images:
@@ -63,7 +63,7 @@ class MaskedAutoencoder(nn.Module):
         self.encoder = encoder
         self.decoder = decoder
         self.norm_pixel_loss = norm_pixel_loss
-        self.report: Any = None  # of the weights it was made of, where those were another program's
+        self.report: Any = None  # on the weights it was made from, if they came from another program
 
     @property
     def patches(self) -> int:
@@ -81,9 +81,9 @@ class MaskedAutoencoder(nn.Module):
         """Standardised images (b c h w) → Reconstruction.
 
         noise: (b n), the lowest are kept; None draws it from torch's global generator.
-        predict_ratio: share of the n patches to predict, of those masked the ones with the lowest noise;
-        None predicts all masked ones.
-        visible_loss: weight of the loss on the visible patches, which is added (decoder self; arXiv 2402.03752).
+        predict_ratio: share of the n patches to predict: the masked ones with the lowest noise. None predicts
+        all masked ones.
+        visible_loss: weight of an additional loss on the visible patches (decoder self; arXiv 2402.03752).
         """
         # hide patches
         if noise is None:
@@ -92,7 +92,7 @@ class MaskedAutoencoder(nn.Module):
         mask = mask_of(masked, self.patches)  # b n
 
         if predict_ratio is not None:
-            # mask tokens of the other decoder look at each other: leaving some out changes the rest
+            # in the self decoder mask tokens attend to each other: leaving some out changes the rest
             if not self.decoder.reads_depths:
                 raise UserError("predict_ratio: found it with the decoder 'self', expected 'cross'")
             predicted = max(int(self.patches * predict_ratio), 1)
@@ -194,7 +194,7 @@ def build_mae(
 
 
 def _overridden(preset: dict[str, int], sizes: dict[str, int | None]) -> dict[str, int]:
-    """The preset's sizes, but for those that are given; UserError for one that no preset has."""
+    """The preset's sizes, overridden by those that are given; UserError for one that no preset has."""
     unknown = sizes.keys() - preset.keys()
     if unknown:
         raise UserError(f"model: found size {min(unknown)!r}, expected one of {', '.join(preset)}")
@@ -214,16 +214,16 @@ def mae_from(settings: ModelSettings, image_size: Size) -> MaskedAutoencoder:
     return build_mae(image_size=image_size, **arguments)
 
 
-@cache  # of sizes that fit: a run asks several times
+@cache  # remembers sizes that fit: a run asks several times
 def check_sizes(settings: ModelSettings, image_size: Size) -> None:
-    """UserError where the sizes do not fit together, without building anything: before hours of decoding."""
+    """UserError if the sizes do not fit together. It builds nothing, so that it can run before hours of decoding."""
     one_of_each = settings.model_copy(update={"depth": 1, "decoder_depth": 1})  # all blocks are alike
     with torch.device("meta"):
         mae_from(one_of_each, image_size)
 
 
 def _check_geometry(image_size: tuple[int, int], size: dict[str, int]) -> None:
-    """UserError where the sizes do not fit the image or each other."""
+    """UserError if the sizes do not fit the image or each other."""
     for name, value in size.items():
         if value < 1:
             raise UserError(f"model.{name}: found {value}, expected at least 1")

@@ -1,7 +1,7 @@
-"""`--data FOLDER`: a config for images that nobody has written one for, chosen from what is there, with its reasons.
+"""`--data FOLDER`: chooses a config for images that have none, from what is there, and gives the reasons.
 
-The config is written as YAML, so that it can be read and edited, and once it is there it is what counts: the same
-command goes on with the same run. What is chosen stands in `mae/recipes.py`.
+The config is written as YAML, so that it can be read and edited. Once the file exists, it is what counts: the same
+command resumes the same run. The values to choose from stand in `mae/recipes.py`.
 """
 
 import re
@@ -49,9 +49,9 @@ from mae.recipes import (
 )
 from mae.settings import MAEConfig
 
-ENLARGED = 0.1  # share of the images that may be smaller than what is chosen: a few odd ones decide nothing
-LONGEST = 60  # letters of a folder's name in a run's
-NO_BATCH = 1  # stands for it while memory is counted
+ENLARGED = 0.1  # share of the images that may be smaller than the chosen size: a few odd ones decide nothing
+LONGEST = 60  # letters of a folder's name in a run's name
+NO_BATCH = 1  # stands in for the batch size while memory is counted
 
 
 class Pick(NamedTuple):
@@ -64,9 +64,9 @@ class Pick(NamedTuple):
 
 @dataclass(frozen=True)
 class Facts:
-    """What the picks follow from."""
+    """What the picks depend on."""
 
-    place: str  # its root
+    place: str  # the data's root
     table: pd.DataFrame  # the manifest's
     device: torch.device
 
@@ -76,7 +76,7 @@ class Facts:
 
     @property
     def images(self) -> int:
-        """How many serve training."""
+        """The number of training images."""
         return int((self.table["split"] == "train").sum())
 
     @property
@@ -84,7 +84,7 @@ class Facts:
         return "cuda" if self.device.type == "cuda" else "cpu"
 
 
-More = Callable[[Facts], Iterable[Pick]]  # what a command chooses beside stage one; UserError where it cannot run
+More = Callable[[Facts], Iterable[Pick]]  # what a command chooses beside stage one; UserError if it cannot run
 Say = Callable[[str], None]
 
 
@@ -95,7 +95,7 @@ def nothing_more(facts: Facts) -> Iterable[Pick]:
 def config_for_data(
     found: Detected, overrides: Sequence[str], command: str, write: bool, say: Say = print, more: More = nothing_more
 ) -> MAEConfig:
-    """The config that `command --data …` runs: the one it has written before, else one that is chosen now.
+    """The config that `command --data …` runs: the one that it wrote earlier, else one chosen now.
 
     write: false leaves no file behind. say: is told what was found and chosen.
     """
@@ -103,7 +103,7 @@ def config_for_data(
     run = str(given.get("run") or _run_name(found, command))
     path = beside(Path(expand(run, "run")), ".yaml", "run")
 
-    # of several ranks the first one here chooses, and the others read what it has written
+    # with several ranks, the first one here chooses, and the others read what it wrote
     waiting = nullcontext()
     if write and distributed.launched():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -126,7 +126,7 @@ def config_for_data(
 
 
 def _run_name(found: Detected, command: str) -> str:
-    """runs/NAME, by the name of the folder or file; a comparison beside a pretraining has another one."""
+    """runs/NAME, named after the folder or file; a comparison gets another name than a pretraining."""
     path = Path(found.settings["root"], found.settings.get("table", "")).resolve()
     name = path.name
     if path.suffix in (".csv", ".gz", ".npz"):
@@ -139,7 +139,7 @@ def _run_name(found: Detected, command: str) -> str:
 
 
 def _kept(path: Path, found: Detected, overrides: Sequence[str], say: Say) -> MAEConfig:
-    """The config of an earlier call, edited or not; UserError where it is about other images."""
+    """The config of an earlier call, edited or not; UserError if it is for other images."""
     config = load_config(path, overrides)
     assert isinstance(config, MAEConfig)
     root = Path(expand(config.data.root, "data.root"))
@@ -157,12 +157,12 @@ def _kept(path: Path, found: Detected, overrides: Sequence[str], say: Say) -> MA
 
 
 def _chosen(found: Detected, run: str, given: dict[str, Any], command: str, more: More) -> tuple[MAEConfig, str]:
-    """The config, and its text with a reason beside each pick. What the command line gives counts."""
+    """The config, and its text with a reason beside each pick. The command line takes precedence."""
     data = {f"data.{name}": value for name, value in found.settings.items()}
     first = _made([Pick(key, value) for key, value in {"run": run, **data}.items()], given)
     facts = Facts(found.settings["root"], open_manifest(first.data).table, device_of(first.device))
     _expect_both_splits(facts)
-    extra = list(more(facts))  # what cannot run says so before anything is measured
+    extra = list(more(facts))  # a command that cannot run says so before anything is measured
 
     picks = [Pick("run", run, "this run's folder")]
     for key, value in data.items():
@@ -171,7 +171,7 @@ def _chosen(found: Detected, run: str, given: dict[str, Any], command: str, more
     picks += _of_machine(facts, given)
     picks += extra
 
-    # what fits is counted for the model that has been chosen
+    # the batch that fits is counted for the chosen model
     config = _made([*picks, Pick("pretrain.batch_size", NO_BATCH)], given)
     check_sizes(config.model, config.data.image_size)
     if "pretrain.batch_size" not in given:
@@ -215,7 +215,7 @@ def _put(tree: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _of_images(facts: Facts, given: dict[str, Any]) -> list[Pick]:
-    """Size, model and length, by the number of images and how large they are."""
+    """Image size, model, epochs and rates, by the number and the size of the images."""
     recipe = recipe_for(facts.kind, facts.images)
     width = recipe.width
     about = f"for {facts.images:,} training images on a {'GPU' if facts.kind == 'cuda' else 'CPU'}"
@@ -253,7 +253,7 @@ def _of_images(facts: Facts, given: dict[str, Any]) -> list[Pick]:
 
 
 def _side(facts: Facts) -> tuple[int, str]:
-    """The longer side of most images, and what was seen, in words."""
+    """A length that most images' longer side reaches, and what was seen, in words."""
     paths = facts.table["path"].tolist()
     sizes = sampled_sizes(paths)
     if not len(sizes):

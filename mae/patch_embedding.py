@@ -1,18 +1,18 @@
-"""A patch embedding of small convolutions that end at the patch's edges, so that no patch knows of its neighbours."""
+"""A patch embedding of small convolutions that end at the patch's edges, so that no patch sees its neighbours."""
 
 from einops import rearrange
 from torch import Tensor, nn
 
 from mae.linear import Linear
 
-LARGE = 8  # pixels a side from which a third convolution halves the patch once more
+LARGE = 8  # side in pixels; from this size on a third convolution halves the patch once more
 
 
 class PatchConvolutions(nn.Module):
     """Patches (b k p·p·c) → tokens (b k d): 3 × 3 convolutions inside each patch, then one linear layer of all of it.
 
-    Early convolutions help ViTs to learn (Xiao et al. 2021). Those that look across patches would show the encoder
-    what is hidden; these, padded with zeros at each patch's edge, do not.
+    Early convolutions help ViTs to learn (Xiao et al. 2021). Convolutions across patches would show the encoder
+    what is hidden. These do not: they are padded with zeros at each patch's edge.
     """
 
     def __init__(self, patch_size: int, in_channels: int, width: int):

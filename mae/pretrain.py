@@ -1,4 +1,4 @@
-"""Stage one: masked-autoencoder pretraining on radiographs. Labels serve the optional probe, and nothing else."""
+"""Stage one: masked-autoencoder pretraining on radiographs. Only the optional probe uses labels."""
 
 import math
 from collections.abc import Callable
@@ -64,10 +64,10 @@ RESUMABLE = Resumable(
 def pretrain(
     config: MAEConfig, data: Data | None = None, say: Callable[[str], None] = say_nothing, by_heart: bool = False
 ) -> Path:
-    """Pretrain into `config.run`, continuing what stands there; returns the run folder.
+    """Pretrain into `config.run`, resuming a run that is there; returns the run folder.
 
     say: is told, in one process, what the run begins from and what came of it.
-    by_heart: ends where the loss says that these images are learnt so (--overfit).
+    by_heart: stop when the loss says that these images are learnt by heart (--overfit).
 
     Raises UserError if the folder was made by another config, a split is empty or `model.init` does not fit.
     """
@@ -91,7 +91,7 @@ def pretrain(
     )
     config = with_product(config, folder, device, lambda: step_of(config, config.pretrain.batch))
 
-    # a folder is continued only by the config, the images and the initial weights that began it
+    # a run is resumed only with the config, the images and the initial weights that it began with
     facts = _facts(data, start)
     check_run(folder, config, RESUMABLE, facts)
 
@@ -106,7 +106,7 @@ def pretrain(
         if distributed.is_main():
             say(as_rows(_start(folder, config, data, stage, start)))
         with holding(folder):
-            check_run(folder, config, RESUMABLE, facts)  # somebody may have begun another one just now
+            check_run(folder, config, RESUMABLE, facts)  # another process may have begun a run here meanwhile
             fit(stage, folder, begin=lambda: start_run(folder, config, facts))
     if distributed.is_main():
         say(ended_text(folder, finished))
@@ -115,10 +115,10 @@ def pretrain(
 
 
 def check_begun(config: MAEConfig, data: Data) -> None:
-    """UserError where the config's run could not be begun, or gone on with, for what it has to begin from.
+    """UserError if the config's run could not begin or resume, because of what it would begin from.
 
-    That is other images or initial weights than those that its folder was made with, weights that it kept and that are
-    not there any more, and a `pretrain.continue_from` that is none. It trains nothing.
+    The reasons: its folder was made with other images or initial weights, weights that it kept are gone, or
+    `pretrain.continue_from` names nothing that it can continue. Nothing is trained here.
     """
     folder = Path(expand(config.run, "run"))
     if stands_somewhere(folder):
@@ -132,7 +132,7 @@ def check_begun(config: MAEConfig, data: Data) -> None:
 
 
 def _facts(data: Data, start: Checkpoint | None) -> dict[str, Any]:
-    """What a run is made with, its settings apart: the images of both stages' splits, and initial weights."""
+    """What a run is made with, besides its settings: the images of both stages' splits, and initial weights."""
     return {
         "store": data.store.fingerprint,
         "images": digest(_seen(data), "image_id", "split"),
@@ -143,7 +143,7 @@ def _facts(data: Data, start: Checkpoint | None) -> dict[str, Any]:
 def _start(
     folder: Path, config: MAEConfig, data: Data, stage: Stage[MaskedAutoencoder], start: Checkpoint | None
 ) -> dict[str, str]:
-    """What the run begins from, with and on, before it trains."""
+    """The facts to print before training: initial weights, device, images and batch."""
     train = len(data.split("train"))
     validate = len(data.split("validate"))
     return start_facts(
@@ -157,7 +157,7 @@ def _start(
 
 
 def _end(folder: Path, config: MAEConfig, data: Data) -> dict[str, str]:
-    """What came of the run."""
+    """The facts to print after training: the best epoch and its scores."""
     best = load_checkpoint(folder / "best.pt", numbers=False)
     found = [f"reconstruction loss {best.fact('validate_loss'):.4f}"]
     for name, score in best.meta.get("probe", {}).items():
@@ -167,18 +167,18 @@ def _end(folder: Path, config: MAEConfig, data: Data) -> dict[str, str]:
 
 
 def credentialed_by(config: MAEConfig, start: Checkpoint | None) -> list[str]:
-    """The credentialed data sets that a run of this config learns from, or has its weights from."""
+    """The credentialed data sets that a run of this config, or its initial weights, learned from."""
     earlier = start.credentialed if start else ()
     return sorted({*credentialed_sources(config.data), *earlier})
 
 
 def _credentialed(config: MAEConfig, start: Checkpoint | None) -> list[str]:
-    """The same of a pretraining, which learns from images without labels as well."""
+    """The same for a pretraining, which also learns from the images of `data.unlabelled`."""
     return sorted({*credentialed_by(config, start), *credentialed_unlabelled(config.data)})
 
 
 def check_model(model: ModelSettings, pretrain: PretrainSettings, image_size: Size) -> None:
-    """UserError where the model's settings do not fit together or the data, before anything is read or built."""
+    """UserError if the model's settings do not fit each other or the data, before anything is read or built."""
     check_sizes(model, image_size)
     if pretrain.predict_ratio is not None and model.decoder == "self":
         raise UserError("pretrain.predict_ratio: found it with model.decoder = self, expected model.decoder=cross")
@@ -187,7 +187,7 @@ def check_model(model: ModelSettings, pretrain: PretrainSettings, image_size: Si
 
 
 def _seen(data: Data) -> pd.DataFrame:
-    """The images a pretraining learns from or is chosen by."""
+    """The images that a pretraining is trained on or selected by."""
     return pd.concat([data.split("train"), data.split("validate")])
 
 
@@ -197,11 +197,11 @@ def _seen(data: Data) -> pd.DataFrame:
 def pretrain_stage(
     config: MAEConfig, data: Data, device: torch.device, start: Checkpoint | None = None
 ) -> Stage[MaskedAutoencoder]:
-    """What the loop needs to pretrain, from `start` or from random weights: every training image, labelled or not."""
+    """What the loop needs to pretrain from `start` or random weights, on every training image, labelled or not."""
     settings = config.pretrain
     optimizer = settings.optimizer
 
-    # where the run begins; one that is continued gets its weights from the loop
+    # the initial weights; a resumed run gets its weights from the loop
     with seeded(config.seed):  # all later draws come from data.draws
         model = mae_from(config.model, config.data.image_size)
     if start:
@@ -250,10 +250,10 @@ def pretrain_stage(
 
 
 def _meta(data: Data, start: Checkpoint | None) -> dict[str, Any]:
-    """What the weights owe to others: the images they have seen and, where they were not random, their licence.
+    """What the weights owe to others: the images they have seen and, if they did not begin random, their licence.
 
-    seen_unread: some of them cannot be known again, as their files had not been read (`data.store: false`).
-    seen_elsewhere: they began as another program's, and nobody here knows on what.
+    seen_unread: some images cannot be recognised again, as their files had not been read (`data.store: false`).
+    seen_elsewhere: the weights began as another program's, and it is unknown which images those had seen.
     """
     seen = torch.from_numpy(np.unique(data.identities(_seen(data))))
     unread = has_unread(data)
@@ -273,7 +273,7 @@ def hyperparameters(config: MAEConfig) -> dict[str, float | str]:
     model = config.model
     settings = config.pretrain
 
-    # values are numbers or words: the tab shows truth as 1.0000
+    # values are numbers or words: the tab would show True as 1.0000
     return {
         "stage": "pretrain",
         "model": model.preset,
@@ -293,10 +293,10 @@ def hyperparameters(config: MAEConfig) -> dict[str, float | str]:
 
 
 def learnt_loss(model: MaskedAutoencoder, data: Data) -> float:
-    """The loss at which a training has learnt its few images by heart: half of what one reaches without looking.
+    """The loss at which a training has learnt its few images by heart: half the loss of the best blind guess.
 
-    Whoever sees no patch does best by each patch's mean over the images, which leaves their variance around it. Below
-    that a model must tell by the visible patches which of the images it is.
+    A model that sees no patch does best to predict each patch's mean over the images, and its loss is the variance
+    around it. For a lower loss, a model must tell from the visible patches which of the images it sees.
     """
     device = next(model.parameters()).device
     patches = []
@@ -307,7 +307,7 @@ def learnt_loss(model: MaskedAutoencoder, data: Data) -> float:
     if model.norm_pixel_loss:
         target = normalize_patches(target)
     blind = target.var(0, correction=0).mean().item()
-    alike = 0.02 * target.square().mean().item()  # images of which one is as the other leave no variance
+    alike = 0.02 * target.square().mean().item()  # identical images have no variance
     return max(blind / 2, alike)
 
 
@@ -351,13 +351,13 @@ def validate(
 def with_probe(
     settings: PretrainSettings, validation: Validation, epoch: int, probe_scores: Callable[[], dict[str, float]]
 ) -> Validation:
-    """The validation with the probe's scores, in epochs that have one; `pretrain.select` says which picks best.pt."""
+    """The validation with the probe's scores, in epochs that have one; `pretrain.select`: which score picks best.pt."""
     every = settings.probe_every
     scores: dict[str, float] = {}
     if every is not None and (epoch % every == 0 or epoch == settings.epochs):
         scores = probe_scores()
 
-    # the highest score is kept; an epoch without a probe cannot win where the probe decides
+    # the highest score is kept; if the probe decides, an epoch without a probe cannot win
     score = validation.score
     if settings.select == "probe":
         score = scores.get("probe/logistic_auc", -math.inf)

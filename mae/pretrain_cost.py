@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Cost:
-    """What the settings alone tell."""
+    """What follows from the settings alone."""
 
     encoder: int  # parameters
     decoder: int
@@ -43,7 +43,7 @@ def pretraining_cost(config: MAEConfig) -> Cost:
         model = _model(config)
         keep, masked = random_masking(torch.empty(1, model.patches), settings.mask_ratio)
 
-    # of the masked patches, all are predicted or as many as are asked for
+    # all masked patches are predicted, or as many as are asked for
     predicted = masked.shape[1]
     if settings.predict_ratio is not None:
         predicted = min(max(int(model.patches * settings.predict_ratio), 1), predicted)
@@ -66,7 +66,7 @@ def pretraining_cost(config: MAEConfig) -> Cost:
 
 
 def pretraining_flops(config: MAEConfig) -> int:
-    """Operations of a training step for an image: `pretraining_cost` without the memory, which takes longer."""
+    """Operations of a training step for an image: `pretraining_cost` without memory, which takes longer to count."""
     return step_flops(lambda: step_of(config, 1))
 
 
@@ -77,7 +77,7 @@ def _model(config: MAEConfig) -> MaskedAutoencoder:
 
 
 def step_of(config: MAEConfig, images: int) -> Callable[[], Tensor]:
-    """The loss of a training step; augmentation multiplies no matrices and keeps nothing."""
+    """The loss of a training step. Augmentation is left out: it multiplies no matrices and keeps nothing."""
     settings = config.pretrain
     model = _model(config)
     pixels = torch.empty(images, config.model.in_channels, *height_and_width(config.data.image_size))
@@ -99,9 +99,9 @@ def _size(module: torch.nn.Module) -> int:
 
 
 def pretraining_memory(config: MAEConfig, part: int, device: torch.device) -> int:
-    """Bytes that a pretraining takes on the device in steps of `part` images at once, with all that stands around it.
+    """Bytes that a pretraining takes on the device in steps of `part` images at once, libraries and threads included.
 
-    Counted are a training step, and what validation and probe look at without gradients: whichever is most.
+    The largest counts: a training step, or a validation's or probe's pass without gradients.
     """
     counted = [step_memory(lambda: step_of(config, part)), forward_memory(lambda: step_of(config, part))]
     if config.pretrain.probe_every is not None:
@@ -114,7 +114,7 @@ def pretraining_memory(config: MAEConfig, part: int, device: torch.device) -> in
 
 
 def copies(optimizer: OptimizerSettings) -> int:
-    """Of each trained parameter AdamW keeps two moments; an average of the weights is one more."""
+    """Copies of each trained parameter: AdamW's two moments, and one more for an average of the weights."""
     return 3 if optimizer.ema else 2
 
 

@@ -1,7 +1,7 @@
 """Probes of frozen features: is the encoder learning anything that tells images apart?
 
-Targets are integers, whatever they mean; NaN where unknown. Features of labelled training images are looked up
-(kNN) or fitted (logistic regression) and scored on validation images. Training is not influenced.
+Targets are integers, whatever they mean; NaN if unknown. kNN looks up the features of labelled training images, and
+logistic regression is fitted to them. Both are scored on validation images. Training is not influenced.
 """
 
 import numpy as np
@@ -28,7 +28,7 @@ TEMPERATURE = 0.07
 def probe(
     encoder: Encoder, train: Loader, held_out: Loader, device: torch.device, precision: Precision
 ) -> dict[str, float]:
-    """Areas under the ROC curve on `held_out` of kNN and logistic regression; {} where a part has one class only."""
+    """Areas under the ROC curve on `held_out` of kNN and logistic regression; {} if a part has only one class."""
     # known images, and those that are asked about
     features, targets = _features_and_targets(encoder, train, device, precision)
     asked, truth = _features_and_targets(encoder, held_out, device, precision)
@@ -44,7 +44,7 @@ def _features_and_targets(
     encoder: Encoder, loader: Loader, device: torch.device, precision: Precision
 ) -> tuple[Tensor, np.ndarray]:
     """Mean patch tokens (n d) and targets (n) of the loader's images that have one."""
-    pooled = [torch.empty(0, encoder.width)]  # so that a rank without images has rows, too: none
+    pooled = [torch.empty(0, encoder.width)]  # so that a rank without images has something to gather: no rows
     labels = [torch.empty(0)]
     for batch, moved in on_device(loader.epoch(), device):
         images = encoder.standardize(moved.images)  # b c h w
@@ -71,7 +71,7 @@ def knn_scores(known: Tensor, targets: np.ndarray, asked: Tensor) -> np.ndarray:
     similarity = F.normalize(asked, dim=1) @ F.normalize(known, dim=1).T  # n m
     near = similarity.topk(min(NEIGHBOURS, len(known)), dim=1)
 
-    # less the nearest one's, which changes no share and keeps exp in range
+    # subtracting the nearest one's similarity changes no share and keeps exp in range
     weights = ((near.values - near.values[:, :1]) / TEMPERATURE).exp()  # n k
     shares = torch.einsum("n k, n k c -> n c", weights, votes[near.indices])  # n classes
     return (shares / weights.sum(1, keepdim=True)).numpy()
@@ -84,7 +84,7 @@ def logistic_scores(known: Tensor, targets: np.ndarray, asked: Tensor) -> np.nda
 
 
 def area(truth: np.ndarray, scores: np.ndarray) -> float:
-    """Area under the ROC curve: of the second of two classes, or the mean of one against the rest."""
+    """Area under the ROC curve: of the second of two classes; with more, the mean of each against the rest."""
     if scores.shape[1] == 2:
         return float(roc_auc_score(truth, scores[:, 1]))
     return float(roc_auc_score(truth, scores, multi_class="ovr"))

@@ -1,7 +1,7 @@
-"""By which of torch's float32 products a CPU computes linear layers: the faster one at the model's shapes.
+"""Which of torch's float32 products computes linear layers on a CPU: the faster one at the model's shapes.
 
-Neither is the faster one everywhere. On AMD's processors with AVX-512 oneDNN's is twice as fast as MKL's; on those with
-AVX2 alone MKL's is faster by a quarter at small shapes. Results differ in their last bits, so a run keeps its choice.
+Neither is faster everywhere. On AMD's processors with AVX-512, oneDNN's is twice as fast as MKL's. On those with AVX2
+alone, MKL's is faster by a quarter at small shapes. Results differ in their last bits, so a run keeps its choice.
 """
 
 import hashlib
@@ -29,9 +29,9 @@ from mae.settings import MAEConfig
 Kind = TypeVar("Kind", bound=MAEConfig)
 PRODUCTS = get_args(Product)
 
-ROWS = 256  # of tokens, at most: more take longer to measure and compare alike
-ROUNDS = 3  # of which the fastest counts: others only ever slow a product down
-NEAR = 0.025  # products that differ by less are a tie, which oneDNN wins: a choice should not hang on noise
+ROWS = 256  # of tokens, at most: more take longer to measure, and the comparison stays the same
+ROUNDS = 3  # the fastest counts: other processes can only slow a product down
+NEAR = 0.025  # products that differ by less are a tie, which oneDNN wins: noise should not decide
 
 
 @dataclass(frozen=True, order=True)
@@ -53,10 +53,10 @@ def configure_products(model: nn.Module, product: str) -> None:
 
 
 def with_product(config: Kind, folder: Path, device: torch.device, build: Build) -> Kind:
-    """The config with a product where it says auto: that of the run in the folder, if it was begun, else the faster.
+    """The config with auto replaced by a product: the one of the run in the folder or, for a new run, the faster one.
 
-    build: makes a model on tensors without values, and returns its step. Several ranks take what the first one chooses.
-    On a GPU, in other precisions and where torch.compile multiplies, there is nothing to choose, and auto stays.
+    build: makes a model on tensors without values, and returns its step. With several ranks, the first one chooses
+    for all. On a GPU, in other precisions and with torch.compile there is nothing to choose, and auto stays.
     """
     chosen_here = config.product == "auto" and device.type == "cpu" and config.precision == "fp32"
     if not chosen_here or config.compile:
@@ -64,7 +64,7 @@ def with_product(config: Kind, folder: Path, device: torch.device, build: Build)
 
     def choose() -> str:
         made = settings_of_run(folder)
-        if made:  # one of an earlier version says nothing, and had oneDNN's
+        if made:  # a run of an earlier version names no product, and used oneDNN's
             return made["product"] if made.get("product") in PRODUCTS else Linear.product
         return faster_product(linear_shapes(build))
 
@@ -80,10 +80,10 @@ def linear_shapes(build: Build) -> Counter[Shape]:
             rows = output.numel() // layer.out_features
             shapes[Shape(rows, layer.in_features, layer.out_features)] += 1
 
-    # the hook is every module's, so it must not stay
+    # the hook applies to every module, so it must be removed
     handle = nn.modules.module.register_module_forward_hook(note)
     try:
-        with without_values(), torch.device("cpu"):  # on a named device: part of a classifier asks which
+        with without_values(), torch.device("cpu"):  # a named device, as part of a classifier asks for it
             build()()
     finally:
         handle.remove()
@@ -93,8 +93,8 @@ def linear_shapes(build: Build) -> Counter[Shape]:
 def faster_product(shapes: Mapping[Shape, int]) -> Product:
     """The product that computes these layers faster here.
 
-    The first answer on a machine is kept for its user: where both are nearly as fast, a second measurement might
-    choose otherwise, and a second run of the same config would differ in its last bits.
+    The first answer on a machine is kept for its user. If both are nearly as fast, a second measurement might choose
+    otherwise, and a second run of the same config would differ in its last bits.
     """
     if onednn_product() is None:
         return "blas"
@@ -123,9 +123,9 @@ def _kept_answer(place: Path) -> Product | None:
 
 
 def _keep_answer(place: Path, answer: Product) -> None:
-    """Of several processes that begin at once, the first one's stands; without a place for it, each measures."""
+    """Keep the answer, unless another process was first. Without a place for it, each process measures."""
     temporary = place.with_name(f"{place.name}.{os.getpid()}")
-    if not place.is_absolute():  # nobody's home
+    if not place.is_absolute():  # the user has no home
         return
     with suppress(OSError):
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -139,7 +139,7 @@ def _keep_answer(place: Path, answer: Product) -> None:
 def seconds_of_products(shapes: Mapping[Shape, int]) -> dict[Product, float]:
     """Processor seconds of all layers' products, forwards and backwards, by each library, on one thread.
 
-    One thread's own time, so that whatever else the machine does counts for neither. Rows beyond `ROWS` are scaled.
+    It is the thread's own time, so that the machine's other work counts for neither. Rows beyond `ROWS` are scaled.
     """
     total: dict[Product, float] = {"onednn": 0.0, "blas": 0.0}
     with _one_thread():

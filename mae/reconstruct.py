@@ -1,4 +1,4 @@
-"""mae-reconstruct: original, masked, reconstruction and their mix, or what a masked autoencoder makes of images."""
+"""mae-reconstruct: shows what a masked autoencoder makes of images: original, masked, reconstruction and mix."""
 
 import sys
 from collections.abc import Iterable
@@ -55,7 +55,7 @@ def reconstruct(
 ) -> Pictures:
     """8-bit images (b c h w) and mask noise (b n) → pictures.
 
-    hidden_statistics: a norm-pixel model's patches get the mean and deviation of what was hidden, which leaks it.
+    hidden_statistics: a norm-pixel model's patches get the hidden patches' own mean and deviation, which leaks these.
     """
     encoder = model.encoder
     pixels = encoder.standardize(images)  # b c h w
@@ -111,7 +111,7 @@ class View:
     hidden_statistics: bool = False
 
     def separate_files(self) -> dict[str, tuple[int, int]]:
-        """Endings of their names, with the sample and the column that each holds."""
+        """Endings of the separate files' names → the sample and the column that each file holds."""
         endings: dict[str, tuple[int, int]] = {}
         if not self.separate:
             return endings
@@ -124,7 +124,7 @@ class View:
         ending = f"-{part}"
         if self.hidden_statistics and part in ("reconstruction", "mix"):
             ending += "-own-statistics"
-        if self.samples > 1 and part != "original":  # of which there is one
+        if self.samples > 1 and part != "original":  # there is only one original
             ending += f"-{sample + 1}"
         return f"{ending}.png"
 
@@ -133,15 +133,15 @@ class View:
 def reconstruct_files(checkpoint: Checkpoint, words: Iterable[str], out: Path, view: View, device: torch.device) -> int:
     """Write a sheet for every image file, and every image in a folder, into `out`; returns how many are unreadable.
 
-    Each of these is one line on stderr. Raises UserError, before anything is written, where there is no image, where
-    an image itself would be overwritten, or where a model has no use for `hidden_statistics`.
+    Each unreadable image is one line on stderr. Raises UserError, before anything is written, if there is no image, if
+    an image itself would be overwritten, or if a model has no use for `hidden_statistics`.
     """
     keep_private(checkpoint.credentialed, checkpoint.config.data.share)
     model = model_of(checkpoint).to(device)
     if view.hidden_statistics and not model.norm_pixel_loss:
         raise UserError("--hidden-statistics: found a model that predicts grey levels, expected a norm-pixel model")
 
-    # what would go wrong is said before anything is written
+    # errors are raised before anything is written
     names = names_of(image_files(words))
     _spare(names, out, view)
 
@@ -151,7 +151,7 @@ def reconstruct_files(checkpoint: Checkpoint, words: Iterable[str], out: Path, v
         print(NOT_A_PREDICTION)
     print(*notes, sep="\n")
 
-    # an image that cannot be read does not keep the others from being shown
+    # an unreadable image does not stop the others
     unreadable = 0
     for path, name in names.items():
         try:
@@ -167,7 +167,7 @@ def reconstruct_files(checkpoint: Checkpoint, words: Iterable[str], out: Path, v
 
 
 def image_files(words: Iterable[str]) -> list[str]:
-    """The files that are named, and the images in the folders that are; each once. UserError for a folder without."""
+    """The named files, and the images in the named folders, each once; UserError for a folder without images."""
     found: list[str] = []
     for word in words:
         if word.startswith(SHIPPED):
@@ -183,12 +183,12 @@ def _images_in(folder: Path) -> list[str]:
     try:
         table, _ = folders.read(DataSettings(source="images"), folder)
         return table["path"].tolist()
-    except UserError as error:  # there it is a setting, here a word of the command line
+    except UserError as error:  # it names a setting, but here the folder is from the command line
         raise UserError(str(error).removeprefix("data.root: ")) from None
 
 
 def names_of(paths: Iterable[str]) -> dict[str, str]:
-    """A name for each image's files: that of its own file, numbered where several have the same."""
+    """A name for each image's output files: that of its own file, numbered if several have the same."""
     stems = {path: Path(path).stem for path in paths}
     reserved = {stem.casefold() for stem in stems.values()}  # some file systems do not tell A from a
 
@@ -216,7 +216,7 @@ def _spare(names: dict[str, str], out: Path, view: View) -> None:
 
 
 def notes_of(checkpoint: Checkpoint, view: View) -> list[str]:
-    """What is to be said of every picture."""
+    """The notes that go with every picture."""
     config = checkpoint.config
 
     # how it was made
@@ -254,7 +254,7 @@ def pictures_of(model: MaskedAutoencoder, image: Tensor, view: View) -> np.ndarr
 
 
 def write(pictures: np.ndarray, place: Path, notes: list[str], view: View) -> None:
-    """The sheet of an image's pictures (s 4 h w), and if wished each picture; `place` is how their paths begin."""
+    """Write the sheet of an image's pictures (s 4 h w) and, if wished, each picture; their paths begin with `place`."""
     # the notes stand below the pictures and inside each file, as text
     warning = None
     inside = notes

@@ -1,4 +1,4 @@
-"""A training in small: each of its parts is done once for real, timed, and thrown away. What it costs is then known."""
+"""A training in small: each part is done once for real, timed and thrown away, to know what the training costs."""
 
 import math
 import os
@@ -23,9 +23,9 @@ from mae.engine.update import Update
 
 Result = TypeVar("Result")
 STEPS = 5  # timed,
-SECONDS = 20  # but no further one after so long
+SECONDS = 20  # but no more after this long
 BEST = 0.5  # share of the epochs in which best.pt is written too
-WRITTEN = 200e6  # bytes a second, where there is no room to try it
+WRITTEN = 200e6  # bytes a second, if there is no room to try it
 
 
 @dataclass(frozen=True)
@@ -42,23 +42,23 @@ class Rehearsal:
     memory: int  # bytes on the device, or in this process
 
     def whole_run(self, steps: int, validations: int, probes: int = 0) -> float:
-        """Seconds of a training of so many steps, from its start to its end."""
+        """Seconds of a training with this many steps, from its start to its end."""
         after_epochs = validations * (self.validate + self.show + self.save) + probes * self.probe
         return self.start + steps * self.step + after_epochs + self.finish
 
 
 def looks(epochs: int, every: int | None) -> int:
-    """How many of so many epochs end with a look that is taken every so often, and after the last one; null: never."""
+    """How many validations or probes a training has: one after every so many epochs and the last; null: none."""
     return math.ceil(epochs / every) if every else 0
 
 
 def rehearse(stage: AnyStage, held_out: float = 1.0, probe_every: int | None = None, probed: float = 1.0) -> Rehearsal:
     """Do what a training of this stage does, at learning rate 0 and in a folder that is deleted.
 
-    held_out: the share of the validation images that the stage validates on. probe_every: after how many epochs
-    validation has a probe, which here looks at the share `probed` of its images.
+    held_out: the share of the validation images that the stage validates on. probe_every: epochs between validations
+    with a probe, which here looks at the share `probed` of its images.
     """
-    # one that always has a probe: nearly all of the time is the probe's
+    # if every validation has a probe, nearly all of its time is the probe's
     always_probed = probe_every is not None and (probe_every == 1 or stage.epochs == 1)
 
     start = seconds_since_start()
@@ -68,7 +68,7 @@ def rehearse(stage: AnyStage, held_out: float = 1.0, probe_every: int | None = N
         validation, validate = timed(lambda: _validation(stage, 1))
         validate /= held_out
 
-        # with a probe less without one is the probe's
+        # the probe's time is that of a validation with it, less that of one without
         probe = 0.0
         if always_probed:
             validate *= held_out / probed
@@ -92,7 +92,7 @@ def rehearse(stage: AnyStage, held_out: float = 1.0, probe_every: int | None = N
 
 
 def timed(work: Callable[[], Result]) -> tuple[Result, float]:
-    """What the work comes to, and its seconds."""
+    """The result of the work, and its seconds."""
     before = time.perf_counter()
     result = work()
     return result, time.perf_counter() - before
@@ -126,7 +126,7 @@ def _endless(stage: AnyStage) -> Iterator[Batch]:
 def _validation(stage: AnyStage, epoch: int) -> Validation | None:
     try:
         return evaluating(stage.model, lambda model: stage.validate(model, epoch))
-    except NotFinite:  # a training says so and goes on
+    except NotFinite:  # a training reports it and goes on
         return None
 
 
@@ -138,12 +138,12 @@ def _show(stage: AnyStage, validation: Validation | None, folder: Path) -> float
         with SummaryWriter(str(folder)) as board:
             evaluating(stage.model, lambda model: stage.show(model, validation, board, 1))
 
-    draw()  # the first loads what draws
+    draw()  # the first call loads the drawing code
     return timed(draw)[1]
 
 
 def _save(stage: AnyStage, validation: Validation | None, folder: Path) -> tuple[float, float]:
-    """Seconds of saving after an epoch, and of a last look at what was saved."""
+    """Seconds to save after an epoch, and to read best.pt at the end of the run."""
     best = Checkpoint(
         kind=stage.kind,
         settings=stage.config.model_dump(mode="json"),
@@ -158,13 +158,13 @@ def _save(stage: AnyStage, validation: Validation | None, folder: Path) -> tuple
 
     _, saving_best = timed(lambda: save_checkpoint(best, folder / "best.pt"))
     _, saving_last = timed(lambda: save_checkpoint(last, folder / "last.pt"))
-    # the end of a run asks the best one what it is
+    # at its end, a run reads what best.pt says
     _, finishing = timed(lambda: load_checkpoint(folder / "best.pt", stage.kind, numbers=False))
     return saving_last + BEST * saving_best, finishing
 
 
 def seconds_since_start() -> float:
-    """Since this process was started; 0 where the system does not tell."""
+    """Seconds since this process was started; 0 if the system does not tell."""
     try:
         fields = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
         up = float(Path("/proc/uptime").read_text(encoding="ascii").split()[0])

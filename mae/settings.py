@@ -183,7 +183,7 @@ class PretrainSettings(Settings):
     optimizer: PretrainOptimizerSettings = Field(default_factory=PretrainOptimizerSettings)
     augment: PretrainAugmentSettings = Field(default_factory=PretrainAugmentSettings)
 
-    # where it begins, and what stays of it
+    # where it begins, and what is kept of it
     continue_from: PathText | None = Field(
         None,
         description="a kept checkpoint of another run (RUN/epoch100.pt) from which this one goes on as that one would, "
@@ -206,7 +206,7 @@ class PretrainSettings(Settings):
 
     @property
     def batch(self) -> int:
-        """`batch_size`, once it is a number: `mae/batch_size.py` makes one of auto."""
+        """`batch_size` once it is a number: `mae/batch_size.py` replaces auto."""
         return number_of(self.batch_size)
 
     @model_validator(mode="after")
@@ -228,7 +228,7 @@ def number_of(batch_size: BatchSize) -> int:
 
 
 def check_warmup(optimizer: OptimizerSettings, epochs: int) -> None:
-    """ValueError for a warm-up that would never reach the peak learning rate, and for a schedule without sense."""
+    """ValueError for a warm-up that would never reach the peak learning rate, or a schedule that makes no sense."""
     warmup = optimizer.warmup_epochs
     if optimizer.schedule == "cosine" and optimizer.cooldown_epochs:
         found = f"found {optimizer.cooldown_epochs:g} with schedule cosine"

@@ -57,7 +57,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each behind a LayerNorm and around a residual path."""
+    """Attention and MLP, each with a LayerNorm before it and a residual path around it."""
 
     def __init__(self, width: int, heads: int, mlp_ratio: float = 4.0, eps: float = 1e-6):
         super().__init__()
@@ -76,7 +76,7 @@ class Block(nn.Module):
 
 
 class CrossBlock(nn.Module):
-    """Cross-attention to a source and MLP, each behind a LayerNorm and around a residual path."""
+    """Cross-attention to a source and MLP, each with a LayerNorm before it and a residual path around it."""
 
     def __init__(self, width: int, heads: int, source_width: int, mlp_ratio: float = 4.0, eps: float = 1e-6):
         super().__init__()
@@ -100,16 +100,16 @@ def run_block(block: nn.Module, *inputs: Tensor | None, recompute: bool) -> Tens
 
 @runtime_checkable
 class _Recomputes(Protocol):
-    """Encoder and decoders: what runs blocks by `run_block`."""
+    """Encoder and decoders, which run their blocks by `run_block`."""
 
     recompute: bool
 
 
 def configure_blocks(model: nn.Module, compiled: bool, recompute: bool) -> None:
-    """How the blocks compute, not what: parameters keep their names, so checkpoints fit with and without.
+    """Set how the blocks compute, not what: parameters keep their names, so checkpoints fit with and without.
 
-    A model without such blocks, as a ResNet, is compiled whole and keeps its activations: its batch statistics
-    would be counted twice.
+    A model without such blocks, such as a ResNet, is compiled whole. It keeps its activations: recomputing them
+    would count its batch statistics twice.
     """
     for module in model.modules():
         if isinstance(module, _Recomputes):

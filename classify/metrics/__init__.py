@@ -6,7 +6,7 @@ Where several seeds of one model are compared, scores may be (s, n) and threshol
 written or seeded globally; bad input is a ValueError.
 
 Intervals and differences of a report come from `metric_intervals` and `metric_differences`: over patients in closed
-form, and over seeds. The bootstrap is there beside them.
+form, and over seeds. The bootstrap is available too.
 
 Point estimates and resampled ones come from the same weighted formulas, so an interval always
 belongs to its estimate.

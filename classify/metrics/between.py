@@ -27,11 +27,12 @@ def group_difference(
     level: float = 0.95,
     logits: ArrayLike | None = None,
 ) -> Difference:
-    """The metric among the cases `in_a` (n,) minus that among `in_b`, which share no case, of scores (n,) or (s, n).
+    """The metric of scores (n,) or (s, n) among the cases `in_a` (n,) minus that among `in_b`, which share no case.
 
-    Patients may have cases in both, as with views: the variance is that of each patient's parts of the difference,
-    summed (the influence functions of both metrics), and that of seeds is added, as in `auc_difference`. Patients of a
-    class vary among those of it in their own group. With less than ten of a class in a group it rejects too often.
+    Patients may have cases in both, as with views. So each patient's parts of the difference (the influence functions
+    of both metrics) are summed, and the variance is that of these sums. The variance of seeds is added, as in
+    `auc_difference`. Patients of a class vary only among those of this class in their own group. With fewer than ten of
+    a class in a group the test rejects too often.
     """
     labels, scores, thresholds = check_seeds(labels, scores, thresholds)
     check_level(level)
@@ -67,7 +68,7 @@ def group_difference(
     if of_patients.variance > 0:
         return difference_by_t(name, estimate, join([of_patients, seed_spread(estimates)]), level, seeds)
 
-    # neither varies, as two AUCs of 1: made of both groups' own intervals
+    # neither varies, as with two AUCs of 1: the intervals of both groups are combined
     own_intervals = [
         interval_of(name, own, group_codes(codes[inside], int(inside.sum())), level)
         for own, inside in zip(found, members, strict=True)

@@ -53,8 +53,8 @@ def binary_metrics(
 ) -> BinaryMetrics:
     """Metrics of scores (n,) against labels (n,) at one threshold.
 
-    Where scores are the sigmoid of `logits` (n,), these order the cases for AUC and average precision: above 37, scores
-    of 64 bits round to 1, and different cases become level.
+    If scores are the sigmoid of `logits` (n,), the logits order the cases for AUC and average precision: above a logit
+    of 37, scores of 64 bits round to 1, and different cases would tie.
     Ratios without a denominator are 0, as scikit-learn with zero_division=0 (precision when nothing
     is predicted abnormal, recall without positives); the AUC of a single class is NaN. The Brier score
     takes scores as probabilities.
@@ -167,7 +167,7 @@ def weighted_metrics(
     """{name: (r,)}; recall and average precision need a positive, specificity a negative, auc both.
 
     `order_by` (n) orders the cases: the scores, or the logits they are made of.
-    Precision where nothing is predicted abnormal is 0, not undefined: a collapsed model keeps its price.
+    Precision is 0, not undefined, if nothing is predicted abnormal: so a collapsed model is penalised.
     """
     tn, fp, fn, tp = _confusion(weights, labels, scores, threshold)
     formulas = {  # functions, so that only what is asked for is computed
@@ -215,7 +215,7 @@ def _auc(weights: np.ndarray, labels: np.ndarray, scores: np.ndarray) -> np.ndar
     positives = weights[:, ranking.positive]  # r n1
     negatives = _cumulate(weights[:, ranking.negative])  # r n0+1
 
-    # the mean of who lies below and who lies below or level: those that are level count half
+    # the mean of how many lie below and how many lie below or level: ties count half
     area = np.einsum("rp,rp->r", positives, negatives[:, ranking.below] + negatives[:, ranking.upto]) / 2
     return ratio(area, positives.sum(1) * negatives[:, -1])
 
@@ -226,7 +226,7 @@ def _average_precision(weights: np.ndarray, labels: np.ndarray, scores: np.ndarr
     positives = _cumulate(weights[:, ranking.positive])  # r n1+1
     negatives = _cumulate(weights[:, ranking.negative])  # r n0+1
 
-    # who is predicted abnormal where a positive's score is the threshold: all that do not lie below it
+    # if a positive's score is the threshold, all cases that do not lie below it are predicted abnormal
     ranked = scores[ranking.positive]
     tp = positives[:, -1:] - positives[:, np.searchsorted(ranked, ranked, "left")]
     fp = negatives[:, -1:] - negatives[:, ranking.below]

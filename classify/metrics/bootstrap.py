@@ -126,8 +126,8 @@ def bootstrap_differences(
 
     Arguments as in `bootstrap_intervals`; `thresholds` and `logits` hold a's and b's, and a and b may have
     different numbers of seeds, which are drawn independently. The two-sided p-value is twice the
-    smaller share of replicates on either side of 0, one added to count and total so that it is
-    never 0 (Davison and Hinkley 1997, chapter 4); up to that one it agrees with the interval.
+    smaller share of replicates on either side of 0. One is added to count and total so that the
+    p-value is never 0 (Davison and Hinkley 1997, chapter 4); apart from that it agrees with the interval.
     """
     labels, scores_a, thresholds_a = check_seeds(labels, scores_a, thresholds[0], "scores_a")
     labels, scores_b, thresholds_b = check_seeds(labels, scores_b, thresholds[1], "scores_b")
@@ -231,7 +231,7 @@ def _seed_means(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     seeds, _, rows = values.shape
     drawn = rng.integers(0, seeds, (rows, seeds))
 
-    # the mean of what was drawn, as a weighted mean of what there is
+    # the mean of the drawn seeds, as a weighted mean of all seeds
     share = (drawn[:, :, None] == np.arange(seeds)).mean(1)  # r s
     return np.einsum("rs,skr->kr", share, values)
 

@@ -60,10 +60,10 @@ STEPS = 100  # of Newton's method; a fit that exists needs about ten
 
 
 def fit_recalibration(labels: np.ndarray, logits: np.ndarray, slope: bool) -> tuple[float, np.ndarray]:
-    """Slope of the logistic regression of labels on logits, or without `slope` the intercept beside a slope of 1.
+    """Slope of the logistic regression of labels on logits, or without `slope` the intercept at a fixed slope of 1.
 
     Also the part of each case in it (n,), from the score of the likelihood. NaN where no finite fit exists: one class,
-    logits that separate the classes, or are all the same.
+    logits that separate the classes, or logits that are all the same.
     """
     nothing = np.nan, np.zeros(len(labels))
     if not np.isfinite(logits).all() or labels.all() or not labels.any():
@@ -89,7 +89,7 @@ def fit_recalibration(labels: np.ndarray, logits: np.ndarray, slope: bool) -> tu
 
 
 def _separated(labels: np.ndarray, logits: np.ndarray) -> bool:
-    """Whether a threshold parts the classes, if need be with ties on it: the slope would be infinite, or anything."""
+    """Whether a threshold separates the classes, ties on it allowed: the slope would be infinite or arbitrary."""
     positives, negatives = logits[labels], logits[~labels]
     return bool(positives.min() >= negatives.max() or positives.max() <= negatives.min())
 

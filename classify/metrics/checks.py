@@ -20,7 +20,7 @@ def check(labels: ArrayLike, scores: ArrayLike, name: str = "scores") -> tuple[n
 
 
 def check_logits(logits: ArrayLike | None, scores: np.ndarray) -> np.ndarray:
-    """What orders the cases: the logits, of the scores' shape, or without any the scores themselves."""
+    """What orders the cases: the logits, of the scores' shape; without logits, the scores themselves."""
     if logits is None:
         return scores
     logits = _finite("logits", logits)
@@ -70,7 +70,7 @@ def as_binary(name: str, values: np.ndarray) -> np.ndarray:
 
 
 def check_threshold(threshold: ArrayLike) -> None:
-    """Nothing is at or above NaN, so it would predict all cases normal without a word."""
+    """ValueError for NaN: no score is at or above it, so it would silently predict all cases normal."""
     if np.isnan(threshold).any():
         raise ValueError("threshold is NaN, wanted a number")
 
@@ -84,7 +84,7 @@ def group_codes(groups: ArrayLike | None, n: int) -> np.ndarray:
     """(n,) whole numbers naming each case's group, in order of first appearance."""
     if groups is None:
         return np.arange(n)
-    # as objects: among texts numpy would make the text "nan", one patient, of every NaN
+    # as objects: among texts, numpy would turn every NaN into the text "nan", which would be one patient
     groups = np.asarray(groups, dtype=object)
     if groups.shape != (n,):
         raise ValueError(f"groups have shape {groups.shape}, wanted ({n},)")

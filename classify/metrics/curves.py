@@ -1,7 +1,7 @@
-"""ROC and precision-recall curves of a model's seeds, with bands, and how often a score comes true.
+"""ROC, precision-recall and reliability curves of a model's seeds, with bands.
 
-Bands are pointwise: each says where its own point may lie. The variance over patients is that of resampled patients,
-that over seeds is added, as for every interval here.
+Bands are pointwise: each says where its own point may lie. The variance over patients is that of resampled patients.
+The variance over seeds is added, as for every interval here. Reliability's bands are over patients alone.
 """
 
 from collections.abc import Callable
@@ -65,7 +65,7 @@ def _sensitivities(hits: np.ndarray, alarms: np.ndarray, at: np.ndarray) -> np.n
     if not (hits[-1] and alarms[-1]):
         return np.full(len(at), np.nan)
     last = np.searchsorted(alarms, at * alarms[-1] + 1e-9, side="right") - 1
-    shares = np.append(hits, 0.0) / hits[-1]  # the place -1: nobody is called
+    shares = np.append(hits, 0.0) / hits[-1]  # place -1: no case is called
     return np.asarray(shares[last])
 
 
@@ -108,7 +108,7 @@ def _curve(
 
 
 def _rates(weights: np.ndarray, labels: np.ndarray, scores: np.ndarray, at: np.ndarray, rates: Rates) -> np.ndarray:
-    """(r k): rates on each resample, cases being called in order of their scores, level ones together."""
+    """(r k): rates on each resample; cases are called in order of their scores, ties together."""
     order = np.argsort(-scores, kind="stable")
     ends = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
     hits = np.cumsum(weights[:, order] * labels[order], axis=1)[:, ends]  # r e

@@ -13,9 +13,9 @@ from classify.metrics.patients import join, patient_spread, seed_spread
 
 @dataclass(frozen=True)
 class DecisionCurve:
-    """Net benefits (k,), true positives a case, at threshold probabilities (k,); bands (k,) at `level`.
+    """Net benefits (k,), in true positives per case, at threshold probabilities (k,); bands (k,) at `level`.
 
-    `advantage` is the model's net benefit less that of the better of treating all and treating none.
+    `advantage` is the model's net benefit minus that of treating all or treating none, whichever is better.
     """
 
     thresholds: np.ndarray
@@ -39,7 +39,7 @@ def decision_curve(
     groups: ArrayLike | None = None,
     level: float = 0.95,
 ) -> DecisionCurve:
-    """Net benefit tp/n - fp/n · p/(1-p) of calling abnormal who has probability p or more, at thresholds p (k,).
+    """Net benefit tp/n - fp/n · p/(1-p) of calling cases of probability p or more abnormal, at thresholds p (k,).
 
     Probabilities (n,) or (s, n) should be calibrated. Bands are pointwise, over patients, `groups` (n,), and seeds. The
     prevalence is that of these cases.
@@ -92,7 +92,7 @@ def _mean_with_band(values: np.ndarray, harm: float, codes: np.ndarray, level: f
     parts = (values.mean(0) - estimate) / values.shape[1]
     of_patients = patient_spread(parts, np.ones((1, len(codes)), bool), codes)
     if not of_patients.variance > 0:
-        # nobody is called, or all are alike: as many others as a share of none of so many patients may hide
+        # no case is called, or all are alike: others may be as frequent as a share of 0 in so many patients allows
         patients = int(codes.max()) + 1
         unseen = score_interval(0.0, patients, float(t.ppf((1 + level) / 2, patients - 1)))[1]
         return estimate, estimate - harm * unseen, estimate + unseen

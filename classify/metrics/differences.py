@@ -26,8 +26,8 @@ def auc_difference(
 ) -> Difference:
     """The difference of AUC, a - b, of scores (n,) or of the means of seeds (s, n), tested by Student's t.
 
-    The variance is that of patients, from DeLong's components of a - b by Obuchowski's formula (1997), plus that of
-    the seeds, S_a²/s_a + S_b²/s_b, as seeds of a and of b are drawn apart from each other; the degrees of freedom are
+    The variance over patients is that of DeLong's components of a - b, by Obuchowski's formula (1997). The variance of
+    the seeds, S_a²/s_a + S_b²/s_b, is added: seeds of a and of b are drawn independently. The degrees of freedom are
     Satterthwaite's. With one seed, (n,) or (1, n), the difference is that of the two trained models: it says
     nothing of the methods that made them, and `of_methods` is False.
     """
@@ -46,7 +46,7 @@ def metric_differences(
 ) -> dict[str, Difference]:
     """{name: Difference} a - b of several metrics, as in `auc_difference`; names as in `metric_intervals`.
 
-    Where patients show no variance in a - b, as between two AUCs of 1, the interval is made of both models' own (square
+    If patients show no variance in a - b, as between two AUCs of 1, the intervals of both models are combined (square
     and add: Newcombe 1998), and `note` says so. Models that do the same with every case differ by 0 with p 1.
     """
     labels, scores_a, thresholds_a = check_seeds(labels, scores_a, thresholds[0], "scores_a")
@@ -98,7 +98,7 @@ def _difference(
 
 
 def _difference_of_parts(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """a - b; what cancels to rounding is 0."""
+    """a - b; what remains from rounding alone is set to 0."""
     parts = a - b
     parts[np.abs(parts) <= 1e-12 * (np.abs(a) + np.abs(b))] = 0
     return parts
@@ -137,7 +137,7 @@ def _from_both(
     b = interval_of(name, of_b, codes, level)
     down, up = square_and_add(a, b)
 
-    # the error that has this reach towards 0; of no difference, the larger one
+    # the error that gives this reach towards 0; for a difference of 0, the larger reach
     reach = max(down, up)
     if estimate != 0:
         reach = down if estimate > 0 else up

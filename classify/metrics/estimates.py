@@ -1,4 +1,4 @@
-"""What every function of intervals and tests answers with."""
+"""What every function for intervals and tests returns."""
 
 from dataclasses import dataclass
 
@@ -26,7 +26,7 @@ class Difference(Interval):
     """The difference a - b of one metric on the same cases.
 
     `seeds` are how many a and b have. One seed is one trained model, so with a 1 the difference says nothing of the
-    methods. `standard_error` and its degrees of `freedom` are what p-value and interval are made from.
+    methods. p-value and interval are made from `standard_error` and its degrees of `freedom`.
     """
 
     p_value: float = 1.0
@@ -36,13 +36,13 @@ class Difference(Interval):
 
     @property
     def of_methods(self) -> bool:
-        """Whether training again was part of the uncertainty, on both sides."""
+        """Whether the uncertainty includes training again, on both sides."""
         return min(self.seeds) > 1
 
     def non_inferior(self, margin: float) -> float:
         """One-sided p-value of "a is worse than b by `margin` or more": small where a is not inferior.
 
-        For a metric that grows with quality; of an error (Brier, ece) ask it of b - a.
+        For a metric that grows with quality; for an error (Brier, ece) ask it of b - a.
         """
         if not (np.isfinite(margin) and margin >= 0):
             raise ValueError(f"margin is {margin}, wanted 0 or more, in units of the metric")

@@ -46,7 +46,7 @@ def influence(name: str, labels: np.ndarray, model: Model) -> Influence:
 
 
 def _of_ratio(name: str, labels: np.ndarray, model: Model) -> Influence:
-    """A metric that is a sum over cases divided by another."""
+    """A metric that is one sum over cases divided by another."""
     estimates, parts, counted = [], [], np.zeros(len(labels), bool)
     once = np.ones((1, len(labels)))
     for scores, threshold, order_by in zip(model.scores, model.thresholds, model.order_by, strict=True):

@@ -27,15 +27,14 @@ def auc_interval(
 ) -> Interval:
     """Interval of the AUC of scores (n,), or of the mean AUC of s seeds (s, n), by clustered DeLong on the logit scale.
 
-    The variance over patients, `groups` (n,), is Obuchowski's (1997, Biometrics 53:567), which is DeLong's without
-    groups; that of s seeds, S²/s, is added, and the quantile is of Student's t with Satterthwaite's degrees of freedom.
+    The variance over patients, `groups` (n,), is Obuchowski's (1997, Biometrics 53:567); without groups it is DeLong's.
+    The variance of s seeds, S²/s, is added. The quantile is of Student's t with Satterthwaite's degrees of freedom.
     With one seed the interval is that of this trained model.
 
     Towards 1/2 the degrees of freedom also follow the fourth moment: near 1 a few patients make the variance, and it is
     underestimated just where the AUC comes out high. An AUC of 0 or 1, equal scores for all, or a single patient of a
-    class leave no variance to see; there the interval is Newcombe's score interval (2006, Statistics in Medicine
-    25:559, method 5) for as many cases as patients, and `note` says so. One class or one patient: NaN, and `note` says
-    why.
+    class show no variance. The interval is then Newcombe's score interval (2006, Statistics in Medicine 25:559, method
+    5), with as many cases as patients, and `note` says so. One class or one patient: NaN, and `note` says why.
     """
     return metric_intervals(labels, scores, names=("auc",), groups=groups, level=level)["auc"]
 
@@ -54,9 +53,9 @@ def metric_intervals(
     The names are the metrics of `BinaryMetrics`, and ece, calibration_slope, calibration_intercept (from `logits`). The
     AUC is that of `auc_interval`. Accuracy, precision, recall and specificity have Wilson's score interval with the
     effective number of cases p(1-p)/variance, at most the cases there are (Korn and Graubard 1998; Dean and Pagano
-    2015); F1 has it through tp/(tp+fp+fn), of which it is a function. Average precision, Brier and ece are taken on the
-    logit scale, slope and intercept as they are. All variances are those of patients plus those of seeds. The estimate
-    of ece grows as cases get fewer, by more than its interval tells.
+    2015). F1 is a function of the share tp/(tp+fp+fn) and gets its interval through it. Average precision, Brier and
+    ece are taken on the logit scale, slope and intercept as they are. All variances are those of patients plus those of
+    seeds. The estimate of ece grows as cases get fewer, by more than its interval tells.
     """
     labels, scores, thresholds = check_seeds(labels, scores, thresholds)
     check_level(level)
@@ -66,9 +65,9 @@ def metric_intervals(
 
 
 class CalibrationLine(NamedTuple):
-    """Logistic recalibration: 1 and 0 for probabilities that mean what they say.
+    """Logistic recalibration: slope 1 and intercept 0 for calibrated probabilities.
 
-    A slope below 1 says that they are too extreme; an intercept above 0 that abnormal cases are more than they say.
+    A slope below 1 says that they are too extreme; an intercept above 0 that they are too low.
     """
 
     slope: Interval
@@ -78,9 +77,9 @@ class CalibrationLine(NamedTuple):
 def calibration_slope_intercept(
     labels: ArrayLike, logits: ArrayLike, groups: ArrayLike | None = None, level: float = 0.95
 ) -> CalibrationLine:
-    """Slope of the logistic regression of labels on logits (n,) or (s, n), and the intercept beside a slope of 1.
+    """Slope of the logistic regression of labels on logits (n,) or (s, n), and the intercept at a fixed slope of 1.
 
-    The latter is called calibration in the large (Cox 1958; Van Calster et al. 2019). The intervals are of the sandwich
+    The latter is called calibration in the large (Cox 1958; Van Calster et al. 2019). The intervals use the sandwich
     variance over patients, `groups` (n,). The slope of logits that separate the classes is infinite: NaN, with a note.
     """
     labels, logits, _ = check_seeds(labels, logits, 0.0, "logits")
@@ -130,8 +129,8 @@ def _why_undefined(name: str) -> str:
 
 
 def _on_logit_scale(estimate: float, spread: Spread, level: float) -> tuple[float, float]:
-    """Towards 1/2 with the cautious degrees of freedom, which is where intervals near 0 and 1 miss the truth."""
-    if not 0 < estimate < 1:  # seeds or patients vary about a mean that stands at the end: nothing to transform
+    """Towards 1/2 with the cautious degrees of freedom: on that side intervals near 0 and 1 miss the truth."""
+    if not 0 < estimate < 1:  # seeds or patients vary, but their mean is 0 or 1: nothing to transform
         reach = t.ppf((1 + level) / 2, spread.cautious) * np.sqrt(spread.variance)
         return max(0.0, estimate - reach), min(1.0, estimate + reach)
 
@@ -146,7 +145,7 @@ def _on_logit_scale(estimate: float, spread: Spread, level: float) -> tuple[floa
 
 
 def proportion_interval(name: str, estimate: float, spread: Spread, cases: int, level: float) -> tuple[float, float]:
-    """Wilson's interval of as many independent cases as have the variance found."""
+    """Wilson's interval for as many independent cases as would have the variance found."""
     variance = spread.variance
     share = estimate
     if name == "f1":  # a function of the share tp / (tp + fp + fn)
@@ -192,7 +191,7 @@ def _without_variance(
 
 
 def newcombe_auc(area: float, positives: int, negatives: int, quantile: float) -> tuple[float, float]:
-    """Newcombe's score interval of an AUC: all values whose own error reaches as far as the AUC found."""
+    """Newcombe's score interval of an AUC: all true values whose own error reaches the AUC found."""
     low = _newcombe_low(area, positives, negatives, quantile)
     high = 1 - _newcombe_low(1 - area, positives, negatives, quantile)
     return low, high
@@ -204,10 +203,10 @@ def _newcombe_low(area: float, positives: int, negatives: int, quantile: float) 
         return 0.0
 
     def excess(true: float) -> float:
-        """Squared distance less squared reach, both without the factor 1 - true that they share for an area of 1."""
+        """Squared distance minus squared reach; for an area of 1, without the factor 1 - true that both share."""
         half = (positives + negatives) / 2 - 1
         shape = 1 + half * ((1 - true) / (2 - true) + true / (1 + true))
-        reach = quantile**2 * true * shape / (positives * negatives)  # the variance is of Hanley and McNeil 1982
+        reach = quantile**2 * true * shape / (positives * negatives)  # variance of Hanley and McNeil 1982
         if area == 1:
             return (1 - true) - reach
         return (area - true) ** 2 - reach * (1 - true)

@@ -5,10 +5,10 @@ from numpy.typing import ArrayLike
 
 
 def holm(p_values: ArrayLike) -> np.ndarray:
-    """p-values (k,) of one family, adjusted so that any false rejection at all is as rare as the level (Holm 1979).
+    """p-values (k,) of one family, adjusted so that any false rejection is no likelier than the level (Holm 1979).
 
-    The smallest is multiplied by k, the next by k - 1, and so on, none below the one before it or above 1. A contrast
-    that could not be tested, NaN, stays NaN and does not count.
+    The smallest is multiplied by k, the next by k - 1, and so on, none below the one before it or above 1. NaN, for a
+    contrast that could not be tested, stays NaN and does not count.
     """
     p_values = np.asarray(p_values, dtype=np.float64)
     if p_values.ndim != 1:

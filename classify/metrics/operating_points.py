@@ -1,8 +1,8 @@
-"""Sensitivity where specificity is given, the reverse, and what an answer means where disease is rare or common.
+"""Sensitivity at a given specificity, the reverse, and predictive values where disease is rare or common.
 
-A threshold that is found on the cases it is judged by flatters. The honest one is found on validation and applied as it
-is: it meets the target only about, so both rates are reported as they came out. Where there is no validation, the point
-of these cases' own ROC curve is given, says so, and its interval includes the choice.
+A threshold that is found on the cases it is judged by flatters. The honest one is found on validation and applied
+unchanged. It meets the target only approximately, so both rates are reported as they came out. Without validation, the
+point is that of these cases' own ROC curve. It says so, and its interval includes the choice of the threshold.
 """
 
 from collections.abc import Sequence
@@ -83,7 +83,7 @@ def _thresholds(labels: np.ndarray, scores: np.ndarray, targets: Sequence[float]
 
 
 def thresholds_by_rate(labels: ArrayLike, scores: ArrayLike) -> dict[Rate, list[float]]:
-    """The thresholds of `RATES`, of each kind: what validation leaves behind for whatever rate is asked for later."""
+    """The thresholds of `RATES`, of each kind: kept from validation for any rate that is asked for later."""
     labels, scores = check(labels, scores)
     kinds: tuple[Rate, Rate] = ("sensitivity", "specificity")
     return {fixed: _thresholds(labels, scores, RATES, fixed) for fixed in kinds}
@@ -96,7 +96,7 @@ def operating_point(
     groups: ArrayLike | None = None,
     level: float = 0.95,
 ) -> OperatingPoint:
-    """Both rates of scores (n,) or (s, n) at thresholds, one or one for each seed, that validation gave."""
+    """Both rates of scores (n,) or (s, n) at thresholds from validation: one, or one for each seed."""
     labels, scores, thresholds = check_seeds(labels, scores, thresholds)
     rates = metric_intervals(labels, scores, ("recall", "specificity"), thresholds, groups, level)
     return OperatingPoint(
@@ -124,7 +124,8 @@ def sensitivity_at_specificity(
 
     With `validation`, its labels (v,) and scores (v,) or (s, v), the threshold is found there, and both rates are those
     that it has on these cases: the honest way. Without, it is found on these cases: the point of their own ROC curve
-    (the highest sensitivity whose specificity is no lower), with patients resampled, threshold and all.
+    (the highest sensitivity whose specificity is no lower). Then patients are resampled, and each resample finds its
+    own threshold.
     """
     return _operating_point(labels, scores, specificity, "specificity", validation, groups, level)
 

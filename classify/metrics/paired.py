@@ -143,7 +143,7 @@ def mcnemar_test(
 ) -> McNemarTest:
     """Test of equal accuracy of two sets of predictions (n,), each 0 or 1, of the same cases.
 
-    McNemar 1947: only the discordant cases speak. Fewer than 25 of them (or exact=True) are judged by
+    McNemar 1947: only the discordant cases count. Fewer than 25 of them (or exact=True) are judged by
     the exact binomial, more by chi-square with Edwards' continuity correction, as R's mcnemar.test.
     The interval of the difference is Newcombe's score interval for paired proportions (1998,
     Statistics in Medicine 17:2635, method 10). Cases are taken as independent.
@@ -196,7 +196,7 @@ def _newcombe_paired(correct: CorrectCases, level: float) -> tuple[float, float]
     a_down, a_up = a.estimate - a.interval[0], a.interval[1] - a.estimate
     b_down, b_up = b.estimate - b.interval[0], b.interval[1] - b.estimate
 
-    # the difference is smallest where a is low and b is high, which is the rarer the more the two agree
+    # the difference is smallest where a is low and b is high; the more the two agree, the rarer that is
     phi = _newcombe_phi(correct)
     difference = a.estimate - b.estimate
     down = np.sqrt(a_down**2 - 2 * phi * a_down * b_up + b_up**2)

@@ -6,13 +6,13 @@ import numpy as np
 
 from classify.metrics.influence import Influence
 
-LEAST_FREEDOM = 16  # below, the fourth moment is itself too uncertain to judge by: docs/decisions.md, Evaluation
+LEAST_FREEDOM = 16  # below this, the fourth moment itself is too uncertain: docs/decisions.md, Evaluation
 
 
 class Spread(NamedTuple):
     """The variance of an estimate with its degrees of freedom.
 
-    `cautious` are fewer of them where few patients make most of the variance, which is then known badly.
+    `cautious` is fewer degrees where few patients make most of the variance, which is then poorly known.
     """
 
     variance: float
@@ -26,11 +26,11 @@ def patients_of(strata: np.ndarray, codes: np.ndarray) -> np.ndarray:
 
 
 def patient_spread(parts: np.ndarray, strata: np.ndarray, codes: np.ndarray) -> Spread:
-    """Variance of the sum of parts (n,), patients being independent and their cases not.
+    """Variance of the sum of parts (n,): patients are independent, the cases of a patient are not.
 
     For the AUC, whose strata (k, n) are the classes, this is Obuchowski's (1997) variance of clustered ROC data, and
-    DeLong's where each case is a patient; for a ratio it is Taylor's with the factor m / (m - 1) for m patients. Strata
-    of one patient have no variance that could be known: NaN.
+    DeLong's where each case is a patient; for a ratio it is Taylor's with the factor m / (m - 1) for m patients. The
+    variance of a stratum with one patient cannot be known: NaN.
     """
     size = int(codes.max()) + 1
     if len(strata) == 1:
@@ -41,7 +41,7 @@ def patient_spread(parts: np.ndarray, strata: np.ndarray, codes: np.ndarray) -> 
     if counts.min() < 2:
         return Spread(np.nan, np.nan, np.nan)
 
-    # patients of one stratum vary among these alone; where a patient has cases of several, they go together
+    # patients vary within their own stratum only; a patient's sums in several strata vary together
     own = counts / (counts - 1) * (sums**2).sum(1)
     together = size / (size - 1) * float((sums.sum(0) ** 2).sum() - (sums**2).sum())
     variance = float(own.sum() + together)
@@ -54,7 +54,7 @@ def patient_spread(parts: np.ndarray, strata: np.ndarray, codes: np.ndarray) -> 
 
 
 def _sums(parts: np.ndarray, codes: np.ndarray, size: int) -> np.ndarray:
-    """Sums by patient (m,); what cancels to rounding is 0."""
+    """Sums by patient (m,); what remains from rounding alone is set to 0."""
     sums = np.bincount(codes, parts, size)
     rounding = 1e-12 * np.bincount(codes, np.abs(parts), size)
     return np.where(np.abs(sums) <= rounding, 0.0, sums)
@@ -73,7 +73,7 @@ def _freedom_by_kurtosis(sums: np.ndarray) -> float:
 
 
 def seed_spread(estimates: np.ndarray) -> Spread:
-    """Variance of the mean over seeds (s,); one seed says nothing of it: 0."""
+    """Variance of the mean over seeds (s,); 0 for a single seed, which says nothing of it."""
     seeds = len(estimates)
     if seeds < 2:
         return Spread(0.0, np.inf, np.inf)

@@ -1,4 +1,4 @@
-"""Logits → probabilities that mean what they say, by a temperature and an intercept fitted on validation."""
+"""Logits → calibrated probabilities, by a temperature and an intercept fitted on validation."""
 
 from dataclasses import asdict, dataclass
 
@@ -9,15 +9,15 @@ from scipy.special import expit, logit
 
 from classify.metrics.checks import check
 
-TEMPERATURES = (0.01, 100.0)  # beyond, scores say nothing of the label, or everything
-WEIGHT = 0.1  # of the wish for temperature 1, in cases' log losses
+TEMPERATURES = (0.01, 100.0)  # beyond these, scores say nothing of the label, or everything
+WEIGHT = 0.1  # of the penalty on temperatures far from 1, in cases' log losses
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Calibrated logit = logit / temperature + intercept. It rises with the logit, so it leaves every order as it is.
+    """Calibrated logit = logit / temperature + intercept. It rises with the logit, so it keeps the order of cases.
 
-    Without arguments it changes nothing. ValueError for numbers that are no such thing.
+    Without arguments it changes nothing. ValueError for impossible numbers.
     """
 
     temperature: float = 1.0
@@ -38,7 +38,7 @@ class Calibration:
         return np.asarray(expit(self.logits(logits)))
 
     def probability_of(self, score: float) -> float:
-        """The calibrated probability where the uncalibrated one is `score`, 0 to 1."""
+        """The calibrated probability for an uncalibrated `score`, 0 to 1."""
         with np.errstate(divide="ignore"):
             return float(self.probabilities(logit(score)))
 
@@ -47,13 +47,14 @@ class Calibration:
 
 
 def fit_calibration(labels: ArrayLike, logits: ArrayLike) -> Calibration:
-    """The most likely temperature and intercept for labels and logits (n), one class only is an error.
+    """The most likely temperature and intercept for labels and logits (n); a single class is an error.
 
-    That is a logistic regression of the label on the logit (Platt 1999; the temperature of Guo et al. 2017 and an
-    intercept, as prevalences and smoothed labels move it) with two safeguards, which fade as cases grow. Labels count
-    as (k + 1) / (k + 2), k the cases of the class, as Platt has it: cases that scores separate perfectly would else ask
-    for a temperature of 0. And a temperature far from 1 costs a little, by a - 1 - log a for the slope
-    a = 1 / temperature: scores that are all equal, or fall where labels rise, ask for none or a negative one.
+    This is a logistic regression of the label on the logit (Platt 1999): the temperature of Guo et al. 2017 and an
+    intercept, as prevalences and smoothed labels shift it. It has two safeguards, which fade as cases grow. First,
+    labels count as (k + 1) / (k + 2), where k is the number of cases of the class (Platt): without this, cases that
+    scores separate perfectly would ask for a temperature of 0. Second, a temperature far from 1 costs a little,
+    a - 1 - log a for the slope a = 1 / temperature: without this, scores that are all equal, or fall where labels rise,
+    would ask for none or a negative one.
     """
     labels, logits = check(labels, logits, "logits")
     abnormal = int(labels.sum())
@@ -79,7 +80,7 @@ def _intercept(scaled: np.ndarray, targets: np.ndarray) -> float:
     """The intercept at which the mean probability is the mean target, which is the most likely one."""
     wanted = targets.mean()
 
-    # there the mean cannot be above, or below, what is wanted: each case alone is not
+    # at these ends the mean is not above, or not below, what is wanted, as no single case is
     middle = float(logit(wanted))
     rounding = 1 + 1e-6 * float(np.abs(scaled).max())
     lowest = middle - float(scaled.max()) - rounding
@@ -88,6 +89,6 @@ def _intercept(scaled: np.ndarray, targets: np.ndarray) -> float:
 
 
 def log_loss(labels: ArrayLike, logits: ArrayLike) -> float:
-    """Mean surprise in nats, of the logits of the probabilities of abnormal: it stays finite where these round to 1."""
+    """Mean log loss in nats, from the logits of abnormal: it stays finite where probabilities round to 1."""
     labels, logits = check(labels, logits, "logits")
     return float(np.logaddexp(0, np.where(labels, -logits, logits)).mean())

@@ -14,7 +14,7 @@ Model = Classifier | ResNet
 
 
 def build_model(config: ClassifyConfig, pretrained: Checkpoint | None = None) -> Model:
-    """The classifier a config describes, with a pretraining's encoder, or a trunk by `finetune.init`, where given."""
+    """The classifier a config describes, with a pretraining's encoder or the trunk of `finetune.init`, if given."""
     settings = config.finetune
     model = config.model
     if settings.model != "vit":
@@ -31,11 +31,11 @@ def build_model(config: ClassifyConfig, pretrained: Checkpoint | None = None) ->
             resnet.load_state_dict({**resnet.state_dict(), **pretrained.weights})
         return resnet
 
-    # the whole autoencoder is built, as the checkpoint holds it; the decoder is left behind
+    # the checkpoint holds the whole autoencoder, so all of it is built; the decoder is then dropped
     mae = mae_from(model, config.data.image_size)
     if pretrained:
         load_weights(mae, pretrained)
-    configure_products(mae, config.product)  # a run's scores are made by the product it was trained with
+    configure_products(mae, config.product)  # a run is scored with the matrix product it was trained with
     return build_classifier(
         mae.encoder,
         pool=settings.pool,

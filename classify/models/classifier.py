@@ -29,7 +29,7 @@ class Classifier(nn.Module):
         self.probe = probe
         self.drop_patches = drop_patches
 
-        # a frozen encoder's features come at any scale
+        # a frozen encoder's features can have any scale
         self.norm: nn.Module = nn.Identity()
         if probe:
             self.norm = nn.BatchNorm1d(encoder.width, eps=1e-6, affine=False)
@@ -41,7 +41,7 @@ class Classifier(nn.Module):
 
     @property
     def depth_draws(self) -> int:
-        """How many draws an image's stochastic depth takes."""
+        """How many random draws an image needs for stochastic depth."""
         return 2 * len(self.encoder.blocks)
 
     @property
@@ -79,7 +79,7 @@ class Classifier(nn.Module):
         """The encoder's tokens (b 1+n d), of all patches or of some → logits (b)."""
         pooled = self.pooled(tokens)  # b d
 
-        # not in 16 bits, in which scores would tie
+        # not in 16 bits: scores would tie
         with without_autocast(pooled.device):
             return self.head(self.norm(pooled.to(self.head.weight.dtype))).squeeze(1)  # b
 

@@ -1,4 +1,4 @@
-"""ResNet-18 and -50 (He et al. 2016, the stride on the 3×3 convolution as in v1.5), torchvision's names."""
+"""ResNet-18 and -50 with torchvision's names (He et al. 2016; the stride on the 3×3 convolution, as in v1.5)."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from mae.encoder import per_channel
 from mae.engine.optim import without_autocast
 
 WIDTH = 64  # channels of the stem and the first layer
-OFFSET = "conv1.offset"  # what weights have that were made to read images standardised as here
+OFFSET = "conv1.offset"  # only in weights that were adapted to images standardised as here
 Depths = tuple[int, int, int, int]  # blocks of each of the four layers
 
 
@@ -56,8 +56,8 @@ class Bottleneck(nn.Module):
 class OffsetConv2d(nn.Conv2d):
     """A convolution of images that were shifted before it: each position of the kernel adds its offset.
 
-    It does so where it lies on the image, and adds nothing where it lies on the padding. So weights that were made for
-    images standardised otherwise compute the same, up to the border.
+    A position adds its offset where it lies on the image, and nothing where it lies on the padding. So weights made for
+    images that were standardised differently compute the same, even at the border.
     """
 
     offset: Tensor
@@ -130,7 +130,7 @@ class ResNet(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-        # a frozen trunk's features come at any scale
+        # a frozen trunk's features can have any scale
         self.norm: nn.Module = nn.Identity()
         if probe:
             self.requires_grad_(False)
@@ -171,7 +171,7 @@ class ResNet(nn.Module):
         """The last layer's maps (b d h w) → logits."""
         pooled = maps.mean(dim=(2, 3))  # b d
 
-        # not in 16 bits, in which scores would tie
+        # not in 16 bits: scores would tie
         with without_autocast(pooled.device):
             return self.fc(self.norm(pooled.to(self.fc.weight.dtype))).squeeze(1)
 
@@ -182,7 +182,7 @@ def _layer(
     """`depth` blocks, the first of which strides."""
     outputs = width * block.expansion
 
-    # what is added to the first block's output must have its shape
+    # the shortcut of the first block must have the shape of the block's output
     downsample = None
     if stride != 1 or inputs != outputs:
         downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))

@@ -1,8 +1,8 @@
-"""`finetune.init`: a ResNet's weights of another program → the trunk of one here, which computes the same.
+"""`finetune.init`: another program's ResNet weights → the trunk of a ResNet here, which computes the same.
 
-The way of a file is that of `mae/weights/`: `files.py` reads tensors and plain values, `state_dicts.py` takes off what
-stands around them. Here they get torchvision's names, are held against the network that they must be, and are made to
-read images as this project standardises them.
+A file takes the same way as in `mae/weights/`: `files.py` reads tensors and plain values, `state_dicts.py` removes what
+is wrapped around them. Here the tensors get torchvision's names, are checked against the expected network, and are
+adapted to images as this project standardises them.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ from mae.weights.state_dicts import StateDict, holds_a_resnet, resnet_state_dict
 
 Say = Callable[[str], None]
 
-# torchvision's files end in the first digits of their SHA-256: what they hold, by these digits
+# names of torchvision's files end in the first digits of their SHA-256; these digits → what a file holds
 PUBLISHED = {
     "f37072fd": ("resnet18", "IMAGENET1K_V1"),
     "5c106cde": ("resnet18", "IMAGENET1K_V1, as first published"),
@@ -48,7 +48,7 @@ TORCHVISION_LICENSE: License = {
 }
 MEDMNIST = 0.5, 0.5  # mean and deviation that MedMNIST's authors standardise by
 
-# blocks of the four layers, and whether they are bottlenecks → what it is called
+# whether blocks are bottlenecks, and how many each of the four layers has → the network's name
 NETWORKS: dict[tuple[bool, tuple[int, ...]], str] = {
     (False, (2, 2, 2, 2)): "resnet18",
     (False, (3, 4, 6, 3)): "resnet34",
@@ -56,13 +56,13 @@ NETWORKS: dict[tuple[bool, tuple[int, ...]], str] = {
     (True, (3, 4, 23, 3)): "resnet101",
     (True, (3, 8, 36, 3)): "resnet152",
 }
-TRUNK = re.compile(r"(conv1|bn1|maxpool|layer\d)\.")  # how names of what makes features begin
-COUNTS = "num_batches_tracked"  # which files from before torch 0.4.1 lack, and nothing here reads
+TRUNK = re.compile(r"(conv1|bn1|maxpool|layer\d)\.")  # how the names of the trunk's tensors begin
+COUNTS = "num_batches_tracked"  # files from before torch 0.4.1 lack it; nothing here reads it
 
 
 @dataclass(frozen=True)
 class ResNetSource:
-    """A trunk by torchvision's names, as its file has it, and what is known of it."""
+    """A trunk as its file has it, under torchvision's names, and what is known of it."""
 
     place: str
     network: str  # resnet18, …
@@ -82,7 +82,7 @@ class ResNetSource:
 
 @dataclass(frozen=True)
 class _Said:
-    """What a file says besides its tensors; None where it does not."""
+    """What a file says besides its tensors; None where it says nothing."""
 
     mean: Levels | None = None
     std: Levels | None = None
@@ -94,7 +94,7 @@ class _Said:
 
 
 def _say_once(text: str) -> None:
-    """Among several ranks, one speaks."""
+    """Print on one rank only."""
     if is_main():
         print(text)
 
@@ -102,7 +102,7 @@ def _say_once(text: str) -> None:
 def resnet_start(config: ClassifyConfig, say: Say = _say_once) -> tuple[ClassifyConfig, Checkpoint | None]:
     """The config with the stem of `finetune.init`'s weights, and the checkpoint of their trunk; None without them.
 
-    The checkpoint's head is lacking: it starts fresh. `meta` has the licence and a digest of the file's weights.
+    The checkpoint has no head: the head starts fresh. `meta` has the licence and a digest of the file's weights.
     """
     if config.finetune.init is None:
         return config, None
@@ -120,7 +120,7 @@ def resnet_start(config: ClassifyConfig, say: Say = _say_once) -> tuple[Classify
 
 
 def resolve_resnet(config: ClassifyConfig) -> ClassifyConfig:
-    """The config with the stem that `finetune.init` brings; UserError where the weights are not those it asks for."""
+    """The config with the stem of `finetune.init`'s weights; UserError if these are not what the config asks for."""
     if config.finetune.init is None:
         return config
     return _with_stem(config, _source_of(config))
@@ -164,7 +164,7 @@ def _with_stem(config: ClassifyConfig, source: ResNetSource) -> ClassifyConfig:
 def read_resnet(path: str | Path, settings: FinetuneSettings) -> ResNetSource:
     """The weights of `settings.model` in a file, or in a folder of Hugging Face's or timm's.
 
-    UserError, in a line, for what is no such ResNet or would not be the same one here.
+    A one-line UserError for weights that are not such a ResNet, or that would not be the same network here.
     """
     path = existing(path)
     raw = read_folder(path) if path.is_dir() else read_facebook(path)
@@ -191,7 +191,7 @@ def read_resnet(path: str | Path, settings: FinetuneSettings) -> ResNetSource:
     if stem == "small":
         assumed.append("a 3x3 stem of stride 1 without pooling")
 
-    # a head, and what stands beside the network
+    # not used: the head, and what stands beside the network
     trunk = {name: tensor for name, tensor in tensors.items() if TRUNK.match(name)}
     heads = [names[name] for name in tensors if name not in trunk]
     return ResNetSource(
@@ -256,7 +256,7 @@ def name_in_transformers(name: str) -> str:
 
 
 def _network(tensors: Mapping[str, Tensor], place: str) -> str:
-    """What the network is called, by its blocks."""
+    """The network's name, from its blocks."""
     blocks = {match.groups() for name in tensors if (match := re.match(r"layer(\d)\.(\d+)\.", name))}
     stages = [stage for stage, _ in blocks]
     depths = tuple(stages.count(str(number)) for number in (1, 2, 3, 4))
@@ -284,7 +284,7 @@ def _stem(tensors: Mapping[str, Tensor], names: Mapping[str, str], place: str) -
 def _check_tensors(
     tensors: Mapping[str, Tensor], names: Mapping[str, str], network: str, stem: str, place: str
 ) -> None:
-    """UserError unless the trunk's tensors are all those of the network, of its shapes, and numbers that count."""
+    """UserError unless the trunk has exactly the network's tensors, in its shapes and with usable numbers."""
     with torch.device("meta"):
         model = build_resnet(network, in_channels=tensors["conv1.weight"].shape[1], stem=stem)
     wanted = {name: tensor for name, tensor in model.state_dict().items() if TRUNK.match(name)}
@@ -355,7 +355,7 @@ def _said_by_folder(folder: Path, model: str) -> _Said:
             said = replace(said, mean=mean, std=std)
         return said
 
-    # transformers': what no tensor tells
+    # transformers': settings that no tensor shows
     usual = {"downsample_in_bottleneck": False, "downsample_in_first_stage": False, "hidden_act": "relu"}
     for name, value in usual.items():
         if config.get(name, value) != value:
@@ -393,7 +393,7 @@ def _statistics(
 
 
 def _adapted(source: ResNetSource, config: ClassifyConfig) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The trunk's weights for a network that standardises by the config, and what was done, by the file's names."""
+    """The trunk's weights for a network that standardises by the config, and each adaptation, by the file's names."""
     adapted: dict[str, str] = {}
     weights: dict[str, Tensor] = {}
     for name, tensor in source.tensors.items():
@@ -402,7 +402,7 @@ def _adapted(source: ResNetSource, config: ClassifyConfig) -> tuple[dict[str, Te
             weights[name] = tensor.float()
             adapted[source.names[name]] = f"{tensor.dtype} → float32".replace("torch.", "")
 
-    # what the network is given, and what its weights were made for
+    # the standardisation of the config, and that which the weights were made for
     model = config.model
     kernel = source.tensors["conv1.weight"]
     ours = as_channels(model.pixel_mean, model.in_channels), as_channels(model.pixel_std, model.in_channels)
@@ -428,7 +428,7 @@ def standardised_by(
     """A kernel (d c p q) for channels standardised by `theirs` (mean and deviation, c each) → for `ours`.
 
     A grey level g = m + s·x reaches channel c as (g - μ_c) / σ_c, so x is weighed by s·W_c/σ_c, and each position of
-    the kernel adds W_c(m - μ_c)/σ_c. That it adds inside the image alone, as padding is 0 in either standardisation:
+    the kernel adds W_c(m - μ_c)/σ_c. It adds this inside the image only, as padding is 0 in either standardisation:
     hence a kernel of offsets (d 1 p q) instead of a bias. One channel of ours stands for all of theirs.
     """
     mean, std = theirs

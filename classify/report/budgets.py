@@ -21,7 +21,7 @@ class Budget:
 
 
 def budgets_of(comparison: Comparison) -> list[Budget]:
-    """The comparison's tables, in its own order; a row of one name looks the same in all of them."""
+    """The comparison's tables, in its own order; rows of the same name look the same in all of them."""
     places = {name: place for place, name in enumerate(dict.fromkeys(line.name for line in comparison.lines))}
     budgets = []
     for labelled in comparison.budgets:

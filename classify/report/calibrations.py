@@ -1,4 +1,4 @@
-"""Do scores mean what they say? Raw ones, and those calibrated on validation."""
+"""Are scores calibrated? Raw scores, and scores calibrated on validation."""
 
 from collections.abc import Iterator, Sequence
 
@@ -14,7 +14,7 @@ METRICS = {"brier": "Brier score", "ece": "ECE", "calibration_slope": "Slope", "
 
 
 def are_probabilities(line: Line) -> bool:
-    """Whether a row's scores claim to be probabilities: readings in a file do not."""
+    """Whether a row's scores claim to be probabilities; ratings from a file do not."""
     return all(e.summary.get("file", {}).get("kind") != "rating" for e in line.evaluations)
 
 
@@ -24,7 +24,7 @@ def is_calibrated(line: Line) -> bool:
 
 
 def calibrated_logits(line: Line) -> np.ndarray:
-    """(s n): by each seed's own calibration, which is none where there is none."""
+    """(s n): logits by each seed's own calibration; a seed without one keeps its logits."""
     found = []
     for evaluation, logits in zip(line.evaluations, line.logits, strict=True):
         found.append(evaluation.calibration.logits(logits))
@@ -32,14 +32,14 @@ def calibrated_logits(line: Line) -> np.ndarray:
 
 
 def calibrated_scores(line: Line) -> np.ndarray | None:
-    """(s n): calibrated probabilities where there are any, else the scores; None where these are no probabilities."""
+    """(s n): calibrated probabilities if there are any, else the scores; None if these are not probabilities."""
     if not are_probabilities(line):
         return None
     return np.asarray(expit(calibrated_logits(line))) if is_calibrated(line) else line.scores
 
 
 def calibrated_intervals(line: Line) -> dict[str, Interval]:
-    """Brier score and ECE of the probabilities as somebody would use them; {} where a row has none."""
+    """Brier score and ECE of `calibrated_scores`; {} if a row has no probabilities."""
     scores = calibrated_scores(line)
     if scores is None:
         return {}
@@ -47,7 +47,7 @@ def calibrated_intervals(line: Line) -> dict[str, Interval]:
 
 
 def calibration_rows(comparison: Comparison, labelled: int | None) -> Iterator[dict[str, str]]:
-    """A row for the raw scores of each row of a label budget, and one for the calibrated."""
+    """For each row of a label budget, a table row for its raw scores and one for its calibrated scores."""
     for line in comparison.lines_of(labelled):
         if not are_probabilities(line):
             continue

@@ -1,4 +1,4 @@
-"""The items of two reporting guidelines, answered as far as a comparison can know them; the rest is the author's."""
+"""The items of two reporting guidelines, answered as far as a comparison can; the author answers the rest."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ import yaml
 
 from data.errors import UserError, did_you_mean
 
-# sections of the report by their anchors, in words
+# names of the report's sections, by anchor
 PLACES = {
     "answer": "answer",
     "results": "results",
@@ -32,7 +32,7 @@ class Item:
     item: str  # CLAIM 4, TRIPOD+AI 12a
     topic: str
     asks: str  # in our own words
-    answer: str | None = None  # with facts in {braces}; None: the author's
+    answer: str | None = None  # with facts in {braces}; None: left to the author
     where: str | None = None  # the report's section with the details
 
     @property
@@ -58,7 +58,7 @@ def items() -> tuple[Item, ...]:
 
 
 def check_answers(given: Mapping[str, str]) -> None:
-    """UserError for an answer to what no guideline asks."""
+    """UserError for an empty answer, and for one to an item that no guideline has."""
     known = [item.item for item in items()]
     for name in given:
         if name not in known:

@@ -1,7 +1,7 @@
 """What a comparison knows of the items of reporting guidelines: a text for each name in checklist.yaml, or None.
 
-A text says what was done here, or says that it was not. Where only the author can know it, it is None, and the item
-stays open. Texts are parts of a sentence, without the full stop.
+A text says what was done here, or says that it was not. If only the author can know, it is None, and the item stays
+open. Texts are parts of a sentence, without the full stop.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -25,14 +25,14 @@ from data.settings import height_and_width
 from mae.cost import without_values
 from mae.engine.run import flat
 
-KNOWN_SOURCES = {  # what others have published; whose the images of a folder or a table are, nobody here knows
+KNOWN_SOURCES = {  # published data sets; whose images a folder or a table holds is not known here
     "mimic-cxr-jpg": "MIMIC-CXR-JPG (Beth Israel Deaconess Medical Center, PhysioNet)",
     "mimic-cxr-dicom": "MIMIC-CXR (Beth Israel Deaconess Medical Center, PhysioNet)",
     "chexpert": "CheXpert (Stanford Hospital)",
     "nih-cxr14": "ChestX-ray14 (NIH Clinical Center)",
     "phantom": "the phantom of this software: synthetic radiographs, of no patients",
 }
-OF_DICOM = ("mimic-cxr-dicom", "table", "folder", "images")  # layouts in which DICOM files may stand
+OF_DICOM = ("mimic-cxr-dicom", "table", "folder", "images")  # layouts that may contain DICOM files
 FITTED = {"pad": "padded to their aspect", "squash": "squashed", "crop": "cropped at the centre"}
 SELECTED = {"auc": "the highest AUC", "loss": "the lowest loss"}
 RULES = {"youden": "Youden's index", "accuracy": "accuracy", "f1": "F1", "half": "none: it is 0.5"}
@@ -65,7 +65,7 @@ def trained_rows(comparison: Comparison) -> Iterator[tuple[str, Evaluation]]:
 
 
 def _same_or_by_row(comparison: Comparison, say: Callable[[Evaluation], str]) -> str:
-    """What holds for all trained rows, else row by row."""
+    """One text if it holds for all trained rows, else each text with its rows."""
     rows = {name: say(evaluation) for name, evaluation in trained_rows(comparison)}
     texts = list(dict.fromkeys(rows.values()))
     if len(texts) == 1:
@@ -279,7 +279,7 @@ def network(config: ClassifyConfig) -> str:
 
 @cache
 def _counted(settings: str) -> tuple[str, int]:
-    """What a network is, and its parameters, without memory for them."""
+    """A network's description and number of parameters; no memory is allocated for them."""
     config = ClassifyConfig.model_validate_json(settings)
     with without_values():
         model = build_model(config)

@@ -1,4 +1,4 @@
-"""What the rows of a comparison have cost, beside what they reach: budgets by compute, as a second view."""
+"""What the rows of a comparison cost, beside the AUC they reach: a second view, by compute budget."""
 
 from collections.abc import Iterator
 from statistics import fmean
@@ -26,7 +26,7 @@ DIFFERENCES = "What was decided for the rows and is not equal in all of them, de
 def cost_rows(comparison: Comparison, labelled: int | None) -> Iterator[dict[str, str]]:
     """A row for each line of a label budget: its AUC, and time and arithmetic of a training, mean over its seeds.
 
-    What a pretraining cost is counted whole for every row that begins from it; validation and evaluation are not.
+    A pretraining's cost counts in full for every row that begins from it. Validation and evaluation do not count.
     """
     for line in comparison.lines_of(labelled):
         training = _mean(line, "train_seconds"), _mean(line, "train_flops")
@@ -80,7 +80,7 @@ def operations(flops: float) -> str:
 
 
 def tuning_rows(comparison: Comparison) -> Iterator[dict[str, str]]:
-    """What each row tried, and what it took."""
+    """The settings that each row tried, and the one it took."""
     for choice in comparison.tuning:
         tried = []
         for setting, score in zip(choice["settings"], choice["scores"], strict=True):
@@ -110,7 +110,7 @@ def difference_rows(comparison: Comparison) -> list[dict[str, str]]:
 
 
 def _pretraining(comparison: Comparison, begun_from: str | None) -> str | None:
-    """The pretraining's name without its seed, where it is one of this comparison's."""
+    """The pretraining's name without its seed; None if it is not one of this comparison's."""
     for folder in comparison.pretrainings:
         if begun_from is not None and f"/{folder}/" in begun_from.replace("\\", "/"):
             return arm_of(folder)

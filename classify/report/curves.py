@@ -34,7 +34,7 @@ def roc(rows: Sequence[Row]) -> Figure:
 
 
 def precision_recall(rows: Sequence[Row]) -> Figure:
-    """Precision against recall with bands; dashed, the precision of calling everybody."""
+    """Precision against recall with bands; dashed: the precision of calling every case positive."""
     figure, axes = _square()
     axes.axhline(float(rows[0].line.labels.mean()), color=GREY, linewidth=0.8, linestyle="--")
     for row in rows:
@@ -72,7 +72,7 @@ class Scored(NamedTuple):
 
 
 def reliability(rows: Sequence[Scored], positive: str, axis: str) -> Figure:
-    """Share of the `positive` against mean score in equal-width bins with bands; areas show the counts."""
+    """Share of `positive` against mean score in equal-width bins, with bands; marker areas show the counts."""
     figure, axes = _square()
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle="--")
     for row, scores in rows:
@@ -130,7 +130,7 @@ def label_efficiency(rows: Sequence[Efficiency], limits: tuple[float, float]) ->
 
 
 def _apart(ticks: Sequence[int]) -> list[int]:
-    """Those that can be read beside each other on a logarithmic axis."""
+    """The ticks that are far enough apart to be read on a logarithmic axis."""
     least = (ticks[-1] / ticks[0]) ** (1 / 7) if len(ticks) > 7 else 1.0
     kept = [ticks[0]]
     for tick in ticks[1:]:

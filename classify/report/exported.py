@@ -1,4 +1,4 @@
-"""Model cards of what is carried away: a folder for transformers, or an ONNX file; with code that runs as it stands."""
+"""Model cards of exports: a folder for transformers or an ONNX file, with example code that runs unchanged."""
 
 import json
 import math
@@ -21,13 +21,13 @@ WRITTEN_BY = "Written by mae-export of mae-cxr."
 TAGS = ["chest-x-ray", "radiograph"]
 RATES_SHOWN = (0.8, 0.9, 0.95)  # of `RATES`
 
-# what ours does otherwise is measured in docs/weights.md
+# docs/weights.md measures how ours differs
 AS_READ = (
     "The code above reads JPEG and PNG of 8 bits. Give the whole radiograph, upright, bones bright. mae-cxr decodes "
     "large JPEGs at a reduced size, which differs from it by a fraction of a grey level on average."
 )
 
-# Pillow would cut the brightness of more bits off at 255
+# Pillow would clip the brightness of more bits at 255
 OPENED = """    image = ImageOps.exif_transpose(Image.open(name))
     if image.mode.startswith(("I", "F")):
         sys.exit(f"{{name}}: more than 8 bits; scale it to 0…255 first")
@@ -98,7 +98,7 @@ for name in sys.argv[1:]:
 
 @dataclass(frozen=True)
 class Exported:
-    """A checkpoint on its way out: what its card and the console say of it."""
+    """A checkpoint to be exported, with what its card and the console say of it."""
 
     name: str  # of the folder or file, without its ending
     checkpoint: Checkpoint
@@ -116,7 +116,7 @@ class Exported:
 
 
 def classifier_card(exported: Exported, architecture: str | None) -> str:
-    """README.md of a folder for that architecture of transformers, or the text beside an ONNX file."""
+    """README.md of a folder for `architecture` of transformers; without one, the text beside an ONNX file."""
     checkpoint = exported.checkpoint
     config = config_of(checkpoint)
     front: dict[str, object] = {
@@ -150,7 +150,7 @@ def classifier_card(exported: Exported, architecture: str | None) -> str:
 
 
 def consumers_duties(exported: Exported, onnx: bool) -> list[str]:
-    """A few lines for the console: what who uses a classifier elsewhere must do."""
+    """A few lines for the console: what users of an exported classifier must do."""
     reading = exported.reading
     decisions = Decisions.of(exported.checkpoint)
     positive = decisions.classes[1]
@@ -215,7 +215,7 @@ def _in_code(number: str, threshold: float | None, classes: tuple[str, str]) -> 
 
 
 def _fit_in_code(reading: Reading) -> str:
-    """What a processor of transformers cannot do by itself."""
+    """Code for the fitting that a processor of transformers cannot do by itself."""
     if reading.resize == "squash":
         return ""
     return f"    image = {fitting(reading)}\n"
@@ -240,7 +240,7 @@ def _decisions(checkpoint: Checkpoint, architecture: str | None) -> Iterator[str
             f"Calibration, fitted on validation: the logit of the score is divided by {numbers.temperature:.4f} and "
             f"{numbers.intercept:+.4f} is added. It leaves every order as it is."
         )
-        if architecture:  # which gives the probability alone
+        if architecture:  # its model gives only the probability
             yield (
                 f"The score of a probability p is sigmoid({numbers.temperature:.4f} · (logit(p) - "
                 f"({numbers.intercept:.4f}))); config.json has these numbers in full."
@@ -318,7 +318,7 @@ def _training(checkpoint: Checkpoint) -> Iterator[str]:
 
 
 def _sources(checkpoint: Checkpoint) -> str:
-    """The data sets by the names of their layouts; folders are nobody's business."""
+    """The data sets by the names of their layouts; folders stay private."""
     kinds = [settings.source for settings in checkpoint.config.data.each_source().values()]
     return "; ".join(dict.fromkeys(KNOWN_SOURCES.get(kind, f"own images (source {kind})") for kind in kinds))
 
@@ -358,7 +358,7 @@ def _licence(exported: Exported) -> Iterator[str]:
 
 
 def mae_card(exported: Exported, architecture: str, model: MaskedAutoencoder) -> str:
-    """README.md of a pretraining's folder for that architecture of transformers."""
+    """README.md of a pretraining's folder for `architecture` of transformers."""
     front: dict[str, object] = {
         "library_name": "transformers",
         "pipeline_tag": "image-feature-extraction",

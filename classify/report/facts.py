@@ -14,7 +14,7 @@ from data.settings import height_and_width
 
 
 def notices(comparison: Comparison, shown: Sequence[Panel] | None = None) -> Iterator[str]:
-    """What a reader must know before any number. shown: the radiographs that stand in the report, if they are drawn."""
+    """What a reader must know before any number. shown: the report's panels, if the caller already has them."""
     config = comparison.config
 
     if config.data.source == "phantom":

@@ -1,4 +1,4 @@
-"""Figures as inline SVG, by matplotlib's object API: no clock, no global state, no markup of users'.
+"""Figures as inline SVG, by matplotlib's object API: no clock, no global state, no markup from users.
 
 Names stand in the HTML around a figure, or as text the SVG writer escapes. A row of the table keeps
 its colour and marker through every figure. Colours are the page's own, so that they follow light and dark.
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from matplotlib.typing import RcKeyType
 
 PIXELS_PER_INCH = 100  # how large an inch of figure is shown, at most
-PAPER = "#fffffe"  # what is drawn in the page's background, told apart from a white that is meant
-# what the drawing calls a colour → what the page's style calls it
+PAPER = "#fffffe"  # stands for the page's background; differs from an intended white
+# a colour in the drawing → its name in the page's style
 VARIABLES = {
     INK: "--ink",
     GREY: "--grey",
@@ -58,7 +58,7 @@ class Row:
 
     @property
     def css(self) -> str:
-        """Its colour as the page calls it."""
+        """Its colour, by its name in the page's style."""
         return f"var(--row{self.place % len(COLOURS)})"
 
     @property
@@ -82,12 +82,12 @@ def svg(label: str, draw: Callable[..., Figure], *arguments: Any) -> Markup:
         figure = draw(*arguments)
         figure.savefig(buffer, format="svg", metadata={"Date": None})
 
-    # no clock, no version, no ids that another figure of the page has too
+    # no clock, no version, and no ids that other figures of the page have too
     text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", buffer.getvalue(), flags=re.DOTALL)
     text = re.sub(r'<g id="[^"]*"', "<g", text)
     text = re.sub(r"<[^>]*>", lambda tag: _tag(tag[0]), text)
 
-    # the file's own header goes, and its size: the page's style gives one
+    # drop the file's header and its size: the page's style sets the size
     body = text[text.index("<svg") :]
     body = re.sub(r' (width|height)="[^"]*"', "", body, count=2)
     width = figure.get_size_inches()[0] * PIXELS_PER_INCH

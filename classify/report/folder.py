@@ -1,4 +1,4 @@
-"""Where a comparison's folder is, before anything is imported that reads it, and how pictures in it are known."""
+"""Finds a comparison's folder without importing the code that reads it, and identifies the pictures in it."""
 
 import hashlib
 from pathlib import Path
@@ -18,5 +18,5 @@ def comparison_file(folder: str | Path) -> Path:
 
 
 def picture_digest(content: bytes) -> str:
-    """By which a picture is known as the one that was drawn."""
+    """A digest that identifies a picture as the one that was drawn."""
     return hashlib.sha256(content).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Estimates with their intervals, under their names: AUCs, contrasts, groups of cases."""
+"""Forest plots: estimates with intervals under their names, for AUCs, contrasts and groups of cases."""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from classify.style import GREY, INK
 from classify.subgroups import Subgroup
 
 WIDTH = 4.2  # inches
-LETTERS = 56  # of a name that fits
+LETTERS = 56  # of the longest name that fits
 
 
 class Bar(NamedTuple):
@@ -39,7 +39,7 @@ def limits_of(bars: Iterable[Bar], default: tuple[float, float] = (0.0, 1.0)) ->
     if not ends:
         return default
 
-    # a little air on both sides, but hardly any above 1, where nothing is
+    # a little space on both sides, but hardly any above 1, where no estimate lies
     high = min(max(ends) + 0.01, 1.005)
     low = min(min(ends) - 0.01, high - 0.1)
     return low, high
@@ -106,4 +106,4 @@ def _draw(axes: Axes, bar: Bar, height: int) -> None:
     axes.plot([bar.estimate], [height], bar.marker, color=bar.colour, markersize=6.5)
     name = shortened(bar.name, LETTERS)
     written = axes.annotate(name, (0, height + 0.38), xycoords=("axes fraction", "data"), va="center", fontsize=8.5)
-    written.set_in_layout(False)  # a name of wide letters is cut, and nothing shrinks for it
+    written.set_in_layout(False)  # a name that is too wide is cut; the axes do not shrink for it

@@ -26,7 +26,7 @@ from data.loader import Data
 from data.settings import DataSettings
 from data.writing import writing
 
-MOST_ROWS = 8  # of the table that are shown, the first
+MOST_ROWS = 8  # that are shown, the first of the table
 PICTURE = "heatmaps/sheet.png"  # below the comparison's folder
 LOOKS = (
     "The same images under each row's heat (first seed): where it finds what speaks for the class that it called the "
@@ -36,9 +36,9 @@ LOOKS = (
 
 
 def draw_heatmaps(comparison: Comparison, data_of: Callable[[DataSettings], Data]) -> tuple[str, str] | None:
-    """Draw the sheet below the comparison's folder, where cases may be shown: its file and digest; None where none is.
+    """Draw the sheet below the comparison's folder, if cases may be shown; returns its file and digest, else None.
 
-    What was drawn before and may no longer be shown does not stay.
+    A sheet that was drawn before and may no longer be shown is deleted.
     """
     path = comparison.folder / PICTURE
     lines = lines_shown(comparison)
@@ -64,7 +64,7 @@ def draw_heatmaps(comparison: Comparison, data_of: Callable[[DataSettings], Data
 
 
 def lines_shown(comparison: Comparison) -> list[Line]:
-    """Rows of the largest label budget that a network stands behind, the first of them."""
+    """The first rows of the largest label budget that have a trained network."""
     if not comparison.config.report.heatmaps:
         return []
     lines = comparison.lines_of(largest_budget(comparison))
@@ -72,7 +72,7 @@ def lines_shown(comparison: Comparison) -> list[Line]:
 
 
 def cases(comparison: Comparison, line: Line) -> pd.DataFrame:
-    """Of a row's predictions, the cases that are shown: abnormal and normal in turn, by their ids."""
+    """The cases of a row's predictions that are shown: abnormal and normal in turn, in order of their ids."""
     predictions = line.evaluations[0].predictions.sort_values("image_id")
     places = np.arange(len(predictions))
     positive = predictions["label"].to_numpy() == 1
@@ -84,7 +84,7 @@ def cases(comparison: Comparison, line: Line) -> pd.DataFrame:
 def _look(
     evaluation: Evaluation, shown: pd.DataFrame, data_of: Callable[[DataSettings], Data]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Images (k h w) and their heat (k h w), for what each was called."""
+    """Images (k h w) and their heat (k h w) for the class that each was called."""
     data = data_of(evaluation.config.data)
     table = data.split(evaluation.config.evaluate.split).set_index("image_id")
     grey = next(data.store.read([table["row"].loc[shown["image_id"]].to_numpy()]))  # k h w
@@ -106,7 +106,7 @@ class Picture:
 
 
 def picture(comparison: Comparison) -> Picture | None:
-    """The sheet, where it is there as it was drawn, and may be shown."""
+    """The sheet, if its file is there, unchanged, and may be shown; else None."""
     if comparison.heatmaps is None or not are_shown(comparison):
         return None
     file, digest = comparison.heatmaps
@@ -120,7 +120,7 @@ def picture(comparison: Comparison) -> Picture | None:
 
 
 def heatmap_rows(comparison: Comparison) -> Iterator[dict[str, str]]:
-    """What each row called the cases of the sheet; nothing where there is none."""
+    """What each row called the cases of the sheet; nothing without a sheet."""
     if picture(comparison) is None:
         return
     names = words(comparison.config.data.target)
@@ -133,7 +133,7 @@ def heatmap_rows(comparison: Comparison) -> Iterator[dict[str, str]]:
 
 
 def heatmap_texts(comparison: Comparison) -> Iterator[str]:
-    """What is to be known of the sheet; nothing where there is none."""
+    """What the reader must know about the sheet; nothing without a sheet."""
     if picture(comparison) is None:
         return
     yield LOOKS

@@ -73,12 +73,12 @@ def first_warnings(lines: tuple[str, ...]) -> int:
 
 
 def is_interval(cell: str) -> bool:
-    """Whether a cell is an estimate and its interval, which stand below each other."""
+    """Whether a cell is an estimate with its interval, which the page puts below the estimate."""
     return re.fullmatch(r"\S+ \[\S+ \S+\]", cell) is not None
 
 
 def with_names_apart(names: list[str]) -> Callable[[str], Markup]:
-    """Text → HTML in which names that are written from the right leave the numbers beside them as they are."""
+    """Text → HTML that isolates right-to-left names, so that the numbers beside them stay as they are."""
     from_the_right = [name for name in dict.fromkeys(names) if _is_from_the_right(name)]
     if not from_the_right:
         return lambda text: escape(text)

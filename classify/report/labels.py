@@ -1,4 +1,4 @@
-"""Label efficiency: what each row reaches with how many labelled images."""
+"""Label efficiency: the AUC of each row by the number of labelled images."""
 
 from collections.abc import Iterator
 

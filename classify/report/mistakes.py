@@ -53,7 +53,7 @@ def are_shown(comparison: Comparison) -> bool:
 
 
 def withheld_cases(comparison: Comparison) -> str:
-    """Why they are not."""
+    """Why single cases are not shown."""
     why = ", because the source is credentialed" if comparison.config.report.images is None else ""
     return WITHHELD.format(why=why)
 
@@ -74,7 +74,7 @@ def mistakes_of(line: Line) -> list[Mistake]:
 
 
 def mistake_rows(comparison: Comparison) -> Iterator[dict[str, str]]:
-    """A row for each; nothing where cases may not be shown."""
+    """A table row for each mistake; nothing if cases may not be shown."""
     if not are_shown(comparison):
         return
     names = words(comparison.config.data.target)
@@ -113,9 +113,9 @@ class Strip:
 
 
 def draw_mistakes(comparison: Comparison, data: Data) -> dict[str, tuple[str, str]]:
-    """Draw each row's mistakes below the comparison's folder, where they may be shown: file and digest by row.
+    """Draw each row's mistakes below the comparison's folder, if they may be shown; returns file and digest by row.
 
-    What was drawn before and may no longer be shown does not stay.
+    Pictures that were drawn before and may no longer be shown are deleted.
     """
     drawn: dict[str, tuple[str, str]] = {}
     if are_shown(comparison):
@@ -157,7 +157,7 @@ def _strip(images: np.ndarray) -> bytes:
 
 
 def strips(comparison: Comparison) -> list[Strip]:
-    """The pictures that are there as they were drawn, and may be shown."""
+    """The pictures that are there, unchanged, and may be shown."""
     found = []
     for name, (file, digest) in comparison.mistakes.items():
         with suppress(OSError):

@@ -31,7 +31,7 @@ INTENDED = (
 
 @dataclass(frozen=True)
 class Card:
-    """The facts of a model card, whoever has them: a comparison, or an export."""
+    """The facts of a model card, from a comparison or an export."""
 
     name: str
     task: str
@@ -41,7 +41,7 @@ class Card:
     metrics: Mapping[str, float] | None = None  # by `HUB_METRICS`, for model-index
     sections: tuple[tuple[str, tuple[str, ...]], ...] = ()  # heading, and paragraphs in Markdown
     written_by: str = WRITTEN_BY
-    front: Mapping[str, object] = field(default_factory=dict)  # of the front matter, what is not as of a comparison
+    front: Mapping[str, object] = field(default_factory=dict)  # front matter that differs from a comparison's
 
 
 def model_card(card: Card) -> str:
@@ -59,7 +59,7 @@ def model_card(card: Card) -> str:
 
 
 def _model_index(card: Card) -> dict[str, object]:
-    """What the hub shows beside a model; nothing where nothing was measured."""
+    """The metrics that the hub shows beside a model; {} if nothing was measured."""
     metrics = []
     for name, value in (card.metrics or {}).items():
         if math.isfinite(value):
@@ -75,7 +75,7 @@ def _model_index(card: Card) -> dict[str, object]:
 
 
 def write_model_cards(comparison: Comparison, folder: Path) -> None:
-    """`<row>.md` for every row that was trained, of the largest label budget; cards of rows that are gone go too."""
+    """`<row>.md` for every trained row of the largest label budget; cards of rows that no longer exist are deleted."""
     groups = list(subgroup_rows(comparison))
     cards = {f"{folder_name(line.name)}.md": card_of(comparison, line, groups) for line in _trained(comparison)}
     folder.mkdir(exist_ok=True)
@@ -96,7 +96,7 @@ def _trained(comparison: Comparison) -> Iterator[Line]:
 
 
 def card_of(comparison: Comparison, line: Line, groups: Sequence[Mapping[str, str]] = ()) -> Card:
-    """The facts of a row; of its trainings the first one's weights are meant, and the metrics are means.
+    """The facts of a row: the weights are those of its first training, the metrics are means over its trainings.
 
     groups: the comparison's `subgroup_rows`, which take a while to compute.
     """

@@ -1,4 +1,4 @@
-"""Operating points at the largest label budget: rates, predictive values, and what acting by them is worth."""
+"""Operating points at the largest label budget: rates, predictive values, and the net benefit of acting by them."""
 
 from collections.abc import Iterator
 from functools import lru_cache
@@ -23,7 +23,7 @@ from data.labels import words
 
 OWN = "own threshold"
 PROBABILITIES = np.linspace(0.01, 0.99, 50)  # of a decision curve
-TOLD = (0.1, 0.2, 0.5)  # of them, those of the table
+TOLD = (0.1, 0.2, 0.5)  # those that the table shows
 
 
 @lru_cache(maxsize=4)
@@ -45,7 +45,7 @@ def points(comparison: Comparison) -> tuple[tuple[Line, str, OperatingPoint], ..
 
 
 def _at(line: Line, fixed: str, rate: float, level: float) -> OperatingPoint:
-    """By the thresholds that validation left behind; where it left none, by these cases."""
+    """At the thresholds that were chosen on validation; without any, at thresholds chosen on these cases."""
     thresholds = [_of_validation(evaluation.summary, fixed, rate) for evaluation in line.evaluations]
     if None not in thresholds:
         return operating_point(line.labels, line.scores, thresholds, line.patients, level)  # type: ignore[arg-type]
@@ -146,7 +146,7 @@ def confusion_caption(comparison: Comparison) -> str:
 def decision_curves(
     comparison: Comparison, probabilities: np.ndarray = PROBABILITIES
 ) -> list[tuple[Line, DecisionCurve]]:
-    """Of the rows whose scores are probabilities, by calibrated ones."""
+    """Decision curves of the rows whose scores are probabilities, by `calibrated_scores`."""
     found = []
     for line in comparison.lines_of(largest_budget(comparison)):
         scores = calibrated_scores(line)

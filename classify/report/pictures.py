@@ -32,11 +32,11 @@ GROUPS = 40  # bars that a figure of groups may have
 
 @dataclass(frozen=True)
 class Figure:
-    """A drawing with what stands above it, and the rows that are in it."""
+    """A drawing with its caption and heading, and the rows that are in it."""
 
     caption: str
     drawing: Markup
-    legend: tuple[tuple[Row, str], ...] = ()  # a row, and a number of it
+    legend: tuple[tuple[Row, str], ...] = ()  # a row, and a text beside its name
     heading: str = ""  # above this figure and those that follow
     kind: str = "chart"  # how much room it takes
 

@@ -73,7 +73,7 @@ def _comparison(folder: Path, written: Mapping[str, Any]) -> Comparison:
     config = make_config(written["config"], str(path))
     assert isinstance(config, ClassifyConfig)
 
-    # stage one, of which texts and figures need no weights
+    # stage one: texts and figures need none of its weights
     pretrainings = {}
     configs = {}
     found = {}
@@ -81,7 +81,7 @@ def _comparison(folder: Path, written: Mapping[str, Any]) -> Comparison:
     for name, each in written["pretrainings"].items():
         pretrainings[name] = _inside(folder, each["folder"])
         configs[name] = change_config(config, each["changes"], str(path))
-        if each.get("learned") is not None:  # not known of comparisons of earlier versions
+        if each.get("learned") is not None:  # comparisons of earlier versions do not have it
             found[name] = Learned(**each["learned"])
         if each["reconstructions"] is not None:
             pictures[name] = _reconstructions(path, each["reconstructions"])
@@ -139,7 +139,7 @@ def _mistakes(path: Path, file: str, digest: str) -> tuple[str, str]:
 
 
 def _heatmaps(path: Path, drawn: list[str] | None) -> tuple[str, str] | None:
-    """Of a comparison that an earlier version made, there are none."""
+    """File and digest of the sheet; None without one, as in a comparison of an earlier version."""
     if drawn is None:
         return None
     file, digest = drawn
@@ -169,7 +169,7 @@ def _evaluation(folder: Path, config: ClassifyConfig, seed: Mapping[str, Any]) -
             "anew"
         )
 
-    # what a training cost is known to the grid, and not to its predictions
+    # the grid knows what a training cost, its predictions do not
     if seed["cost"] is None:
         return evaluation
     return replace(evaluation, summary=evaluation.summary | {"cost": seed["cost"]})
@@ -184,7 +184,7 @@ def _inside(folder: Path, name: str) -> Path:
 
 
 def left_out(comparison: Comparison) -> Iterator[str]:
-    """What the report cannot show, as its files are not there."""
+    """What the report cannot show because its files are missing."""
     for name, folder in comparison.pretrainings.items():
         if not epochs_of(folder, OF_PRETRAINING, warn=False):
             yield f"the loss of {name}: no curve in {folder / 'metrics.jsonl'}"

@@ -1,4 +1,4 @@
-"""What each pretraining makes of validation images, as pictures beside the comparison and inside its page."""
+"""Each pretraining's reconstructions of validation images, as files beside the comparison and inside its page."""
 
 import base64
 from collections.abc import Callable, Iterator, Mapping
@@ -22,7 +22,7 @@ from mae.pretrain import panel
 from mae.reconstruct import model_of
 
 PANEL_IMAGES = 4  # validation images reconstructed by each stage-one run
-SMALL = 96  # up to this side, in pixels, a panel is kept without loss
+SMALL = 96  # up to this side, in pixels, a panel is saved losslessly
 KINDS = {".png": "png", ".jpg": "jpeg"}
 
 
@@ -50,7 +50,7 @@ def draw_reconstructions(
 ) -> dict[str, Reconstructions]:
     """Draw each stage-one run's reconstructions of validation images into `folder`, where they may be shown.
 
-    The data that a pretraining's images are of is asked, not the comparison's; what it was asked before is past.
+    Whether they may is decided by the pretraining's data, not the comparison's. An earlier permission does not count.
     """
     found = {}
     for name, run in pretrainings.items():
@@ -82,7 +82,7 @@ def draw_reconstructions(
 
 
 def _draw(checkpoint: Checkpoint, data: Data, folder: Path, name: str) -> tuple[str, str]:
-    """Write the picture; its name below `folder`, and the digest of its bytes."""
+    """Write the picture; returns its name below `folder` and the digest of its bytes."""
     # images spread evenly over the split
     table = data.split("validate")
     spread = np.linspace(0, len(table) - 1, min(PANEL_IMAGES, len(table))).round().astype(int)
@@ -106,7 +106,7 @@ def _draw(checkpoint: Checkpoint, data: Data, folder: Path, name: str) -> tuple[
 
 
 def _remove_others(folder: Path, name: str, kept: str | None) -> None:
-    """An earlier picture does not stay where it may no longer be shown."""
+    """Delete a run's earlier pictures but `kept`: they may no longer be shown."""
     for ending in KINDS:
         if kept != f"reconstructions/{name}{ending}":
             with suppress(FileNotFoundError, NotADirectoryError):
@@ -121,7 +121,7 @@ def _is_small(size: tuple[int, int]) -> bool:
 
 
 def panels(comparison: Comparison) -> list[Panel] | None:
-    """Each stage-one run's reconstructions that are there and may be shown; None where there are none of them."""
+    """The reconstructions that are there and may be shown; [] without pretrainings, None if no pretraining has any."""
     shown = []
     for name, drawn in comparison.reconstructions.items():
         content = _content(comparison, name, drawn)
@@ -138,14 +138,14 @@ def withheld(comparison: Comparison) -> Iterator[str]:
 
 
 def missing(comparison: Comparison) -> Iterator[str]:
-    """Which stage-one runs' pictures are not there, or not those that were drawn."""
+    """Which stage-one runs' pictures are missing, or changed since they were drawn."""
     for name, drawn in comparison.reconstructions.items():
         if drawn.withheld is None and _content(comparison, name, drawn) is None:
             yield f"reconstructions of {name}: {drawn.file} is not there as it was drawn"
 
 
 def _content(comparison: Comparison, name: str, drawn: Reconstructions) -> bytes | None:
-    """The picture as it was drawn; None where it is not there, or may not be shown."""
+    """The picture as it was drawn; None if it is missing, changed, or may not be shown."""
     wished = comparison.pretrain_configs[name].report.images if name in comparison.pretrain_configs else None
     if drawn.file is None or drawn.withheld is not None or not may_show(bool(drawn.credentialed), wished):
         return None

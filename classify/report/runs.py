@@ -14,7 +14,7 @@ COLUMNS = (
     *("Training images", "Augmentation", "Settings of its own"),
 )
 SECTIONS = ("data", "model", "pretrain", "finetune")
-# settings with a column of their own, and those that change nothing of what is learned
+# settings that have their own column, and settings that do not change what is learned
 SHOWN = {"finetune.run", "finetune.sample", "finetune.augment.enabled", "data.store", "data.workers"}
 
 
@@ -34,7 +34,7 @@ def _run_row(config: ClassifyConfig, line: Line, evaluation: Evaluation) -> dict
         return _file_row(line, evaluation)
     settings = evaluation.config.finetune
     best = "–"
-    epochs = epochs_of(evaluation.run, OF_TRAINING, warn=False)  # the curves of the same run have warned
+    epochs = epochs_of(evaluation.run, OF_TRAINING, warn=False)  # drawing the run's curves has already warned
     if epochs:
         best = str(kept_epoch(epochs, settings.select)["epoch"])
 
@@ -54,7 +54,7 @@ def _run_row(config: ClassifyConfig, line: Line, evaluation: Evaluation) -> dict
 
 
 def _file_row(line: Line, evaluation: Evaluation) -> dict[str, str]:
-    """Of predictions in a file nothing is known but what they say."""
+    """The row of predictions from a file: nothing is known but what the file says."""
     file = evaluation.summary["file"]
     return {
         "Row": line.name,

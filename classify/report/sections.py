@@ -61,7 +61,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, what is said under it, tables, and last what the tables come to."""
+    """A heading, the texts and tables under it, and last the conclusion from the tables."""
 
     anchor: str  # its name in the page
     heading: str
@@ -82,7 +82,7 @@ def sections(comparison: Comparison) -> list[Section]:
 
 
 def first_sections(comparison: Comparison) -> Iterator[Section]:
-    """The answer, what stands against it, and the tables of each label budget."""
+    """The answer, the warnings and notices, and the tables of each label budget."""
     said = answer(comparison)
     yield Section("answer", said.question, said.sentences)
     against = (*warnings(comparison), *notices(comparison))
@@ -104,7 +104,7 @@ def first_sections(comparison: Comparison) -> Iterator[Section]:
 
 
 def _further_sections(comparison: Comparison) -> Iterator[Section]:
-    """What stands behind the answer, in the order of the page; what there is nothing to say of is left out."""
+    """The sections behind the answer, in the order of the page; empty ones are left out."""
     sections = [
         _curves(comparison),
         _calibration(comparison),
@@ -135,7 +135,7 @@ TRAINING_CURVES = (
 
 
 def _tables(*given: tuple[str, Iterable[dict[str, str]], str]) -> tuple[Table, ...]:
-    """Tables of a title, rows and a caption each; those without rows are left out."""
+    """Tables, given by title, rows and caption; those without rows are left out."""
     found = []
     for title, rows, caption_of in given:
         rows = tuple(rows)
@@ -187,7 +187,7 @@ def _operating(comparison: Comparison) -> Section:
 
 
 def _reconstructions(comparison: Comparison) -> Iterator[str]:
-    """What is to be known of the pictures, and why there are none."""
+    """What the reader must know about the pictures, or why there are none."""
     if not comparison.pretrainings:
         yield "No row of this comparison is pretrained."
     private = list(withheld(comparison))
@@ -258,7 +258,7 @@ def audit_lines(comparison: Comparison) -> tuple[str, ...]:
 
 
 def opening_rows(comparison: Comparison) -> Iterator[dict[str, str]]:
-    """The ledger of the test split: whenever its labels were looked at, and by which weights."""
+    """The ledger of the test split: each time its labels were looked at, and with which weights."""
     own = {evaluation.summary["origin"].get("checkpoint") for evaluation in comparison.evaluations}
     for opening in comparison.facts.openings:
         yield {
@@ -279,7 +279,7 @@ def comparison_text(comparison: Comparison) -> str:
 
 
 def printed(comparison: Comparison) -> str:
-    """What mae-compare prints: the answer, what stands against it, and the tables."""
+    """What mae-compare prints: the answer, the warnings and notices, and the tables."""
     return _text(comparison, list(first_sections(comparison)))
 
 
@@ -318,7 +318,7 @@ def data_section(comparison: Comparison) -> Section:
     known = checklist_facts(comparison)
     texts = [f"{known['preprocessing']}.", f"Splits: {known['partitions']}. {known['disjoint']}."]
 
-    # spectrum: whom the numbers are about, and whom they are not
+    # spectrum: which cases the numbers are about, and which they are not
     total = sum(row["images"] for row in made.splits)
     unknown = sum(row["unknown"] for row in made.splits)
     if unknown:

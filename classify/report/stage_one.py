@@ -1,4 +1,4 @@
-"""What pretrainings came to before anything was fine-tuned, by how long they were: their loss, and their probe."""
+"""Loss and probe of pretrainings before any fine-tuning, by their length."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,7 +29,7 @@ class _Group:
 
 
 def learned(pretrainings: Mapping[str, Path], configs: Mapping[str, ClassifyConfig]) -> dict[str, Learned]:
-    """What the best.pt of each stage-one run came to, where its curves say so. Both are by folder name."""
+    """What the best.pt of each stage-one run reached, if its curves say so. Both arguments are by folder name."""
     found = {}
     for name, run in pretrainings.items():
         epochs = epochs_of(run, OF_PRETRAINING, warn=False)
@@ -40,13 +40,13 @@ def learned(pretrainings: Mapping[str, Path], configs: Mapping[str, ClassifyConf
 
 
 def arm_of(folder: str) -> str:
-    """The name of a pretraining, of its folder's, which ends with the seed."""
+    """A pretraining's name, from its folder's name, which ends with the seed."""
     found = FOLDER.match(folder)
     return found[1] if found else folder
 
 
 def stage_one_rows(comparison: Comparison) -> Iterator[dict[str, str]]:
-    """A row for each pretraining of the config that is known, its seeds together."""
+    """A row for each of the config's pretrainings whose result is known, with its seeds together."""
     groups = list(_groups(comparison))
     probed = any(each.probe is not None for group in groups for each in group.learned)
     for group in groups:
@@ -71,7 +71,7 @@ def _groups(comparison: Comparison) -> Iterator[_Group]:
 
 
 def _spread(values: Sequence[float], form: str) -> str:
-    """The mean, and the lowest and highest where they are others."""
+    """The mean, and the lowest and highest if they differ."""
     if not values:
         return "–"
     mean, low, high = (form.format(value).removeprefix("0") for value in (fmean(values), min(values), max(values)))

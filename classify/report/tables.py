@@ -70,12 +70,12 @@ MARKUP = re.compile(
 
 
 def plain(text: str) -> str:
-    """A line of text that Markdown shows as it is, whoever chose the names in it, and that stays one line."""
+    """One line of text that Markdown shows as it is, whatever names are in it."""
     return MARKUP.sub(r"\\\g<0>", printable(text, longest=ESCAPED * len(text)))
 
 
 def markdown(rows: list[dict[str, str]]) -> str:
-    """Rows as an aligned Markdown table, in `COLUMNS` or the rows' own order; names in them are text, never markup."""
+    """Rows as an aligned Markdown table, in the first row's order of columns; names in them are text, never markup."""
     rows = [{plain(column): plain(cell) for column, cell in row.items()} for row in rows]
     columns = list(rows[0])
     widths = {}
@@ -104,11 +104,11 @@ def task(target: str | None) -> str:
 
 
 def heading(comparison: Comparison, labelled: int | None) -> str:
-    """What a table's rows were trained on, and on which split they were tested if not on test images."""
+    """What a table's rows were trained on, and the split they were tested on, if it is not test."""
     images = images_of(comparison, labelled)
     text = f"{images} labelled training images"
 
-    # two budgets can come to as many images
+    # two budgets can come to the same number of images
     if [images_of(comparison, other) for other in comparison.budgets].count(images) > 1:
         text += " (all)" if labelled is None else f" (a sample of {labelled:,})"
     if comparison.config.compare.split == "validate":
@@ -131,14 +131,14 @@ def _trained_on(line: Line) -> int | None:
 
 
 def summary_of_all(comparison: Comparison) -> dict[str, Any]:
-    """The summary that holds for a whole comparison: the row that has seen most of the split counts for all."""
+    """The summary of a whole comparison: the row that has seen most of the split in pretraining counts for all."""
     evaluations = list(comparison.evaluations)
     seen = max(evaluation.summary["pretrained_on"] for evaluation in evaluations)
     return evaluations[0].summary | {"pretrained_on": seen, "seen_elsewhere": comparison.seen_elsewhere}
 
 
 def table_rows(comparison: Comparison, labelled: int | None) -> Iterator[dict[str, str]]:
-    """The rows of a label budget's table; those of which no training finished come last and say so."""
+    """The rows of a label budget's table; rows without a finished training come last and say so."""
     for line in comparison.lines_of(labelled):
         yield table_row(line.described, line.intervals)
     for failed in comparison.failed_rows:
@@ -173,7 +173,7 @@ def _but_for(lines: list[Line]) -> str:
 
 
 def given_thresholds(lines: list[Line]) -> list[str]:
-    """Rows whose threshold was not chosen on validation, each with how it came about."""
+    """Rows whose threshold was not chosen on validation, each with the threshold's origin."""
     given = []
     for line in lines:
         first = line.evaluations[0]
@@ -186,7 +186,7 @@ def given_thresholds(lines: list[Line]) -> list[str]:
 
 
 def _notes(lines: list[Line]) -> str:
-    """What is to be known of single intervals, such as those of an AUC of 1."""
+    """Notes on single intervals, such as those of an AUC of 1."""
     places: dict[str, list[str]] = {}
     for line in lines:
         for column, name in METRICS.items():
@@ -196,7 +196,7 @@ def _notes(lines: list[Line]) -> str:
 
 
 def _own_images(comparison: Comparison, labelled: int | None) -> str:
-    """How many images each row was trained on, where rows differ: settings of their own can make them."""
+    """How many images each row was trained on, if rows differ, as their own settings can cause."""
     lines = [line for line in comparison.lines_of(labelled) if _trained_on(line) is not None]
     if len({_trained_on(line) for line in lines}) == 1:
         return ""
@@ -205,7 +205,7 @@ def _own_images(comparison: Comparison, labelled: int | None) -> str:
 
 
 def case_count(summary: dict[str, Any]) -> str:
-    """What an evaluation counted: how many, of whom, and how many of them a pretraining had seen."""
+    """What an evaluation counted: images or studies, patients, and images that a pretraining had seen."""
     whom = f"of {summary['patients']:,} patients"
     if not summary["patients_known"]:
         whom = "(patients unknown, so taken as independent)"
@@ -242,7 +242,7 @@ def contrast_rows(comparison: Comparison, labelled: int | None) -> Iterator[dict
                 "Accuracy difference": show(contrast.differences["accuracy"], signed=True),
             }
 
-        # whether it is worse by less than that
+        # non-inferiority: whether a is worse than b by less than the margin
         if margins:
             row |= {
                 "Margin": show_number(contrast.declared.margin),

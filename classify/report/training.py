@@ -13,7 +13,7 @@ from mae.engine.tracker import read_metrics
 # what an epoch's row must have to be drawn, and to be the one that best.pt holds
 OF_PRETRAINING = ("epoch/train_loss", "validate/loss")
 OF_TRAINING = (*OF_PRETRAINING, "validate/auc")
-HIGHEST = {"auc": "validate/auc", "probe": "probe/logistic_auc"}  # which best.pt follows, by the setting's word
+HIGHEST = {"auc": "validate/auc", "probe": "probe/logistic_auc"}  # the metric that best.pt follows, by `select`
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Training:
 
 
 def epochs_of(folder: Path, names: Sequence[str], warn: bool = True) -> list[Epoch]:
-    """The rows of a run's metrics.jsonl that end an epoch and have the numbers of these names.
+    """The rows of a run's metrics.jsonl that end an epoch and have numbers for all `names`.
 
     An epoch lacks them if its validation had no finite numbers, or nothing in it was learned.
     """
@@ -66,7 +66,7 @@ def pretrainings(comparison: Comparison) -> Iterator[Pretraining]:
 
 
 def trainings(budgets: list[Budget]) -> Iterator[Training]:
-    """Curves of each row, its seeds in one figure; all AUC axes are alike."""
+    """Curves of each row, its seeds in one figure; all figures have the same AUC axis."""
     # all curves are read before the first is drawn
     curves = []
     aucs = []

@@ -1,7 +1,7 @@
 """What a comparison says in sentences: each is made from contrasts that were declared, and from nothing else.
 
 A row is called higher or lower only where its contrast's p-value, adjusted for all tests, is below 1 - level. With one
-training seed a sentence is about trained models; of methods it speaks where each was trained several times.
+training seed a sentence is about trained models; it is about methods only if each was trained several times.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ class Answer:
 
 
 def outcome(comparison: Comparison, contrast: Contrast) -> Outcome:
-    """How row a does against row b, as far as its test says."""
+    """How row a compares with row b, by the contrast's test."""
     if contrast.why_not:
         return "not computed"
     if contrast.p_holm >= alpha(comparison):
@@ -37,7 +37,7 @@ def outcome(comparison: Comparison, contrast: Contrast) -> Outcome:
 
 
 def alpha(comparison: Comparison) -> float:
-    """Below this adjusted p-value a contrast is decided."""
+    """A contrast is decided if its adjusted p-value is below this."""
     return round(1 - comparison.config.evaluate.level, 10)
 
 
@@ -50,7 +50,7 @@ def verdict(comparison: Comparison, labelled: int | None) -> str:
     if not contrasts:
         return ""
 
-    # whom each row was compared with, and how that went
+    # what each row was compared with, and the outcome
     said = []
     for against in dict.fromkeys(contrast.b for contrast in contrasts):
         of_this = [contrast for contrast in contrasts if contrast.b == against]
@@ -87,7 +87,7 @@ def _with_margin(comparison: Comparison, contrast: Contrast) -> str:
 
 
 def _scope(contrasts: Sequence[Contrast]) -> list[str]:
-    """Of what the sentences speak: models, or methods."""
+    """Whether the sentences are about trained models or about methods."""
     computed = [contrast for contrast in contrasts if not contrast.why_not]
     single = [contrast for contrast in computed if contrast.of_single_models]
     if not single:
@@ -95,7 +95,7 @@ def _scope(contrasts: Sequence[Contrast]) -> list[str]:
     if len(single) == len(computed):
         return [MODELS]
 
-    # seeds on both sides of the others, which do speak of methods
+    # the other contrasts have seeds on both sides and are about methods
     pairs = "; ".join(f'"{contrast.a}" against "{contrast.b}"' for contrast in single)
     return [f"{OF_SOME}: {pairs}."]
 
@@ -133,13 +133,13 @@ def _question(comparison: Comparison) -> str:
 
 
 def _of_pretraining(comparison: Comparison, contrasts: Sequence[Contrast], others: Sequence[Contrast]) -> Answer:
-    """Of the first contrast of its kind that was declared, whatever it found."""
+    """The answer of the first declared contrast of pretraining, whatever it found."""
     first = contrasts[0]
     question = "Does pretraining help?"
     if first.why_not:
         return Answer(question, (f'Not computed: "{first.a}" against "{first.b}" ({first.why_not}).',))
 
-    # pretrained minus not, however it was declared
+    # pretrained minus not pretrained, in whichever order they were declared
     ours = first.a == first.declared.pretrained
     better, than = (first.a, first.b) if ours else (first.b, first.a)
     found = outcome(comparison, first)
@@ -208,13 +208,13 @@ def _of_two_rows(comparison: Comparison, contrast: Contrast) -> Answer:
 
 
 def _of_what(comparison: Comparison, contrast: Contrast) -> str:
-    """Of what a sentence speaks."""
+    """What a sentence is about: trained models or methods."""
     if contrast.of_single_models:
         return "for these two trained models (one training seed says nothing of the methods)"
     a, b = contrast.seeds
     seeds = f"{a} seeds" if a == b else f"{a} and {b} seeds"
 
-    # how much pretrainings differ is not known where they are fewer
+    # with fewer pretrainings than seeds, how much pretrainings differ is not known
     grid = comparison.config.compare
     names = row_names(grid)
     pretrained = {names[f"{row.name}/{pretraining}"] for row in grid.rows for pretraining in row.pretraining}

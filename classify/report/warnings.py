@@ -1,4 +1,4 @@
-"""What stands above every number: leaks, contamination, tests opened too often, too few cases. Most serious first."""
+"""The warnings above every number: leaks, contamination, tests opened too often, too few cases. Most serious first."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -11,7 +11,7 @@ WARNING = "warning: "  # how the audit begins its own
 
 
 def warnings(comparison: Comparison) -> tuple[str, ...]:
-    """A line each; () where nothing stands against the numbers."""
+    """One line for each warning; () if there is none."""
     lines = [
         *_leaks(comparison),
         *_contamination(comparison),
@@ -25,7 +25,7 @@ def warnings(comparison: Comparison) -> tuple[str, ...]:
 
 
 def _leaks(comparison: Comparison) -> Iterator[str]:
-    """What the runs' leak audits warn of: the tested split before others, and splits before pretrainings."""
+    """Warnings of the runs' leak audits: the tested split first, and leaks between splits before pretrainings."""
     tested = f" {comparison.config.compare.split} images"
     found = [line for line in _audited(comparison) if line.startswith(WARNING)]
     found.sort(key=lambda line: ("these very weights" not in line, tested not in line, "served pretraining" in line))
@@ -44,7 +44,7 @@ def _seen_before(said: str, rows: str = "") -> str:
 
 
 def _contamination(comparison: Comparison) -> Iterator[str]:
-    """Cases that a row's pretraining has seen, where its audit has not said so; and weights that saw who knows what."""
+    """Cases that a row's pretraining has seen, unless its audit says so; and weights that saw unknown images."""
     audited = _audited(comparison)
     for line in comparison.lines:
         for evaluation in line.evaluations:
@@ -55,7 +55,7 @@ def _contamination(comparison: Comparison) -> Iterator[str]:
             elif seen and not told:
                 yield f"Leak: {seen:,} images that {line.name} is tested on served its pretraining."
 
-    # of foreign weights nothing is known, and no audit can tell
+    # what foreign weights have seen is not known, and no audit can tell
     foreign = [line.name for line in comparison.lines if _seen_elsewhere(comparison, line.name)]
     if foreign:
         yield (
@@ -74,7 +74,7 @@ def _seen_elsewhere(comparison: Comparison, name: str) -> bool:
 
 
 def _openings(comparison: Comparison) -> Iterator[str]:
-    """The test split opened by others than these rows, or by these more than once: it is a validation split then."""
+    """Test opened by checkpoints other than these rows', or by these more than once: it is a validation split then."""
     if comparison.config.compare.split != "test":
         return
 
@@ -99,7 +99,7 @@ def _counted(count: int, noun: str) -> str:
 
 
 def _failed(comparison: Comparison) -> Iterator[str]:
-    """Which trainings did not finish: what a row shows then is of the others."""
+    """Which trainings did not finish; their row shows only the others."""
     for line in comparison.lines:
         if line.failed:
             total = len(line.failed) + len(line.evaluations)
@@ -137,7 +137,7 @@ def _shared_pretrainings(comparison: Comparison) -> Iterator[str]:
 
 
 def _unknown(comparison: Comparison) -> Iterator[str]:
-    """What cannot be known of patients."""
+    """What is not known: which images a pretraining has seen, and which patients are whose."""
     for line in _audited(comparison):
         if line.startswith("which images "):
             yield f"Not known: {line}{_rows_with(comparison, line)}."
@@ -168,7 +168,7 @@ def _rows_with(comparison: Comparison, said: str) -> str:
             audit = comparison.facts.audits.get(evaluation.run.name, ())
             if said in audit:
                 names.append(line.name)
-            elif audit:  # what nothing was trained for has none
+            elif audit:  # a row that was not trained has none
                 others = True
     return f" (rows: {', '.join(_each_once(names))})" if others else ""
 

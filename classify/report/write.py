@@ -66,7 +66,7 @@ def comparison_table(comparison: Comparison) -> pd.DataFrame:
             "failed": len(line.failed),
         }
 
-        # three columns for each metric; readings that are no probabilities leave some empty
+        # three columns for each metric; ratings, which are not probabilities, leave some empty
         for name, interval in {**line.intervals, **calibrated_intervals(line)}.items():
             low, high = interval.interval
             row |= {name: interval.estimate, f"{name} low": low, f"{name} high": high}
@@ -108,7 +108,7 @@ def contrast_table(comparison: Comparison) -> pd.DataFrame:
 
 
 def _seen(line: Line) -> tuple[int, bool]:
-    """How many images a row is tested on served its pretraining, at most, and whether it has seen unknown ones."""
+    """At most how many of a row's evaluated images its pretraining saw, and whether it saw unknown ones."""
     summaries = [evaluation.summary for evaluation in line.evaluations]
     seen = max((summary["pretrained_on"] for summary in summaries), default=0)
     return seen, any(summary.get("seen_elsewhere", False) for summary in summaries)
@@ -166,7 +166,7 @@ def _data_as_json(facts: Facts) -> dict[str, Any]:
 
 
 def without_nan(value: Any) -> Any:
-    """With null for what is no number: JSON has none."""
+    """The value with None in place of NaN and infinity, which JSON does not have."""
     if isinstance(value, dict):
         return {key: without_nan(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
@@ -251,7 +251,7 @@ def _seed_as_json(comparison: Comparison, evaluation: Evaluation) -> dict[str, A
 
 
 def _below(comparison: Comparison, path: Path) -> str:
-    """The path below the comparison's folder, which may be moved."""
+    """The path below the comparison's folder, so that the folder may be moved."""
     folder = comparison.folder.resolve()
     absolute = path.resolve()
     return absolute.relative_to(folder).as_posix() if absolute.is_relative_to(folder) else str(path)

@@ -1,8 +1,8 @@
 """Layouts → one table: a module reads each, and nothing later asks where an image came from.
 
-Every module has `read(settings, root) -> (table, notes)`: the table has `COLUMNS`, then `sex` and `age` where they
-are known, any finding columns, any further ones of the user's own, and last, where labels follow from findings, `rule`:
-the words of the rule that decided the row's label. The notes are counts to print; those of images left out are
+Every module has `read(settings, root) -> (table, notes)`. The table has `COLUMNS`, then `sex` and `age` where they
+are known, any finding columns, and any further ones of the user's own. Where labels follow from findings, `rule` comes
+last: the words of the rule that decided the row's label. The notes are counts to print; those of images left out are
 `LeftOut`.
 """
 
@@ -27,7 +27,7 @@ from data.stand_ins import ENOUGH, GZIP, stand_in
 MAX_BYTES = 2**31  # of a table
 SPREADSHEETS = (".xlsx", ".xlsm", ".xls", ".ods")
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")
-BLANKS = " \t\r\n\v\f\u00a0\u2007\u202f\u200b\u200c\u200d\u2060\ufeff"  # also those that nobody sees
+BLANKS = " \t\r\n\v\f\u00a0\u2007\u202f\u200b\u200c\u200d\u2060\ufeff"  # also invisible ones
 NOT_A_NUMBER = ("nan", "NaN", "NA", "N/A", "null")
 COLUMNS = ("image_id", "path", "patient_id", "study_id", "split", "view", "label", "source")
 PEOPLE = ("sex", "age")  # F or M, and years; where a data set has them
@@ -46,7 +46,7 @@ SPLIT_WORDS = {
 
 
 class Source(NamedTuple):
-    """What is to be known of a layout before it is read."""
+    """What must be known of a layout before it is read."""
 
     module: str  # of data.sources
     credentialed: bool  # its terms forbid passing images on: they are not shown unless that is wished for
@@ -91,13 +91,13 @@ def read_source(settings: DataSettings, root: Path) -> tuple[pd.DataFrame, list[
 def manifest_table(
     columns: pd.DataFrame, source: str, findings: Collection[str] = (), further: Collection[str] = ()
 ) -> pd.DataFrame:
-    """The columns a layout has → all of `COLUMNS`, which are NaN where it lacks them, and those it has beside them.
+    """The columns of a layout → all of `COLUMNS`, NaN where it lacks them, and the others that it has.
 
-    These are `sex` and `age`, `findings`, `further` ones, and `rule`. Text columns are of dtype object, `label` and
-    `age` float64, findings float32, `rule` a category: `kinds_of_columns` tells them apart by that.
+    The others are `sex` and `age`, `findings`, `further` ones, and `rule`. Text columns are of dtype object, `label`
+    and `age` float64, findings float32, `rule` a category: `kinds_of_columns` tells them apart by that.
     """
     people = [name for name in PEOPLE if name in columns]
-    last = [name for name in ("study_date", "rule") if name in columns]  # of use until the manifest is made
+    last = [name for name in ("study_date", "rule") if name in columns]  # needed only until the manifest is made
     table = columns.reindex(columns=[*COLUMNS, *people, *findings, *further, *last])
     table["source"] = table["source"].astype(object).fillna(source)
     types: dict[str, Any] = dict.fromkeys([*COLUMNS, *people, *further], object)
@@ -155,7 +155,7 @@ def _require_no_stand_in(path: Path) -> None:
 
 
 def read_findings(path: Path, columns: Iterable[str], findings: Collection[str]) -> pd.DataFrame:
-    """Text columns and finding columns of a CSV; UserError for a finding but 1, 0, -1 and blank."""
+    """Text columns and finding columns of a CSV; UserError for a finding other than 1, 0, -1 and blank."""
     table = read_csv(path, [*columns, *findings], numbers=findings)
     marks = table[list(findings)].to_numpy()
     strange = ~(np.isnan(marks) | np.isin(marks, [1, 0, -1]))
@@ -175,7 +175,7 @@ def read_csv(
 ) -> pd.DataFrame:
     """Some columns of a CSV as text, those in `numbers` as float32; blank is NaN.
 
-    Those in `words` are texts of which nothing depends: they may have line breaks, and equal ones are kept once.
+    Those in `words` are texts on which nothing depends: they may have line breaks, and equal ones are kept once.
     Raises UserError naming the file and, where one of `columns` is missing, found and expected.
     """
     header = csv_columns(path)
@@ -202,11 +202,11 @@ def read_csv(
         names=header,
         usecols=wanted,
         dtype=types,
-        index_col=False,  # a comma at the end of every line makes no column an index
+        index_col=False,  # a comma at the end of every line must not make a column an index
         keep_default_na=False,
         na_values=blank,
     )[wanted]
-    if len(table) != rows and wanted:  # whatever the reason: no row is lost in silence
+    if len(table) != rows and wanted:  # whatever the reason, no row may be lost in silence
         raise UserError(f"{path}: found {len(table):,} rows, expected {rows:,} by its lines; is a quote not closed?")
     for column in wanted:
         if column in words:
@@ -235,7 +235,7 @@ def _content(path: Path) -> bytes:
 
     if len(content) > MAX_BYTES:
         raise UserError(f"{path}: found more than {MAX_BYTES} bytes, expected a table")
-    if b"\0" in content and not content.startswith(UTF_16):  # those are said to be another encoding
+    if b"\0" in content and not content.startswith(UTF_16):  # UTF-16 is reported later, as another encoding
         line = content.count(b"\n", 0, content.index(b"\0")) + 1
         raise _nul(path, line)
     return content
@@ -246,7 +246,7 @@ def _nul(path: Path, line: int) -> UserError:
 
 
 def _named_until(header: Sequence[str]) -> int:
-    """How many columns there are without those at the end that have no name: a header may end with a comma."""
+    """How many columns there are without the unnamed ones at the end: a header may end with a comma."""
     count = len(header)
     while count and header[count - 1] == _unnamed(count):
         count -= 1
@@ -258,10 +258,10 @@ def _unnamed(number: int) -> str:
 
 
 def _count_rows(content: bytes, columns: int, least: int, path: Path) -> int:
-    """The rows below the header. UserError for one that has another number of fields: its values would be shifted.
+    """How many rows are below the header. UserError for one with another number of fields: its values would be shifted.
 
-    Empty fields more than the header has are nothing, and those of columns without a name (all after `least`) may be
-    left out: some tables end each line with a comma, or the header alone.
+    Empty fields beyond the header's do not count, and fields of columns without a name (all after `least`) may be
+    missing: some tables end each line with a comma, or the header alone.
     """
     if b'"' not in content and columns > 1:  # the usual case, at once
         lines = content.splitlines()
@@ -308,7 +308,7 @@ def _encoding(path: Path, what: str) -> UserError:
 
 
 def _require_single_lines(texts: pd.Series, path: Path) -> None:
-    """UserError for a line break in a text: ids, paths and labels have none, but a quote that is not closed has."""
+    """UserError for a line break in a text: ids, paths and labels have none, so a quote is not closed."""
     broken = texts.str.contains(r"[\r\n]", na=False).to_numpy(dtype=bool)
     if broken.any():
         row = int(broken.argmax()) + 2
@@ -341,7 +341,7 @@ def _parse(path: Path, content: bytes | None = None, **options: Any) -> pd.DataF
 
 
 def require_filled(frame: pd.DataFrame, columns: Iterable[str], place: Path) -> None:
-    """UserError naming the first blank cell of these columns; rows count as in the file, header 1."""
+    """UserError naming the first blank cell of these columns; rows count as in the file, the header being row 1."""
     for column in columns:
         blank = frame[column].isna().to_numpy()
         if blank.any():
@@ -349,7 +349,7 @@ def require_filled(frame: pd.DataFrame, columns: Iterable[str], place: Path) -> 
 
 
 def require_numbers(ids: pd.Series, place: Path) -> None:
-    """UserError for an id that is not digits alone: through a spreadsheet it becomes 7.0, which no other table has."""
+    """UserError for an id that is not digits alone: a spreadsheet turns 7 into 7.0, which no other table has."""
     strange = ~ids.str.fullmatch(r"\d+").to_numpy(dtype=bool)
     if strange.any():
         row = int(strange.argmax())
@@ -383,7 +383,7 @@ def spelt_alike(ids: pd.Series) -> list[str]:
 
 
 def require_whole(ids: pd.Series, place: Path) -> None:
-    """UserError for a number that a spreadsheet has shortened, as 1,23E+12: it stands for many."""
+    """UserError for a number that a spreadsheet has shortened, such as 1,23E+12: it stands for many ids."""
     short = ids.str.fullmatch(r"\d+(?:[.,]\d+)?[eE]\+\d+", na=False).to_numpy(dtype=bool)
     if short.any():
         row = int(short.argmax())

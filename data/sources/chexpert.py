@@ -62,7 +62,7 @@ def _read_part(path: Path, split: str) -> pd.DataFrame:
     table = read_findings(path, ["Path", *views, *people], needed)
     require_filled(table, ["Path"], path)
 
-    # patient and study stand in the path alone
+    # only the path tells patient and study
     below = table["Path"].str.replace(r"^CheXpert-v1\.0[^/]*/", "", regex=True)
     parts = below.str.extract(r"(patient[^/]+)/(study[^/]+)/[^/]+$")
     if parts[0].isna().any():
@@ -76,7 +76,7 @@ def _read_part(path: Path, split: str) -> pd.DataFrame:
 
 
 def _views(table: pd.DataFrame) -> pd.Series:
-    """AP, PA and rarer ones; LATERAL; FRONTAL where it is not said of which kind. File names tell the side too."""
+    """AP, PA and rarer ones; LATERAL; FRONTAL where its kind is not given. File names tell the side too."""
     named = table["Path"].str.extract(r"_(frontal|lateral)\b[^/]*$", expand=False)
     side = table["Frontal/Lateral"].str.lower() if "Frontal/Lateral" in table else named
     frontal = table["AP/PA"].fillna(FRONTAL) if "AP/PA" in table else pd.Series(FRONTAL, index=table.index)

@@ -30,8 +30,8 @@ def named_columns(
 ) -> tuple[dict[str, str], list[str]]:
     """The manifest's column → the table's, for those that it has; and notes. UserError where a needed one is missing.
 
-    A column is what `data.columns` says, else the one of that very name, else the only one that differs from it in
-    case, blanks and underscores alone. Others are not guessed: they are suggested.
+    A column is the one that `data.columns` names; else the one of that very name; else the only one that differs from
+    it in case, blanks and underscores alone. Others are not guessed: they are suggested.
     """
     chosen: dict[str, str] = {}
     notes = []
@@ -81,7 +81,7 @@ def _asked(asked: str, header: Sequence[str], name: str, place: Path) -> str:
 
 
 def _expect_different(chosen: Mapping[str, str]) -> None:
-    """UserError where one column should be two; a path may name the image too."""
+    """UserError if one column is to be read as two; a path may name the image too."""
     for name, column in chosen.items():
         others = [other for other in chosen if chosen[other] == column and other != name]
         if others and {name, *others} != {"path", "image_id"}:

@@ -1,4 +1,4 @@
-"""Tables that are not separated by commas: read where one other separator fits every line, and said."""
+"""Tables that are not separated by commas: read if just one other separator fits every line, with a note."""
 
 import csv
 import gzip
@@ -10,15 +10,15 @@ from pathlib import Path
 
 OTHERS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 BEGINNING = 2**16  # bytes in which a header ends
-SEP_LINE = re.compile(rb'"?sep=(.)"?\r?\n')  # by which Excel tells itself
+SEP_LINE = re.compile(rb'"?sep=(.)"?\r?\n')  # by which Excel names the separator
 
 
-@lru_cache(maxsize=2)  # a header is asked for more than once, and a table of another form is read whole for it
+@lru_cache(maxsize=2)  # a header is asked for more than once, and such a table must be read whole for it
 def _with_commas(path: Path, size: int, time: int) -> tuple[bytes, str] | None:
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         text = content.decode("utf-8-sig")
-    except (OSError, EOFError, zlib.error, UnicodeError):  # which whoever reads it says
+    except (OSError, EOFError, zlib.error, UnicodeError):  # which its reader reports
         return None
 
     if _rows(text, ","):
@@ -37,10 +37,10 @@ def _with_commas(path: Path, size: int, time: int) -> tuple[bytes, str] | None:
 
 
 def with_commas(path: Path) -> tuple[bytes, str] | None:
-    """The content of a table with commas between its columns, and what stood there; None where it has commas.
+    """The content of a table with commas between its columns, and what stood there; None if it has commas already.
 
-    Nor is anything changed where no other separator gives every line as many fields as the header: then the table is
-    refused as it stands.
+    None also if no other separator gives every line as many fields as the header: then the table is refused as it
+    stands.
     """
     try:
         status = path.stat()
@@ -57,7 +57,7 @@ def with_commas(path: Path) -> tuple[bytes, str] | None:
 
 
 def _rows(text: str, separator: str) -> list[list[str]]:
-    """The rows of a table, if that is its separator: as many fields in each, and more than one; else none."""
+    """The rows of a table, if that is its separator: each has as many fields, and more than one; else no rows."""
     told = re.match(r'"?sep=(.)"?\r?\n', text)
     if told:
         if told[1] != separator:

@@ -37,10 +37,10 @@ class Detected(NamedTuple):
 def detect(place: str | Path, labels: bool, classes: bool = False) -> Detected:
     """The layout of what lies there. labels: whether they are needed; for pretraining any images will do.
 
-    classes: somebody has said which class folders are normal, so folders are classes.
+    classes: the user has said which class folders are normal, so folders are classes.
 
-    Raises UserError, one line, where there is no data set, and where there may be several: it names them and the
-    setting to give.
+    Raises UserError, one line, if there is no data set, or if there may be several: it names them and the setting to
+    give.
     """
     path = Path(place)
     if not path.exists():
@@ -56,7 +56,7 @@ def detect(place: str | Path, labels: bool, classes: bool = False) -> Detected:
 
 
 def named(place: str | Path, source: str) -> Detected:
-    """What lies there, read as the layout that somebody has named."""
+    """The data there, read in the layout that the user has named."""
     path = Path(place)
     settings = {"source": source, "root": str(place)}
     if source == "table" and path.is_file():
@@ -107,21 +107,21 @@ def _arrays(path: Path) -> list[str]:
 
 
 def _of_table(path: Path) -> Detected:
-    """Whether it has the columns that are needed is said by who reads it, with those that may be meant."""
+    """A table. Its reader says if a needed column is missing, and which one may be meant."""
     header = _header(path)
     settings = {"source": "table", "root": str(path.parent), "table": path.name}
     return Detected(settings, f"{path.name} with columns {', '.join(header[:8]) or 'that cannot be read'}")
 
 
 def _header(path: Path) -> list[str]:
-    """A table's columns; what cannot be read has none here, and is refused by who reads it whole."""
+    """A table's columns; none if it cannot be read, as whoever reads it whole refuses it."""
     with suppress(UserError):
         return csv_columns(path)
     return []
 
 
 def _lists_images(path: Path) -> bool:
-    """Whether a table says of images, by their paths, whether they are normal."""
+    """Whether a table has paths of images and their labels."""
     return {"path", "label"} <= {plain_name(name) for name in _header(path)}
 
 
@@ -129,7 +129,7 @@ def _lists_images(path: Path) -> bool:
 
 
 def _unwrapped(folder: Path) -> Path:
-    """The folder, or the one that is all it holds, as long as nothing says that this is a class or a split."""
+    """The folder; if all it holds is one folder, then that one, unless its name says that it is a class or a split."""
     for _ in range(DEEPEST):
         names = _visible(folder)
         if len(names) != 1 or not (folder / names[0]).is_dir():
@@ -151,13 +151,13 @@ def _visible(folder: Path) -> list[str]:
 
 
 def _candidates(folder: Path, labels: bool, classes: bool) -> list[Detected]:
-    """What the folder may be; UserError where it is nothing that can be read. A known data set is that alone."""
+    """What the folder may be read as; UserError if there is nothing. A known data set is the only candidate."""
     names = _visible(folder)
     known = _known(folder, names)
     if known is not None:
         return [known]
 
-    # a table of ours that lists the images, unless there are several
+    # tables that list the images; manifest.csv is preferred
     tables = [name for name in names if name.lower().endswith(TABLES)]
     lists = [name for name in tables if _lists_images(folder / name)]
     if "manifest.csv" in lists:
@@ -212,14 +212,14 @@ def _holds(folder: Path, ending: str) -> bool:
 
 
 def _of_images(folder: Path, labels: bool, classes: bool, tables: list[str]) -> list[Detected]:
-    """Class folders, or images without labels. UserError where labels are needed and nobody knows where they are."""
+    """Class folders, or images without labels. UserError if labels are needed and it is not known where they are."""
     found = find_images(folder)
     if not found.images:
         return []
     names = _classes(found.images)
     count = f"{len(found.images):,} images"
     shown = f"{len(names)} folders"
-    if known_data_set(folder) is None:  # whose folders are patients
+    if known_data_set(folder) is None:  # the folders of a known one are patients
         shown = f"folders {', '.join(names[:NAMED])}" + (", …" if len(names) > NAMED else "")
 
     if len(names) > 1 and (classes or any(says(name) not in ("other", "unknown") for name in names)):
@@ -247,7 +247,7 @@ def _classes(images: list[str]) -> list[str]:
 
 
 def _nothing(folder: Path, names: list[str], tables: list[str]) -> str:
-    """What to say of a folder without a data set."""
+    """The message for a folder without a data set."""
     if not names:
         return f"--data: {folder}: found an empty folder, expected images (JPEG, PNG or DICOM), a CSV or an .npz"
     if tables:

@@ -52,7 +52,7 @@ def read(settings: DataSettings, root: Path) -> tuple[pd.DataFrame, list[str]]:
             "expected such as NORMAL and PNEUMONIA, or train/NORMAL and train/PNEUMONIA"
         )
 
-    # what each class is, which is said before anything is trained
+    # what each class is, reported before anything is trained
     table = pd.DataFrame(rows)
     counts = Counter(str(name) for name in table["class"])
     otherwise = ", or data.source=images if these are no classes"
@@ -66,12 +66,12 @@ def read(settings: DataSettings, root: Path) -> tuple[pd.DataFrame, list[str]]:
 
 
 def says_normal(name: str) -> bool:
-    """Whether a folder's name says that what it holds is normal, at least where no other does."""
+    """Whether a folder's name says that its images are normal, at least if no other name does."""
     return says(name) in ("normal", "by contrast")
 
 
 def _holds_masks(name: str) -> bool:
-    """Whether a folder inside a class says that it holds outlines of what the radiographs beside it show."""
+    """Whether the name of a folder inside a class says that it holds masks of the radiographs beside it."""
     return "".join(plain_words(name)).removesuffix("s").endswith(("mask", "segmentation", "annotation"))
 
 

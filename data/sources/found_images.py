@@ -1,4 +1,4 @@
-"""Which files below a folder are radiographs: told by what they hold, and what is passed over is counted by reason."""
+"""Which files below a folder are radiographs, by their endings or first bytes; the others are counted by reason."""
 
 import os
 from collections import Counter

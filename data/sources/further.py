@@ -8,12 +8,12 @@ from data.sources import TAKEN
 
 MOST = 64  # columns that are kept
 LONGEST = 100  # characters of a text that may name a subgroup
-MOST_TEXTS = 1000  # different ones in a column, unless they are numbers: beyond are names, dates and identifiers
+MOST_TEXTS = 1000  # different ones in a column, unless they are numbers: if more, they are names, dates or identifiers
 UNNAMED = ("unnamed column ", "Unnamed: ")  # what we, and what pandas, call a column without a name
 
 
 def further_columns(header: Iterable[str], read: Collection[str]) -> tuple[list[str], list[str]]:
-    """The columns of a header that are not among those `read` already, and what is to be said of those left out."""
+    """The columns of a header that are not among those `read` already, and notes on those left out."""
     found = [name for name in header if name not in read and not name.startswith(UNNAMED)]
     free = [name for name in found if name not in TAKEN]
     notes = [f"column {name} is not kept: the name is taken" for name in found if name in TAKEN]
@@ -23,7 +23,7 @@ def further_columns(header: Iterable[str], read: Collection[str]) -> tuple[list[
 
 
 def without_free_text(table: pd.DataFrame, further: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Which of these columns can name subgroups, and what is to be said of those that hold names, dates or reports."""
+    """Which of these columns can name subgroups, and a note on those that hold names, dates or reports."""
     kept: list[str] = []
     free: list[str] = []
     for name in further:

@@ -19,7 +19,7 @@ from data.sources import SPLIT_WORDS, manifest_table
 from data.stand_ins import ENOUGH, stand_in
 
 PARTS = ("train", "val", "test")
-# what a damaged archive gives: the last three where a member is encrypted or packed in another way
+# errors from a damaged archive; the last three if a member is encrypted or packed in another way
 DAMAGE = (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError)
 
 

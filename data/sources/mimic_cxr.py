@@ -52,7 +52,7 @@ def read(settings: DataSettings, root: Path) -> tuple[pd.DataFrame, list[str]]:
     labels = root if settings.labels_root is None else Path(expand(settings.labels_root, "data.labels_root"))
     if not labels.is_dir():
         raise UserError(f"data.labels_root: {labels}: no such folder")
-    dates = ["StudyDate"] if settings.patients is not None else []  # ages are those of one year
+    dates = ["StudyDate"] if settings.patients is not None else []  # the table of patients has ages of one year
     if settings.source == "mimic-cxr-dicom":
         images, notes = _read_dicom_images(root, labels, dates, alone=settings.labels_root is None)
     else:
@@ -96,7 +96,7 @@ def _read_jpg_images(root: Path, labels: Path, dates: list[str]) -> tuple[pd.Dat
 def _read_dicom_images(root: Path, labels: Path, dates: list[str], alone: bool) -> tuple[pd.DataFrame, list[str]]:
     """The same from the record list; view and split from MIMIC-CXR-JPG's CSVs where they are.
 
-    `alone`: nobody said that there are such CSVs.
+    `alone`: the settings do not name a folder of such CSVs.
     """
     path = next((root / name for name in (RECORDS, f"{RECORDS}.gz") if (root / name).is_file()), None)
     if path is None:
@@ -140,7 +140,7 @@ def _with_splits(images: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, list[s
     known = images["split"].notna()
     notes: list[str] = []
     unknown = int((~splits.index.isin(images["dicom_id"])).sum())
-    if unknown:  # one of the two may be cut
+    if unknown:  # one of the two may be cut short
         notes.append(f"{path.name}: {unknown:,} images that no other table lists")
     if not known.all():
         notes.append(LeftOut(int((~known).sum()), "not in the split CSV"))

@@ -65,7 +65,7 @@ def _read_findings(lists: pd.Series, path: Path) -> pd.DataFrame:
 
 
 def _paths(names: pd.Series, root: Path) -> pd.Series:
-    """Where each image lies; one that lies nowhere is expected in `images/`."""
+    """Where each image lies; one that is not found is expected in `images/`."""
     folders = [root / "images", *sorted(root.glob("images_*")), *sorted(root.glob("images_*/images"))]
     places = {entry.name: str(folder) for folder in folders if folder.is_dir() for entry in os.scandir(folder)}
     default = str(root / "images")
@@ -83,7 +83,7 @@ def _with_splits(images: pd.DataFrame, root: Path) -> tuple[pd.DataFrame, list[s
     known = images["split"].notna()
     notes: list[str] = []
     unknown = len(listed) - int(known.sum())
-    if unknown:  # one of the tables may be cut
+    if unknown:  # one of the tables may be cut short
         notes.append(f"{' and '.join(there)}: {unknown:,} images that no other table lists")
     if not known.all():
         notes.append(LeftOut(int((~known).sum()), "in neither list of a split"))

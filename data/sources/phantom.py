@@ -1,4 +1,4 @@
-"""Source `phantom`: synthetic radiographs, drawn where there are none, read as the MIMIC-CXR-JPG they are."""
+"""Source `phantom`: synthetic radiographs, drawn if there are none, and read as the MIMIC-CXR-JPG tree they are."""
 
 import json
 from pathlib import Path

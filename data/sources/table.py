@@ -1,4 +1,4 @@
-"""Any CSV with the manifest's columns; `path` and `label` are needed, paths are relative to root, others are kept."""
+"""Any CSV with the manifest's columns: `path` (relative to root) and `label` are needed, other columns are kept."""
 
 import posixpath
 import unicodedata
@@ -33,7 +33,7 @@ from data.sources.columns import named_columns
 from data.sources.csv_form import with_commas
 from data.sources.further import further_columns, without_free_text
 
-# how the paths of a table may differ from those on disk, and what makes these of them
+# how the paths of a table may differ from those on disk, and the function that makes the latter of the former
 SPELLINGS: dict[str, Callable[[str], str]] = {
     "are written with backslashes, read as /": lambda path: path.replace("\\", "/"),
     "are read with each accent as part of its letter": partial(unicodedata.normalize, "NFC"),
@@ -44,10 +44,11 @@ SPELLINGS: dict[str, Callable[[str], str]] = {
 def read(settings: DataSettings, root: Path) -> tuple[pd.DataFrame, list[str]]:
     """One row per row of the CSV `settings.table`, in its order, with any columns named in `ALL_FINDINGS`.
 
-    Labels are normal / abnormal / 0 / 1 or blank, or names of classes of which `settings.normal` are normal; splits
-    train / validate (val, valid, validation) / test or blank, and a missing `image_id` is the path. `settings.target`
-    takes the place of the label. `sex` and `age` are read in many spellings; other columns are kept as texts. Raises
-    UserError naming file and column, or file, row and value (the header is row 1).
+    Labels are normal / abnormal / 0 / 1 (or positive, yes, true and their opposites) or blank, or names of classes, of
+    which those in `settings.normal` are normal. Splits are train / validate / test in the usual spellings, or blank. A
+    missing `image_id` is the path. `settings.target` takes the place of the label. `sex` and `age` are read in many
+    spellings; other columns are kept as texts. Raises UserError naming file and column, or file, row and value (the
+    header is row 1).
     """
     require_folder(root)
     place = require_table(root, settings.table)
@@ -87,7 +88,7 @@ def _read_table(place: Path, settings: DataSettings) -> tuple[pd.DataFrame, list
     if other:
         notes = [f"{place.name}: columns are separated by {other[1]}", *notes]
 
-    # a column that goes by a name of the manifest's, and is not what is read as it, is left out
+    # a column that has a name of the manifest's, but is not read under that name, is left out
     mine = {*named.values(), *COLUMNS}
     findings = [name for name in header if name in {*ALL_FINDINGS, target} and name not in mine]
     people = people_columns(name for name in header if name not in {*findings, *mine})
@@ -111,7 +112,7 @@ def _read_table(place: Path, settings: DataSettings) -> tuple[pd.DataFrame, list
 
 
 def _without_empty_end(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """Without the rows of separators alone that a spreadsheet leaves below the last one; what is amidst stays."""
+    """Without the empty rows that a spreadsheet leaves below the last one; empty rows in between stay."""
     filled = np.flatnonzero(table.notna().any(axis=1))
     rows = int(filled[-1]) + 1 if len(filled) else 0
     count = len(table) - rows
@@ -143,7 +144,7 @@ def _read_labels(labels: pd.Series, settings: DataSettings, place: Path) -> tupl
 
 
 def _require_one_row_a_file(table: pd.DataFrame, place: Path) -> None:
-    """UserError for a file in several rows, which would be two images, with two labels perhaps and in two splits."""
+    """UserError for a file in several rows: it would be two images, perhaps with two labels and in two splits."""
     paths = _in_one_form(table["path"])
     repeated = paths.duplicated(keep=False)
     if not repeated.any():
@@ -164,7 +165,7 @@ def _in_one_form(paths: pd.Series) -> pd.Series:
 
 
 def _joined(root: Path, paths: pd.Series) -> tuple[pd.Series, list[str]]:
-    """Paths below root; those of another system in the spelling in which the files are there."""
+    """Paths below root; those written on another system are spelt as the files on disk are."""
     notes: list[str] = []
     for how, written in SPELLINGS.items():
         other = paths.map(written)

@@ -23,17 +23,17 @@ from mae.engine.torch_files import Oversized, load_torch_file
 from mae.settings import MAEConfig
 
 FORMAT = "mae-cxr 1"
-SAID = ("kind", "settings", "meta", "progress")  # what a checkpoint says; digested apart, as some read this alone
+SAID = ("kind", "settings", "meta", "progress")  # what a checkpoint says; digested apart, as some calls read only this
 NUMBERS = ("weights", "optimizer", "state")
 
-# files that this process has looked through, by what the file system says of them, and whether at their numbers too:
-# a command reads some of them ten times, and of a gigabyte each look takes seconds
+# files that this process has checked, by their `identity`, and whether their numbers were checked too:
+# a command reads some files ten times, and checking a gigabyte takes seconds
 _LOOKED_THROUGH: dict[tuple[int, ...], bool] = {}
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a run hands on. `kind` is mae or classifier; `meta` what the kind needs besides (threshold, …)."""
+    """What a run hands on. `kind` is mae or classifier; `meta` holds what else this kind needs (threshold, …)."""
 
     kind: str
     settings: dict[str, Any]  # the config as plain values
@@ -41,12 +41,12 @@ class Checkpoint:
     meta: dict[str, Any] = field(default_factory=dict)
     optimizer: dict[str, Any] | None = None
     progress: dict[str, Any] = field(default_factory=dict)
-    state: dict[str, Any] = field(default_factory=dict)  # other tensors: weights under an average, known images, …
+    state: dict[str, Any] = field(default_factory=dict)  # other tensors: raw weights beside an average, known images, …
     place: str = "checkpoint"
 
     @cached_property
     def config(self) -> MAEConfig:
-        """The config the weights were made with, settings of earlier versions under their names of today."""
+        """The config that the weights were made with; settings of earlier versions get their current names."""
         config = make_config(with_new_names(self.settings, self.place), self.place)
         assert isinstance(config, MAEConfig)
         return config
@@ -72,23 +72,23 @@ class Checkpoint:
 
     @property
     def made_on(self) -> Collection[str]:
-        """The data sets that its settings were for when it was made, as `data_sets` in data/privacy.py names them."""
+        """The data sets that its settings led to when it was made, named as by `data_sets` in data/privacy.py."""
         if self.meta.get("data_sets") is not None:
             return tuple(self.meta["data_sets"])
 
-        # of earlier versions: what its settings write out
+        # earlier versions did not record them: the settings tell them if they contain no variable
         written = self.config.data.model_dump_json(include={"root", "table", "sources"})
         return () if "$" in written else tuple(data_sets(self.config.data))
 
 
 class NotSaved(Exception):
-    """A checkpoint could not be written, say for a full disk; what was there before still is."""
+    """A checkpoint could not be written, because the disk is full, say; what was there before is kept."""
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path, previous: Path | None = None) -> None:
-    """Write under a temporary name, flush to disk, then rename over the one before, or that one to `previous`.
+    """Write to a temporary file, flush, rename it into place; the old file is replaced, or renamed to `previous`.
 
-    Raises NotSaved where the disk does not take it, and UserError where a weight is not finite: what is there is kept.
+    Raises NotSaved if the disk does not take it, and UserError if a weight is not finite. Both keep what is there.
     """
     expect_finite(checkpoint.weights, path)
     try:
@@ -102,13 +102,13 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path, previous: Path | None = 
             # between these two renames there is only `previous`, and `latest_checkpoint` finds it
             if previous and path.exists():
                 path.replace(previous)
-        _LOOKED_THROUGH[identity(path)] = False  # this process knows what it says; its numbers may yet be damaged
-    except (OSError, RuntimeError) as error:  # the latter: what torch makes of a short write
+        _LOOKED_THROUGH[identity(path)] = False  # what it says is known here; its numbers may still be damaged
+    except (OSError, RuntimeError) as error:  # RuntimeError: torch raises it after a short write
         raise NotSaved(f"{path}: not written ({str(error).splitlines()[0]})") from None
 
 
 def latest_checkpoint(folder: Path, kind: str | None = None) -> Checkpoint | None:
-    """Where a run stands: its last.pt, else its previous.pt, with a warning; None where it has neither."""
+    """Where a run stands: its last.pt, else its previous.pt with a warning; None if it has neither."""
     last = folder / "last.pt"
     previous = folder / "previous.pt"
     if not previous.exists():
@@ -123,12 +123,12 @@ def latest_checkpoint(folder: Path, kind: str | None = None) -> Checkpoint | Non
 
 
 def kept_name(epoch: int) -> str:
-    """The file of weights that stay as they are after an epoch."""
+    """The name of the file that keeps an epoch's weights for good."""
     return f"epoch{epoch:03}.pt"
 
 
 def check_kept(folder: Path, last: Checkpoint, epochs: Collection[int]) -> None:
-    """UserError unless the weights of those epochs that a run has passed are there, and are these."""
+    """UserError unless each of these epochs that the run has passed has its file, with the weights of that epoch."""
     for epoch in epochs:
         if epoch > last.epoch:
             continue
@@ -164,10 +164,11 @@ def _shallow(checkpoint: Checkpoint) -> dict[str, Any]:
 def load_checkpoint(path: str | Path, kind: str | None = None, numbers: bool = True) -> Checkpoint:
     """Read a checkpoint to CPU, tensors and plain values only (`weights_only`). A run's folder means its best.pt.
 
-    numbers: false for who wants its settings alone; weights stay on the disk until they are used.
+    numbers: false if only its settings are wanted; weights stay on the disk until they are used.
 
-    Raises UserError if the file is missing, is no checkpoint of this project or is of another kind, and if a weight
-    in it is not finite. Who wants to look into such a file for its fault reads it with `torch.load`.
+    Raises UserError if the file is missing, is no checkpoint of this project or is of another kind, and if its content
+    was changed since it was written or a weight is not finite. To look for the fault in such a file, read it with
+    `torch.load`.
     """
     path = checkpoint_file(path)
     try:
@@ -175,7 +176,7 @@ def load_checkpoint(path: str | Path, kind: str | None = None, numbers: bool = T
         raw = load_torch_file(path, held=file in _LOOKED_THROUGH)
     except Oversized as odd:
         raise UserError(f"{path}: {odd}") from None
-    except Exception:  # what torch raises for a file that is damaged or not its own has many names
+    except Exception:  # torch raises many kinds of error for a damaged or foreign file
         raise UserError(
             f"{path}: found an unreadable or foreign file, expected a checkpoint of mae-pretrain or mae-finetune"
         ) from None
@@ -195,14 +196,14 @@ def load_checkpoint(path: str | Path, kind: str | None = None, numbers: bool = T
 
 
 def identity(path: Path) -> tuple[int, ...]:
-    """What is another for another file, and for the same one after any change; OSError where there is none."""
+    """Numbers that differ between files, and change whenever a file changes; OSError if there is no file."""
     stat = path.stat()
     return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 def _look_through(checkpoint: Checkpoint, raw: dict[str, Any], digests: Any, path: Path, numbers: bool) -> None:
     """UserError where a number is not finite, or where anything is not as it was written."""
-    # whatever it is for: to go on from, to begin from, to be evaluated, exported or shown
+    # whatever it is read for: to resume, to begin from it, to evaluate, export or show it
     if numbers:
         expect_finite(checkpoint.weights, path)
         expect_finite({"state": checkpoint.state, "optimizer": checkpoint.optimizer}, path)
@@ -213,7 +214,7 @@ def _look_through(checkpoint: Checkpoint, raw: dict[str, Any], digests: Any, pat
 
 
 def _advice(checkpoint: Checkpoint) -> str:
-    """What to do with a checkpoint where one of the other kind was wanted; empty for a kind of a later version."""
+    """What to do with a checkpoint of the wrong kind; empty for a kind that only a later version knows."""
     place = shlex.quote(checkpoint.place)
     if checkpoint.kind == "mae":
         return f"; mae-finetune --checkpoint {place} trains a classifier from it"
@@ -237,7 +238,7 @@ def _expect_unchanged(raw: dict[str, Any], digests: Any, path: Path, numbers: bo
     for name, (found, parts) in wanted.items():
         try:
             same = isinstance(digests, dict) and digests.get(name) == _digest_of(raw, parts)
-        except ValueError:  # what no checkpoint of ours holds
+        except ValueError:  # it holds what no checkpoint of ours does
             same = False
         if not same:
             raise UserError(
@@ -247,7 +248,7 @@ def _expect_unchanged(raw: dict[str, Any], digests: Any, path: Path, numbers: bo
 
 
 def _whole(raw: dict[str, Any], path: Path) -> Checkpoint:
-    """What was read, as a checkpoint; UserError where it lacks a part, has one too many, or one is of another type."""
+    """What was read, as a checkpoint; UserError if a part is missing, superfluous or of another type."""
     try:
         checkpoint = Checkpoint(**raw, place=str(path))
     except TypeError:
@@ -263,7 +264,7 @@ def _whole(raw: dict[str, Any], path: Path) -> Checkpoint:
     if not all(isinstance(name, str) and is_dense(tensor) for name, tensor in checkpoint.weights.items()):
         raise UserError(f"{path}: found weights that are no dense tensors, expected names with tensors")
 
-    # what is plain there comes out plain: it is read, printed and written as JSON
+    # these parts are made plain values: they are read, printed and written as JSON
     return replace(
         checkpoint,
         settings=plain(checkpoint.settings, f"{path}: settings"),
@@ -272,12 +273,12 @@ def _whole(raw: dict[str, Any], path: Path) -> Checkpoint:
     )
 
 
-# of a checkpoint's meta, hashes of images: those that served pretraining, that trained and that chose a classifier
+# hashes of images in a checkpoint's meta: of those that served pretraining, trained a classifier, and chose it
 HASHES = ("seen", "trained_on", "validated_on")
 
 
 class _Meta(BaseModel):
-    """The types of what stages keep beside their weights, where it is there; a later version may keep more."""
+    """The types of what stages keep beside their weights. All of it is optional; a later version may keep more."""
 
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
 
@@ -285,7 +286,7 @@ class _Meta(BaseModel):
     seen_elsewhere: bool = False
     seen_unread: bool = False
     credentialed: list[str] = []
-    data_sets: list[str] | None = None  # what its config's consent was for
+    data_sets: list[str] | None = None  # those that its config's consent covered
     license: str | dict[str, str] | None = None
     init: str | None = None
     # of a classifier
@@ -300,7 +301,7 @@ class _Meta(BaseModel):
 
 
 def _checked_meta(meta: dict[Any, Any], path: Path) -> dict[str, Any]:
-    """The values by name; UserError for one of another type."""
+    """The values by name; UserError if one has another type."""
     rest: dict[str, Any] = plain({name: part for name, part in meta.items() if name not in HASHES}, f"{path}: meta")
     try:
         _Meta.model_validate(rest)
@@ -318,7 +319,7 @@ def _checked_meta(meta: dict[Any, Any], path: Path) -> dict[str, Any]:
 
 
 def _whole_numbers(hashes: Any, place: str) -> Any:
-    """The hashes, a tensor or a list; UserError where they are none."""
+    """The hashes, as a tensor or a list; UserError if they are not whole numbers."""
     sound = isinstance(hashes, list) and all(type(each) is int and abs(each) < 2**63 for each in hashes)
     if is_dense(hashes):
         sound = not (hashes.is_floating_point() or hashes.is_complex())
@@ -334,14 +335,14 @@ def load_weights(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
 
 
 def expect_fit(build: Callable[[], torch.nn.Module], checkpoint: Checkpoint) -> None:
-    """As `check_weights`, before memory is asked for: sizes are a word of the settings, weights are there."""
+    """As `check_weights`, before memory is allocated: settings only claim sizes, the weights really have them."""
     with torch.device("meta"):
         check_weights(build(), checkpoint)
 
 
 def check_weights(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
     """UserError naming the first weight that does not fit the model."""
-    # names and shapes say all: a missing or a superfluous weight has no partner
+    # comparing names and shapes is enough: a missing or superfluous weight has no partner
     own = model.state_dict()
     wanted = {name: tuple(tensor.shape) for name, tensor in own.items()}
     found = {name: tuple(tensor.shape) for name, tensor in checkpoint.weights.items()}
@@ -357,9 +358,9 @@ def check_weights(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
 
 
 def expect_finite(content: Any, place: str | Path) -> None:
-    """UserError naming the first tensor, at any depth, that holds NaN or infinity: nothing that comes of it counts."""
+    """UserError naming the first tensor, at any depth, that holds NaN or infinity: no result of it would be valid."""
     todo = [("", content)]
-    met = set()  # a mapping may hold itself
+    met = set()  # a mapping may contain itself
     while todo:
         name, part = todo.pop(0)
         if isinstance(part, Mapping) and id(part) not in met:
@@ -370,13 +371,13 @@ def expect_finite(content: Any, place: str | Path) -> None:
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:
-    if tensor.itemsize == 1:  # torch compares no numbers of 8 bits
+    if tensor.itemsize == 1:  # torch cannot compare 8-bit numbers
         tensor = tensor.float()
     return bool(tensor.isfinite().all())
 
 
 def is_dense(content: Any) -> bool:
-    """Whether it is a tensor whose numbers are there, each at its place."""
+    """Whether it is a tensor with all its numbers in memory, each at its own place."""
     if not torch.is_tensor(content):
         return False
     return content.layout == torch.strided and not content.is_meta and not content.is_nested

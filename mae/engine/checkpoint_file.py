@@ -1,4 +1,4 @@
-"""Which file a `--checkpoint` means: itself, or a run folder's best.pt. Light: bad paths are answered without torch."""
+"""Which file a `--checkpoint` means: itself, or a run folder's best.pt. Light: bad paths are refused without torch."""
 
 import os
 import re
@@ -10,7 +10,7 @@ NAMED = 8  # runs of a comparison that a message lists
 
 
 def checkpoint_file(path: str | Path) -> Path:
-    """The checkpoint that a path names, which may be a run's folder; UserError where there is none."""
+    """The checkpoint file for a path, which may be a run's folder; UserError if there is none."""
     path = Path(path)
     if not path.is_dir():
         if not path.is_file():
@@ -39,7 +39,7 @@ def checkpoint_file(path: str | Path) -> Path:
 
 
 def best_of(run: str | Path) -> Path:
-    """The best.pt of a classifier's run, which is what is evaluated; UserError where there is none."""
+    """The best.pt of a classifier's run, the one that is evaluated; UserError if there is none."""
     path = Path(run)
     if not path.exists():
         raise UserError(f"{run}: found no such folder, expected the folder of a mae-finetune run")
@@ -49,7 +49,7 @@ def best_of(run: str | Path) -> Path:
 
 
 def existing(path: str | Path) -> Path:
-    """The path of weights; UserError where nothing is there, which for the name of a hub says what to do."""
+    """The path of weights; UserError if nothing is there, with advice if the path looks like a name on a hub."""
     path = Path(path)
     if path.exists():
         return path
@@ -57,19 +57,19 @@ def existing(path: str | Path) -> Path:
 
 
 def _of_a_hub(path: Path) -> str:
-    """What to do with `owner/name`, which is somebody's on a hub of weights; empty for other paths."""
+    """What to do with `owner/name`, the form of names on a hub of weights; empty for other paths."""
     if not re.fullmatch(r"[\w-]+/[\w.-]+", str(path)) or path.parent.exists():
         return ""
     return f"; nothing is downloaded here: hf download {path} --local-dir {path.name}, then give that folder"
 
 
 def stands_somewhere(folder: Path) -> bool:
-    """Whether the folder holds a training to go on with: one that has saved a checkpoint."""
+    """Whether the folder holds a training that can be resumed: one that has saved a checkpoint."""
     return any((folder / name).exists() for name in ("last.pt", "previous.pt"))
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a training has begun in the folder; not in one that nobody may look into."""
+    """Whether a training has begun in the folder; false if the folder may not be read."""
     if not os.access(folder, os.R_OK | os.X_OK):
         return False
     if any((folder / name).is_file() for name in ("best.pt", "last.pt", "previous.pt")):
@@ -78,7 +78,7 @@ def is_run(folder: Path) -> bool:
 
 
 def runs_in(folder: Path) -> list[str]:
-    """Names of the runs right below a folder, as below a comparison's; those with a best.pt go first."""
+    """Names of the runs directly below a folder, such as a comparison's; those with a best.pt come first."""
     runs = sorted(each for each in folder.iterdir() if each.is_dir() and is_run(each))
     runs.sort(key=lambda run: not (run / "best.pt").is_file())
     return [run.name for run in runs]

@@ -22,7 +22,7 @@ def as_rows(facts: Mapping[str, str]) -> str:
 def start_facts(
     folder: Path, begins: str, device: torch.device, config: MAEConfig, images: str, batch: str
 ) -> dict[str, str]:
-    """What every training begins with; a run that is continued says from where."""
+    """The facts that every training prints first; a resumed run also says from where it continues."""
     epoch = _saved_epoch(folder)
     if epoch is not None:
         begins = f"{folder} after epoch {epoch}, continued; it began from {begins}"
@@ -30,7 +30,7 @@ def start_facts(
 
 
 def _saved_epoch(folder: Path) -> int | None:
-    """How many epochs the folder's run has ended; None where there is none, or what is there will be refused."""
+    """How many epochs the folder's run has completed; None if there is no run, or one that will be refused."""
     for name in ("last.pt", "previous.pt"):
         with suppress(UserError):
             return load_checkpoint(folder / name, numbers=False).epoch
@@ -50,7 +50,7 @@ def device_text(device: torch.device, config: MAEConfig) -> str:
 
 
 def batch_text(wanted: int, used: int, steps: int) -> str:
-    """Images of a step; said where there are too few for what the config asks."""
+    """Images of a step; says so if there are fewer than the config asks for."""
     text = f"{used:,} images, {steps:,} {'step' if steps == 1 else 'steps'} an epoch"
     if used < wanted:
         text += f"; batch_size {wanted:,} is more than the {used:,} training images, so each step takes all of them"

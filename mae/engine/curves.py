@@ -1,7 +1,7 @@
 """What TensorBoard calls the numbers of a run, and what each of them is.
 
-metrics.jsonl has the same names in both stages, and whoever reads it knows whose run it is. On the board the curves of
-all runs below a --logdir share a page, so there the loss of a reconstruction and that of a classifier need two names.
+metrics.jsonl has the same names in both stages, because its reader knows which run it belongs to. On the board the
+curves of all runs below a --logdir share a page, so there the losses of reconstruction and classifier need two names.
 """
 
 from torch.utils.tensorboard import SummaryWriter
@@ -39,7 +39,7 @@ Described = tuple[str, str]  # a tag, and what it is
 
 
 def described(name: str, kind: str) -> Described:
-    """The board's tag for a logged number of a run of that kind, and what is said of it there."""
+    """The board's tag and description for a logged number of a run of that kind."""
     best = name.startswith("best/")
     bare = name.removeprefix("best/")
     group, _, last = bare.partition("/")
@@ -54,7 +54,7 @@ def described(name: str, kind: str) -> Described:
 
 
 def draw_point(board: SummaryWriter, tag: str, about: str, value: float, step: int) -> None:
-    """A point of a curve, with what TensorBoard shows of the curve when one asks it."""
+    """A point of a curve, with the description that TensorBoard shows on request."""
     summary = scalar(tag, value)
     summary.value[0].metadata.plugin_data.plugin_name = "scalars"
     summary.value[0].metadata.summary_description = about

@@ -7,14 +7,14 @@ from typing import Any
 import torch
 
 DIGITS = 32  # hexadecimal
-MOST = 10**6  # values: of what strangers wrote, one may stand for billions
-DEEPEST = 60  # mappings and lists in each other
+MOST = 10**6  # values: in a stranger's file, one object may be repeated billions of times
+DEEPEST = 60  # nested mappings and lists
 
 
 def content_digest(content: Any) -> str:
     """32 hexadecimal digits of names, values, types, shapes and bits; ValueError for what is no plain value or tensor.
 
-    It tells damage and edits. Who wants to deceive can compute it as well.
+    It reveals damage and edits, but not deception: an attacker can compute it as well.
     """
     hashed = hashlib.sha256()
     _feed(hashed, content, {}, iter(range(MOST)), DEEPEST)
@@ -25,7 +25,7 @@ def _feed(hashed: Any, value: Any, known: dict[int, bytes], left: Iterator[int],
     if next(left, None) is None or not depth:
         raise ValueError("found values without end")
 
-    # how many there are is part of each, so that no two contents are written alike
+    # each count is hashed too, so that no two contents are hashed alike
     if isinstance(value, Mapping):
         hashed.update(f"mapping {len(value)}\n".encode())
         for name, part in value.items():
@@ -36,7 +36,7 @@ def _feed(hashed: Any, value: Any, known: dict[int, bytes], left: Iterator[int],
         for part in value:
             _feed(hashed, part, known, left, depth - 1)
     elif torch.is_tensor(value):
-        if id(value) not in known:  # one that stands in many places is read once
+        if id(value) not in known:  # a tensor that occurs in many places is read once
             known[id(value)] = _tensor_digest(value)
         hashed.update(known[id(value)])
     elif isinstance(value, str):
@@ -59,6 +59,6 @@ def _tensor_digest(tensor: torch.Tensor) -> bytes:
 def bits_of(tensor: torch.Tensor) -> memoryview:
     """The bits of a dense tensor's numbers, one after the other."""
     numbers = tensor.detach().cpu().contiguous().reshape(-1)
-    if numbers.stride() != (1,):  # of a single number, which may have any
+    if numbers.stride() != (1,):  # a single number may have any stride
         numbers = numbers.clone(memory_format=torch.contiguous_format)
     return numbers.view(torch.uint8).numpy().data

@@ -1,4 +1,4 @@
-"""Ranks: torchrun's processes, which share each batch; a process of its own is rank 0 of 1."""
+"""Ranks: torchrun's processes, which share each batch; a process by itself is rank 0 of 1."""
 
 import importlib
 import os
@@ -27,7 +27,7 @@ def launched() -> bool:
 
 
 def check_launch() -> None:
-    """UserError where ranks could not meet, as far as one can tell alone; asked before anything is opened."""
+    """UserError if the ranks cannot meet, as far as one rank can tell; called before anything is opened."""
     if not launched() or dist.is_initialized():  # they have met, and the first one holds the port
         return
     size = variable("WORLD_SIZE", 1)
@@ -38,10 +38,10 @@ def check_launch() -> None:
                 "torchrun, or as docs/cluster.md does, or unset WORLD_SIZE for one process"
             )
 
-    # numbers that cannot be
+    # impossible numbers
     number = variable("RANK", 0)
     port = variable("MASTER_PORT", 0)
-    ranks_here()  # which is asked for later
+    ranks_here()  # needed later, so checked now
     if not 0 <= number < size:
         raise UserError(f"environment: found RANK={number}, expected 0 to {size - 1} with WORLD_SIZE={size}")
     if not 0 < port < 2**16:
@@ -83,7 +83,7 @@ def local_rank() -> int:
 
 
 def is_main() -> bool:
-    """Whether this process speaks and writes for all, before and after they have met."""
+    """Whether this process prints and writes for all ranks; valid before and after they have met."""
     return not launched() or variable("RANK", 0) == 0
 
 
@@ -91,14 +91,14 @@ def is_main() -> bool:
 def process_group(device: torch.device, minutes: float = 30) -> Iterator[None]:
     """Meet the other ranks, if there are any; gloo on CPU, NCCL on CUDA.
 
-    Raises UserError where a rank was lost: what it had to say stands in its own output.
+    Raises UserError if a rank was lost; the reason is in that rank's own output.
     """
     if not launched() or dist.is_initialized():
         yield
         return
 
-    # Its functions' defaults keep the group there is at import, and with it gloo's threads: one that still lets go
-    # of a tensor when the interpreter ends aborts the process. DDP imports it later.
+    # This module's default arguments keep the group that exists at import, and with it gloo's threads. If such a thread
+    # releases a tensor while the interpreter ends, the process aborts. DDP would import the module later, with a group.
     importlib.import_module("torch.distributed.nn.functional")
 
     backend = "gloo"
@@ -113,7 +113,7 @@ def process_group(device: torch.device, minutes: float = 30) -> Iterator[None]:
             f"({str(error).splitlines()[0]}), expected all of them within {minutes:g} minutes; see their output"
         ) from None
 
-    # whoever loses another rank says so in one line; its own errors are shown whole
+    # a rank that loses another one says so in one line; its own errors are shown in full
     here = rank()
     try:
         yield
@@ -126,7 +126,7 @@ def process_group(device: torch.device, minutes: float = 30) -> Iterator[None]:
 
 
 def data_parallel(model: nn.Module, device: torch.device) -> nn.Module:
-    """The model to train with: itself, or among several ranks one that averages gradients over them."""
+    """The model to train with: itself for one rank; for several, a wrapper that averages gradients over them."""
     if world_size() == 1:
         return model
 
@@ -157,7 +157,7 @@ class Replica(DistributedDataParallel):
 
 
 def shard() -> tuple[int, int]:
-    """Which images are this rank's: every `world_size()`-th, from number `rank()` on."""
+    """This rank's share of the images: every `world_size()`-th, starting at number `rank()`."""
     return rank(), world_size()
 
 
@@ -177,7 +177,7 @@ def all_reduce_mean(value: Tensor) -> Tensor:
 
 
 def any_rank(said: bool, device: torch.device) -> bool:
-    """Whether any rank says so, on each of them."""
+    """Whether any rank says so; all ranks get the same answer."""
     if world_size() == 1:
         return said
     votes = all_reduce_sum(torch.tensor(float(said), device=device))
@@ -185,7 +185,7 @@ def any_rank(said: bool, device: torch.device) -> bool:
 
 
 def all_gather_objects(part: Any) -> list[Any]:
-    """What each rank brings, in the order of ranks, on each of them."""
+    """Each rank's part, in the order of ranks, on all ranks."""
     if world_size() == 1:
         return [part]
     parts: list[Any] = [None] * world_size()
@@ -194,7 +194,7 @@ def all_gather_objects(part: Any) -> list[Any]:
 
 
 def told_to_all(choose: Callable[[], Answer]) -> Answer:
-    """What the first rank chooses, or its UserError, on all ranks: machines and moments differ."""
+    """The first rank's choice, or its UserError, on all ranks: on other machines or a moment later it might differ."""
     answer: Answer | None = None
     problem = ""
     if rank() == 0:
@@ -210,7 +210,7 @@ def told_to_all(choose: Callable[[], Answer]) -> Answer:
 
 
 def all_gather_rows(part: Tensor) -> Tensor:
-    """Each rank's every-`world_size()`-th row, on CPU → all rows in order, on each of them."""
+    """Each rank's every-`world_size()`-th row, on CPU → all rows in order, on all ranks."""
     parts = all_gather_objects(part)
     length = sum(len(rows) for rows in parts)
     whole = part.new_empty(length, *part.shape[1:])
@@ -220,6 +220,6 @@ def all_gather_rows(part: Tensor) -> Tensor:
 
 
 def barrier() -> None:
-    """Until every rank is here."""
+    """Wait until every rank is here."""
     if world_size() > 1:
         dist.barrier()

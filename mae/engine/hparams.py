@@ -1,4 +1,4 @@
-"""What TensorBoard tells of a run besides its curves: config and environment as text, hyperparameters to compare by."""
+"""What TensorBoard shows of a run besides its curves: config and environment as text, hyperparameters to compare by."""
 
 import json
 import re
@@ -12,8 +12,8 @@ from data.config import Settings, print_config
 from data.writing import writing
 from mae.engine.run import environment
 
-# its own file, because a name that stays is replaced at each start; it sorts before the curves' files, since
-# TensorBoard's slow reader leaves a file for good when there is a later one
+# A file of its own with a fixed name, so that each start replaces it. The name sorts before the curves' files, because
+# TensorBoard's slow reader leaves a file for good when there is a later one.
 HYPERPARAMETERS = "events.out.tfevents.0000000000.hyperparameters"
 
 
@@ -24,21 +24,21 @@ def describe_run(board: SummaryWriter, config: Settings, step: int) -> None:
 
 
 def _fenced(text: str) -> str:
-    """As code in Markdown, between fences that are longer than any in it."""
+    """The text as a code block of Markdown, with fences longer than any inside it."""
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}\n{text.strip()}\n{fence}"
 
 
 def write_hyperparameters(folder: Path, values: dict[str, float | str]) -> None:
-    """What a run is known by in the HParams tab; of several starts the last one's stands.
+    """Write the run's entry in the HParams tab; each start replaces that of the one before.
 
     No list of metrics goes with it, so that the tab shows those of all runs below a --logdir, whatever their stage.
     """
     folder.mkdir(parents=True, exist_ok=True)
     session = _session(values)
     if session is None:
-        # the public way: a file more at each start, of which TensorBoard shows the first
+        # the public way adds a file at each start, and TensorBoard shows the first of them
         with SummaryWriter(folder) as board:
             board.add_hparams(values, {}, run_name=".")
         return
@@ -69,7 +69,7 @@ class _Session(NamedTuple):
 
 
 def _session(values: dict[str, Any]) -> _Session | None:
-    """None where TensorBoard or torch no longer has these parts of theirs, which nobody promises."""
+    """Both messages; None if TensorBoard or torch no longer has the parts used here, which are not promised."""
     try:
         import tensorboard.compat.proto.event_pb2
         import tensorboard.summary.writer.record_writer  # noqa: F401 (both are asked for here, and used above)

@@ -1,8 +1,8 @@
-"""`--launch`: the same command in several processes of this machine, a rank each, and one process that minds them.
+"""`--launch`: the same command in several processes of this machine, a rank each, and one process that watches them.
 
-torchrun does the same, but answers every failure with exit code 1 and gives its processes 30 seconds to end. Here a
-rank's own exit code is the command's: 75 where a signal ended it after a saved step, 2 for a mistake to mend. Light:
-it is asked before torch is imported, which only `auto` needs.
+torchrun does the same, but answers every failure with exit code 1 and gives its processes 30 seconds to end. Here the
+command ends with a rank's own exit code: 75 if a signal ended it after a saved step, 2 for a user's mistake. Light:
+this runs before torch is imported, which only counting GPUs needs.
 """
 
 import contextlib
@@ -21,10 +21,10 @@ from data.errors import UserError
 from data.signals import TRY_AGAIN, noting_signals
 
 PATIENCE = 20.0  # seconds that ranks have to notice that one of them has failed
-SAVING = 600.0  # seconds that they have to follow one which a signal has ended: they agree on a step, and save it
+SAVING = 600.0  # seconds that they have to end after a signal has ended one: they agree on a step, and save it
 LOOK_EVERY = 0.05  # seconds
 
-# -P: a folder that happens to hold a `data.py` is not asked first
+# -P: the current folder, which may hold a `data.py`, is not searched first
 RANK = (
     "import sys; root = {root!r}; root in sys.path or sys.path.insert(0, root); sys.argv[0] = {prog!r}; "
     "from mae.engine.launch import end_with_parent; end_with_parent({parent}); from {module} import {name}; {name}()"
@@ -32,7 +32,7 @@ RANK = (
 
 
 def ranks_to_launch(asked: str, device: str) -> int:
-    """How many processes `--launch` means: a number, or with auto one for each GPU, without GPUs 1.
+    """How many processes `--launch` means: the number given; with auto one for each GPU, or 1 without GPUs.
 
     device: the config's.
     """
@@ -53,7 +53,7 @@ def ranks_to_launch(asked: str, device: str) -> int:
 
 
 def _on_gpus(number: int, device: str) -> int:
-    """So many, or all; UserError where there are fewer GPUs."""
+    """The number, or for 0 one for each GPU; UserError if there are fewer GPUs."""
     import torch
 
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -65,7 +65,7 @@ def _on_gpus(number: int, device: str) -> int:
 
 
 def launch(module: str, name: str, words: Sequence[str], ranks: int) -> NoReturn:
-    """Run a command in so many processes and end as they do. words: its command line, --launch included."""
+    """Run a command in `ranks` processes and exit as they do. words: its command line, --launch included."""
     code = RANK.format(
         root=str(Path(__file__).parents[2]), prog=f"mae-{name}", parent=os.getpid(), module=module, name=name
     )
@@ -86,8 +86,8 @@ def without_launch(words: Sequence[str]) -> list[str]:
 def run_ranks(commands: Sequence[list[str]]) -> int:
     """The exit code of the first rank that fails, once all have ended; 0 where none does.
 
-    Signals are passed on, as often as they come. A terminal's go to this process alone: ranks have sessions of their
-    own, or one Ctrl-C would arrive twice and be taken for the second, which saves nothing.
+    Signals are passed on, as often as they come. Ranks have sessions of their own, so a terminal's signals reach this
+    process alone. Otherwise one Ctrl-C would arrive twice, and the second Ctrl-C ends a run without saving.
     """
     ranks: list[subprocess.Popen[bytes]] = []
     with noting_signals() as signals:
@@ -112,7 +112,7 @@ def _free_port() -> int:
 
 
 def _environment(rank: int, ranks: int, port: int) -> dict[str, str]:
-    """What torchrun would tell a rank; processors are shared, unless somebody says otherwise."""
+    """The variables that torchrun would set for a rank; processors are shared, unless OMP_NUM_THREADS is set."""
     share = max((os.cpu_count() or 1) // ranks, 1)
     return {"OMP_NUM_THREADS": str(share), **os.environ} | {
         "RANK": str(rank),
@@ -125,7 +125,7 @@ def _environment(rank: int, ranks: int, port: int) -> dict[str, str]:
 
 
 def _minded(ranks: "list[subprocess.Popen[bytes]]", signals: list[str]) -> int:
-    """Wait until all have ended, or one has failed and the others do not notice; the first failure's exit code."""
+    """Wait until all have ended, or one has failed and the others do not follow in time; the first failure's code."""
     code = 0
     passed_on = 0
     until = float("inf")
@@ -142,7 +142,7 @@ def _minded(ranks: "list[subprocess.Popen[bytes]]", signals: list[str]) -> int:
 
 
 def _first_failure(ranks: "list[subprocess.Popen[bytes]]") -> int:
-    """The exit code of one that has failed; one that was killed, which says nothing itself, is named. 0 if none has."""
+    """The exit code of a failed rank, or 0. A killed rank is named here, as it cannot say anything itself."""
     codes = [rank.poll() for rank in ranks]
     for number, code in enumerate(codes):
         if code is not None and code < 0:
@@ -164,7 +164,7 @@ def _send(ranks: "list[subprocess.Popen[bytes]]", number: int) -> None:
 
 
 def _end(ranks: "list[subprocess.Popen[bytes]]") -> None:
-    """Whoever still runs is asked to end, and then made to."""
+    """Ask the ranks that still run to end, then kill those that do not."""
     running = [rank for rank in ranks if rank.poll() is None]
     _send(running, signal.SIGTERM)
     for rank in running:
@@ -176,12 +176,12 @@ def _end(ranks: "list[subprocess.Popen[bytes]]") -> None:
 
 
 def end_with_parent(parent: int) -> None:
-    """In a rank, before all else: where whoever minds it is killed, it gets SIGTERM, and saves its step (Linux)."""
+    """In a rank, before all else: if the parent is killed, the rank gets SIGTERM, and saves its step (Linux)."""
     if not sys.platform.startswith("linux"):
         return
     import ctypes
 
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, int(signal.SIGTERM), 0, 0, 0)  # PR_SET_PDEATHSIG
-    if os.getppid() != parent:  # it is gone already
+    if os.getppid() != parent:  # the parent is gone already
         raise SystemExit(TRY_AGAIN)

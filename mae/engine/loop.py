@@ -66,11 +66,11 @@ class Position:
 def fit(stage: AnyStage, folder: Path, begin: Callable[[], None] = lambda: None) -> None:
     """Train until `stage.epochs` or the stage's goal, continuing from the folder's last.pt where there is one.
 
-    begin: called once that is read and fits, before anything is written.
+    begin: called when last.pt, if any, has been read and fits, before anything is written.
 
-    Random draws are functions of (seed, epoch, image), so weights, optimizer and `Position` are the whole
-    state: a resumed run equals an uninterrupted one. SIGTERM, SIGUSR1 and Ctrl-C end it after a saved step, with
-    `Stopped`. Raises UserError where too many updates in a row, or all of them, were not finite.
+    Random draws are functions of (seed, epoch, image), so weights, optimizer and `Position` are the whole state: a
+    resumed run equals an uninterrupted one. The signals of data/signals.py, such as SIGTERM and Ctrl-C, end it after a
+    saved step, with `Stopped`. Raises UserError where too many updates in a row, or all of them, were not finite.
     """
     _check_batch(stage)
     keep_freed_memory()
@@ -88,7 +88,7 @@ def fit(stage: AnyStage, folder: Path, begin: Callable[[], None] = lambda: None)
 
 
 def _check_batch(stage: AnyStage) -> None:
-    """UserError where the batch cannot be divided among the ranks and the parts it is worked through in."""
+    """UserError if the batch cannot be divided equally among ranks and accumulated parts."""
     size = stage.batches.batch_size
     accumulate = stage.settings.accumulate
     ranks = distributed.world_size()
@@ -97,7 +97,7 @@ def _check_batch(stage: AnyStage) -> None:
     if size % parts:
         raise UserError(f"{found}, expected a multiple of {parts}: {ranks} ranks times accumulate={accumulate}")
 
-    # one image has no variance; ranks share theirs
+    # one image has no variance; ranks share their batch statistics
     normalises = any(isinstance(module, distributed.BATCH_NORMS) for module in stage.model.modules())
     if normalises and size < 2 * accumulate:
         raise UserError(
@@ -117,14 +117,14 @@ class _Run:
         self.reached = False  # the goal of a stage that has one
         self.position = self._resume()
         begin()
-        self.pending: list[tuple[Tensor, Batch]] = []  # updates nobody has looked at yet, with their batches
-        self.validated: dict[str, Any] = {}  # what last.pt is to know of the validation at this step
+        self.pending: list[tuple[Tensor, Batch]] = []  # updates not looked at yet, with their batches
+        self.validated: dict[str, Any] = {}  # facts of the validation at this step, for last.pt
         self.saved = replace(self.position)  # where last.pt stands
-        self.owed: dict[str, Checkpoint] = {}  # by file: weights to stay, where the disk did not take them
-        self.written: dict[str, tuple[int, ...]] = {}  # by file: what it was as this process left it
+        self.owed: dict[str, Checkpoint] = {}  # by file: weights to keep that the disk has not taken yet
+        self.written: dict[str, tuple[int, ...]] = {}  # by file: its identity after this process wrote it
         self.watch = _Watch()
         self.pace = _Pace(self.position.step)
-        self.data_sets = sorted(data_sets(stage.config.data))  # what they are now: links and variables may change
+        self.data_sets = sorted(data_sets(stage.config.data))  # as they are now: links and variables may change
 
         # one rank writes for all
         writes = distributed.is_main()
@@ -138,7 +138,7 @@ class _Run:
         self.progress = Progress(folder.name, images=total * size, done=self.position.step * size, enabled=writes)
 
     def train_epoch(self, signals: list[str]) -> None:
-        """Train from where the epoch stands to its end, saving and stopping in between where it is time to."""
+        """Train from the current batch to the end of the epoch; save and stop in between when that is due."""
         stage = self.stage
         position = self.position
         save_steps = self.settings.save_steps
@@ -160,7 +160,7 @@ class _Run:
                 if not (ended or save_due or stop_due or len(self.pending) == self.settings.log_every):
                     continue
 
-                # `end_epoch` saves at the end; whoever stops before its validation goes on with that
+                # at the end, `end_epoch` saves; a run that stops before its validation resumes with it
                 self._look()
                 if not ended and (save_due or self.watch.since_saved() > 60 * self.settings.save_minutes):
                     self._save_last()
@@ -174,7 +174,7 @@ class _Run:
         losses, norms, bad = numbers.unbind(1)  # each k
         good = bad == 0
 
-        # means are of the updates that were made
+        # means are over the updates that were made
         logs: dict[str, float] = {}
         if bad.any():
             logs["train/skipped_updates"] = self._report_skipped(bad.tolist())
@@ -231,7 +231,7 @@ class _Run:
             )
 
     def end_epoch(self) -> None:
-        """Validate, save and show where this epoch's end is one at which that is done."""
+        """Validate, save and show, as far as each is due after this epoch."""
         stage = self.stage
         position = self.position
         epoch = position.epoch + 1
@@ -250,7 +250,7 @@ class _Run:
         if stage.goal is not None:
             self.validated = self.validated | self._goal(stage.goal, train_loss, validation)
         metrics = {"train/loss": train_loss, **validation.metrics}
-        self.tracker.begin_again(position.step)  # where it was lost to a full disk
+        self.tracker.begin_again(position.step)  # in case a full disk has closed the board
         self.tracker.scalars(position.step, {"epoch": epoch, "epoch/train_loss": train_loss, **validation.metrics})
         pace = self.pace.text(position.step, stage.epochs * len(stage.batches), stage.batches.batch_size)
         self.progress.line(f"{self.folder.name}: epoch {epoch}/{stage.epochs} {_numbers(metrics)}; {pace}")
@@ -281,7 +281,7 @@ class _Run:
         return {"overfit": {"reached": self.reached, **finite}}
 
     def _validate(self, epoch: int) -> Validation:
-        """The validation of what is handed on; what was learned is saved where it fails."""
+        """Validate the weights that are handed on; if that fails, save what was learned."""
         try:
             return evaluating(self.update.kept, lambda model: self.stage.validate(model, epoch))
         except NotFinite as error:
@@ -316,7 +316,7 @@ class _Run:
         if not distributed.is_main():
             return
 
-        # the last chance of what the disk did not take so far
+        # last attempt to write what the disk has not taken so far
         if self.owed or self.saved != self.position:
             self._save_last()
         if self.owed or self.saved != self.position:
@@ -327,7 +327,7 @@ class _Run:
 
         last = self.folder / "last.pt"
         if self._stands_as_written("last.pt", "best.pt"):
-            written = self._resumable()  # its weights were looked at when they were written
+            written = self._resumable()  # its weights were checked when they were written
             expect_finite({"state": written.state, "optimizer": written.optimizer}, last)
         else:
             check_finished(self.folder, load_checkpoint(last, self.stage.kind))
@@ -339,7 +339,7 @@ class _Run:
         self.tracker.close()
 
     def _save(self, checkpoint: Checkpoint, name: str) -> None:
-        """Write weights that stay. Those that the disk does not take are kept in memory until it does."""
+        """Write weights to keep. If the disk does not take them, they stay in memory until it does."""
         self.owed.pop(name, None)
         if distributed.is_main() and not self._write(checkpoint, name):
             self.owed[name] = replace(
@@ -352,7 +352,7 @@ class _Run:
     def _save_last(self) -> None:
         """Write last.pt, after what is still owed.
 
-        last.pt never stands beyond a best.pt that is not written: a run that goes on from it would not find it again.
+        last.pt never gets ahead of a best.pt that is not written: a run resumed from it would have lost that best.pt.
         """
         self.watch.saved()
         if not distributed.is_main():
@@ -389,7 +389,7 @@ class _Run:
         except NotSaved as error:
             self.progress.say(f"warning: {error}; the one before is kept and training goes on")
             return False
-        with suppress(OSError):  # else it is read at the end
+        with suppress(OSError):  # then the file is read again at the end
             self.written[name] = identity(self.folder / name)
         return True
 
@@ -411,7 +411,7 @@ class _Run:
         check_weights(self.update.kept, checkpoint)
         try:
             self.update.load_state_dict(checkpoint.weights, checkpoint.state)
-        except Exception:  # what lacks a part, or has one of another shape, gives errors of many names
+        except Exception:  # a missing part, or one of another shape, raises many kinds of error
             raise UserError(
                 f"{checkpoint.place}: found no state of this run (an average, a scaler), expected what it had saved"
             ) from None
@@ -424,7 +424,7 @@ class _Run:
 
 
 def _copied(content: Any) -> Any:
-    """The same content, its tensors copied to the CPU: training changes the ones there are."""
+    """The same content, its tensors copied to the CPU: training changes the originals."""
     if isinstance(content, dict):
         copied = content.copy()  # of the same kind
         for name, part in content.items():
@@ -455,7 +455,7 @@ class _Watch:
         self.waited = 0.0  # for data, seconds
 
     def waiting(self, batches: Iterable[Seen]) -> Iterator[Seen]:
-        """The batches, and how long each let us wait."""
+        """The batches; the time spent waiting for each is added up."""
         iterator = iter(batches)
         while True:
             start = time.monotonic()
@@ -487,7 +487,7 @@ class _Watch:
 
 
 class _Pace:
-    """How fast a run goes since it began or was continued, all that comes after epochs included."""
+    """How fast a run goes since it began or was resumed, including all that is done after epochs."""
 
     def __init__(self, step: int):
         self.first = step

@@ -1,4 +1,4 @@
-"""What this machine is and has to spare: its processor, and memory, of a GPU or beside all other processes."""
+"""This machine's processor, and its free memory: of a GPU, or beside all other processes."""
 
 import os
 import platform
@@ -25,10 +25,10 @@ def processor() -> str:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that this process may still take: what others use is not among them.
+    """Bytes that this process may still take, without what others use.
 
-    Of a GPU what its driver calls free, and what torch holds without using it. Else what the system calls available,
-    or what the control group (a container, a Slurm job) has left, divided among the ranks of this machine.
+    On a GPU: what its driver calls free, and what torch holds without using it. Otherwise the lesser of what the system
+    calls available and what the control group (a container, a Slurm job) has left, divided among this machine's ranks.
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
@@ -46,12 +46,12 @@ def memory_in_use() -> int:
 
 
 def _available() -> int:
-    """What the system has, and can take back from its caches."""
+    """What is free, and what the system can take back from its caches."""
     with suppress(OSError, ValueError, IndexError):
         for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
-    half = 0.5  # elsewhere nobody says how much others use
+    half = 0.5  # other systems do not say how much others use
     return int(half * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
@@ -69,7 +69,7 @@ def _left_by_groups() -> Iterator[int]:
 
 
 def _groups() -> Iterator[tuple[Path, str, str, str]]:
-    """Folders of both versions' groups, from this process's own up to the root, with the names of their files."""
+    """Folders of control groups of both versions, from this process's own up to the root, with their files' names."""
     with suppress(OSError):
         for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines():
             _, kinds, path = line.split(":", 2)

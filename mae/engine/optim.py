@@ -18,7 +18,7 @@ Group = dict[str, Any]  # of parameters, as torch.optim takes it
 def seeded(seed: int) -> Iterator[None]:
     """Initialise weights from this seed; torch's global generator is left as found."""
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # not CUDA's, which fork_rng would not give back
+        torch.default_generator.manual_seed(seed)  # not CUDA's, which fork_rng would not restore
         yield
 
 
@@ -29,7 +29,7 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """Inside `autocast` too the tensors' own precision counts; those without values (meta) know no other."""
+    """Keep the tensors' own precision, also inside `autocast`; tensors without values (meta) have no autocast."""
     if not torch.amp.is_autocast_available(device.type):
         return nullcontext()
     return torch.autocast(device.type, enabled=False)
@@ -68,10 +68,10 @@ def adamw(groups: list[Group], betas: tuple[float, float]) -> torch.optim.AdamW:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any] | None, place: str) -> None:
-    """Give the optimizer the moments that were saved of it; UserError where they are not those of its parameters.
+    """Restore the optimizer's saved moments; UserError if they do not belong to its parameters.
 
-    Rates, decays and the like are the config's, not the file's. So is the code of torch's that computes updates: no
-    other part of this optimizer would know of another (pytorch 104767, 103256).
+    Rates, decays and the like come from the config, not from the file. So does the choice of torch's code that computes
+    updates: the rest of this optimizer would not know of another one (pytorch 104767, 103256).
     """
     own = optimizer.state_dict()
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]

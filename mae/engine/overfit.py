@@ -7,11 +7,11 @@ from typing import Any
 from data.errors import UserError
 from mae.engine.checkpoint import load_checkpoint
 
-LOOKS = 64  # epochs between validations, once the first have been looked at
+LOOKS = 64  # epochs between validations, after the first, more frequent ones
 
 
 def looked_at(epoch: int) -> bool:
-    """Whether a training on few images is validated after this epoch: soon, and then ever more rarely."""
+    """Whether a training on few images is validated after this epoch: at first often, then more and more rarely."""
     return epoch % LOOKS == 0 or epoch & (epoch - 1) == 0
 
 

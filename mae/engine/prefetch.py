@@ -1,4 +1,4 @@
-"""Batches ahead of the step that wants them: on a GPU a thread reads them, and they are copied while it computes."""
+"""Batches read before their step needs them: for a GPU a thread reads them, and they are copied while it computes."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
@@ -26,7 +26,7 @@ def on_device(batches: Iterator[AnyBatch], device: torch.device) -> Generator[tu
             yield batch, batch.to(device)
         return
 
-    # a thread's own current device is the first one, on which it would take memory
+    # a new thread's current device is the first GPU, and it would take memory there
     with closing(read_ahead(batches, AHEAD, lambda: torch.cuda.set_device(device))) as read:
         yield from _copied_ahead(read, device)
 
@@ -34,7 +34,7 @@ def on_device(batches: Iterator[AnyBatch], device: torch.device) -> Generator[tu
 def read_ahead(
     batches: Iterator[Item], count: int, begin: Callable[[], None] = lambda: None
 ) -> Generator[Item, None, None]:
-    """The same in the same order, up to `count` of them read by a thread before they are asked for.
+    """The same batches in the same order; a thread reads up to `count` of them before they are asked for.
 
     begin: called in that thread first.
     """
@@ -47,16 +47,16 @@ def read_ahead(
                 yield batch  # type: ignore[misc]
         finally:
             reader.shutdown(cancel_futures=True)
-            if isinstance(batches, Generator):  # it lets go of its files, and of readers of its own
+            if isinstance(batches, Generator):  # it closes its files, and its own readers
                 batches.close()
 
 
 def _copied_ahead(
     batches: Generator[AnyBatch, None, None], device: torch.device
 ) -> Generator[tuple[AnyBatch, AnyBatch], None, None]:
-    """Copy each batch on a stream of its own while the one before it is worked on.
+    """Copy each batch on a separate stream while the one before it is computed.
 
-    The copy waits for what was asked of the GPU before: memory of a batch that is let go of is taken for the next but
+    The copy waits for all work that the GPU was given before. The memory of a released batch is reused for the next but
     one, and the work on it must be over by then.
     """
     computing = torch.cuda.current_stream(device)

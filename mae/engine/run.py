@@ -34,28 +34,28 @@ class Resumable:
     """Which settings a stage's runs depend on, and which of these may change when a run is continued."""
 
     sections: tuple[str, ...]  # that the stage reads; what another command reads may always change
-    free: frozenset[str]  # dotted keys that change nothing of what is learned
+    free: frozenset[str]  # dotted keys that do not affect what is learned
     epochs: str  # the dotted key that may grow: more epochs continue a run, fewer never do
 
     def may_change(self, key: str, before: Any, after: Any) -> bool:
         if key in self.free or (key == self.epochs and before < after):
             return True
-        if key.endswith(".batch_size") and after == "auto":  # whatever number the run was begun with
+        if key.endswith(".batch_size") and after == "auto":  # it takes whatever number the run began with
             return True
 
-        # a list of sections, as data.sources: what is free in the section is free in its entries
+        # in a list of sections, such as data.sources, the keys that are free in the section are free in its entries
         section = key.rpartition(".")[0]
         then = self._binding(before, section)
         now = self._binding(after, section)
         return then is not None and then == now
 
     def _binding(self, entries: Any, section: str) -> list[dict[str, Any]] | None:
-        """Of a list of sections what may not change; None where it is something else."""
+        """What may not change in a list of sections; None if it is no such list."""
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             return None
         kept = []
         for entry in entries:
-            # by its root a part is told from the others
+            # the root tells an entry from the others
             fixed = {
                 name: value for name, value in entry.items() if f"{section}.{name}" not in self.free or name == "root"
             }
@@ -73,15 +73,15 @@ def check_run(
     """Raise UserError if the folder holds a run of another config, naming the first difference.
 
     facts: what else must not have changed (data fingerprint, initial checkpoint); None leaves them out.
-    same_epochs: not even more epochs continue the run.
+    same_epochs: the number of epochs must be the same, too: not even more of them continue the run.
     """
-    # config.yaml is for people, and the checkpoint is what is gone on from: they may be of two minds, or one is missing
+    # config.yaml is for people; the run resumes from the checkpoint. The two may disagree, or one may be missing
     made = _made_with(folder / "config.yaml")
     saved = _saved_with(folder)
     if made is None and saved is None:
         return
 
-    # then and now, of what the stage reads
+    # the settings that the stage reads, then and now
     wanted = config.model_dump(mode="json")
     now = flat({name: wanted.get(name) for name in resumable.sections})
     if made is not None:
@@ -120,7 +120,7 @@ def _expect_same(
 def _expect_not_cooled(
     folder: Path, reached: int, then: dict[str, Any], now: dict[str, Any], resumable: Resumable
 ) -> None:
-    """UserError for more epochs where a constant rate has cooled down: it would jump back to its height."""
+    """UserError for more epochs after a constant rate began to cool down: it would jump back to its peak."""
     optimizer = f"{resumable.epochs.rpartition('.')[0]}.optimizer"
     before, after = then.get(resumable.epochs), now.get(resumable.epochs)
     if before == after or then.get(f"{optimizer}.schedule") != "constant":
@@ -144,14 +144,14 @@ def settings_of_run(folder: Path) -> dict[str, Any] | None:
 
 
 class _Saved(NamedTuple):
-    """What a run's checkpoint was saved with, and how many epochs it has behind it."""
+    """The settings that a run's checkpoint was saved with, and how many epochs it has completed."""
 
     settings: dict[str, Any]
     epoch: int
 
 
 def _saved_with(folder: Path) -> _Saved | None:
-    """Of the run's checkpoint; None where none can be read, which the training tells."""
+    """From the run's checkpoint; None if none can be read. The training will report that."""
     for name in ("last.pt", "previous.pt"):
         with suppress(UserError):
             checkpoint = load_checkpoint(folder / name, numbers=False)
@@ -170,8 +170,8 @@ def _made_with(path: Path) -> dict[str, Any] | None:
 
 
 def _with_newer_settings(made: dict[str, Any]) -> dict[str, Any]:
-    """What an earlier version could not set has its default, which is what it did then."""
-    with suppress(UserError):  # somebody's own words are compared as they stand
+    """Settings that an earlier version did not have get their defaults, which are what it did then."""
+    with suppress(UserError):  # edited settings that are not valid are compared as they stand
         return make_config(made, "config.yaml").model_dump(mode="json")
     return made
 
@@ -179,8 +179,8 @@ def _with_newer_settings(made: dict[str, Any]) -> dict[str, Any]:
 def is_finished(folder: Path, epochs: int, kept: Collection[int] = ()) -> bool:
     """Whether the folder's run has trained for that many epochs, to its very end.
 
-    kept: epochs whose weights stay. Raises UserError where it has, but its best.pt is not there or another's, and
-    where it has passed an epoch whose weights are not there.
+    kept: epochs whose weights are kept for good. Raises UserError if it has, but its best.pt is missing or another's,
+    and if it has passed an epoch of `kept` whose weights are missing.
     """
     last = latest_checkpoint(folder)
     if last is not None:
@@ -192,16 +192,16 @@ def is_finished(folder: Path, epochs: int, kept: Collection[int] = ()) -> bool:
 
 
 def expect_checkpoint(folder: Path) -> None:
-    """UserError where the folder has nothing to go on from, for who insists on that."""
+    """UserError if the folder has nothing to resume from, where --resume insists on it."""
     if not stands_somewhere(folder):
         raise UserError(f"{folder}: found no last.pt, expected one with --resume; leave --resume out for a new run")
 
 
 @contextmanager
 def holding(folder: Path) -> Iterator[None]:
-    """The run folder, made where it is not there, for this command alone; of several ranks the first one holds it.
+    """Lock the run folder for this command, creating it if needed; of several ranks the first one holds the lock.
 
-    Raises UserError where another command trains there: two would take turns in overwriting each other's checkpoints.
+    Raises UserError if another command trains there: two would overwrite each other's checkpoints in turn.
     """
     if not distributed.is_main():
         yield
@@ -240,7 +240,7 @@ class _Environment(BaseModel):
 
 
 def _environment(folder: Path) -> _Environment:
-    """The folder's environment.json, empty where it is not there; UserError where it is none."""
+    """The folder's environment.json; empty if it is missing, UserError if it is not valid."""
     path = folder / "environment.json"
     if not path.exists():
         return _Environment()
@@ -254,7 +254,7 @@ def _environment(folder: Path) -> _Environment:
 
 
 def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested settings → `{"data.image_size": 224, …}`; UserError where one is given nested and dotted as well."""
+    """Nested settings → `{"data.image_size": 224, …}`; UserError if one is given both nested and dotted."""
     if not isinstance(tree, dict):
         return {prefix: tree}
     leaves: dict[str, Any] = {}
@@ -297,7 +297,7 @@ def _version(package: str) -> str | None:
 def commit() -> str | None:
     """The commit of the checkout this code runs from, marked if files differ; None from a wheel.
 
-    Asked once: what is in memory by now stays what it is, whatever becomes of the checkout.
+    Asked once: the code in memory stays what it is, whatever happens to the checkout.
     """
     here = Path(__file__).parents[2]
     if not (here / ".git").exists():
@@ -312,9 +312,9 @@ def commit() -> str | None:
 
 
 def training_device(config: MAEConfig) -> torch.device:
-    """The device a training asks for; UserError where it is not there, or `compile` lacks its compiler.
+    """The device a training asks for; UserError if it is missing, or `compile` lacks its compiler.
 
-    It is asked before anything is decoded, which may take hours.
+    Call this before anything is decoded, which may take hours.
     """
     distributed.check_launch()
     device = device_of(config.device)
@@ -337,7 +337,7 @@ def device_of(name: str) -> torch.device:
     if name == "cuda" and distributed.launched():
         name = f"cuda:{distributed.local_rank()}"
 
-    # a name may be well formed and its device missing, so something is put there
+    # a name may be well formed and its device missing, so try to put something there
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
@@ -349,7 +349,7 @@ def device_of(name: str) -> torch.device:
 
 
 def _why_no_cuda(name: str) -> str:
-    """What to do where a CUDA device was asked for and is not there; empty for other names."""
+    """What to do if a CUDA device was asked for and is missing; empty for other names."""
     if not re.fullmatch(r"cuda(:\d+)?", name):
         return ""
     build = f"torch {torch.__version__}"
@@ -371,6 +371,6 @@ def configure_torch(config: MAEConfig) -> None:
     if config.engine.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
         torch.use_deterministic_algorithms(True)
-    if torch.cuda.is_available():  # torch by itself shortens the products of convolutions, and not those of matrices
+    if torch.cuda.is_available():  # by default torch uses TF32 for convolutions, but not for matrix products
         torch.set_float32_matmul_precision("high" if config.precision == "tf32" else "highest")
         torch.backends.cudnn.allow_tf32 = config.precision == "tf32"

@@ -16,7 +16,7 @@ class Schedule:
     warmup_epochs: float | None  # None: a tenth of the epochs
     peak: float
     floor: float
-    cooldown_epochs: float | None = None  # the last ones of a constant rate; None: half a cosine
+    cooldown_epochs: float | None = None  # at the end of a constant rate; None: half a cosine
 
     def at(self, step: int, steps_per_epoch: int) -> float:
         """The learning rate of a step, counted over the whole run."""
@@ -31,7 +31,7 @@ class Schedule:
 def schedule_of(settings: OptimizerSettings, base_lr: float, batch_size: int, epochs: int) -> Schedule:
     """Rates are given for a batch of 256 and scale with the batch (Goyal et al. 2017), as in the MAE paper.
 
-    batch_size: of the batches that are trained on; few training images make smaller ones than the config asks for.
+    batch_size: of the batches that are trained on. With few training images they are smaller than the config's.
     """
     scale = batch_size / 256
     cooldown = settings.cooldown_epochs if settings.schedule == "constant" else None
@@ -43,7 +43,7 @@ def schedule_of(settings: OptimizerSettings, base_lr: float, batch_size: int, ep
 def warmup_cosine(step: int, warmup: float, total: int, peak: float, floor: float = 0.0) -> float:
     """Learning rate at a step: linear up to `peak` over `warmup` steps, then half a cosine to `floor`.
 
-    A warm-up of less than a step is none: the only step of a short run would have a rate of 0.
+    A warm-up of less than a step is skipped: otherwise the only step of a short run would have a rate of 0.
     """
     warmup = warmup if warmup >= 1 else 0.0
     if step < warmup:
@@ -55,7 +55,8 @@ def warmup_cosine(step: int, warmup: float, total: int, peak: float, floor: floa
 def warmup_constant(step: int, warmup: float, total: int, cooldown: float, peak: float, floor: float = 0.0) -> float:
     """Linear up to `peak` over `warmup` steps, `peak`, then linear to `floor` over the last `cooldown` steps.
 
-    Until that begins the rate does not depend on how long the run is (Hägele et al. 2024), so one run has many ends.
+    Before the cooldown, the rate does not depend on the length of the run (Hägele et al. 2024), so one run has many
+    possible ends.
     """
     warmup = warmup if warmup >= 1 else 0.0
     if step < warmup:

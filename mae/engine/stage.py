@@ -67,11 +67,11 @@ class Stage(Generic[Network]):
     validate: Callable[[Network, int], Validation]  # (model, epochs done)
     validate_every: int = 1
     keep_epochs: Collection[int] = ()  # after which the weights are kept for good
-    branch_of: Checkpoint | None = None  # where another run stood, from which this one goes on
+    branch_of: Checkpoint | None = None  # the state of another run, from which this one continues
     goal: float | None = None  # of --overfit: the loss at which the training ends
     meta: dict[str, Any] = field(default_factory=dict)
     name_images: Callable[[Any], list[str]] = _names_nobody  # ids of a batch's images
-    count: Callable[[Any], Tensor] | None = None  # of how many of a batch's images the loss is the mean; None: of all
+    count: Callable[[Any], Tensor] | None = None  # over how many of a batch's images the loss is the mean; None: all
     show: Callable[[Network, Validation, SummaryWriter, int], None] = _shows_nothing  # pictures for the board
     hyperparameters: dict[str, float | str] = field(default_factory=dict)  # what tells its runs apart
 
@@ -80,7 +80,7 @@ class Stage(Generic[Network]):
         return self.schedule.epochs
 
     def validates_after(self, epoch: int) -> bool:
-        """Whether an epoch, the first being 1, ends with a validation; the last one does."""
+        """Whether an epoch (the first is 1) ends with a validation; the last one always does."""
         if epoch == self.epochs or epoch in self.keep_epochs:
             return True
         return looked_at(epoch) if self.goal is not None else epoch % self.validate_every == 0

@@ -1,8 +1,8 @@
-"""torch files of strangers: what they declare is held against the file before torch makes anything of it.
+"""torch files of strangers: what they declare is compared with the file before torch builds anything from it.
 
-torch runs nothing that a file carries (`weights_only`). But a file of some kB may still ask for hundreds of GB: by the
+torch runs no code that a file carries (`weights_only`). But a file of some kB may still ask for hundreds of GB: by the
 size of a storage, by strides that repeat a number, by compression, or by a harmless class with a large number. So the
-pickle is gone through first, by its instructions alone, and nothing of it is made.
+instructions of the pickle are read first, without building anything.
 """
 
 import io
@@ -16,39 +16,39 @@ from typing import Any, NamedTuple
 
 import torch
 
-ZIP = b"PK\x03\x04"  # how the files of torch.save begin, by which torch tells them from older ones
-LONGEST = 2**26  # bytes of a pickle, which has names and sizes; the numbers of tensors stand outside
-OFTEN = 32  # times that all numbers of a file may stand in its tensors: layers may share theirs, and masks repeat one
-SMALL = 2**26  # bytes of which nobody minds how they came about
+ZIP = b"PK\x03\x04"  # how the files of torch.save begin; torch tells them from older ones by this
+LONGEST = 2**26  # bytes of a pickle, which holds names and sizes; the tensors' numbers are stored outside it
+OFTEN = 32  # times that tensors may use a file's numbers: layers may share theirs, and masks repeat one
+SMALL = 2**26  # bytes of tensors that are always allowed
 OLDER_HEADS = 3  # pickles before the content: a mark, a version, the machine
 ITEM_SIZES = {"Double": 8, "Long": 8, "ComplexFloat": 8, "ComplexDouble": 16, "Float": 4, "Int": 4, "QInt32": 4}
 ITEM_SIZES |= {"Half": 2, "BFloat16": 2, "Short": 2}  # bytes; of all others, 1
 CALLED = ("REDUCE", "NEWOBJ")
 TENSORS = ("torch._utils._rebuild_tensor", "torch._utils._rebuild_qtensor")  # and their versions: _v2, _v3
-# called with sizes that take no memory
+# called with sizes, but take no memory
 COSTLESS = ("torch.device", "torch._utils._rebuild_meta_tensor_no_storage", "torch._utils._rebuild_wrapper_subclass")
 
 
 class Oversized(ValueError):
-    """The file asks for more than it has, in words that a place can stand before."""
+    """The file asks for more than it has; callers put its place before the message."""
 
 
 def load_torch_file(path: Path, allowed: Sequence[type | tuple[type, str]] = (), held: bool = False) -> Any:
     """What a torch file holds: tensors, plain values and objects of the `allowed` classes, on the CPU.
 
-    allowed: classes, or a class and the name in the file that it stands for. held: what the file declares has been held
-    against it before. Raises Oversized where it declares more than it has; for a file that is damaged or not torch's,
-    what torch raises.
+    allowed: classes, or pairs of a class and the name that the file has for it. held: `check_sizes` has passed the file
+    before. Raises Oversized if the file declares more than it has, and torch's own errors for a file that is damaged or
+    not torch's.
     """
     if not held:
         check_sizes(path)
     with torch.serialization.safe_globals(list(allowed)), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of what torch finds odd in it: it is read, or refused
+        warnings.simplefilter("ignore")  # about what torch finds odd: the file is either read or refused
         return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_archive(path))
 
 
 def _is_archive(path: Path) -> bool:
-    """Whether torch finds in it what it writes today."""
+    """Whether the file has the format that torch writes today."""
     with path.open("rb") as file:
         return file.read(len(ZIP)) == ZIP
 
@@ -62,7 +62,7 @@ def check_sizes(path: Path) -> None:
     with path.open("rb") as file:
         older = io.BytesIO(file.read(LONGEST))
 
-    # one of torch before 1.6: the content, and then the numbers of its storages
+    # a file of torch before 1.6: the content, and then the numbers of its storages
     for _ in range(OLDER_HEADS):
         _Declared({}).follow(older)
     declared = _Declared({})
@@ -108,7 +108,7 @@ class _Storage(NamedTuple):
 
 
 class _Made:
-    """An object of whatever class."""
+    """An object of any class."""
 
 
 class _Declared:
@@ -118,7 +118,7 @@ class _Declared:
         self.records = records  # bytes of each storage, where the file says them
         self.storages: dict[str, int] = {}  # bytes that the pickle says
         self.tensors = 0  # bytes of all tensors, each counted in full
-        self.largest = 1  # number or product of numbers that a class is called with
+        self.largest = 1  # largest product of the numbers that a class is called with
 
     def check(self, size: int) -> None:
         """Oversized where a file of `size` bytes cannot have what it asks for."""
@@ -163,7 +163,7 @@ class _Declared:
             elif name == "BINPERSID":
                 stack.append(self._storage(stack.pop()))
 
-            # what is met again, and plain values
+            # values that are used again, and plain values
             elif name in ("BINPUT", "LONG_BINPUT"):
                 memo[argument] = stack[-1]
             elif name in ("BINGET", "LONG_BINGET"):
@@ -207,7 +207,7 @@ class _Declared:
         if name in COSTLESS:
             return _Made()
 
-        # of any other class all that counts is how much it could be asked for
+        # for any other class, all that matters is how much it could be asked for
         numbers = [each for part in arguments for each in (part if isinstance(part, tuple) else [part])]
         for each in numbers:
             _expect_name(each)
@@ -216,7 +216,7 @@ class _Declared:
 
 
 def _value(name: str, argument: Any) -> Any:
-    """What an instruction puts on the stack that makes a plain value."""
+    """What an instruction for a plain value puts on the stack."""
     if name in ("NONE", "NEWTRUE", "NEWFALSE"):
         return {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[name]
     if name == "EMPTY_TUPLE":
@@ -227,7 +227,7 @@ def _value(name: str, argument: Any) -> Any:
 
 
 def _expect_name(key: Any) -> None:
-    """Names are texts and numbers: computing the hash of a tuple in a tuple in a … would end the process."""
+    """Names are texts and numbers: hashing a tuple in a tuple in a … would crash the process."""
     parts = key if isinstance(key, tuple) else (key,)
     if any(isinstance(part, tuple) for part in parts):
         raise Oversized("found tuples in each other for a name, expected texts and numbers")

@@ -1,4 +1,4 @@
-"""Where numbers go while a run runs: metrics.jsonl, TensorBoard, and one line on the console."""
+"""Where a run's numbers go while it trains: metrics.jsonl, TensorBoard, and one line on the console."""
 
 import json
 import math
@@ -21,7 +21,7 @@ class Tracker:
     """Writes scalars below a run folder; on resume, what was logged after `step` is dropped.
 
     kind: of the run's checkpoints, by which the board tells losses apart.
-    enabled: false writes nothing, for all ranks but the first; `board` is then None.
+    enabled: false, as on all ranks but the first, writes nothing; `board` is then None.
     """
 
     def __init__(self, folder: Path, step: int, enabled: bool = True, kind: str = ""):
@@ -38,11 +38,11 @@ class Tracker:
         self.begin_again(step)
 
     def begin_again(self, step: int) -> None:
-        """Open the board where there is none, or no longer; points after `step` are shown no more."""
+        """Open the board if it is not open, or no longer; points after `step` are no longer shown."""
         if not self.enabled or self.board is not None:
             return
         try:
-            self.board = SummaryWriter(self.path.parent, purge_step=step + 1)  # also where none was saved before a kill
+            self.board = SummaryWriter(self.path.parent, purge_step=step + 1)  # also after a kill before any was saved
         except OSError as error:
             self._complain(f"{self.path.parent}: not shown in TensorBoard ({error.strerror or error})")
 
@@ -53,13 +53,13 @@ class Tracker:
         write_text(self.path, "".join(f"{json.dumps(row)}\n" for row in kept))
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """A row of metrics.jsonl, and a point of each curve on the board; what is not finite is no number."""
+        """A row of metrics.jsonl, and a point of each curve on the board; values that are not finite are left out."""
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
         self.note(step, **finite)
         self._curves(step, finite)
 
     def best(self, step: int, metrics: dict[str, float]) -> None:
-        """The metrics of best.pt, on the board alone: in the HParams tab they stand beside the last ones."""
+        """The metrics of best.pt, on the board alone: the HParams tab shows them beside the last ones."""
         self._curves(step, {f"best/{name}": value for name, value in metrics.items()})
 
     def _curves(self, step: int, values: dict[str, float]) -> None:
@@ -71,7 +71,7 @@ class Tracker:
         self.draw(draw)
 
     def draw(self, picture: Callable[[SummaryWriter], object]) -> None:
-        """Let `picture` write to the board, where there is one. Whatever fails in it is a warning: runs go on."""
+        """Let `picture` write to the board, if there is one. Any failure in it is only a warning: the run goes on."""
         if self.board is None:
             return
         try:
@@ -79,7 +79,7 @@ class Tracker:
         except Exception as error:
             reason = str(error).strip() or type(error).__name__
             self._complain(f"{self.path.parent}: not shown in TensorBoard ({reason.splitlines()[0]})")
-            if isinstance(error, OSError):  # its thread has ended: nothing is written any more
+            if isinstance(error, OSError):  # the board's thread has ended: it writes nothing any more
                 board, self.board = self.board, None
                 with suppress(Exception):
                     board.close()
@@ -89,7 +89,7 @@ class Tracker:
         if not self.enabled:
             return
 
-        # opened for each row, so that a kill loses none but the last
+        # opened anew for each row, so that a kill loses only the last one
         try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, **values}) + "\n")
@@ -97,7 +97,7 @@ class Tracker:
             self._complain(f"{self.path}: {error.strerror}; rows are lost")
 
     def _complain(self, text: str) -> None:
-        """Once each."""
+        """Warn, once for each text."""
         if text not in self.complaints:
             tqdm.write(f"warning: {text}", file=sys.stderr)
         self.complaints.add(text)
@@ -109,8 +109,8 @@ class Tracker:
 def read_metrics(folder: Path, warn: bool = True) -> list[dict[str, Any]]:
     """The rows of a run's metrics.jsonl, oldest first; [] where there is none.
 
-    What is no row of ours is left out, with a warning: a kill or a full disk tears one, and the next one follows
-    its pieces on the same line. warn: false for who has read them before.
+    Lines that are no row of ours are left out, with a warning. A kill or a full disk may tear a row; the next row then
+    follows the torn piece on the same line. warn: false if they have been read before.
     """
     path = folder / "metrics.jsonl"
     if not path.exists():
@@ -133,7 +133,7 @@ def read_metrics(folder: Path, warn: bool = True) -> list[dict[str, Any]]:
 
 
 def _row(line: bytes) -> dict[str, Any] | None:
-    """A row, if it is one as `Tracker` writes them: a step, and numbers under names with a stroke."""
+    """A row, if it is one as `Tracker` writes them: a step, perhaps an epoch, and numbers whose names have a slash."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
@@ -141,7 +141,7 @@ def _row(line: bytes) -> dict[str, Any] | None:
     if not isinstance(row, dict) or type(row.get("step")) is not int:
         return None
 
-    # what is not finite is no number, here as in `Tracker.scalars`
+    # values that are not finite are left out, as in `Tracker.scalars`
     measured = {name: value for name, value in row.items() if "/" in name or name == "epoch"}
     if any(type(value) not in (int, float) for value in measured.values()):
         return None
@@ -173,12 +173,12 @@ class Progress:
         self.bar.set_postfix(numbers)
 
     def line(self, text: str) -> None:
-        """What the bar shows where there is one."""
+        """Print what the bar would show, where there is no bar."""
         if not self.terminal:
             self.say(text)
 
     def say(self, text: str) -> None:
-        """Something to read in any case."""
+        """Print a line in any case."""
         if self.enabled:
             tqdm.write(text, file=sys.stderr)
 

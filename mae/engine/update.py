@@ -16,8 +16,8 @@ from mae.engine.stage import AnyStage, Batch
 class Update:
     """update(batch, epoch) → (3): loss, gradient norm, and 1 where the update was skipped.
 
-    A loss or gradient that is not finite leaves weights, optimizer and batch statistics as they were. Nothing
-    here waits for the device where the optimizer is fused: such a one reads on it whether to step.
+    A loss or gradient that is not finite leaves weights, optimizer and batch statistics as they were. If the
+    optimizer is fused, nothing here waits for the device: such an optimizer reads there whether to step.
     """
 
     def __init__(self, stage: AnyStage):
@@ -28,7 +28,7 @@ class Update:
         self.average: AveragedModel | None = None
         if stage.settings.ema:
             self.average = AveragedModel(stage.model, multi_avg_fn=get_ema_multi_avg_fn(stage.settings.ema))
-        self.averaged = False  # the average has weights in it
+        self.averaged = False  # whether the average has weights in it
 
         self.parameters = [p for group in stage.optimizer.param_groups for p in group["params"]]
         self.statistics = batch_statistics(stage.model)
@@ -39,13 +39,13 @@ class Update:
         before = [statistic.clone() for statistic in self.statistics]
         loss = distributed.all_reduce_mean(self._backward(batch, epoch))
 
-        # the norm is wanted in any case; without clipping no gradient is read and written again, to multiply it by 1
+        # the norm is always needed; without clipping, gradients are not rewritten just to multiply them by 1
         self.scaler.unscale_(optimizer)
         norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
         if self.stage.settings.clip_grad:
             nn.utils.clip_grads_with_norm_(self.parameters, self.stage.settings.clip_grad, norm)
 
-        # every rank comes to the same answer: loss and gradients are the mean over all of them
+        # every rank comes to the same answer: loss and gradients are means over all ranks
         bad = ~(loss + norm).isfinite()
         self._step(bad)
         for statistic, old in zip(self.statistics, before, strict=True):
@@ -69,7 +69,7 @@ class Update:
         return total
 
     def _shares(self, parts: Sequence[Batch]) -> list[float] | Tensor:
-        """What each part's mean counts in the whole batch's: as many images as it is the mean of, over all ranks."""
+        """The weight of each part's mean in the whole batch's: its share of the counted images of all ranks."""
         count = self.stage.count
         if count is None:
             return [1 / len(parts)] * len(parts)
@@ -86,12 +86,12 @@ class Update:
 
     def _step(self, bad: Tensor) -> None:
         """Step unless the update is bad."""
-        optimizer: Any = self.stage.optimizer  # torch names the two attributes below in no class
+        optimizer: Any = self.stage.optimizer  # torch declares the two attributes below in no class
         if self.scaler.is_enabled():
             self.scaler.step(optimizer)
             self.scaler.update()
         elif skips_on_device(optimizer):
-            # what GradScaler tells a fused optimizer, which then looks for itself
+            # what GradScaler tells a fused optimizer, which then decides by itself
             optimizer.grad_scale = None
             optimizer.found_inf = bad.float()
             optimizer.step()
@@ -100,7 +100,7 @@ class Update:
 
     @torch.no_grad()
     def _update_average(self, average: AveragedModel) -> None:
-        """`average.update_parameters(model)`, which would copy its own count to the device each time, and wait."""
+        """As `average.update_parameters(model)`, which would copy its count to the device each time, and so wait."""
         if not self.averaged:
             average.update_parameters(self.stage.model)
             self.averaged = True

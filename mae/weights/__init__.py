@@ -2,7 +2,7 @@
 
 The way in, for a tensor of a file:
 
-    files.py                    the file or folder → names and tensors, nothing of it run
+    files.py                    the file or folder → names and tensors; no code in it is run
     state_dicts.py              wrappers and prefixes off → StateDict: a model's tensors by its program's names
     huggingface.py, timm.py     what the file says besides the tensors → Facts
     layouts.py                  their name and layout → ours: a Translation, which notes what it did
@@ -10,8 +10,8 @@ The way in, for a tensor of a file:
     load.py                     Source + Target (what is wished for) → MaskedAutoencoder, with a Report on every tensor
     adapt.py                    three channels → grey, one grid of positions → another
 
-`start.py` does this for `model.init`: which program a file is of, and the config with the file's sizes.
-`save.py` is the way back, by the same tables of `layouts.py`.
+`start.py` does this for `model.init`: it finds the program that wrote a file, and gives the config the file's sizes.
+`save.py` is the way back, with the same tables of `layouts.py`.
 """
 
 from mae.weights.account import Report

@@ -21,7 +21,7 @@ class Report:
     missing: tuple[str, ...] = ()  # the model's names, left at fresh initialisation
     unexpected: tuple[str, ...] = ()  # the source's names, not used
     assumed: tuple[str, ...] = ()  # what the source does not say
-    loss: str = ""  # what a decoder that was taken over will be trained to predict
+    loss: str = ""  # what a loaded decoder will be trained to predict
 
     def __str__(self) -> str:
         lines = [f"{self.place}: {len(self.loaded)} tensors loaded, licence {spoken(self.license)}"]

@@ -11,12 +11,12 @@ from torch.nn import functional as F
 def fold_to_grey(
     weights: Mapping[str, Tensor], mean: Tensor, std: Tensor, grey: tuple[float, float], norm_pixel_loss: bool
 ) -> dict[str, Tensor]:
-    """Weights that read standardised channels (mean, std: c) → the same function of one, standardised by `grey`.
+    """Weights for standardised channels (mean, std: c) → the same function of one channel, standardised by `grey`.
 
     A grey level g = m + s·x reaches channel c as (g - μ_c) / σ_c, so the kernel becomes s·ΣW_c/σ_c and the bias gains
     ΣW_c(m - μ_c)/σ_c: exact. The prediction becomes the mean of the channels' predicted grey levels: exact too. Under
-    norm-pixel loss it is the mean of the channels' predictions, which are in units of a deviation over all channels:
-    an approximation by a factor a patch.
+    norm-pixel loss it becomes the mean of the channels' predictions. These are in units of a deviation over all
+    channels, so this is an approximation, off by a factor for each patch.
     """
     m, s = grey
     mean, std = mean.double(), std.double()

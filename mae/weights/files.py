@@ -1,4 +1,4 @@
-"""Weights on disk: tensors and plain values only, nothing that a file carries is run."""
+"""Weights on disk: only tensors and plain values are read, and no code that a file carries is run."""
 
 import argparse
 import hashlib
@@ -17,9 +17,9 @@ from mae.engine.torch_files import Oversized, load_torch_file
 
 
 class NumpyValue:
-    """Stands for a number or an array of numpy's in a pickle: trainers keep metrics and random states so.
+    """Stands for a numpy number or array in a pickle: trainers keep metrics and random states as such.
 
-    Nothing here asks for them, so numpy makes none of them, whatever size they claim.
+    They are not needed here, so numpy does not create them, whatever size they claim.
     """
 
     def __init__(self, *parts: object): ...
@@ -37,9 +37,9 @@ NAMES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin
 
 
 def leads_out(path: Path) -> bool:
-    """Whether a folder's file is a link to one that lies elsewhere, which is not the folder's word."""
+    """Whether a folder's file is a link to a file elsewhere, which is not part of the folder."""
     folder = path.parent.resolve()
-    # a hub's cache keeps contents beside its snapshots of folders, and links to them
+    # a hub's cache keeps files' contents beside its snapshots of folders, which link to them
     return path.resolve().parent not in (folder, folder.parent.parent / "blobs")
 
 
@@ -49,14 +49,14 @@ def _expect_own(path: Path) -> None:
 
 
 def read_weights(path: Path, allowed: Sequence[type] = ()) -> Any:
-    """What a file of weights holds: safetensors' names and tensors, or a pickle's object, of `allowed` classes too."""
+    """What a weights file holds: safetensors' names and tensors, or a pickle's object, maybe of `allowed` classes."""
     return read_safetensors(path) if is_safetensors(path) else read_pickle(path, allowed)
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
-    except Exception:  # what a stranger's file makes of its reader has many names
+    except Exception:  # a stranger's file can make its reader raise many things
         raise UserError(f"{path}: found a truncated or damaged file, expected safetensors") from None
 
 
@@ -71,7 +71,7 @@ def is_safetensors(path: Path) -> bool:
 def read_pickle(path: Path, allowed: Sequence[type] = ()) -> Any:
     """A torch file: tensors, plain values and objects of the `allowed` classes; UserError for any other.
 
-    Of numpy's values it is only known that they are there.
+    numpy's values become placeholders.
     """
     try:
         return load_torch_file(path, [*allowed, *OF_NUMPY])
@@ -110,7 +110,7 @@ def read_folder(folder: Path) -> Any:
         content = read_weights(shard)
         if not isinstance(content, Mapping):
             raise UserError(f"{shard}: found no state dict, expected names with tensors")
-        # a tensor that stands in two files is the one that the index means
+        # if a tensor is in two files, the one that the index names counts
         tensors |= {tensor: value for tensor, value in content.items() if places.get(tensor, name) == name}
 
     lost = sorted(places.keys() - tensors.keys())
@@ -123,7 +123,7 @@ def read_folder(folder: Path) -> Any:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A folder's settings, as plain values; UserError where they are none."""
+    """A folder's settings by name, as plain values; UserError if the file holds anything else."""
     _expect_own(path)
     raw = read_json_values(path)
     if not isinstance(raw, dict):
@@ -132,7 +132,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_facebook(path: Path) -> Any:
-    """As `read_weights`; the reference keeps its command line, an argparse.Namespace, beside the weights."""
+    """As `read_weights`; the reference code keeps its command line, an argparse.Namespace, beside the weights."""
     return read_weights(path, (argparse.Namespace,))
 
 

@@ -14,7 +14,7 @@ from mae.weights.source import Facts, Source, Target, as_levels, make_source
 from mae.weights.state_dicts import StateDict, state_dict_of
 
 DEFAULTS = Facts(eps=1e-12, license="unknown", assumed=("LayerNorm eps 1e-12, transformers' default",))
-LARGEST = 2**31  # any number of a config.json, and no infinity
+LARGEST = 2**31  # more than any number of a config.json, and less than infinity
 NUMBERS = ("image_size", "num_attention_heads", "decoder_num_attention_heads", "layer_norm_eps")  # as they are used
 
 
@@ -38,7 +38,7 @@ def huggingface_source(source: str | Path | Mapping[str, Any], target: Target) -
 
 
 def of_huggingface(found: StateDict, target: Target) -> Source:
-    """A state dict without its folder says nothing besides its tensors."""
+    """A state dict without its folder, which says nothing besides its tensors."""
     return make_source(found, target, DEFAULTS)
 
 
@@ -66,7 +66,7 @@ def _facts(config: dict[str, Any], place: Path) -> Facts:
 
 
 def _expect_numbers(config: Mapping[str, Any], name: str, place: Path) -> None:
-    """UserError unless the setting, if there is one, is a number above 0 of its kind, or a size's two."""
+    """UserError if the setting is there and not a number above 0 of its kind; an image size may have two."""
     values = config.get(name, 1)
     kind = (int, float) if name == "layer_norm_eps" else (int,)
     several = values if isinstance(values, list) and name == "image_size" and len(values) == 2 else [values]
@@ -94,7 +94,7 @@ def preprocessing_of(path: Path) -> dict[str, Any]:
     if "image_mean" not in config or "image_std" not in config:
         return {}
 
-    white = 255.0  # of the pixels that mean and deviation are about
+    white = 255.0  # in the units of mean and deviation
     if config.get("do_rescale") is not False:
         factor = as_levels(config.get("rescale_factor", 1 / 255), 1, path)
         if isinstance(factor, tuple) or factor <= 0:
@@ -104,7 +104,7 @@ def preprocessing_of(path: Path) -> dict[str, Any]:
 
 
 def _check_against(source: Source, config: dict[str, Any]) -> None:
-    """UserError where the weights are not those that config.json describes."""
+    """UserError if the weights are not those that config.json describes."""
     sizes = source.encoder_sizes
     described = {"hidden_size": "width", "num_hidden_layers": "depth", "patch_size": "patch_size"}
     pairs = [(name, config[name], sizes[ours]) for name, ours in described.items()]

@@ -1,4 +1,4 @@
-"""Whose tensor is called what, and how it lies: other programs' layouts ↔ ours, bit for bit."""
+"""Names and layouts of tensors: other programs' ↔ ours, bit for bit."""
 
 import re
 from collections.abc import Mapping
@@ -66,7 +66,7 @@ _HUGGINGFACE_BLOCK = {
 }
 # as published files have it, facebook/vit-mae-base among them: written by transformers 4, read by 4 and 5
 HUGGINGFACE = _names(_HUGGINGFACE_TOKENS, _HUGGINGFACE_BLOCK, "vit.encoder.layer", "decoder.decoder_layers")
-# as transformers 5 writes it, whose decoder 4 does not find (transformers 46650)
+# as transformers 5 writes it; transformers 4 does not find its decoder (transformers 46650)
 HUGGINGFACE_5 = _names(_HUGGINGFACE_TOKENS, _HUGGINGFACE_BLOCK, "vit.encoder.layer", "decoder.decoder_encoder.layer")
 HUGGINGFACE_MODULES = _names(  # as transformers 5 calls them in memory
     _HUGGINGFACE_TOKENS,
@@ -83,7 +83,7 @@ HUGGINGFACE_MODULES = _names(  # as transformers 5 calls them in memory
     "vit.layers",
     "decoder.decoder_layers",
 )
-# a DINOv2, which is the same network where its branches' scales are 1; it is written alone
+# a DINOv2, which is the same network if its branches' scales are 1; it is only written, never read
 DINOV2 = _names(
     {ours: theirs.replace("vit.", "dinov2.", 1) for ours, theirs in _HUGGINGFACE_TOKENS.items()},
     {
@@ -96,7 +96,7 @@ DINOV2 = _names(
     "dinov2.encoder.layer",
     "decoder.decoder_layers",
 )
-# of each program, theirs → ours: one table for all of its versions, whose names never contradict each other
+# for each program, theirs → ours: one table for all its versions, as their names never contradict each other
 TO_OURS = {
     program: {theirs: ours for layout in layouts for ours, theirs in layout.items()}
     for program, layouts in {"timm": [TIMM], "huggingface": [HUGGINGFACE, HUGGINGFACE_5, HUGGINGFACE_MODULES]}.items()
@@ -106,7 +106,7 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def rename(name: str, names: Names) -> str | None:
-    """A tensor's name by the table; None where it has none."""
+    """A tensor's name by the table; None if the table has none."""
     stem, dot, leaf = name.rpartition(".") if name.endswith((".weight", ".bias")) else (name, "", "")
     number = re.search(r"\.(\d+)\.", f".{stem}")
     found = names.get(re.sub(r"(^|\.)\d+\.", r"\1*.", stem))
@@ -115,7 +115,7 @@ def rename(name: str, names: Names) -> str | None:
 
 @dataclass
 class Translation:
-    """Tensors under our names and in our layout, still of their own grid and channels."""
+    """Tensors under our names and in our layout, still with their own grid and channels."""
 
     weights: dict[str, Tensor]
     origins: dict[str, tuple[str, ...]]  # our name → the source's
@@ -125,7 +125,7 @@ class Translation:
     in_channels: int
 
     def note(self, ours: str, how: str) -> None:
-        """What was done to the tensors that became `ours`."""
+        """Record what was done to the tensors that became `ours`."""
         for name in self.origins[ours]:
             self.adapted[name] = "; ".join(filter(None, (self.adapted.get(name), how)))
 
@@ -148,7 +148,7 @@ class Translation:
 def translate(tensors: Mapping[str, Tensor], program: str, place: str) -> Translation:
     """Their tensors → ours: kernels become linear, q, k and v are joined, the class tokens' positions folded in.
 
-    Raises UserError for what is no plain Vision Transformer, or would not be the same one here.
+    Raises UserError for anything but a plain Vision Transformer, and for one that would compute something else here.
     """
     # first the names
     found = _under_our_names(tensors, program, place)
@@ -156,7 +156,7 @@ def translate(tensors: Mapping[str, Tensor], program: str, place: str) -> Transl
         found = found.without_decoder()  # a stray mask token is no decoder
     _check_is_a_vit(found, place)
 
-    # then how the tensors lie
+    # then the layout of the tensors
     _make_float(found)
     found.weights["encoder.embed.weight"] = rearrange(found.weights["encoder.embed.weight"], "d c p q -> d (p q c)")
     _join_qkv(found, place)
@@ -172,7 +172,7 @@ def _under_our_names(tensors: Mapping[str, Tensor], program: str, place: str) ->
     for name, tensor in tensors.items():
         ours = rename(name, TO_OURS[program])
         if ours is None or (ours in weights and torch.equal(tensor, weights[ours])):
-            unexpected.append(name)  # the latter: the same once more, under another version's name
+            unexpected.append(name)  # the latter: a duplicate under another version's name
             continue
         if ours in weights:
             [other] = origins[ours]
@@ -198,7 +198,7 @@ def _under_our_names(tensors: Mapping[str, Tensor], program: str, place: str) ->
 
 
 def _check_numbers(name: str, tensor: Tensor, place: str) -> None:
-    """UserError for a tensor that is not simply real numbers, which a conversion to float32 would garble in silence."""
+    """UserError unless a tensor holds simply real numbers: conversion to float32 would silently garble others."""
     kind = str(tensor.dtype).removeprefix("torch.")
     if not is_dense(tensor):
         kind = "no dense numbers"
@@ -215,7 +215,7 @@ def _make_float(found: Translation) -> None:
 
 
 def _check_is_a_vit(found: Translation, place: str) -> None:
-    """UserError where this is no plain ViT: features would be wrong, whatever the report said."""
+    """UserError if this is no plain ViT: features would be wrong, whatever the report said."""
     weights = found.weights
     _check_tokens(weights, "encoder", len(weights["encoder.embed.weight"]), place)
     if any(name.startswith("decoder.") for name in weights):
@@ -227,7 +227,7 @@ def _check_is_a_vit(found: Translation, place: str) -> None:
 
 
 def _check_tokens(weights: Mapping[str, Tensor], room: str, width: int, place: str) -> None:
-    """UserError unless the token, its positions and the embedding's bias are there, in the shapes they are added in."""
+    """UserError unless the token, its positions and the embedding's bias are there, in shapes that can be added."""
     n = 0  # patches
     positions = weights.get(f"{room}.positions")
     if positions is not None and positions.ndim == 3:
@@ -261,7 +261,7 @@ def _join_qkv(found: Translation, place: str) -> None:
 
 
 def _zero_biases(found: Translation, place: str) -> None:
-    """Attention without biases is attention with zeros; what has some of them has lost the others."""
+    """Attention without biases is attention with zeros. UserError if only some are there: the others were lost."""
     inside = [name for name in found.weights if ".attention." in name and ".out." not in name]
     biases = [name for name in inside if name.endswith(".bias")]
     for name in inside:
@@ -285,12 +285,12 @@ def _take_class_position(found: Translation) -> None:
         first = positions[0]  # d
         found.weights[name] = positions[1:]
         if not first.any():
-            continue  # sine-cosine positions leave the class token alone
+            continue  # sine-cosine positions add nothing to the class token
 
         if room == "encoder":
             _shift(found, {"encoder.class_token": first}, "the class token's position is added to the token: the same")
             found.note(name, "without the class token's")
-        else:  # embedded and mask tokens gain what all positions lose: only the class token, which has none, moves
+        else:  # embedded and mask tokens gain what all positions lose: only the class token, which has none, shifts
             how = "the class token's position, taken from the others, is added to bias and mask token: the same"
             _shift(found, {"decoder.embed.bias": first, "decoder.mask_token": first, name: -first}, how)
 
@@ -310,7 +310,7 @@ def to_huggingface(weights: Mapping[str, Tensor], patch_size: int, layout: Names
                 parts[name.replace(".qkv.", f".{part}.")] = chunk
         elif name == "encoder.embed.weight":
             parts[name] = rearrange(tensor, "d (p q c) -> d c p q", p=patch_size, q=patch_size)
-        elif name.endswith(".positions"):  # the class token has one of zeros there
+        elif name.endswith(".positions"):  # theirs has zeros for the class token
             parts[name] = torch.cat([torch.zeros_like(tensor[:1]), tensor])[None]
         else:
             parts[name] = tensor

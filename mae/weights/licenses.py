@@ -1,7 +1,7 @@
 """Licences of weights: read from a folder, carried by checkpoints as plain values, written into another folder.
 
-A licence is a text, as `mit`, or the fields of a README's front matter where there are several: one that a hub has no
-name for is `license: other`, with its name and where to find it. Strangers write them: what goes out is one line each.
+A licence is a text, such as `mit`, or several fields of a README's front matter: one that a hub has no name for is
+`license: other`, with its name and where to find it. Strangers write these fields, so each is written as one line.
 """
 
 import re
@@ -39,7 +39,7 @@ def license_of(folder: Path) -> License:
 
 
 def spoken(license: License | None) -> str:
-    """For a line of text."""
+    """The licence as words for a line of text."""
     fields = fields_of(license)
     if not fields:
         return "not stated"
@@ -50,7 +50,7 @@ def spoken(license: License | None) -> str:
 
 
 def fields_of(license: Any) -> dict[str, str]:
-    """For a config.json or a README's front matter: what there is of the fields, each in one line."""
+    """The fields that are there, each in one line, for a config.json or a README's front matter."""
     if isinstance(license, str):
         license = {"license": license}
     if not isinstance(license, Mapping):
@@ -60,9 +60,9 @@ def fields_of(license: Any) -> dict[str, str]:
 
 
 def front_matter(license: License | None, others: Mapping[str, Any]) -> str:
-    """The front matter of a README, whatever a licence is called: values are values and end no line of YAML."""
+    """The front matter of a README, for any name of a licence: YAML escapes values, so none can end its line."""
     fields = fields_of(license)
-    if re.fullmatch(r"[\w.+-]+", fields.get("license", "")):  # a hub's names are in small letters
+    if re.fullmatch(r"[\w.+-]+", fields.get("license", "")):  # a hub's names are in lower case
         fields["license"] = fields["license"].lower()
     front = yaml.safe_dump(
         {**fields, **others}, sort_keys=False, allow_unicode=True, default_flow_style=None, width=10**6
@@ -71,7 +71,7 @@ def front_matter(license: License | None, others: Mapping[str, Any]) -> str:
 
 
 def _one_line(value: Any) -> str:
-    """A text, or several, as one line that moves no cursor; nothing for what is no text."""
+    """A text, a number or several texts, as one line that moves no cursor; "" for anything else."""
     if isinstance(value, list):
         value = ", ".join(each for each in value if isinstance(each, str))
     if isinstance(value, bool) or not isinstance(value, str | int | float):
@@ -103,13 +103,13 @@ def _front_matter(folder: Path) -> dict[str, Any]:
 
 
 def _by_line(lines: list[str]) -> dict[str, Any]:
-    """The licence in a front matter that is no YAML, as `license: Name: the second` is none."""
+    """The licence in a front matter that is not valid YAML, such as `license: Name: the second`."""
     pairs = [line.partition(":") for line in lines]
     return {name.strip(): value.strip().strip("'\"") for name, _, value in pairs if name.strip() in FIELDS}
 
 
 def _lines(folder: Path, name: str) -> Iterator[str]:
-    """The lines of a text file of the folder; none of one that lies elsewhere, which is not the folder's word."""
+    """The lines of a text file of the folder; none if it links to a file elsewhere, which is not part of the folder."""
     path = folder / name
     if not path.is_file() or leads_out(path):
         return

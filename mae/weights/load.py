@@ -26,9 +26,9 @@ Say = Callable[[str], None]
 def load_huggingface(source: str | Path | Mapping[str, Tensor], say: Say = print, **wishes: Any) -> MaskedAutoencoder:
     """A Hugging Face ViTMAE (or ViT: fresh decoder) folder, or the state dict of such a model.
 
-    wishes: fields of `Target`, such as image_size, in_channels=1 (three channels are folded into one, exactly) and,
-    for a bare state dict, heads. Every tensor is accounted for in a Report, which `say` gets and the model keeps
-    as `.report`. Raises UserError for what is no plain ViT.
+    wishes: fields of `Target`, such as image_size, in_channels=1 (three channels are folded into one, exactly but
+    for a decoder with norm-pixel loss) and, for a bare state dict, heads. Every tensor is accounted for in a Report,
+    which `say` gets and the model keeps as `.report`. Raises UserError for anything but a plain ViT.
     """
     target = Target(**wishes)
     source = source if isinstance(source, Mapping) else existing(source)
@@ -49,7 +49,7 @@ def load_timm(source: str | Path | Mapping[str, Tensor], say: Say = print, **wis
 
 
 def convert(source: Source, target: Target, say: Say = print) -> MaskedAutoencoder:
-    """The model of a source, made to the target's wishes."""
+    """The model of a source, made as the target wishes."""
     source = _kept(source, target)
     arguments = model_arguments(source, target)
     model = build_mae(**arguments)
@@ -63,7 +63,7 @@ def convert(source: Source, target: Target, say: Say = print) -> MaskedAutoencod
 
 
 def checked(source: Source) -> Source:
-    """The source; UserError unless its tensors are all those of the model they belong to."""
+    """The source; UserError unless its tensors are all those of its model."""
     with torch.device("meta"):
         wanted = build_mae(**model_arguments(source, Target())).state_dict()
     weights = source.found.weights
@@ -81,7 +81,7 @@ def checked(source: Source) -> Source:
 
 
 def _kept(source: Source, target: Target) -> Source:
-    """The source, without its decoder where another is wished for."""
+    """The source, without its decoder if the target wishes for another."""
     if source.decoder is None:
         return source
     here = source.decoder_sizes | {"decoder": source.decoder}
@@ -108,12 +108,12 @@ def model_arguments(source: Source, target: Target) -> dict[str, Any]:
             ", expected a linear patch embedding, which alone can be folded into one channel"
         )
 
-    # a decoder goes on with what it was trained for, unless something else is wished for
+    # a decoder keeps predicting what it was trained for, unless something else is wished for
     norm_pixel_loss = target.norm_pixel_loss
     if norm_pixel_loss is None:
         norm_pixel_loss = NORM_PIXEL_LOSS if source.norm_pixel_loss is None else source.norm_pixel_loss
 
-    # a decoder that the source lacks gets the sizes wished for, else those of the preset of this width
+    # if the source has no decoder, the new one gets the sizes wished for, else those of this width's preset
     preset = preset_like(sizes["width"])
     decoder_sizes: dict[str, int | None] = {}
     for name, size in PRESETS[preset].items():
@@ -142,7 +142,7 @@ def _statistics(source: Source, target: Target, channels: int) -> dict[str, Leve
     if channels == source.found.in_channels:
         return {"pixel_mean": source.pixel_mean, "pixel_std": source.pixel_std}
 
-    # folded to grey, the weights contain those of their channels, unless the target says them as one number each
+    # weights folded to grey contain their channels' mean and deviation, unless the target gives each as one number
     mean, std = target.pixel_mean, target.pixel_std
     if (
         not isinstance(mean, float)
@@ -163,7 +163,7 @@ def preset_like(width: int) -> str:
 
 
 def _adapted(source: Source, encoder: Encoder, norm_pixel_loss: bool) -> dict[str, Tensor]:
-    """The source's weights, of the model's channels and grid."""
+    """The source's weights, adapted to the model's channels and grid."""
     found = source.found
     weights = dict(found.weights)
     if encoder.in_channels != found.in_channels:

@@ -1,4 +1,4 @@
-"""How images must be read for exported weights: as facts, as lines of PIL, and as a preprocessor of transformers."""
+"""How images must be read for exported weights: as facts, as PIL code, and as a preprocessor of transformers."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +21,7 @@ TONES = {
 
 @dataclass(frozen=True)
 class Reading:
-    """What was done to the images that the weights were trained on; mean and deviation are shares of the grey range."""
+    """How the images that the weights were trained on were read; mean and deviation are shares of the grey range."""
 
     height: int
     width: int
@@ -29,7 +29,7 @@ class Reading:
     mean: tuple[float, ...]  # one a channel
     std: tuple[float, ...]
     resize: Resize = "squash"
-    tone: Tone | None = None  # None: DICOMs played no part, or it is not known
+    tone: Tone | None = None  # None: no DICOMs were used, or it is not known
 
     @classmethod
     def of(cls, encoder: Encoder, resize: Resize, tone: Tone | None = None) -> "Reading":
@@ -46,12 +46,12 @@ class Reading:
 
     @property
     def mode(self) -> str:
-        """PIL's word for the channels that transformers is given."""
+        """PIL's name for the channels that transformers is given."""
         return "L" if self.channels == 1 else "RGB"
 
 
 def fitting(reading: Reading) -> str:
-    """An expression of PIL: `image` of any shape → one of the model's shape, to within a grey level as ours is."""
+    """A PIL expression: `image` of any shape → one of the model's shape, within a grey level of our own reading."""
     size = f"({reading.width}, {reading.height})"
     if reading.resize == "squash":
         return f"image.resize({size}, Image.Resampling.LANCZOS, reducing_gap=3.0)"
@@ -67,12 +67,12 @@ def described(reading: Reading) -> str:
 
 
 def preprocessor(reading: Reading) -> dict[str, Any]:
-    """preprocessor_config.json: our reading of an image, as far as transformers has words for it."""
+    """preprocessor_config.json: our reading of an image, as far as transformers can describe it."""
     said = {
         "image_processor_type": "ViTImageProcessor",
         "do_resize": True,
         "size": {"height": reading.height, "width": reading.width},
-        "resample": int(Image.Resampling.LANCZOS),  # transformers would take bilinear, which features are not used to
+        "resample": int(Image.Resampling.LANCZOS),  # transformers' default, bilinear, is not what features are used to
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
@@ -80,7 +80,7 @@ def preprocessor(reading: Reading) -> dict[str, Any]:
         "image_std": list(reading.std),
     }
     if reading.resize == "crop" and reading.height == reading.width:
-        # another processor, which differs from ViT's in this alone: the central square, to within a pixel
+        # another processor, which differs from ViT's only in that it takes the central square, to within a pixel
         said["image_processor_type"] = "CLIPImageProcessor"
         said["size"] = {"shortest_edge": reading.height}
         said["do_center_crop"] = True

@@ -48,10 +48,10 @@ def save_huggingface(
 ) -> None:
     """Write a folder for `ViTMAEForPreTraining.from_pretrained`; ViTModel reads its encoder.
 
-    Where transformers has no such model (cross decoder, images that are not square) the encoder alone is
+    If transformers has no such model (cross decoder, images that are not square), only the encoder is
     written, as a ViTModel, and `say` is told. license: of the weights; None takes it from the report they came with.
     resize: how images of another shape were fitted to the model's (`data.resize`); squash is what transformers does.
-    owed: what else is to be said of the weights, in README.md. card: makes another README.md.
+    owed: further text about the weights for README.md. card: makes another README.md.
     """
     license = license or (model.report and model.report.license)
     encoder, decoder = model.encoder, model.decoder
@@ -81,8 +81,8 @@ def save_encoder(
 ) -> None:
     """Write an encoder as one of transformers' ViT architectures, with its heads' tensors and settings.
 
-    `Dinov2ForImageClassification` is one too: a ViT whose residual branches have a scale, here 1, and whose head reads
-    class token and mean of the patch tokens.
+    `Dinov2ForImageClassification` is one too: a ViT whose residual branches have a scale, here 1. Its head reads the
+    class token and the mean of the patch tokens.
     """
     _expect_linear(encoder, folder)
     reading = Reading.of(encoder, resize)
@@ -91,7 +91,7 @@ def save_encoder(
     weights = to_huggingface(_weights(encoder, "encoder"), encoder.patch_size, layout) | dict(heads or {})
     if settings["model_type"] == "dinov2":
         weights |= _scales_of_one(encoder)
-    if architecture == "ViTModel":  # only what holds one puts this before its names
+    if architecture == "ViTModel":  # only models that hold a ViTModel put this before its names
         weights = {name.removeprefix("vit."): tensor for name, tensor in weights.items()}
     card = card or _plain_card(reading, license, owed)
     write_folder(folder, weights, settings | dict(config or {}), reading, license, say, card)
@@ -106,7 +106,7 @@ def _expect_linear(encoder: Encoder, folder: str | Path) -> None:
 
 
 def _scales_of_one(encoder: Encoder) -> dict[str, Tensor]:
-    """What a DINOv2 has besides: branches' scales that change nothing, and a mask token that nothing here uses."""
+    """What only a DINOv2 has: scales of branches that change nothing here, and a mask token that nothing here uses."""
     found = {"dinov2.embeddings.mask_token": torch.zeros(1, encoder.width)}
     for number in range(len(encoder.blocks)):
         for branch in ("layer_scale1", "layer_scale2"):
@@ -163,7 +163,7 @@ def _decoder_config(decoder: Decoder, norm_pixel_loss: bool) -> dict[str, Any]:
         "decoder_num_hidden_layers": len(decoder.blocks),
         "decoder_num_attention_heads": block.attention.heads,
         "decoder_intermediate_size": block.mlp.up.out_features,
-        "mask_ratio": 0.75,  # transformers' default; ours is a choice of every call
+        "mask_ratio": 0.75,  # transformers' default; here each call chooses its own
         "norm_pix_loss": norm_pixel_loss,
     }
 
@@ -177,9 +177,9 @@ def write_folder(
     say: Callable[[str], None],
     card: MakeCard,
 ) -> None:
-    """config.json, model.safetensors, preprocessor_config.json and README.md; `weights` by transformers' names.
+    """Write config.json, model.safetensors, preprocessor_config.json and README.md; `weights` by transformers' names.
 
-    An earlier export is replaced whole. Raises UserError, before anything is written, where a weight is not finite or
+    An earlier export is replaced whole. Raises UserError, before anything is written, if a weight is not finite or
     the folder holds anything else.
     """
     folder = Path(folder)
@@ -200,7 +200,7 @@ def write_folder(
 
 
 def _plain_card(reading: Reading, license: License | None, owed: str) -> MakeCard:
-    """What is known of weights that come without their run."""
+    """A README with what is known of weights that come without their run."""
 
     def card(architecture: str) -> str:
         text = README.format(
@@ -218,5 +218,5 @@ def _write_tensors(path: Path, weights: Mapping[str, Tensor]) -> None:
     try:
         with replacing(path) as temporary:
             save_file(dict(weights), temporary, {"format": "pt"})
-    except SafetensorError as error:  # its name for what the system says
+    except SafetensorError as error:  # stands for what the system says
         raise UserError(f"{path.parent}: not written ({error})") from None

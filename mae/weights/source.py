@@ -1,4 +1,4 @@
-"""What the readers of all programs' files end in: weights in our layout, and what is known of their model."""
+"""What the readers of all programs' files return: weights in our layout, and what is known of their model."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -33,13 +33,13 @@ class Target:
     heads: int | None = None  # where the source does not say
     pixel_mean: Levels | None = None  # likewise
     pixel_std: Levels | None = None  # likewise
-    decoder: str | None = None  # self or cross; another than the source's starts fresh, as one of other sizes does
+    decoder: str | None = None  # self or cross; a decoder of another kind or other sizes than the source's starts fresh
     decoder_width: int | None = None
     decoder_depth: int | None = None
     decoder_heads: int | None = None
 
     def says_folded(self, channels: int) -> bool:
-        """Whether mean 0 and deviation 1 only say that the weights' channels were folded into one, which has these."""
+        """Whether mean 0 and deviation 1 only say that the weights' channels were folded into one (`FOLDED`)."""
         return self.in_channels == 1 != channels and (self.pixel_mean, self.pixel_std) == FOLDED
 
 
@@ -61,10 +61,10 @@ class Source:
     decoder_heads: int | None = None
     assumed: tuple[str, ...] = ()
     consumed: tuple[str, ...] = ()  # names that became settings
-    seen: Any = field(default_factory=list)  # what is remembered of the images that made the weights
-    credentialed: tuple[str, ...] = ()  # the credentialed data sets among what is known
-    seen_elsewhere: bool = True  # whether there were others, which nobody here knows
-    seen_unread: bool = False  # whether there were some without labels whose files nobody had read
+    seen: Any = field(default_factory=list)  # what is remembered of the images that the weights were trained on
+    credentialed: tuple[str, ...] = ()  # the credentialed data sets among those known
+    seen_elsewhere: bool = True  # whether there were others, which are unknown here
+    seen_unread: bool = False  # whether some were images without labels whose files had not been read
 
     @property
     def encoder_sizes(self) -> dict[str, int]:
@@ -129,7 +129,7 @@ def own_source(checkpoint: Checkpoint) -> Source:
 
 
 def _sizes_of(settings: ModelSettings) -> dict[str, int]:
-    """The sizes of a model section, what is null filled in by its preset."""
+    """The sizes of a model section; its preset fills in what is null."""
     sizes = dict(PRESETS[settings.preset])
     for name in sizes:
         given = getattr(settings, name)
@@ -143,7 +143,7 @@ def _sizes_of(settings: ModelSettings) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a file says of its model besides the tensors; None where it does not say it."""
+    """What a file says of its model besides the tensors; None where it says nothing."""
 
     eps: float
     license: License
@@ -153,12 +153,12 @@ class Facts:
     image_size: Any = None  # a side, or a list of height and width
     pixel_mean: Levels | None = None
     pixel_std: Levels | None = None
-    class_position: bool | None = None  # whether the class token has one, where a program lets one choose
+    class_position: bool | None = None  # whether the class token has one, if the program leaves a choice
     assumed: tuple[str, ...] = ()  # what its program does where the file is silent
 
 
 def make_source(state_dict: StateDict, target: Target, facts: Facts) -> Source:
-    """A Source of a state dict and what its file says; what neither file nor target says is assumed, and said."""
+    """A Source of a state dict and its file's facts. What neither file nor target says is assumed, and reported."""
     place = state_dict.place
     found = _translated(state_dict)
     assumed = list(facts.assumed)
@@ -233,7 +233,7 @@ def _check_statistics(mean: Levels, std: Levels, channels: int, place: str) -> N
 
 
 def _heads(facts: Facts, weights: Mapping[str, Tensor], target: Target, place: str, assumed: list[str]) -> int:
-    """Heads of the encoder, which no tensor tells."""
+    """Number of heads of the encoder, which no tensor shows."""
     if facts.heads:
         return facts.heads
     if target.heads:
@@ -247,7 +247,7 @@ def _heads(facts: Facts, weights: Mapping[str, Tensor], target: Target, place: s
 def _decoder_heads(
     facts: Facts, weights: Mapping[str, Tensor], target: Target, place: str, assumed: list[str]
 ) -> int | None:
-    """Heads of the decoder, where there is one."""
+    """Number of heads of the decoder, if there is one."""
     if facts.decoder_heads or "decoder.mask_token" not in weights:
         return facts.decoder_heads
     if target.decoder_heads:
@@ -288,7 +288,7 @@ def _grid_of(
 
 
 def fitting_grids(n: int, patch_size: int, size: Any, wanted: Size | None) -> list[tuple[int, int]]:
-    """The grids that have n patches, among those of the source's size, else of a square and of the wanted size."""
+    """The grids that have n patches: the source's; if its size is unknown, the square one and the wanted one."""
     sizes: list[tuple[int, int]] = []
     if size:
         sizes.append(tuple(size) if isinstance(size, list) else height_and_width(size))
@@ -315,7 +315,7 @@ def same_levels(one: Levels, other: Levels) -> bool:
 
 
 def as_levels(value: Any, scale: float, place: Any) -> Levels:
-    """A file's mean or deviation of pixels, whose white is `scale`, as grey levels in 0..1."""
+    """A file's mean or deviation of pixels, on a scale whose white is `scale`, as grey levels in 0..1."""
     values = value if isinstance(value, list) and value else [value]
     if not all(isinstance(each, int | float) and not isinstance(each, bool) and isfinite(each) for each in values):
         raise UserError(f"{place}: found {printable(value)} for mean or deviation, expected a number for each channel")

@@ -23,13 +23,13 @@ GEOMETRY = ("patch_size", "embed", "width", "depth", "heads", "norm_eps")  # the
 
 
 def _say_once(text: str) -> None:
-    """Among several ranks, one speaks."""
+    """With several ranks, only one prints."""
     if is_main():
         print(text)
 
 
 def starting_point(config: MAEConfig, say: Say = _say_once) -> Checkpoint | None:
-    """What `model.init` names, as a checkpoint of a model of the config; None where it names nothing.
+    """The weights that `model.init` names, as a checkpoint of the config's model; None if it names nothing.
 
     What the file lacks is drawn by the config's seed. `meta` has the licence and a digest of the file's weights.
     """
@@ -56,7 +56,7 @@ def resolve(config: Kind) -> Kind:
 
 
 def without_weights(config: Kind) -> Kind:
-    """The config with what its settings come to where a run begins from nobody's weights."""
+    """The config, with null replaced by the default of a run that begins from random weights."""
     if config.model.norm_pixel_loss is not None:
         return config
     return change_config(config, {"model.norm_pixel_loss": NORM_PIXEL_LOSS})
@@ -86,7 +86,7 @@ def _statistics_given(model: ModelSettings) -> tuple[Levels | None, Levels | Non
 
 
 def _given(model: ModelSettings, name: str) -> Any:
-    """A setting that is not at its default; a default may stand there only because a config was written out."""
+    """A setting; None if it is at its default, which may only stand there because a config was written out."""
     value = getattr(model, name)
     return None if value == type(model).model_fields[name].default else value
 
@@ -132,7 +132,7 @@ def is_ours(raw: Any) -> bool:
 
 
 def _resolved(config: Kind, source: Source, target: Target) -> Kind:
-    """The config with what `build_mae` will be given; UserError naming a setting that says otherwise."""
+    """The config with what `build_mae` will be given; UserError naming a setting that contradicts it."""
     arguments = model_arguments(source, target)
     model = config.model
     preset = _given(model, "preset")
@@ -154,7 +154,7 @@ def _resolved(config: Kind, source: Source, target: Target) -> Kind:
 
 
 def _check_statistics(model: ModelSettings, source: Source, target: Target) -> None:
-    """UserError where the config's mean or deviation of the pixels is not that of the file."""
+    """UserError if the config's mean or deviation of the pixels is not that of the file."""
     if target.says_folded(source.found.in_channels):
         return
     for name, found in (("pixel_mean", source.pixel_mean), ("pixel_std", source.pixel_std)):

@@ -1,8 +1,8 @@
-"""What a file holds → the state dict of the one Vision Transformer or ResNet in it, without what stands around it.
+"""What a file holds → the state dict of the one Vision Transformer or ResNet in it, without its wrappers.
 
-Trainers wrap a model: its tensors lie under a name beside other things, maybe several deep, and their own names begin
-with those of the modules that held it, or contain them. None of this says anything about the weights, so all of it is
-taken off, in whatever order it comes: first the mappings, then the holders' names, then what is left as a prefix.
+Trainers wrap a model. Its tensors lie under a name beside other things, maybe several levels deep. Their own names
+begin with, or contain, the names of the modules that held the model. None of this says anything about the weights, so
+all of it is taken off, whatever its order: first the mappings, then the holders' names, then the prefix that is left.
 """
 
 import argparse
@@ -18,11 +18,11 @@ from torch import Tensor
 from data.errors import UserError, printable
 from mae.engine.checkpoint import expect_finite
 
-# every Vision Transformer of a program has one tensor of this name, and nothing else has
+# every Vision Transformer of a program has one tensor of this name, and nothing else has it
 LANDMARKS = {"timm": "patch_embed.proj.weight", "huggingface": "embeddings.patch_embeddings.projection.weight"}
 # likewise of ResNets: torchvision's names, which timm and most trainers share, and those of transformers
 RESNET_LANDMARKS = {"torchvision": "layer1.0.conv1.weight", "transformers": "embedder.embedder.convolution.weight"}
-# of several models beside each other the first of these is meant; DINO's authors evaluate the teacher
+# if several models are beside each other, the first of these is meant; DINO's authors evaluate the teacher
 PREFERRED = ("state_dict", "model", "model_state_dict", "module", "teacher")
 # DataParallel, torch.compile, FSDP and activation checkpointing put these before, or into, the names of what they hold
 HOLDERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
@@ -38,7 +38,7 @@ class StateDict:
     names: dict[str, str]  # the program's → the file's
     others: list[str] = field(default_factory=list)  # what the file holds besides, by the file's names
     wrappers: tuple[str, ...] = ()  # the names on the way to the tensors
-    arguments: Mapping[str, Any] = field(default_factory=dict)  # the command line of who wrote it, where it is there
+    arguments: Mapping[str, Any] = field(default_factory=dict)  # the command line of the program that wrote it, if any
 
 
 class _Found(NamedTuple):
@@ -99,7 +99,7 @@ def holds_a_resnet(raw: Any) -> bool:
 
 
 def _mappings(raw: Any, landmarks: Collection[str]) -> Iterator[_Found]:
-    """Every mapping at any depth, the outermost first, with nothing below one that holds a landmark."""
+    """Every mapping at any depth, the outermost first; none below a mapping that holds a landmark."""
     todo = deque([_Found((), (raw,))])
     met = set()  # a mapping may hold itself
     while todo:
@@ -125,7 +125,7 @@ def _tensor_names(found: _Found) -> list[Any]:
 
 
 def _the_one(raw: Any, place: str, landmarks: Collection[str], kind: str) -> _Found:
-    """The model that is meant; UserError where there is none, or no telling."""
+    """The model that is meant; UserError if there is none, or several with no telling which."""
     mappings = list(_mappings(raw, landmarks))
     models = sorted((found for found in mappings if _has_landmark(found, landmarks)), key=_preference)
     if not any(_tensor_names(found) for found in mappings):
@@ -140,7 +140,7 @@ def _the_one(raw: Any, place: str, landmarks: Collection[str], kind: str) -> _Fo
 
 
 def _preference(found: _Found) -> list[int]:
-    """Sorts what is meant first."""
+    """A key that sorts the model that is meant first."""
     return [PREFERRED.index(name) if name in PREFERRED else len(PREFERRED) for name in found.path]
 
 
@@ -170,7 +170,7 @@ def _arguments(found: _Found) -> Mapping[str, Any]:
 def _own_names(
     tensors: Mapping[str, Tensor], place: str, landmarks: Mapping[str, str], kind: str
 ) -> tuple[str, dict[str, str]]:
-    """Whose names these are, and each of the model's by its own name → as it stands in the file."""
+    """The program whose names these are, and the names of the model's tensors: the program's → the file's."""
     plain: dict[str, str] = {}
     for name in tensors:
         bare = _without_holders(name)
@@ -178,7 +178,7 @@ def _own_names(
             raise UserError(f"{place}: found {plain[bare]} and {name}, expected the state dict of one model")
         plain[bare] = name
 
-    # one landmark, and what stands before it stands before all names of its model
+    # one landmark, and the prefix before it is the prefix of all names of its model
     places = [
         (program, name.removesuffix(landmark))
         for program, landmark in landmarks.items()
@@ -192,7 +192,7 @@ def _own_names(
     if program != "huggingface":
         return program, {bare.removeprefix(prefix): old for bare, old in plain.items() if bare.startswith(prefix)}
 
-    # a ViTModel's names lack what its holders put before them, and a ViTMAE's decoder stands beside its ViT
+    # a bare ViTModel's names lack the prefix that holders give it, and a ViTMAE's decoder stands beside its ViT
     outer = re.sub(r"(^|\.)vit\.$", r"\1", prefix)
     names = {}
     for bare, old in plain.items():

@@ -47,12 +47,12 @@ def of_timm(found: StateDict, target: Target, facts: Facts = TIMM_FACTS) -> Sour
 
 
 def is_of_facebook(found: StateDict) -> bool:
-    """Whether a program of facebookresearch/mae wrote it: they put the weights under `model`."""
+    """Whether a program of facebookresearch/mae wrote it: these put the weights under `model`."""
     return "model" in found.wrappers or "norm_pix_loss" in found.arguments
 
 
 def _facts_of_folder(folder: Path) -> Facts:
-    """With the licence, and the statistics that its images were standardised by."""
+    """timm's facts, with the folder's licence and the statistics that its images were standardised by."""
     config = read_json(folder / "config.json")
     trained = config.get("pretrained_cfg")
     if not isinstance(trained, dict):
@@ -74,15 +74,15 @@ def _of_either(found: StateDict, target: Target, facts: Facts) -> Source:
 
 
 def _lacks_class_position(found: StateDict, target: Target, facts: Facts) -> bool:
-    """Whether all positions are of patches (timm's no_embed_class). UserError where there is no telling."""
+    """Whether all positions are of patches (timm's no_embed_class). UserError if that cannot be told."""
     positions = found.tensors.get("pos_embed")
     kernel = found.tensors["patch_embed.proj.weight"]  # the landmark by which the model was found
     if positions is None or positions.ndim != 3 or kernel.ndim != 4 or not kernel.shape[-1] or not positions.numel():
-        return False  # which is refused later on
+        return False  # it is refused later on
     if facts.class_position is not None:
         return not facts.class_position
     if "decoder_pos_embed" in found.tensors or not positions[0, 0].any():
-        return False  # facebookresearch's; or sines and cosines, whose class token has a zero
+        return False  # facebookresearch's; or sines and cosines, whose class token has zeros
 
     n = positions.shape[1]
     with_one, without = (
@@ -99,7 +99,7 @@ def _lacks_class_position(found: StateDict, target: Target, facts: Facts) -> boo
 
 
 def _with_class_position(found: StateDict, target: Target, facts: Facts) -> Source:
-    """A class token without a position is one with zeros, the same."""
+    """A class token without a position is the same as one with a position of zeros."""
     positions = found.tensors["pos_embed"]
     zeros = torch.zeros_like(positions[:, :1])
     tensors = found.tensors | {"pos_embed": torch.cat([zeros, positions], 1)}
@@ -109,7 +109,7 @@ def _with_class_position(found: StateDict, target: Target, facts: Facts) -> Sour
 
 
 def _with_one_norm(found: StateDict, target: Target, facts: Facts) -> Source:
-    """Global pooling has one norm, behind the mean: it takes the place of the last."""
+    """A model with global pooling has one norm, after the mean. Here it takes the place of the encoder's last."""
     if "norm.weight" in found.tensors or "fc_norm.weight" not in found.tensors:
         return make_source(found, target, facts)
 
