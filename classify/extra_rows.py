@@ -195,8 +195,13 @@ def _evaluated(members: tuple[Evaluation, ...], data_of: DataOf) -> Evaluation:
 
     folder = first.run.with_name(re.sub(r"seed\d+$", "ensemble", first.run.name))
     summaries = [member.summary for member in members]
+    of_ensemble = {  # members of an earlier version say more of how they were evaluated
+        "checkpoint": _digest_of(members),
+        "members": len(members),
+        "evaluate": config.evaluate.heeded(),
+    }
     facts = {
-        "origin": {**first.summary["origin"], "checkpoint": _digest_of(members), "members": len(members)},
+        "origin": {**first.summary["origin"], **of_ensemble},
         "patients_known": first.summary["patients_known"],
         "pretrained_on": max(summary["pretrained_on"] for summary in summaries),
         "seen_elsewhere": any(summary.get("seen_elsewhere", False) for summary in summaries),

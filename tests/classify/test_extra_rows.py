@@ -99,6 +99,21 @@ def test_an_ensembles_threshold_is_its_own_and_of_validation_cases(config, opene
     assert ensemble.threshold == pytest.approx(expected, rel=1e-9)
 
 
+def test_members_of_an_earlier_version_make_the_same_ensemble(config, opened, lines, all_lines):
+    """It entered settings into an origin that predictions no longer depend on."""
+
+    def earlier(evaluation: Evaluation) -> Evaluation:
+        origin = evaluation.summary["origin"]
+        older = origin | {"evaluate": origin["evaluate"] | {"replicates": 2000}}
+        return replace(evaluation, summary=evaluation.summary | {"origin": older})
+
+    older_lines = tuple(replace(line, evaluations=tuple(map(earlier, line.evaluations))) for line in lines)
+    found = with_extra_rows(config, lambda settings: opened, older_lines)
+    assert [line.evaluations[0].digest for line in found[1::4]] == [
+        line.evaluations[0].digest for line in all_lines[1::4]
+    ]
+
+
 def test_an_ensemble_says_what_it_is_made_of(all_lines):
     members, [ensemble] = all_lines[4].evaluations, all_lines[5].evaluations
     assert ensemble.summary["ensemble"] == [member.run.name for member in members]
