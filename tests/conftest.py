@@ -1,4 +1,4 @@
-"""Tests compute with one thread each: sizes are tiny, and waiting for a second thread is all it would cost."""
+"""Each test computes with one thread: sizes are tiny, and a second thread would only cost waiting."""
 
 import atexit
 import gc
@@ -14,23 +14,23 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; child processes inherit it
 
-# what is not kept as bytecode would be compiled anew in each of some hundred processes: __pycache__ is ignored by git
+# without bytecode, some hundred processes would each compile everything anew; git ignores __pycache__
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
-os.fsync = lambda handle: None  # no test cuts the power, and to wait for the disk takes some ms each time
+os.fsync = lambda handle: None  # no test cuts the power, and waiting for the disk takes some ms each time
 
-# secrets of tests, and what they measure, are none of this machine's
+# keep the tests' secrets and measurements out of this machine's own folders
 OWN_HOME = tempfile.mkdtemp(prefix="mae-tests-")
 atexit.register(shutil.rmtree, OWN_HOME, ignore_errors=True)
 os.environ["XDG_DATA_HOME"] = os.environ["XDG_CACHE_HOME"] = OWN_HOME
 
-FIXTURES = ("tiny_world", "stage_runs")  # that tests of several folders share; with them comes torch
+FIXTURES = ("tiny_world", "stage_runs")  # shared by tests of several folders; they import torch
 pytest.register_assert_rewrite(*FIXTURES)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """A process that only hands tests out to others (`-n 2`) needs none, and they begin when it is ready."""
+    """A process that only hands out tests to others (`-n 2`) needs no fixtures. The others start once it is ready."""
     if getattr(config.option, "dist", "no") != "no" and not hasattr(config, "workerinput"):
         import forked
 
@@ -40,7 +40,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.import_plugin(name)
 
 
-# how the names of the modules begin whose tests take longest: begun last, one would be waited for alone
+# name prefixes of the modules with the slowest tests: one that began last would be waited for alone
 LONGEST = ("test_readme", "test_tutorial", "test_grid_runs", "test_interruptions", "test_distributed")
 
 
@@ -49,18 +49,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What stands in memory by now stays: the collections that tests ask for need not look through all of torch."""
+    """What is in memory by now stays: the collections that tests ask for need not traverse all of torch."""
     gc.collect()
     gc.freeze()
 
 
-# how the names of the modules begin that need a ResNet as wide as published weights
+# name prefixes of the modules that need a ResNet as wide as published weights
 REAL_RESNETS = ("test_init", "test_classifier", "test_cost_of", "test_exported", "test_cookbook")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def narrow_resnets(request: pytest.FixtureRequest) -> Iterator[None]:
-    """ResNets have an eighth of their width: a checkpoint takes 3 MB instead of 130. Real processes have all of it."""
+    """ResNets have an eighth of their width: a checkpoint takes 3 MB instead of 130. Real processes use full width."""
     if request.path.name.startswith(REAL_RESNETS) or "torch" not in sys.modules:
         yield
         return
@@ -74,7 +74,7 @@ def narrow_resnets(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def forked_readers() -> Iterator[None]:
-    """Processes that read images are forked from one that can read them already. Commands start them as they do."""
+    """Processes that read images are forked from one that can already read them. Commands start theirs as usual."""
     import data.workers
 
     context = get_context("forkserver")
@@ -84,7 +84,7 @@ def forked_readers() -> Iterator[None]:
         yield
 
 
-# how the names of the modules begin that need them
+# name prefixes of the modules that need real pictures
 REAL_PICTURES = ("test_dashboard", "test_prediction_docs", "test_explain")
 
 
@@ -92,7 +92,7 @@ REAL_PICTURES = ("test_dashboard", "test_prediction_docs", "test_explain")
 def blank_pictures(request: pytest.FixtureRequest) -> Iterator[None]:
     """Trainings and reports show blank pictures: matplotlib would take four times as long as all else they do.
 
-    Real processes draw them, and tests of what they look like do. Heat is of 3 cells a side instead of 8.
+    Real processes draw them, and so do tests of how they look. Heatmaps have 3 cells a side instead of 8.
     """
     if request.path.name.startswith(REAL_PICTURES) or "torch" not in sys.modules:  # without torch nothing is trained
         yield
@@ -115,5 +115,5 @@ def blank_pictures(request: pytest.FixtureRequest) -> Iterator[None]:
         patch.setattr(classify.dashboard, "raster", lambda *_: np.zeros((2, 3, 3), np.uint8))
         patch.setattr(classify.report.pictures, "svg", blank)
         patch.setattr(classify.report.training, "svg", blank)
-        patch.setattr(classify.jobs, "gc", SimpleNamespace(collect=lambda: 0))  # goes through all that tests hold
+        patch.setattr(classify.jobs, "gc", SimpleNamespace(collect=lambda: 0))  # it would traverse all that tests hold
         yield

@@ -1,9 +1,9 @@
 """make soak: whole commands, disturbed at random moments; the end equals an undisturbed one.
 
-A phantom is drawn, prepared, pretrained on, fine-tuned, evaluated, compared and exported, once in peace and then again
-and again with SIGKILL, SIGTERM or SIGUSR1 at random moments, to the command alone or to all its processes; on a disk
-that is full for a while; with few file descriptors; and two at once. A command that was disturbed is given again. It
-must have ended with its code and no traceback, leaving no process behind.
+A phantom is drawn, prepared, pretrained on, fine-tuned, evaluated, compared and exported: once undisturbed, then again
+and again with disturbances. These are SIGKILL, SIGTERM or SIGUSR1 at random moments, to the command alone or to all its
+processes; a disk that is full for a while; few file descriptors; and two commands at once. A disturbed command is run
+again. It must have ended with its code and no traceback, leaving no process behind.
 """
 
 import argparse
@@ -40,7 +40,7 @@ Command = tuple[str, ...]
 
 
 def commands(place: Path) -> list[Command]:
-    """What is run in a folder, one after the other, and what is written there to run it with."""
+    """The commands to run in a folder, in order; writes the configs that they need there."""
     settings = SETTINGS | FOUR_EPOCHS | places(place, "runs/mae")
     settings |= {"data.source": "phantom", "data.phantom.images": 400, "data.workers": 2, "data.image_size": 16}
     settings |= {"engine.log_every": 1, "engine.save_steps": 7, "pretrain.panel_images": 2}
@@ -96,7 +96,7 @@ def interruptions(counts: Counter[str]) -> int:
 
 
 def interrupt(command: str, words: list[str], number: signal.Signals, to_all: bool, moment: float) -> bool:
-    """Whether the command was interrupted: it may have ended before."""
+    """Disturb the command; returns whether it was interrupted: it may have ended before."""
     process = start(command, *words)
     time.sleep(moment)
     while number != signal.SIGKILL and process.poll() is None and not listens(process):
@@ -115,7 +115,7 @@ def on_a_full_disk(place: Path, command: str, words: list[str], seconds: float, 
     process = start(command, *words)
     time.sleep(chance.uniform(0, seconds))
     filling = place / "filling"
-    with suppress(OSError):  # the command may be quicker in taking what is left
+    with suppress(OSError):  # the command may be quicker to fill the rest
         filling.write_bytes(bytes(max(shutil.disk_usage(place).free - chance.randrange(20_000), 0)))
     with suppress(subprocess.TimeoutExpired):
         process.wait(chance.uniform(0, seconds))
@@ -126,7 +126,7 @@ def on_a_full_disk(place: Path, command: str, words: list[str], seconds: float, 
 
 
 def with_few_descriptors(place: Path, command: str, words: list[str], seconds: float, chance: random.Random) -> None:
-    """As many as torch itself needs when it is imported, and a few more."""
+    """As many descriptors as importing torch needs, and a few more."""
     most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (chance.randrange(20, 60), most[1]))  # a child inherits it
     try:
@@ -153,7 +153,7 @@ OTHERS = {"full disk": on_a_full_disk, "few descriptors": with_few_descriptors, 
 
 @contextmanager
 def own_disk(place: Path) -> Iterator[list[str]]:
-    """A small file system at `place`, where that may be; which other disturbances are possible there."""
+    """Mount a small file system at `place`, where allowed; yields which other disturbances are possible there."""
     place.mkdir(exist_ok=True)
     mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(place)]
     if subprocess.run(mount, capture_output=True).returncode:
@@ -216,7 +216,7 @@ def main() -> None:
 
     counts: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as folder:
-        # every pass has the same paths, which configs and checkpoints hold
+        # every pass uses the same paths, because configs and checkpoints hold them
         place, whole = Path(folder) / "place", Path(folder) / "whole"
         place.mkdir()
         took = in_peace(place)

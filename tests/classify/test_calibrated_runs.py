@@ -30,7 +30,7 @@ def copied(world: World, place: Path) -> Path:
 
 
 def exactly(path: Path) -> pd.DataFrame:
-    """A predictions CSV, its numbers to the last bit."""
+    """A predictions CSV with its numbers to the last bit."""
     table = pd.read_csv(path, dtype=str)
     numbers = dict.fromkeys(("label", "logit", "score", "calibrated", "predicted"), float)
     return table.astype(numbers)
@@ -126,7 +126,7 @@ def test_a_run_of_an_earlier_version_is_evaluated_without_calibration_and_on_val
     assert table["calibrated"].equals(table["score"])
     summary = json.loads((run / "predictions/validate.json").read_text())
     assert summary["calibration"] is None
-    assert not (run / "predictions/test.csv").exists()  # which its settings name, as all did then
+    assert not (run / "predictions/test.csv").exists()  # though its settings name test, as all did then
 
     succeed(evaluate, run, *world.data, "--split", "test")
     assert (run / "predictions/test.csv").exists()
@@ -141,7 +141,7 @@ def test_a_calibration_that_cannot_be_is_named(world, tmp_path, calibration):
     if "slope" in calibration or calibration["temperature" if "temperature" in calibration else "intercept"] != 3.0:
         line = mistake(evaluate, run, *world.data, keep=world.root)
         assert "best.pt: meta.calibration: found {" in line
-    else:  # what it leaves out changes nothing
+    else:  # values that are left out change nothing
         succeed(evaluate, run, *world.data)
 
 

@@ -1,4 +1,4 @@
-"""Laws of the reporting checklists: nothing is answered that is not known, and what is open is asked for by name."""
+"""Laws of the reporting checklists: only known facts are answered, and open items are asked for by name."""
 
 from string import Formatter
 
@@ -38,7 +38,7 @@ def test_an_item_is_open_until_all_its_facts_are_known():
             [found] = [a for a in answers(known | {name: None}, {}) if a.item == item]
             assert found.text is None
 
-    # a fact may have braces of its own, which a name of a row can
+    # a fact may hold braces, for example in the name of a row
     odd = answers(known | {"models": "{source} {0} {"}, {})
     assert odd[0].text == "Deep learning: {source} {0} {."
 

@@ -126,7 +126,7 @@ def test_of_the_patches_those_with_the_lowest_draws_are_looked_at(share, kept):
     assert model.patch_draws == 15
     noise = torch.rand(7, 15, generator=torch.Generator().manual_seed(2))
 
-    # what lies elsewhere may be anything
+    # pixels elsewhere may be anything
     looked_at = noise.argsort(dim=1)[:, :kept]
     patches = patchify(pixels(), 2)
     elsewhere = torch.ones(7, 15, 1).scatter(1, looked_at[:, :, None], 0.0)
@@ -243,7 +243,7 @@ def test_resnets_are_torchvisions(name, parameters, tensors, names):
 
 @pytest.mark.parametrize("network", ["vit", "resnet18"])
 def test_classifiers_compute_on_tensors_without_values(network):
-    """As costs are counted, and the faster product of a CPU is looked for."""
+    """In this way costs are counted and the faster product of a CPU is found."""
     with torch.device("meta"):
         if network == "vit":
             encoder = build_mae("vit_tiny_patch16", image_size=32, width=12, depth=1, heads=3).encoder

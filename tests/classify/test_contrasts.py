@@ -1,4 +1,4 @@
-"""Which rows are tested against which is settled by the config alone; what is said afterwards, by these tests alone."""
+"""The config alone settles which rows are tested against which; these tests alone settle what is said afterwards."""
 
 import itertools
 import math
@@ -191,7 +191,7 @@ def test_rows_of_different_budgets_are_not_compared(place):
 
 
 def line(name: str, auc_shift: float, seeds: int, labelled=None, failed=(), n=120, same_seeds=False) -> Line:
-    """A row of drawn logits, whose classes lie `auc_shift` apart."""
+    """A row of random logits; its classes lie `auc_shift` apart."""
     labels = np.arange(n) % 2
     evaluations = []
     for seed in range(seeds):
@@ -234,7 +234,7 @@ def test_one_seed_speaks_of_models_and_several_of_methods(place):
     config = tiny_config(place, compare__pretrainings={"p": {}}, **settings)
     assert "(3 seeds, 1 of pretraining)" in answer(replace(several, config=config)).sentences[0]
 
-    others = [line("A/small", 2, 3), line("BB", 0, 3)]  # a row of random weights that is called so
+    others = [line("A/small", 2, 3), line("BB", 0, 3)]  # A/small is a row of random weights with such a name
     shared["rows"] = [{"name": "A", "pretraining": ["p"]}, {"name": "A/small"}, {"name": "BB"}]
     settings = {f"compare__{name}": value for name, value in shared.items()}
     config = tiny_config(place, compare__pretrainings={"p": {}}, **settings)

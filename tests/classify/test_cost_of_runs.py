@@ -46,7 +46,7 @@ def resnet_by_hand(name: str, side: int, small_stem: bool) -> int:
 
 
 def vit_by_hand(side: int, probe: bool) -> int:
-    """Linear layers, attention and head; the gradient of the pixels is nobody's, nor any of a frozen encoder."""
+    """Linear layers, attention and head; neither the pixels nor a frozen encoder need gradients."""
     width, patch = MODEL["width"], MODEL["patch_size"]
     tokens = 1 + (side // patch) ** 2
     embed = 2 * (tokens - 1) * patch**2 * width
@@ -120,7 +120,7 @@ def test_a_run_that_has_logged_nothing_has_cost_nothing(tmp_path):
 def test_the_batch_is_no_larger_than_what_there_is_to_train_on(place, tmp_path):
     log(tmp_path / "run", LOGGED)
     config = tiny_config(place)
-    cost = finetuning_cost(tmp_path / "run", config, train_images=5)  # of 7
+    cost = finetuning_cost(tmp_path / "run", config, train_images=5)  # the batch size is 7
     assert cost["train_flops"] == 8 * 5 * finetuning_flops(config)
     assert set(cost) == {"train_seconds", "train_flops", "images_per_second"}
     earlier = pretraining_cost(tmp_path / "run", config, train_images=100)

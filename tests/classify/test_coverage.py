@@ -24,17 +24,17 @@ def test_coverage_and_type_one_errors_stay_in_their_ranges(area, n, capsys):
     for name in ("three seeds, SD 1 SE", "three seeds, SD 2 SE"):
         assert found[name]["rejected"] <= 6
 
-    # one seed tells of two trained models only: tested as if it told of architectures, it errs far more often
+    # one seed compares two trained models only: if it is taken to compare architectures, it errs far more often
     if area < 0.95:
         assert found["one seed, SD 2 SE"]["rejected"] > 30
 
-    # few patients make the variance near 1, where discrete counts rule
+    # near 1, the variance comes from few patients, and discrete counts rule
     for name, covered in found["metrics"].items():
         assert covered >= (92 if area < 0.99 else 85), name
 
 
 def test_the_simulator_has_the_areas_it_says():
-    """The truth that intervals are held against is that of the cases drawn."""
+    """The truth that intervals are compared with is that of the cases drawn."""
     rng = np.random.default_rng(0)
     for area in AREAS:
         reads = read(20_000, np.array([distance(area)]), rng)

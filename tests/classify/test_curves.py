@@ -1,4 +1,4 @@
-"""Curves pass through the points of scikit-learn's, and their bands hold them."""
+"""Curves pass through the points of scikit-learn's, and lie within their bands."""
 
 import numpy as np
 import pytest

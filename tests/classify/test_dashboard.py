@@ -44,7 +44,7 @@ def config_of(place: Path, folder: Path, **changed) -> ClassifyConfig:
 
 
 class Shown(NamedTuple):
-    """What TensorBoard is given of a validation."""
+    """What TensorBoard receives of a validation."""
 
     scored: pd.DataFrame
     threshold: float
@@ -127,7 +127,7 @@ def test_every_curve_says_what_it_is(pretrained, classifier):
 
 
 def test_rows_of_metrics_keep_their_names(pretrained, classifier):
-    """The report, and whoever has read them so far, knows whose run it is."""
+    """The report, and whoever else reads these names, knows whose run it is."""
     for run in (pretrained, classifier):
         names = {name for row in read_metrics(run) for name in row}
         assert {"train/loss", "epoch/train_loss", "validate/loss"} <= names
@@ -281,7 +281,7 @@ def test_nothing_stands_twice_after_a_resume(stop_at, place, opened, tmp_path, m
         patch.setattr(classify.finetune, "finetune_step", interrupted)
         with pytest.raises(Stop):
             finetune(config, None, opened)
-    time.sleep(1)  # a process's files of one second are read by their numbers as text: 10 before 9
+    time.sleep(1)  # files that a process writes within one second are sorted by their numbers as text: 10 before 9
     finetune(config, None, opened)
     read, folder = events(tmp_path / "run"), tmp_path / "run"
     assert everything(folder).count(START.encode()) == everything(folder).count(END.encode()) == 1

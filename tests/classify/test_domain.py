@@ -1,4 +1,4 @@
-"""Known images are told by training images, limits by validation, and neither by labels or by the test split."""
+"""Training images define which images are known, validation sets the limits; labels and the test split have no say."""
 
 import shutil
 from collections.abc import Callable
@@ -36,7 +36,7 @@ RUNS = {
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Images enough for limits: 104 to train, 26 to validate."""
+    """Enough images for limits: 104 to train, 26 to validate."""
     root = tmp_path_factory.mktemp("known")
     write_table(root / "images", 156)
     return root
@@ -152,7 +152,7 @@ def test_at_most_one_in_twenty_validation_images_is_unknown(runs, opened, name, 
     assert len(held_out) == 26
     scores = scores_of(runs[name], held_out, looks)
     assert (scores > 1).mean() <= 0.05
-    assert scores.max() > 0.8  # the limit is where they are, not anywhere beyond
+    assert scores.max() > 0.8  # the limit is close to the scores, not anywhere beyond
 
 
 @pytest.mark.parametrize("name", RUNS)

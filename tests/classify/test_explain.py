@@ -74,7 +74,7 @@ def test_heat_is_from_0_to_1_and_nothing_of_the_model_changes(name, method):
     weights = {key: value.clone() for key, value in model.state_dict().items()}
     wishes = [parameter.requires_grad for parameter in model.parameters()]
     modes = [module.training for module in model.modules()]
-    with torch.inference_mode():  # as a caller may have it, and gradients are needed all the same
+    with torch.inference_mode():  # a caller may be in this mode, but gradients are needed all the same
         heat = heatmaps(model, images.clone(), method)
 
     assert heat.shape == (2, *SIZE) and heat.dtype == np.float32
@@ -121,7 +121,7 @@ def test_rollout_is_the_product_of_attentions_and_shortcuts():
     for block in model.encoder.blocks:
         tokens, attention = with_attention(block, tokens)
         flow = (attention.mean(dim=1) / 2 + torch.eye(16) / 2) @ flow
-    assert torch.allclose(flow.sum(dim=-1), torch.ones(()))  # attention is divided up, never made
+    assert torch.allclose(flow.sum(dim=-1), torch.ones(()))  # attention is divided up, never created
 
     expected = flow[:, 0, 1:].reshape(2, 3, 5)
     expected = expected - expected.amin(dim=(1, 2), keepdim=True)

@@ -1,4 +1,4 @@
-"""Laws of rows that nothing is trained for: an ensemble is its seeds' mean, and owes nothing to test cases."""
+"""Laws of rows that nothing is trained for: an ensemble is the mean of its seeds, and does not depend on test cases."""
 
 from dataclasses import replace
 

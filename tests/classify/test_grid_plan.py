@@ -224,7 +224,7 @@ def test_a_grid_may_be_run_at_some_of_its_budgets(place):
         "compare.labelled_settings: 5 %: not used, as compare.labelled is 3",
         "compare.rows: B: left out, as compare.labelled is 3, not 20, all",
     ]
-    # what is not used need not be possible
+    # unused settings need not be possible
     config = grid(place, rows, labelled=["all"], labelled_settings={"1 %": {"finetune.epochs": 7}})
     for images in (None, 40):
         assert [cell.name for cell in expand_grid(config, images)] == ["A", "B", "C"]
@@ -291,7 +291,7 @@ def test_a_budget_has_both_classes_and_smaller_ones_are_part_of_larger_ones(seed
         assert len(whole) == len(drawn)
         before = ids
 
-    # as sample_patients draws it, wherever that meets both classes
+    # the same draw as sample_patients, wherever that has both classes
     plain = sample_patients(table, 30, seed)
     assert plain["label"].nunique() < 2 or plain.equals(label_budget(table, 30, seed))
 

@@ -1,4 +1,4 @@
-"""Intervals of one model's metrics equal their definitions, obey their laws, and are never without width unnamed."""
+"""Intervals of one model's metrics equal their definitions, obey their laws, and never lack width without saying so."""
 
 import time
 
@@ -104,7 +104,7 @@ def test_mean_of_seeds_adds_their_variance():
 
 
 def test_seeds_alone_leave_their_degrees_of_freedom():
-    """Where seeds differ far more than patients, the test has s_a + s_b - 2 of them at most."""
+    """Where seeds differ far more than patients, the test has at most s_a + s_b - 2 degrees of freedom."""
     labels, a, b, patients = patients_of_several(700)
     rng = np.random.default_rng(3)
     lifts = np.array([0, 1.5, 3])[:, None]
@@ -159,7 +159,7 @@ def test_copies_of_a_patients_images_change_nothing(copies):
     again = metric_intervals(labels, expit(a), NAMES, 0.6, patients, logits=a)
     for name in NAMES:
         assert again[name].estimate == pytest.approx(first[name].estimate)
-        # Wilson's at most as many cases as there are
+        # Wilson's interval counts at most as many cases as there are
         assert again[name].interval == pytest.approx(first[name].interval, rel=1e-8, abs=2e-3)
 
 
@@ -198,7 +198,7 @@ def test_proportions_of_single_cases_are_wilsons():
 @pytest.mark.parametrize("levels", [None, 8])
 @pytest.mark.parametrize("name", [*EVERY, "calibration_slope", "calibration_intercept"])
 def test_parts_are_derivatives_by_the_weight_of_a_case(name, levels):
-    """Each case a little heavier, one after the other."""
+    """Give each case a little more weight, one after the other."""
     labels, scores = sample(31, levels=levels)
     scores = np.clip(scores, 0.01, 0.99)
     logits = logit(scores)

@@ -17,7 +17,7 @@ BOTH = "train_and_validate"
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """90 images of 45 patients: 62 to train and 14 to validate; of the latter one patient alone is abnormal."""
+    """90 images of 45 patients: 62 to train and 14 to validate; only one validation patient is abnormal."""
     root = tmp_path_factory.mktemp("budgets")
     table = write_table(root / "images", count=90)
     validate = table["split"] == "validate"
@@ -76,7 +76,7 @@ def test_draws_differ_and_repeat(opened):
     assert len({frozenset(train) for train, _ in found}) == 5
     assert drawn(opened, 20, 3) == found[3]
 
-    # the first one is what it always was
+    # the first draw is what it always was
     train = opened.split("train")
     assert found[0][0] == set(sample_patients(train, 20, 0)["image_id"])
 
@@ -114,4 +114,4 @@ def test_one_of_each_label_stands_first():
         more = sample_patients(table, 7, seed, both_first=True)
         assert set(few["patient_id"]) < set(more["patient_id"])
         plain = sample_patients(table, 5, seed)
-        assert set(plain["patient_id"]) <= set(more["patient_id"])  # the others in the order they always had
+        assert set(plain["patient_id"]) <= set(more["patient_id"])  # the others keep their order

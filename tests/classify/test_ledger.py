@@ -1,4 +1,4 @@
-"""Every look at test labels is kept, in the run and beside the data, and nothing written there harms a reader."""
+"""Every look at test labels is recorded, in the run and beside the data, and nothing written there harms a reader."""
 
 import json
 import os
@@ -72,7 +72,7 @@ def test_torn_and_strange_lines_are_passed_over(tmp_path, strange):
     run, stores = both(tmp_path)
     record(opening(), run, stores)
     with (stores / LEDGER).open("ab") as file:
-        file.write(strange)  # and no end of line
+        file.write(strange)  # without an end of line
     record(opening("c2"), run, stores)
     assert [line["checkpoint"] for line in openings(stores)] == ["c1", "c2"]
     assert openings(stores)[-1]["times"] == 2
@@ -150,7 +150,7 @@ def test_a_link_is_not_written_through(tmp_path):
 
 @pytest.fixture
 def own(tmp_path):
-    """A world of this test's own, with a classifier; ledgers of the shared one are everybody's."""
+    """A world of this test's own, with a classifier: every test writes to the ledgers of the shared one."""
     made = make_world(tmp_path)
     succeed(finetune, "--config", made.config, f"finetune.run={tmp_path}/run")
     return made

@@ -93,7 +93,7 @@ def test_threshold_lies_midway_between_the_classes():
 
 
 def test_equally_good_thresholds_give_the_lowest():
-    labels, scores = [0, 1, 0, 1], [0.1, 0.3, 0.5, 0.7]  # 0.2 and 0.6 are both worth 0.5
+    labels, scores = [0, 1, 0, 1], [0.1, 0.3, 0.5, 0.7]  # 0.2 and 0.6 both score 0.5
     assert choose_threshold(labels, scores, "youden") == pytest.approx(0.2)
     assert choose_threshold(labels[::-1], scores[::-1], "youden") == pytest.approx(0.2)
 

@@ -1,4 +1,4 @@
-"""Whoever chooses the names in a comparison writes no markup, no formula and no line of its own."""
+"""A name in a comparison cannot write markup, a formula or a line of its own."""
 
 import csv
 import html
@@ -52,7 +52,7 @@ class Text(HTMLParser):
 
 
 def shown(text: str) -> Text:
-    """What a renderer of Markdown with tables and automatic links makes of a text."""
+    """A text as a renderer of Markdown with tables and automatic links shows it."""
     from markdown_it import MarkdownIt
 
     renderer = MarkdownIt("gfm-like") if find_spec("linkify_it") else MarkdownIt("commonmark").enable("table")
@@ -62,7 +62,7 @@ def shown(text: str) -> Text:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_name_stays_one_cell_of_one_line(name):
     header, rule, line = markdown([{"Model": name, "AUC": ".755 [.735, .774]"}]).splitlines()
-    cells = pd.Series(line).str.split(r"(?<!\\)(?:\\\\)*\|", regex=True)[0]  # at bars that no backslash is before
+    cells = pd.Series(line).str.split(r"(?<!\\)(?:\\\\)*\|", regex=True)[0]  # at bars without a backslash before them
     assert len(cells) == 4
     assert len(header) == len(rule) == len(line)
     assert line.isprintable()
@@ -110,4 +110,4 @@ def test_predictions_of_ids_that_look_like_formulas_are_read_back(tmp_path):
     assert all(line["patient_id"].startswith("'=p") and line["image_id"].startswith("'-") for line in lines)
     before = (run / "predictions/test.csv").stat().st_mtime_ns
     succeed(evaluate, run)
-    assert (run / "predictions/test.csv").stat().st_mtime_ns == before  # they were taken as they stand
+    assert (run / "predictions/test.csv").stat().st_mtime_ns == before  # they were used as they are

@@ -105,7 +105,7 @@ def test_onnxruntime_gives_our_probabilities_for_any_number_of_images(name, coun
         assert theirs.shape == (count,) and theirs.dtype == np.float32
         np.testing.assert_allclose(theirs, wanted, rtol=0, atol=1e-5)
     if count == 7:
-        assert len(np.unique(found[0])) == 7  # it looks at them
+        assert len(np.unique(found[0])) == 7  # it looks at the images
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -152,7 +152,7 @@ def test_a_file_is_the_same_twice_and_holds_no_path_of_this_machine(made, tmp_pa
 
 
 def test_weights_too_large_for_a_file_lie_beside_it(made, tmp_path, monkeypatch):
-    """Protobuf ends at 2 GiB, which a ViT-H passes."""
+    """Protobuf is limited to 2 GiB, and a ViT-H is larger."""
     file = tmp_path / "large.onnx"
     first = made["private-cls"]
     with monkeypatch.context() as patch:
@@ -164,7 +164,7 @@ def test_weights_too_large_for_a_file_lie_beside_it(made, tmp_path, monkeypatch)
     found = of_onnxruntime(file, images)[0]
     np.testing.assert_allclose(found, ours(first.model, images)[0], rtol=0, atol=1e-5)
 
-    # what is written there later, and needs none, leaves none of it
+    # a later file there that needs none removes it
     (tmp_path / "new").mkdir()
     (tmp_path / "new/large.onnx").write_bytes(first.file.read_bytes())
     classify.onnx_file.take_place(tmp_path / "new/large.onnx", file)
@@ -186,7 +186,7 @@ def test_the_cards_code_gives_our_answers_without_this_package(resize, made, tmp
     """Only onnxruntime, numpy and Pillow, in a process of its own, on files of shapes that are not the model's."""
     first = made["probe-mean"]
     loaded = load_checkpoint(first.checkpoint)
-    reading = replace(reading_of(loaded), resize=resize)  # which the file does not depend on
+    reading = replace(reading_of(loaded), resize=resize)  # the file does not depend on it
     code = code_of(classifier_card(Exported(first.file.stem, loaded, reading, digest=""), architecture=None))
     (tmp_path / "use.py").write_text(code + "\nassert not {'torch', 'mae', 'data', 'classify'} & sys.modules.keys()\n")
     (tmp_path / first.file.name).write_bytes(first.file.read_bytes())
@@ -207,7 +207,7 @@ def test_the_cards_code_gives_our_answers_without_this_package(resize, made, tmp
         image = read_fitted(tmp_path / name, first.size, resize)
         probability, score = ours(first.model, image[None, None])
         shown, number, called = line.split()
-        # Pillow rounds elsewhere where pad and crop begin, and a JPEG is decoded at another scale
+        # Pillow rounds the beginning of pad and crop differently, and a JPEG is decoded at another scale
         tolerance = 1e-6 if resize == "squash" and name == "wide.png" else 2e-3
         assert shown == name
         assert float(number) == pytest.approx(probability[0], abs=tolerance)
@@ -257,7 +257,7 @@ def test_where_the_extra_is_missing_one_line_names_it(root, made, monkeypatch, t
 
 
 def test_another_network_is_not_written(made, monkeypatch, tmp_path):
-    """Whatever makes onnxruntime's scores differ, the file is not put in its place."""
+    """If onnxruntime's scores differ, for whatever reason, the file is not put in its place."""
     monkeypatch.setattr(classify.onnx_file, "run_onnx", lambda path, images: [np.zeros(5), np.zeros(5)])
     monkeypatch.setattr(classify.onnx_file, "_program_of", lambda *_: None)
     monkeypatch.setattr(classify.onnx_file, "_save", lambda program, path, metadata: path.write_bytes(b"x"))

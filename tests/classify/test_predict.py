@@ -1,4 +1,4 @@
-"""What a trained classifier says of somebody's images is what evaluation says of the same images in a store."""
+"""A trained classifier says of a user's images what evaluation says of the same images in a store."""
 
 import shutil
 from pathlib import Path
@@ -29,7 +29,7 @@ from data.loader import open_data
 
 @pytest.fixture(scope="module")
 def other(world: World, tmp_path_factory) -> Path:
-    """A second classifier of the same question, which reads images its own way."""
+    """A second classifier for the same question that reads images in its own way."""
     folder = tmp_path_factory.mktemp("other") / "resnet"
     changed = ["finetune.model=resnet18", "data.image_size=[16,24]", "data.resize=squash", f"finetune.run={folder}"]
     succeed(finetune, "--config", world.config, *changed)
@@ -41,7 +41,7 @@ def manifest(world: World) -> Path:
 
 
 def silently(text: str) -> None:
-    """What is said is looked at elsewhere."""
+    """Other tests look at what is said."""
 
 
 # ---------------------------------------------------------------- as in training, as in evaluation
@@ -265,7 +265,7 @@ def test_what_is_no_image_at_all_is_a_line(world: World, nothing):
 
 @pytest.fixture(scope="module")
 def knowing(tmp_path_factory) -> Path:
-    """A classifier of images enough to know which it knows."""
+    """A classifier of enough images to know which it knows."""
     place = tmp_path_factory.mktemp("knowing")
     write_table(place / "images", 156)
     short = {"finetune__epochs": 1, "finetune__optimizer__warmup_epochs": 0, "finetune__run": f"{place}/run"}

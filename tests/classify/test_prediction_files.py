@@ -31,7 +31,7 @@ def config(place: Path, **changes) -> ClassifyConfig:
 
 
 def read(table: pd.DataFrame, place: Path, opened: Data, tmp_path: Path, settings=None, **changes):
-    """The predictions of one file, and of a row with these settings."""
+    """The predictions of a row with this file and these settings."""
     path = tmp_path / "reader.csv"
     table.to_csv(path, index=False)
     row = RowSettings(name="Reader A", predictions=str(path), **(settings or {}))
@@ -187,7 +187,7 @@ def test_equal_ratings_of_studies_stay_equal(place, opened, tmp_path):
 
 
 def in_pairs(opened: Data) -> Data:
-    """The same images, two a study of one label."""
+    """The same images, in studies of two images of one label."""
     table = opened.manifest.table.sort_values(["split", "label", "image_id"])
     numbers = table.groupby(["split", "label"]).cumcount() // 2
     study = [f"{s}-{label:g}-{n}" for s, label, n in zip(table["split"], table["label"], numbers, strict=True)]

@@ -1,4 +1,4 @@
-"""Calibration is the most likely temperature and intercept, and leaves order and reason whatever validation is like."""
+"""Calibration is the most likely temperature and intercept, and keeps order and reason whatever validation is like."""
 
 import numpy as np
 import pytest
@@ -79,8 +79,8 @@ def test_odd_validations_leave_reasonable_numbers(logits, copies):
     assert TEMPERATURES[0] <= found.temperature <= TEMPERATURES[1]
     assert np.isfinite(found.intercept)
     probabilities = found.probabilities(logits)
-    assert probabilities.mean() == pytest.approx(0.5, abs=0.01)  # as many are abnormal
-    assert log_loss(labels, found.logits(logits)) <= np.log(2) + 0.05  # hardly worse than saying just that
+    assert probabilities.mean() == pytest.approx(0.5, abs=0.01)  # the share of abnormal cases
+    assert log_loss(labels, found.logits(logits)) <= np.log(2) + 0.05  # hardly worse than just that share
 
 
 def test_two_cases_say_little():

@@ -66,7 +66,7 @@ def config_of(
 
 
 def comparison_of(config: ClassifyConfig, epochs: int = 3, one_class: bool = False) -> Comparison:
-    """A comparison of models nobody trained: drawn scores and losses, a real checkpoint of random weights."""
+    """A comparison of untrained models: random scores and losses, a real checkpoint of random weights."""
     data = data_of(config.data.source == "mimic-cxr-jpg", config.data.target)
     cells, evaluations, folders = list(expand_grid(config)), {}, {}
     for cell in cells:
@@ -179,7 +179,7 @@ class Balance(HTMLParser):
 
 
 def drawn(comparison: Comparison, folder: Path) -> str:
-    """The page with its figures, which are blank elsewhere."""
+    """The page with its real figures, which are blank in other tests."""
     with pytest.MonkeyPatch.context() as patch:
         for module in (classify.report.pictures, classify.report.training):
             patch.setattr(module, "svg", svg)
@@ -318,7 +318,7 @@ def test_mistakes_are_drawn_where_cases_may_be_shown_and_taken_back_where_not(tm
     page = Balance(render(shown, tmp_path))
     assert [strip.name for strip in strips(shown)] == ["MAE", "ResNet-18"] and page.tags.count("img") == 3
 
-    # a picture that is not what was drawn is not shown, and one that may no longer be shown does not stay
+    # a picture other than the one drawn is not shown, and one that may no longer be shown is removed
     file = tmp_path / drawn["MAE"][0]
     file.write_bytes((tmp_path / drawn["ResNet-18"][0]).read_bytes())
     assert [strip.name for strip in strips(shown)] == ["ResNet-18"]
@@ -416,7 +416,7 @@ def test_validation_results_are_called_flattering(tmp_path):
 
 
 def sections(text: str) -> dict[str, list[str]]:
-    """The names of the models in the first table of each label budget's section of comparison.md, by its heading."""
+    """Heading → models in the first table of each label budget's section of comparison.md."""
     found = {}
     for section in text.split("\n## ")[1:]:
         heading, _, rest = section.partition("\n")
@@ -538,7 +538,7 @@ def test_kept_epoch_is_the_first_of_the_best():
     assert kept_epoch(epochs, "auc")["epoch"] == kept_epoch(epochs, "loss")["epoch"] == 2
     probed = [{"epoch": 4, "validate/loss": 1}, *({**row, "probe/logistic_auc": row["validate/auc"]} for row in epochs)]
     assert kept_epoch(probed, "reconstruction")["epoch"] == 4
-    assert kept_epoch(probed, "probe")["epoch"] == 2  # one that was not probed is not kept
+    assert kept_epoch(probed, "probe")["epoch"] == 2  # an epoch without a probe is not kept
 
 
 def test_pretrainings_stand_by_their_length_with_their_seeds_together():

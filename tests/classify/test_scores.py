@@ -1,4 +1,4 @@
-"""One number tells each case: its logit of 64 bits, by which thresholds are chosen, cases judged and files written."""
+"""One number stands for each case: its 64-bit logit, by which thresholds are chosen, cases judged and files written."""
 
 import csv
 import json
@@ -24,7 +24,7 @@ from mae import load_checkpoint
 
 SATURATED = np.array(
     [-100.0, 18.0, 30.0, 38.0, 40.0, 41.0, 100.0]
-)  # above 17 a sigmoid of 32 bits is 1, above 37 of 64
+)  # above 17 a 32-bit sigmoid is 1, above 37 a 64-bit one
 SATURATED_LABELS = np.array([0, 0, 1, 0, 1, 1, 1])
 
 
@@ -171,7 +171,7 @@ def test_numbers_are_read_back_to_the_last_bit(world, tmp_path, monkeypatch):
 
 
 def saturated(labels: np.ndarray) -> np.ndarray:
-    """Right to the last case, and all of it beyond what a sigmoid tells apart."""
+    """Correct for every case, and all beyond what a sigmoid can tell apart."""
     return 60 + 5 * labels + np.arange(len(labels)) % 3
 
 

@@ -14,7 +14,7 @@ from classify.cli import compare, evaluate, finetune
 from classify.scores import in_units
 from mae import load_checkpoint
 
-# two patients, each with a study 1 and a study 2; images of a study do not stand together
+# two patients, each with a study 1 and a study 2; images of a study are not adjacent
 CASES = pd.DataFrame(
     [
         ("u", "a", "1", 1.0),

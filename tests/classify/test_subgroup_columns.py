@@ -1,4 +1,4 @@
-"""Predictions carry what the table says of each case besides its label, as it says it."""
+"""Predictions carry what the table says of each case besides its label, unchanged."""
 
 import csv
 import json
@@ -16,7 +16,7 @@ from classify.scores import with_subgroups
 from data.config import parse_overrides
 
 NAN = np.nan
-# the images of three studies of two patients, not together; the last image has none beside it
+# the images of three studies of two patients, in mixed order; the last image is alone in its study
 IMAGES = pd.DataFrame(
     {
         "image_id": ["u", "v", "w", "x", "y"],
@@ -104,7 +104,7 @@ def test_what_is_written_is_read_back(world, tmp_path, monkeypatch):
     assert set(first.predictions["site"].dropna()) == set(ODD) - {None}
     assert first.predictions["site"].isna().sum() == 1
 
-    # in the file nothing is a formula
+    # no cell of the file is a formula
     with (run / "predictions/test.csv").open(newline="", encoding="utf-8") as file:
         cells = [cell for row in csv.reader(file) for cell in row]
     assert {"'=HYPERLINK(1)", "''=x", "'=name"} <= set(cells)
@@ -146,7 +146,7 @@ def test_predictions_of_an_earlier_version_are_read(world, tmp_path, monkeypatch
     overrides = parse_overrides(world.data)
     first = classify.evaluate.evaluate(run, overrides)
 
-    # as it was: seven columns, and a summary that tells less
+    # as in that version: seven columns, and a summary that tells less
     table = pd.read_csv(run / "predictions/test.csv")[[name for name in FIRST if name != "calibrated"]]
     table.to_csv(run / "predictions/test.csv", index=False)
     summary = json.loads((run / "predictions/test.json").read_text())

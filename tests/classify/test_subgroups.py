@@ -1,4 +1,4 @@
-"""Groups of cases: which there are, what is computed of them, and gaps that are told with care."""
+"""Groups of cases: which there are, what is computed for them, and gaps that are reported with care."""
 
 from types import SimpleNamespace
 
@@ -63,7 +63,7 @@ def test_the_other_way_round_is_the_opposite():
 
 
 def test_the_same_cases_in_both_groups_of_the_same_patients_differ_by_nothing():
-    """A patient's two views with equal scores: what is common to both cancels, which independent groups would not."""
+    """A patient's two views have equal scores: what they share cancels, as it would not in independent groups."""
     rng = np.random.default_rng(2)
     labels = np.repeat(rng.integers(0, 2, 90), 2)
     scores = np.repeat(rng.normal(0, 1, 90), 2) + labels
@@ -76,7 +76,7 @@ def test_the_same_cases_in_both_groups_of_the_same_patients_differ_by_nothing():
 
 
 def test_it_covers_and_does_not_find_what_is_not_there():
-    """500 draws of groups that are alike: at 5 % hardly more than 5 % are told apart."""
+    """500 draws of groups that are alike: at the 5 % level, hardly more than 5 % are found to differ."""
     rng = np.random.default_rng(3)
     found = []
     for _ in range(500):
@@ -107,7 +107,7 @@ def test_one_positive_proves_no_difference_between_groups():
         labels = np.repeat([1, 0, 1, 0], [1, 30, 100, 100])
         a = np.arange(231) < 31
         rejected += group_difference(labels, labels + rng.normal(size=231), a, ~a).p_value < 0.05
-    assert rejected <= 8  # of variance as one stratum: two of three
+    assert rejected <= 8  # with the variance of a single stratum, two of three would be
 
 
 @pytest.mark.parametrize("name", ["auc", "accuracy", "brier", "ece"])

@@ -11,7 +11,7 @@ from classify.trained import load_trained
 from data.errors import UserError
 from mae.engine.checkpoint import load_checkpoint
 
-IMAGES = np.random.default_rng(0).integers(0, 255, (67, 1, 12, 12), dtype=np.uint8)  # more than are computed at once
+IMAGES = np.random.default_rng(0).integers(0, 255, (67, 1, 12, 12), dtype=np.uint8)  # more than one batch
 
 
 def test_a_run_folder_means_its_best_and_numbers_are_the_checkpoints(world: World):
@@ -58,7 +58,7 @@ def test_a_pretraining_is_refused_and_the_next_command_named(world: World):
 
 @pytest.mark.parametrize("model", ["vit", "resnet18"])
 def test_a_classifier_says_its_shapes_without_values(world: World, model):
-    """Costs, memory and products are counted so."""
+    """Costs, memory and products are counted in this way."""
     config = load_trained(world.classifier, "cpu").config
     config = config.model_copy(update={"finetune": config.finetune.model_copy(update={"model": model})})
     with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""A path that leads nowhere is told in one line, before anything is imported that takes seconds."""
+"""A path that leads nowhere is reported in one line, before any import that takes seconds."""
 
 import subprocess
 import sys

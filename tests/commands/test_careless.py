@@ -1,4 +1,4 @@
-"""What a careless user gets to read first: leaks, a test split opened again and again, and one seed."""
+"""What a careless user reads first: leaks, a test split opened again and again, and one seed."""
 
 import re
 import shutil

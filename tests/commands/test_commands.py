@@ -92,12 +92,12 @@ def test_finetune_samples_are_nested(world):
 
 
 def relabel(world: World, name: str, change: Callable[[pd.DataFrame], pd.Series]) -> str:
-    """Write the world's table with other labels, beside it; the override that reads it."""
+    """Write the world's table with other labels beside it; returns the override that reads it."""
     return edit_table(world, name, lambda table: table.assign(label=change(table)))
 
 
 def flip_tests(table: pd.DataFrame) -> pd.Series:
-    """Labels, those of test images the wrong way round."""
+    """Labels, flipped for the test images."""
     return table["label"].where(table["split"] != "test", 1 - table["label"])
 
 
@@ -152,7 +152,7 @@ def test_evaluating_again_reads_back_and_new_labels_evaluate_anew(world, tmp_pat
     run = shutil.copytree(world.classifier, tmp_path / "run")
     succeed(evaluate, run, *world.data)
     before = snapshot(run, ".csv", ".json", ".jsonl")
-    succeed(evaluate, run, *world.data, "evaluate.replicates=777")  # which nothing is made by
+    succeed(evaluate, run, *world.data, "evaluate.replicates=777")  # which changes no file
     assert {path: what for path, what in snapshot(run, ".csv", ".json", ".jsonl").items() if path in before} == before
     flipped = relabel(world, "flipped", flip_tests)
     succeed(evaluate, run, *world.data, flipped)

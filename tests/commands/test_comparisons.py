@@ -81,7 +81,7 @@ def test_a_finished_comparison_of_every_kind_of_row_is_left_alone(world, tmp_pat
 
 
 def write_class_folders(root: Path, copied: int) -> None:
-    """Images by split and class; the first `copied` test images are files of the training part."""
+    """Images by split and class; the first `copied` test images are copies of training files."""
     rng = np.random.default_rng(0)
     for split, count in (("train", 20), ("val", 12), ("test", 12)):
         for number in range(count):

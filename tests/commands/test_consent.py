@@ -1,4 +1,4 @@
-"""What may be shown of one data set is no leave for another, whatever brings the two together."""
+"""Permission to show one data set is none for another, whatever brings the two together."""
 
 import base64
 import re
@@ -48,7 +48,7 @@ class Worlds(NamedTuple):
 def worlds(tmp_path_factory) -> Worlds:
     root = tmp_path_factory.mktemp("worlds")
     rng, sick = np.random.default_rng(0), [number % 3 == 0 for number in range(60)]
-    # what is drawn has nothing to do with the labels, so that there are mistakes to show
+    # the drawings have nothing to do with the labels, so that there are mistakes to show
     build_mimic_tree(root / "mimic", [radiograph(number % 2 == 0, rng) for number in range(60)], sick)
     write_table(root / "images")
     settings = SETTINGS | ONE_EPOCH | {"pretrain.panel_images": 2} | places(root, "runs/open")
@@ -114,7 +114,7 @@ def test_a_report_asks_the_data_of_each_pretraining(worlds, tmp_path, wished, sh
         assert "Made from credentialed data (mimic-cxr-jpg): check the data use agreement" in text
     assert not pictures(tmp_path / "grid/pretrain-other-seed0")
 
-    # made again, it shows what it showed, to those who saw it
+    # made again, it shows the same, to the same readers
     (tmp_path / "grid/report.html").unlink()
     assert "Made from credentialed data (mimic-cxr-jpg)" in succeed(report, tmp_path / "grid")
     assert (tmp_path / "grid/report.html").read_text() == page
@@ -174,7 +174,7 @@ def test_a_variable_or_link_that_leads_elsewhere_by_now_hands_on_no_consent(worl
 
 
 def test_a_checkpoint_of_a_stranger_hands_on_no_consent(worlds, shown_openly, tmp_path):
-    """Whatever it says of the data that it was made for."""
+    """Whatever it says of the data that it was made on."""
     copy = tmp_path / "sent/last.pt"
     copy.parent.mkdir()
     copy.write_bytes(shown_openly.read_bytes())

@@ -105,7 +105,7 @@ def test_weights_of_another_program_have_seen_what_is_not_known(classified, tmp_
     assert count == 0
     assert "weights of another program had seen images that are not known" in said
 
-    # and a pretraining that goes on from them does not know more
+    # and a pretraining that continues from them knows no more
     succeed(pretrain, "--config", config, f"model.init={tmp_path}/hf", f"run={tmp_path}/further")
     assert load_checkpoint(tmp_path / "further/last.pt").meta["seen_elsewhere"] is True
 
@@ -123,7 +123,7 @@ def test_a_mix_keeps_each_images_own_id(tmp_path):
 
 
 def as_archive(root: Path, table: pd.DataFrame) -> dict[str, str]:
-    """Some of the labelled images in a folder without labels, encoded anew under other names."""
+    """Some of the labelled images in a folder without labels, re-encoded under other names."""
     (root / "archive").mkdir()
     for number, name in enumerate(table["path"]):
         Image.open(root / "images" / name).save(root / f"archive/x{number}.png", compress_level=1)
@@ -149,7 +149,7 @@ def test_images_without_labels_that_nobody_read_are_not_known(classified, tmp_pa
     said_so = "which images without labels served pretraining is not known: nobody had read them (data.store=false)"
     assert said_so in said
 
-    # and a pretraining that goes on from it does not know more
+    # and a pretraining that continues from it knows no more
     again = [f"model.init={tmp_path}/mae/last.pt", f"run={tmp_path}/further", "data.unlabelled=[]"]
     succeed(pretrain, "--config", tmp_path / "finetune.yaml", *again)
     assert load_checkpoint(tmp_path / "further/last.pt").meta["seen_unread"] is True

@@ -1,4 +1,4 @@
-"""`--data FOLDER`: no settings by hand, whatever the folder; it trains, or one line says what is the matter."""
+"""`--data FOLDER`: no settings by hand, whatever the folder; it trains, or one line says what is wrong."""
 
 import re
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from data.config import load_config
 from mae.cli import pretrain
 from mae.weights import without_weights
 
-# what is chosen would take minutes; what is left to be chosen are size, patch and batch
+# the chosen settings would take minutes; only size, patch and batch are left to be chosen
 QUICK = [
     *(
         "device=cpu",
@@ -34,7 +34,7 @@ GRID = 'compare.rows=[{name: MAE, pretraining: [mae75], set: {finetune.mode: lin
 
 @pytest.fixture(scope="module", autouse=True)
 def counted_once() -> Iterator[None]:
-    """A step's memory is counted once for a model and a batch: to count it takes longer than these trainings."""
+    """A step's memory is counted once for a model and a batch: counting takes longer than these trainings."""
     known: dict[tuple, int] = {}
     really = mae.own_data.pretraining_memory
 
@@ -198,4 +198,4 @@ def test_images_are_not_enlarged_for_a_few_odd_ones(tmp_path):
         save(tmp_path / "xrays" / f"{number}.png", side=9 if number == 5 else (100, 37))
     succeed(pretrain, "--data", tmp_path / "xrays", *QUICK, "--print-config")
     config = yaml.safe_load(succeed(pretrain, "--data", tmp_path / "xrays", *QUICK, "--print-config"))
-    assert config["data"]["image_size"] == 64  # the longer side is 100, and 64 is what a CPU is given
+    assert config["data"]["image_size"] == 64  # the longer side is 100, and a CPU is given 64

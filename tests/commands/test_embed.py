@@ -1,4 +1,4 @@
-"""mae-embed: a row an image that can be read, of whatever encoder, and a table that says whose it is."""
+"""mae-embed: one row for each readable image, whatever the encoder, and a table that says whose row it is."""
 
 import csv
 import os
@@ -23,7 +23,7 @@ from mae.reconstruct import model_of
 
 @pytest.fixture
 def radiographs(tmp_path: Path) -> Path:
-    """Five images below a folder and a folder in it, and two files that are none."""
+    """Five images in a folder and its subfolder, and two files that are none."""
     rng = np.random.default_rng(0)
     (tmp_path / "images/more").mkdir(parents=True)
     for number in range(5):
@@ -130,7 +130,7 @@ def test_of_what_is_interrupted_nothing_is_left(world: World, radiographs, tmp_p
     def full(*given):
         raise OSError(28, "No space left on device")
 
-    # a disk that is full when the table's turn comes
+    # the disk is full when the table is written
     with monkeypatch.context() as patch:
         patch.setattr(classify.embed, "_write_table", full)
         assert "No space left on device" in mistake(embed, *words, keep=tmp_path)

@@ -35,7 +35,7 @@ prepare = import_module("data.cli").prepare
 
 
 def of_a_stranger(world: World, folder: Path, **paths: object) -> Path:
-    """The world's pretraining as somebody sent it: alone, and with paths of theirs."""
+    """The world's pretraining as somebody sent it: alone, and with the sender's paths."""
     made = load_checkpoint(world.pretrained)
     settings = made.settings | {"run": f"{folder}/${{SECRET}}"}
     settings["data"] = settings["data"] | {"root": f"{folder}/${{SECRET}}", "store": f"{folder}/${{SECRET}}"} | paths
@@ -56,7 +56,7 @@ def test_a_checkpoint_that_lies_elsewhere_chooses_no_path(world, tmp_path, monke
     assert "finetune.run=" in line
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["sent"]
 
-    # the line that it says
+    # the command that the line suggests
     succeed(finetune, "--checkpoint", path, f"data.root={world.images}", "finetune.run=mine")
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["mine", "sent", "stores"]
     assert [entry.name for entry in (tmp_path / "sent").iterdir()] == ["last.pt"]
@@ -110,7 +110,7 @@ NO_PLACES |= {
     "report.checklist",
 }
 NO_PLACES |= {"compare.contrasts.a", "compare.contrasts.b"}
-# settings of whatever kind, of which no command but mae-compare reads any
+# settings of any kind; only mae-compare reads them
 ANY = {"compare.pretrainings", "compare.rows.set", "compare.tune", "compare.rows.tune", "compare.labelled_settings"}
 
 
@@ -131,7 +131,7 @@ def parts_of(annotation: Any) -> Iterator[Any]:
 
 
 def test_every_setting_that_holds_a_text_is_known_to_name_a_place_or_none():
-    """A new one is either a `PathText`, which a stranger's checkpoint cannot choose, or stands above."""
+    """A new one is either a `PathText`, which a stranger's checkpoint cannot choose, or is listed above."""
     found = dict(texts_of(ClassifyConfig))
     places = {name for name, field in found.items() if is_path(field)}
     assert found.keys() - places == NO_PLACES | ANY

@@ -24,7 +24,7 @@ def disk(tmp_path):
 
 
 def fill(disk, left: int) -> None:
-    """Take all room but so many bytes."""
+    """Fill the disk but for so many bytes."""
     (disk / "filling").write_bytes(bytes(shutil.disk_usage(disk).free - left))
 
 

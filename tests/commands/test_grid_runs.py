@@ -1,4 +1,4 @@
-"""A grid runs, whatever becomes of some of it: tuning, several processes, kills, failures, and what is left to do."""
+"""A grid runs, whatever happens to parts of it: tuning, several processes, kills, failures, and what is left to do."""
 
 import json
 import os
@@ -19,7 +19,7 @@ ROWS = "compare.rows=[{name: M, pretraining: [mae]}, {name: V}]"
 PRETRAINED = "compare.pretrainings={mae: {}}"
 RATES = "compare.tune={finetune.optimizer.base_lr: [1.0e-3, 0.5]}"
 PAIR = "compare.rows=[{name: V}, {name: W, set: {finetune.drop_path: 0.0}}]"
-LONG = ["finetune.epochs=8", "engine.pictures_every=4"]  # a training that a signal can meet
+LONG = ["finetune.epochs=8", "engine.pictures_every=4"]  # long enough for a signal to meet the training
 
 
 def words(world, folder: Path, *more: str) -> list[str]:
@@ -31,7 +31,7 @@ def written(folder: Path) -> dict:
 
 
 def same_runs(folder: Path, whole: Path) -> list[str]:
-    """The names of a grid's trainings that are, to the last bit, those of another grid."""
+    """The names of a grid's trainings whose weights equal those of another grid to the last bit."""
     names = sorted(path.parent.name for path in folder.glob("*/best.pt"))
     return [name for name in names if weights_equal(folder / name / "best.pt", whole / name / "best.pt")]
 
@@ -151,7 +151,7 @@ def test_a_cell_that_diverges_costs_no_other(world, tmp_path):
     assert "| V " in outcome.out
     assert (folder / "report.html").exists()
 
-    # it is tried again, and the others are not
+    # the failed one is tried again, and the others are not
     before = {path: path.stat().st_mtime_ns for path in folder.glob("v-seed0/*.pt")}
     assert call(compare, *words(world, folder, BROKEN, *IMPATIENT)).code == 2
     assert {path: path.stat().st_mtime_ns for path in folder.glob("v-seed0/*.pt")} == before
@@ -208,7 +208,7 @@ def test_a_pretraining_may_go_on_from_another_of_its_grid(world, tmp_path):
         config = (folder / f"pretrain-short-seed{seed}/config.yaml").read_text()
         assert f"continue_from: {folder}/pretrain-long-seed{seed}/epoch001.pt" in config
 
-    # one that stands nowhere is told before anything is trained
+    # a missing one is reported before anything is trained
     rows = "compare.rows=[{name: V}, {name: S, pretraining: [short]}]"
     line = mistake(
         compare, *words(world, tmp_path / "other", *BRANCH, both.replace("long-seed{seed}", "no"), rows), keep=folder
@@ -269,7 +269,7 @@ def alone(world, tmp_path_factory) -> Path:
 
 
 def working(process, name: str) -> int | None:
-    """The number of the process that trains in the folder of this name, once it has saved something."""
+    """The id of the process that trains in the folder of this name, once it has saved something."""
     for number in members(process):
         if number == process.pid:
             continue

@@ -30,7 +30,7 @@ def compared(tmp_path_factory) -> Path:
 
 
 def answers_in(text: str) -> dict[str, str]:
-    """Item → answer, of the table of what is answered."""
+    """Item → answer, from the table of answered items."""
     found = {}
     for line in text.splitlines():
         cells = [cell.strip() for cell in line.replace(r"\|", "¦").strip("|").split("|")]

@@ -1,4 +1,4 @@
-"""Whatever the locale: what is printed is no traceback, and what is written and read is the same to the byte."""
+"""In every locale, no traceback is printed, and what is written and read is the same to the byte."""
 
 import ast
 import os
@@ -15,7 +15,7 @@ from tiny_world import make_world, succeed
 
 from data.cli import prepare as main
 
-PLAIN_C = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}  # else Python makes UTF-8 of it
+PLAIN_C = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}  # otherwise Python makes it UTF-8
 PREPARE = "from data.cli import prepare\nprepare(sys.argv[1:])"
 LOCALES = {
     "a C locale": PLAIN_C,

@@ -98,7 +98,7 @@ def test_whole_paths_in_the_config_may_be_changed(moved):
 
 
 def test_a_run_whose_settings_name_whole_paths_says_what_to_type(project, tmp_path):
-    """A checkpoint chooses no path outside its own run folder; told the new ones, it goes on."""
+    """A checkpoint chooses no path outside its own run folder; given the new paths, it goes on."""
     places = {key: f"{project}/{path}" for key, path in RELATIVE.items() if key != "data.source"}
     words = [f"{key}={path}" for key, path in places.items()]
     succeed(pretrain, "--config", project / "tiny.yaml", *words, f"run={project}/runs/whole")
@@ -127,7 +127,7 @@ def test_other_images_under_the_same_names_are_refused(moved):
 
 
 def test_a_copy_of_the_stores_alone_is_no_leave_to_show(moved):
-    """See tests of consent: it goes by where the images really lie."""
+    """What counts is where the images really lie; see the tests of consent."""
     checkpoint = load_checkpoint("runs/mae/last.pt")
     assert not set(checkpoint.made_on) & data_sets(checkpoint.config.data)
 
@@ -178,7 +178,7 @@ def test_an_archive_that_was_downloaded_again_has_the_same_store(tmp_path, capsy
     settings = build(tmp_path / "images", "medmnist")
     store = prepare(config_of(tmp_path, **settings))
     os.utime(settings["root"], ns=(1, 1))
-    found, images = prepared_data(config_of(tmp_path, **settings))  # as a dry run does, which makes none
+    found, images = prepared_data(config_of(tmp_path, **settings))  # as a dry run does, which makes no store
     assert found is not None and found.store.fingerprint == store.fingerprint and images == 12
     assert open_data(config_of(tmp_path, **settings)).store.fingerprint == store.fingerprint
     assert f"made before the files of {settings['root']} were written anew" in capsys.readouterr().err

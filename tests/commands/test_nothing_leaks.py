@@ -18,7 +18,7 @@ from mae.cli import pretrain, reconstruct
 
 prepare = import_module("data.cli").prepare
 
-# what holds ids, because it could not serve otherwise: whose row is which, whose file was unreadable, who scored what
+# files that must hold ids to serve at all: whose row is which, whose file was unreadable, who scored what
 MAY_HOLD_IDS = ("index.csv", "rejected.csv", "predictions/*.csv")
 GRID = "compare={split: test, pretrainings: {a: {}}, rows: [{name: A, pretraining: [a]}, {name: B}]}"
 
@@ -30,7 +30,7 @@ class Told(NamedTuple):
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory) -> Told:
-    """Every command has run, with a umask that keeps nothing from anybody."""
+    """Every command has run, with a umask that restricts nobody."""
     root = tmp_path_factory.mktemp("credentialed")
     hospital = write_hospital(root / "hospital")
     again = pd.read_csv(hospital / "manifest.csv")
@@ -51,7 +51,7 @@ def told(tmp_path_factory) -> Told:
             (pretrain, "--config", config, "--verbose"),
             (finetune, "--checkpoint", run / "last.pt", "--verbose"),
             (evaluate, f"{run}-full"),
-            # images of which some stand in two splits, so that the audit has something to say
+            # some images are in two splits, so that the audit has something to say
             (evaluate, f"{run}-full", "data.table=again.csv"),
             (pretrain, "--config", config, "data.store=false", f"run={root}/made/runs/files"),
             (compare, "--config", config, GRID, f"run={root}/made/runs/grid"),
@@ -61,7 +61,7 @@ def told(tmp_path_factory) -> Told:
             (pretrain, "--config", config, "--dry-run"),
             (finetune, "--config", config, "--dry-run"),
             (prepare, "--config", config, "--verify"),
-            # an image that has a file name of its own, as who shows one names it
+            # an image with a file name of its own, as somebody who shows one names it
             (reconstruct, root / "shown.dcm", "--checkpoint", run / "last.pt", "--out", root / "made/pictures"),
             (predict, "--checkpoint", f"{run}-full", hospital, "--out", root / "made/predictions/answers.csv"),
             (
@@ -126,7 +126,7 @@ def test_what_is_made_of_it_says_so(told):
 
 
 def damaged_store(told: Told, folder: Path) -> Path:
-    """A copy of the store with other pixels than were written."""
+    """A copy of the store with changed pixels."""
     stores = Path(shutil.copytree(told.root / "made/stores", folder / "stores"))
     for path in stores.glob("*/images.npy"):
         data = bytearray(path.read_bytes())
@@ -136,7 +136,7 @@ def damaged_store(told: Told, folder: Path) -> Path:
 
 
 def changed_table(told: Told, **changed: object) -> str:
-    """A table beside the hospital's with a mistake in it; the word that reads it."""
+    """A table beside the hospital's with a mistake in it; returns the override that reads it."""
     table = pd.read_csv(told.root / "hospital/manifest.csv", dtype=object)
     for column, value in changed.items():
         table.loc[7, column] = value

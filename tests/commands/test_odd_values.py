@@ -73,7 +73,7 @@ def odd(rng: random.Random) -> Any:
 
 
 def changed(tree: Any, rng: random.Random, value: Any) -> Any:
-    """A copy of nested values in which one, at any depth, is another, is gone, or has a name beside it."""
+    """A copy of nested values: one, at any depth, is replaced or removed, or gets a new name beside it."""
     copy = deepcopy(tree)
     holder = copy
     while True:
@@ -141,12 +141,12 @@ def a_run_folder(world: World, folder: Path, rng: random.Random) -> Words:
 
 
 def a_checkpoint(world: World, folder: Path, rng: random.Random) -> Words:
-    """A field of ours that is another value, read by whichever command takes such a checkpoint."""
+    """Replace a field of our checkpoint; whichever command takes such a checkpoint reads it."""
     of_mae = rng.random() < 0.5
     home = world.pretrained.parent if of_mae else world.classifier
     run = shutil.copytree(home, folder / "run", ignore=shutil.ignore_patterns("events*", "predictions"))
     raw = torch.load(home / "last.pt", weights_only=True)
-    if rng.random() < 0.9:  # else that it was changed is all there is to say
+    if rng.random() < 0.9:  # else the only answer is that it was changed
         del raw["digests"]
     part = rng.choice(["settings", "meta", "progress", "state", "optimizer", "all"])
     value = rng.choice([odd(rng), torch.ones(2), torch.empty(0, 3), itself(), torch.tensor(math.nan)])
@@ -154,7 +154,7 @@ def a_checkpoint(world: World, folder: Path, rng: random.Random) -> Words:
         raw[rng.choice(list(raw))] = value
     else:
         raw[part] = changed(raw[part], rng, value)
-    with contextlib.suppress(Exception):  # what torch itself cannot write
+    with contextlib.suppress(Exception):  # torch itself cannot write some values
         torch.save(raw, folder / "odd.pt")
         for name in ("last.pt", "best.pt"):
             shutil.copy(folder / "odd.pt", run / name)
@@ -308,7 +308,7 @@ def a_store(world: World, folder: Path, rng: random.Random) -> Words:
     name = rng.choice(["index.csv", "rejected.csv", "store.json", "store.json", "audit.json"])
     path = description.parent / name
     odd_member(path, rng) if path.suffix == ".json" else odd_cells(path, rng)
-    if name != "store.json" and rng.random() < 0.7:  # as of a version that kept no digests
+    if name != "store.json" and rng.random() < 0.7:  # as in a version that kept no digests
         described = json.loads(description.read_text())
         del described["files"]
         description.write_text(json.dumps(described))
@@ -417,7 +417,7 @@ def test_no_odd_value_ends_in_a_traceback(world, tmp_path, monkeypatch):
 
 
 def test_files_with_odd_values_are_read_where_nothing_is_odd(world, tmp_path):
-    """The inputs above are good ones but for what is drawn, so it is the odd value that is met."""
+    """The inputs above are good except for what is drawn, so a command meets the odd value."""
     assert outcome(pretrain, ["--config", world.config])[0] == 0
     assert torch.load(world.pretrained, weights_only=True)["format"] == FORMAT
     assert (

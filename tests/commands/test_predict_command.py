@@ -193,7 +193,7 @@ def test_nothing_of_a_patient_is_written_or_said(world: World, tmp_path):
 
 
 def test_predictions_of_credentialed_images_are_for_their_owner_alone(world: World, tmp_path):
-    """Told by where they lie, whatever the network has seen."""
+    """Known by where the images lie, whatever the network has seen."""
     place = tmp_path / "mimic-cxr-jpg/files/p10/p10000032/s50414267"
     place.mkdir(parents=True)
     shutil.copy(world.images / "0000.png", place / "1.png")

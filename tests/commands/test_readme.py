@@ -57,7 +57,7 @@ def test_readme_tensorboard_line_serves_a_run(tmp_path):
             address = next(found[0] for line in server.stderr if (found := re.findall(r"http://localhost:\d+/", line)))
             runs = _get_until(address + "data/runs", '["run"]')
         finally:
-            server.kill()  # it has nothing to save, and has hung in its own end
+            server.kill()  # it has nothing to save, and has been seen to hang at its end
     assert runs == '["run"]'
 
 

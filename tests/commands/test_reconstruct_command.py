@@ -32,7 +32,7 @@ def place(tmp_path_factory) -> Path:
 
 
 def checkpoint(place: Path, name: str = "plain", **changed) -> Path:
-    """`last.pt` of a pretraining of one epoch, made where it is not there."""
+    """`last.pt` of a pretraining of one epoch, made if missing."""
     last = place / name / "mae/last.pt"
     if not last.exists():
         from mae.pretrain import pretrain as train

@@ -30,7 +30,7 @@ def compared(world, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def moved(compared, tmp_path) -> Path:
-    """The files that one commits, elsewhere, and none of those that are made of them."""
+    """A copy of the files that one commits, without those that are made from them."""
     to = tmp_path / "elsewhere"
     wanted = ["comparison.json", *sorted(str(p.relative_to(compared)) for p in compared.glob("*/predictions/*.*"))]
     for name in wanted:
@@ -167,7 +167,7 @@ def test_a_comparison_that_lacks_something_is_one_line(moved):
 
 
 def section_of(page: str) -> str:
-    """What the page says of heatmaps; nothing where it has no such section."""
+    """The page's section on heatmaps; empty if there is none."""
     return page.partition('<section id="heatmaps"')[2].partition("</section>")[0]
 
 

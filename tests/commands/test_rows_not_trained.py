@@ -37,7 +37,7 @@ def test_files_and_ensembles_are_rows_of_the_comparison(world, tmp_path):
     assert "left out" not in succeed(report, shutil.copytree(tmp_path / "grid", tmp_path / "copy"))
     assert [(tmp_path / "copy" / path.name).read_bytes() for path in made] == written
 
-    # a case that lacks is told before anything is trained
+    # a missing case is reported before anything is trained
     readings[1:].to_csv(tmp_path / "reader2.csv", index=False)
     line = mistake(compare, *words, f"run={tmp_path}/other", keep=tmp_path / "grid")
     assert "reader2.csv: found no row for 1 of 10 labelled validate images" in line

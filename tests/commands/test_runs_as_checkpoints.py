@@ -1,4 +1,4 @@
-"""A run's folder may stand wherever a checkpoint is asked for, and what is none says what to give instead."""
+"""A run folder may be given wherever a checkpoint is expected; for what is none, a line says what to give instead."""
 
 import shutil
 
@@ -21,7 +21,7 @@ def weights(path):
 def test_a_run_folder_means_its_best(world):
     folder = world.pretrained.parent
     assert checkpoint_file(folder) == folder / "best.pt"
-    assert checkpoint_file(world.pretrained) == world.pretrained  # whoever names a file gets that one
+    assert checkpoint_file(world.pretrained) == world.pretrained  # a named file is taken as it is
     assert load_checkpoint(folder).place == str(folder / "best.pt")
 
 

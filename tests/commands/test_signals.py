@@ -40,7 +40,7 @@ def test_more_signals_do_not_disturb_the_way_out():
 
 @pytest.mark.parametrize("other", [AttributeError, KeyboardInterrupt, SystemExit])
 def test_a_library_that_fails_on_the_way_out_does_not_hide_the_signal(other):
-    """As argparse does, whose `finally` in the middle of parsing looks for what it has not set yet."""
+    """As argparse does: interrupted while parsing, it looks in its `finally` for what it has not set yet."""
     with pytest.raises(Stopped, match="75"), stopping_on_signals(for_good=False):
         try:
             os.kill(os.getpid(), signal.SIGUSR1)
@@ -50,7 +50,7 @@ def test_a_library_that_fails_on_the_way_out_does_not_hide_the_signal(other):
 
 def test_a_training_notes_signals_however_often_they_come_and_the_second_ctrl_c_acts():
     with pytest.raises(Stopped), stopping_on_signals(for_good=False), noting_signals() as received:
-        for _ in range(2):  # schedulers send to every process, and scripts pass on
+        for _ in range(2):  # schedulers signal every process, and scripts pass signals on
             os.kill(os.getpid(), signal.SIGUSR1)
             os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGINT)
@@ -120,7 +120,7 @@ def test_in_the_first_moment(command, tmp_path):
     when(process, lambda: listens(process))
     process.send_signal(signal.SIGUSR1)
     code, errors = ended(process)
-    assert (code, errors.count("\n")) in ((TRY_AGAIN, 1), (2, 1)), errors  # the latter: the mistake was said before
+    assert (code, errors.count("\n")) in ((TRY_AGAIN, 1), (2, 1)), errors  # the latter: the mistake was reported before
 
 
 def program(text: str) -> subprocess.Popen:
@@ -186,7 +186,7 @@ def test_what_is_finished_is_not_undone():
 
 @pytest.mark.parametrize("ranks", ["2", "1"])
 def test_a_rank_does_not_wait_for_what_the_interpreter_waits_for_at_its_very_end(ranks):
-    """Gloo's threads may never end; alone, a process has none, and ends as any other."""
+    """Gloo's threads may never end. A process alone has none, and ends like any other."""
     text = textwrap.dedent("""
         import atexit, sys
         from data.cli import run_command

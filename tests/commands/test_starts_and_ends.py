@@ -17,7 +17,7 @@ from mae.engine.run import device_of
 
 
 def row(printed: str, name: str) -> str:
-    """What stands behind a name in a line of its own."""
+    """The text behind a name on a line of its own."""
     [line] = [line for line in printed.splitlines() if line.startswith(f"{name} ")]
     return line.removeprefix(name).strip()
 

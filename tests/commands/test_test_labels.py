@@ -1,6 +1,6 @@
 """Nothing but an evaluation of test uses test labels: with all of them permuted, everything else is equal, bit for bit.
 
-Under fixed splits: a table with a split column. Drawing splits where none are given is stratified by label.
+Under fixed splits: a table with a split column. Splits that are drawn are stratified by label.
 """
 
 import json
@@ -131,7 +131,7 @@ def test_evaluations_of_validation_are_equal(twins, run):
 
 
 def test_test_labels_do_differ(twins):
-    """Runs of today's table, so each sees the permuted labels, which the first was not trained beside."""
+    """Both runs use the table as it is now, with permuted labels; the first was trained before they were permuted."""
     tables = []
     for runs in twins:
         succeed(evaluate, runs / "mae-full", "--split", "test")

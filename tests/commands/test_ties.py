@@ -17,7 +17,7 @@ def test_a_tie_of_five_has_no_winner_and_a_mask_ratio_stands_once(world, tmp_pat
     printed = succeed(compare, "--config", tmp_path / "tie.yaml", *words, f"run={tmp_path}/runs")
 
     aucs = re.findall(r"^\| row [A-E], 75 % .*\| (\S+ \[\S+ \S+\]) +\|$", printed, flags=re.MULTILINE)
-    assert len(aucs) >= 5 and len(set(aucs[:5])) == 1  # a tie it is
+    assert len(aucs) >= 5 and len(set(aucs[:5])) == 1  # it is a tie
     said = printed + (tmp_path / "runs/comparison.md").read_text()
     assert "Not shown" in said  # the answer to "is one better than the other?"
     claims = re.findall(r".{60}\b(?:highest AUC:|is better|better still|wins?\b).{60}", said, flags=re.IGNORECASE)

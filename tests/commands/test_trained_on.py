@@ -33,7 +33,7 @@ def of_splits(world: World) -> dict[str, list[str]]:
 
 
 def other_data(world: World, root: Path, copied: list[str], anew: bool = False) -> list[str]:
-    """12 images of another hospital, all for testing, and after them copies of the world's; overrides that read it."""
+    """12 images of another hospital, all for testing, then copies of the world's; returns overrides that read them."""
     table = write_table(root, count=12, seed=9)
     labels = pd.read_csv(world.images / "manifest.csv").set_index("path")["label"]
     rows = []
@@ -101,7 +101,7 @@ def test_a_runs_own_held_out_splits_are_clean(alone):
 
 
 def test_splits_that_were_changed_after_the_training_are_noticed(alone):
-    """Ten training images, and those that chose the weights, are tested on."""
+    """Ten training images, and the validation images that chose the weights, are tested on."""
     changed = edit_table(alone, "changed", rotated)
     _, _, summary = evaluated(alone.classifier, changed)
     assert summary["trained_on"] == {"tested": 20, "train": 10, "validate": 10, "pretraining": 0, "images": 20}
@@ -147,7 +147,7 @@ def test_weights_older_than_these_records_say_that_it_is_not_known(alone, tmp_pa
         content = torch.load(path, weights_only=True)
         for name in ("trained_on", "validated_on"):
             del content["meta"][name]
-        del content["digests"]  # which they had not either
+        del content["digests"]  # older versions had none either
         torch.save(content, path)
     said, audit, summary = evaluated(alone.classifier)
     assert audit["trained_on"] is None and summary["trained_on"] is None

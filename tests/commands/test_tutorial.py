@@ -13,7 +13,7 @@ GAP = "…"
 
 @pytest.fixture(scope="module")
 def followed(tmp_path_factory) -> list[tuple[str, str, list[Ran]]]:
-    """Every block of the page, and what had been run by then since the block of commands before."""
+    """Every block of the page, and what the latest block of commands had run by then."""
     root = tmp_path_factory.mktemp("reader")
     write_what_readers_have(root)
     found = []

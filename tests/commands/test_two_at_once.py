@@ -96,7 +96,7 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("moment", [1, 2, 3])
 def test_a_kill_leaves_the_old_one_or_the_new_one(moment, tmp_path, monkeypatch):
-    """Between any two renames: the next command finds one of them whole, and mends the rest."""
+    """After a kill between any two renames, the next command finds one of them whole, and mends the rest."""
 
     def write(text: str) -> None:
         with replacing_folder(tmp_path / "out", ("text",)) as partial:

@@ -1,4 +1,4 @@
-"""Tests here have one body for both devices: on a CPU they show that the law is well put, on a GPU that it holds.
+"""Tests here have one body for both devices: on a CPU they show that the law is well stated, on a GPU that it holds.
 
 `pytest -m cuda tests/cuda` is what benchmarks/cuda.sh runs.
 """
@@ -16,11 +16,11 @@ WITHOUT = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA devi
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=[pytest.mark.cuda, WITHOUT])])
 def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
-    """The device; what a test sets for the whole process is taken back."""
+    """The device; what a test sets for the whole process is restored."""
     deterministic = torch.are_deterministic_algorithms_enabled()
     products = torch.get_float32_matmul_precision()
     convolutions = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False  # as configure_torch has it in fp32
+    torch.backends.cudnn.allow_tf32 = False  # as configure_torch sets it in fp32
     yield torch.device(request.param)
     torch.use_deterministic_algorithms(deterministic)
     torch.set_float32_matmul_precision(products)

@@ -41,7 +41,7 @@ def test_batches_arrive_whole_and_in_order(device, place, opened):
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
 def test_batches_are_not_overwritten_while_they_are_worked_on(place, opened):
-    """Work on each takes far longer than the copies of those that follow."""
+    """Work on each batch takes far longer than copying those that follow."""
     loader = Loader(opened, opened.split("train"), 5, seed=1)
     sums = []
     weights = torch.randn(4096, 4096, device="cuda")
@@ -149,7 +149,7 @@ def test_a_probe_finds_the_same_on_a_device(precision, device, place, opened: Da
 
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch without gloo")
 def test_two_ranks_on_one_device_compute_what_one_does(device, tmp_path):
-    """By gloo, which two processes can share a GPU with; NCCL wants a GPU each. Batch statistics are shared on CUDA."""
+    """By gloo, with which two processes can share a GPU; NCCL needs a GPU each. Batch statistics are shared on CUDA."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])

@@ -1,4 +1,4 @@
-"""Training steps on a device: they compute what float64 computes on a CPU, and make nobody wait."""
+"""Training steps on a device: they compute what float64 computes on a CPU, and never make the host wait."""
 
 from contextlib import nullcontext
 
@@ -20,7 +20,7 @@ MAES = pytest.mark.parametrize("kind", ["mae", "cross"])
 
 
 def assert_near(found, expected, tolerance: float) -> None:
-    """Loss, and gradients as one vector: a part that is all rounding, such as a key's bias, has no size of its own."""
+    """Loss, and gradients as one vector: a part that is mere rounding, such as a key's bias, has no size of its own."""
     assert found.gradients.keys() == expected.gradients.keys()
     assert abs(found.loss - expected.loss) < tolerance * max(abs(expected.loss), 1)
     one, two = (torch.cat([g.flatten() for g in result.gradients.values()]) for result in (found, expected))
@@ -64,7 +64,7 @@ def test_augmented_greys_differ_by_rounding_alone(device):
     numbers = torch.arange(7)
     expected = augment(images, settings, uniform(3, "augment", 2, numbers, DRAWS))
     draws = uniform(3, "augment", 2, numbers.to(device), DRAWS)
-    assert draws.cpu().equal(uniform(3, "augment", 2, numbers, DRAWS))  # draws are whole numbers' work
+    assert draws.cpu().equal(uniform(3, "augment", 2, numbers, DRAWS))  # draws are integer arithmetic
     found = augment(images.to(device), settings, draws).cpu()
     differ = (found.int() - expected.int()).abs()
     assert differ.max() <= 1 and (differ > 0).float().mean() < 0.02
@@ -81,7 +81,7 @@ def test_recomputed_activations_give_the_same_gradients(kind, device, place):
 
 @MAES
 def test_compiled_blocks_agree(kind, device, place, monkeypatch):
-    if device.type == "cpu":  # what takes no compiler; a break in a block's graph is an error
+    if device.type == "cpu":  # a backend without a compiler; a break in a block's graph is an error
         compile_module = torch.nn.Module.compile
         monkeypatch.setattr(
             torch.nn.Module, "compile", lambda module: compile_module(module, backend="aot_eager", fullgraph=True)
@@ -113,7 +113,7 @@ def update_of(kind: str, config, device: torch.device, **settings) -> Update:
 def test_an_update_waits_for_nothing(kind, sort, device, place):
     update = update_of(kind, config_of(place), device, **SORTS[sort])
     batch = batch_of(8).to(device)
-    update(batch, 0)  # the first makes the optimizer's states
+    update(batch, 0)  # the first creates the optimizer's states
     with no_waits(device):
         numbers = [update(batch, epoch) for epoch in (1, 2, 3)]
     assert torch.stack(numbers).isfinite().all()
@@ -199,7 +199,7 @@ def test_a_step_copies_nothing_to_its_device(kind, place, monkeypatch):
     """Everything is made there: torch.tensor(list, device=…) would be a copy that waits. Meta stands in for a GPU."""
     config = config_of(place)
     beside = torch.device("meta")
-    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # meta knows none
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # meta has no autocast
     model = model_of(kind).train().to(beside)
     batch = batch_of(8).to(beside)
     with no_waits(beside):

@@ -1,4 +1,4 @@
-"""Laws of the leak audit: it finds what stands in two splits, and no mere look-alike."""
+"""Laws of the leak audit: it finds images that are in two splits, and no mere look-alikes."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ SAME_FILE, SAME_PIXELS, NEAR = KINDS
 
 
 def counts(report: dict) -> dict[tuple[str, str], dict[str, int]]:
-    """What was found for each two splits, zeros left out."""
+    """What was found for each pair of splits, without zeros."""
     pairs = {(pair["earlier"], pair["later"]): pair["images"] for pair in report["across"]}
     return {names: {kind: n for kind, n in found.items() if n} for names, found in pairs.items() if any(found.values())}
 
@@ -40,7 +40,7 @@ def store_of(images: np.ndarray, digests: dict[int, str]) -> SimpleNamespace:
 
 
 def leaky_table(root: Path) -> dict[str, str]:
-    """60 images; of the training ones, one file, one image and one near copy stand in validation or test as well."""
+    """60 images; one file, one image and one near copy of the training split are in validation or test as well."""
     table = write_table(root).set_index("path")["split"]
     first = {split: [name for name in table.index if table[name] == split] for split in ("train", "validate", "test")}
     source, bit = first["train"][:3], np.zeros((SIDE, SIDE), np.uint8)

@@ -43,7 +43,7 @@ def test_an_image_of_twice_the_area_lies_wholly_inside_with_black_around_it():
     small = augment(white, settings(crop_scale=(2.0, 2.0), crop_ratio=1.2), uniform(3, "a", 0, torch.arange(64), DRAWS))
     shares = small.float().mean((1, 2, 3)) / 255
     assert shares.sub(0.5).abs().max() < 0.01
-    assert len({tuple(image.flatten().tolist()) for image in small}) > 50  # at places of their own
+    assert len({tuple(image.flatten().tolist()) for image in small}) > 50  # each at a place of its own
 
 
 def test_crops_go_both_ways_where_the_range_does():
@@ -220,7 +220,7 @@ def spot(height: int, width: int, x: float, y: float) -> Tensor:
 
 
 def centre_of(image: Tensor) -> tuple[float, float]:
-    """Where the brightness lies, from the image's centre in pixels (x, y)."""
+    """Centre of the brightness, in pixels (x, y) from the image's centre."""
     weights = image[0, 0].double() / image.double().sum()
     rows, columns = torch.meshgrid(*(torch.arange(side) - (side - 1) / 2 for side in weights.shape), indexing="ij")
     return (weights * columns).sum().item(), (weights * rows).sum().item()

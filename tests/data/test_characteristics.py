@@ -1,4 +1,4 @@
-"""Laws of the table of who is in each split: all are counted, and few of credentialed data cannot be worked out."""
+"""Laws of the table of who is in each split: all count, and small groups of credentialed data cannot be worked out."""
 
 import numpy as np
 import pandas as pd
@@ -8,7 +8,7 @@ from data.characteristics import FEWEST, characteristics, shown, split_counts
 
 
 def people(**patients: int) -> pd.DataFrame:
-    """Two images each of so many patients of a sex, all in train."""
+    """Two images of each patient, so many patients of each sex, all in train."""
     rows = []
     for sex, count in patients.items():
         for number in range(count):
@@ -57,7 +57,7 @@ def test_what_is_not_known_of_anybody_has_no_rows():
     [
         ({"F": FEWEST, "M": FEWEST}, {"F", "M"}),
         ({"F": 5, "M": 7}, set()),
-        ({"F": 5, "M": 70}, set()),  # what is left of the total would tell
+        ({"F": 5, "M": 70}, set()),  # the total would tell the other count
         ({"F": 5, "M": 70, "nobody": 30}, {"M"}),
         ({"F": 5, "M": 70, "nobody": 3}, {"M"}),
         ({"F": 5}, set()),

@@ -1,4 +1,4 @@
-"""Laws of published checksums: who differs is rejected and named, and a list never stops what it cannot speak of."""
+"""Laws of published checksums: a file that differs is rejected and named, and a list stops no files that it lacks."""
 
 import hashlib
 import os
@@ -20,7 +20,7 @@ BAD = ("0004.png", "0017.png", "0058.png")
 
 
 def write_list(place, files, kind="sha256", line="{digest}  {name}"):
-    """A list as its makers' tools write it; `files` maps the names in it to files."""
+    """Write a list as its makers' tools do; `files` maps the names in it to files."""
     rows = []
     for name, path in files.items():
         rows.append(line.format(digest=hashlib.new(kind, path.read_bytes()).hexdigest(), name=name))
@@ -32,7 +32,7 @@ def pictures(root):
 
 
 def flip(path):
-    """One byte behind the picture's end: it reads as before."""
+    """Append one byte after the picture's end: it reads as before."""
     path.write_bytes(path.read_bytes() + b"\1")
 
 
@@ -156,7 +156,7 @@ def test_rows_decoded_before_there_was_a_list_are_compared(tmp_path, monkeypatch
     intact.rename(tmp_path / "images/SHA256SUMS")
     paths = stop_at(monkeypatch, 0)
     assert sorted(rejected(prepare(config))) == list(BAD)
-    assert len(paths) == 60 - 35 + 2  # the two of them that had been read
+    assert len(paths) == 60 - 35 + 2  # two of the bad ones had been read
 
 
 def test_too_many_that_differ_stop(tmp_path, capsys):

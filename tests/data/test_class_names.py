@@ -1,4 +1,4 @@
-"""Which class folders are normal: known by their names, told by `data.normal`, or asked for; and always said."""
+"""Which class folders are normal: known by their names, told by `data.normal`, or asked for; and always reported."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from data.settings import DataSettings
 
 
 def fill(root: Path, **counts: int) -> Path:
-    """So many images in each class folder; `_` in a name is a blank."""
+    """So many images in each class folder; `_` in a name stands for a space."""
     for name, count in counts.items():
         touch(root, *(f"{name.replace('_', ' ')}/{number}.png" for number in range(count)))
     return root

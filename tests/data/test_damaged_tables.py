@@ -1,6 +1,6 @@
-"""Whatever became of a table, it gives a manifest or one printable line, and no row of it is lost in silence.
+"""However a table is damaged, it gives a manifest or one printable line, and no row of it is lost in silence.
 
-MAE_TABLE_TRIALS: damaged copies of each source's tables (a long run: 1000).
+MAE_TABLE_TRIALS: number of damaged copies of each source's tables (a long run: 1000).
 """
 
 import csv
@@ -71,7 +71,7 @@ def nih(root: Path) -> Path:
     return root
 
 
-SOURCES: dict[str, tuple[str, Callable[[Path], Path], tuple[str, ...]]] = {  # the last: the tables with a row an image
+SOURCES: dict[str, tuple[str, Callable[[Path], Path], tuple[str, ...]]] = {  # last: the tables with one row per image
     "table": ("table", table, ("manifest.csv",)),
     "mimic": ("mimic-cxr-jpg", mimic, ("mimic-cxr-2.0.0-metadata.csv.gz",)),
     "plain mimic": ("mimic-cxr-jpg", plain_mimic, ("mimic-cxr-2.0.0-metadata.csv",)),
@@ -101,7 +101,7 @@ def put(data: bytearray, rng: random.Random) -> None:
 
 
 def put_in_a_field(data: bytearray, rng: random.Random) -> None:
-    """At the beginning or end of a field."""
+    """Insert something odd at the beginning or end of a field."""
     commas = [place for place, sign in enumerate(data) if sign in b",\n"]
     at = rng.choice(commas or [0]) + rng.randint(0, 1)
     odd = (b'"', b" ", b"nan", b"inf", b"1e999", b"-", b"7.0", b"\xc2\xa0", b"../", b"x" * 200_000, b"=1+1", b"\x00")
@@ -152,7 +152,7 @@ def change_columns(data: bytearray, rng: random.Random) -> None:
 
 
 def write_otherwise(data: bytearray, rng: random.Random) -> None:
-    """In another encoding, with other line ends, or with a mark at the beginning."""
+    """Rewrite it in another encoding, with other line ends, or with a byte order mark."""
     text = data.decode("utf-8", errors="replace")
     ways = {
         "bom": text.encode("utf-8-sig"),
@@ -194,7 +194,7 @@ def damage(path: Path, rng: random.Random) -> None:
 
 
 def rows_of(path: Path) -> int:
-    """How many rows below the header a plain reader of CSV finds; blank lines are none."""
+    """How many rows a plain CSV reader finds below the header; blank lines do not count."""
     data = path.read_bytes()
     if path.suffix == ".gz":
         data = gzip.decompress(data)
@@ -229,7 +229,7 @@ def test_a_damaged_table_is_read_whole_or_refused_in_a_line(name, tmp_path):
         whole = sum(rows_of(tmp_path / "damaged" / each) for each in per_image)
         assert len(manifest.table) + left_out == whole, trial
         assert "\n".join(manifest.notes).replace("\n", "").isprintable(), trial
-    assert TRIALS < 20 or min(outcomes.values()) > 0, outcomes  # the damage is real, and bearable
+    assert TRIALS < 20 or min(outcomes.values()) > 0, outcomes  # some copies are refused, and some are read
 
 
 # ---------------------------------------------------------------- single kinds

@@ -1,4 +1,4 @@
-"""What lies in a folder is told by what it holds; what may be several things is said so in a line."""
+"""The kind of a folder is told by its content; if it may be of several kinds, one line says so."""
 
 import gzip
 from pathlib import Path
@@ -157,7 +157,7 @@ def test_sizes_are_told_by_headers_alone(tmp_path):
     np.savez(tmp_path / "d.npz", **arrays)
     (tmp_path / "e.png").write_bytes(b"no picture")
 
-    # nothing behind the header is there any more
+    # cut off everything behind the header
     for name in ("a.png", "b.jpg"):
         whole = (tmp_path / name).read_bytes()
         (tmp_path / name).write_bytes(

@@ -233,7 +233,7 @@ def test_a_jpeg_of_8_bits_in_cells_of_16_reads_as_in_cells_of_8(tmp_path, syntax
 
 @pytest.mark.parametrize("syntax", [JPEGBaseline8Bit, JPEGExtended12Bit])
 def test_a_jpeg_of_8_bits_that_says_12_is_refused_without_naming_plugins(tmp_path, syntax):
-    """None would help: the windows of such a file are for greys that its pixels no longer have."""
+    """No plugin would help: the windows of such a file are for greys that its pixels no longer have."""
     grey = scene(250).astype(np.uint8)
     jpeg = compressed(Image.fromarray(grey), dicom(grey.astype(np.uint16), bits=12), JPEGBaseline8Bit, quality=97)
     jpeg.file_meta.TransferSyntaxUID = syntax

@@ -1,4 +1,4 @@
-"""Patients and studies by the headers of DICOM files: who belongs together is known, and who it is is not."""
+"""Patients and studies by the headers of DICOM files: which images belong together is known, and who it is is not."""
 
 import os
 import re
@@ -88,7 +88,7 @@ def test_another_user_gets_other_ids_unless_the_stores_are_theirs_too(tmp_path, 
     assert groups(theirs) == grouped(whose)
     assert not set(theirs["patient_id"]) & set(mine["patient_id"])
 
-    # a project that was moved: images and stores lie elsewhere, and the account is another one
+    # a moved project: images and stores lie elsewhere, and the account is another one
     (tmp_path / "moved").mkdir()
     for name in ("images", "stores"):
         (tmp_path / name).rename(tmp_path / "moved" / name)
@@ -109,7 +109,7 @@ def test_a_patient_keeps_their_id_when_the_data_set_grows(tmp_path):
 def test_headers_are_read_once(tmp_path, monkeypatch):
     whose = write(tmp_path / "images")
     open_data(config_of(tmp_path).data)
-    monkeypatch.setattr(data.dicom_ids, "read_partial", None)  # a file that is read names nobody
+    monkeypatch.setattr(data.dicom_ids, "read_partial", None)  # a file that is read would name no patient
     assert groups(open_manifest(config_of(tmp_path)).table) == grouped(whose)
     assert not open_manifest(config_of(tmp_path), look_again=True).patients_known
 

@@ -1,4 +1,4 @@
-"""A DICOM that lacks an element which decoding needs is refused by the element's name, whatever stands in its place."""
+"""A DICOM without an element that decoding needs is refused by the element's name, whatever is in its place."""
 
 from io import BytesIO
 from pathlib import Path

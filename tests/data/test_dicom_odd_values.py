@@ -1,4 +1,4 @@
-"""DICOM elements whose values cannot be used are as if they were absent: an intact file is never lost for them."""
+"""DICOM elements with unusable values are treated as absent: an intact file is never lost because of them."""
 
 import numpy as np
 import pydicom

@@ -1,4 +1,4 @@
-"""A DICOM of one frame reads as that frame, in whatever pieces it lies and wherever the file says how it is shown."""
+"""A DICOM of one frame reads as that frame, however it is split and wherever the file says how to show it."""
 
 import struct
 from io import BytesIO
@@ -31,7 +31,7 @@ def item(**elements) -> list[Dataset]:
 
 @pytest.mark.parametrize("place", [FRAME, ALL_FRAMES])
 def test_an_enhanced_object_is_shown_as_its_groups_say(tmp_path, place):
-    rescale = {"RescaleSlope": -2, "RescaleIntercept": 8000}  # a slope below 0 turns black and white around
+    rescale = {"RescaleSlope": -2, "RescaleIntercept": 8000}  # a negative slope swaps black and white
     window = {"WindowCenter": 3500, "WindowWidth": 5000, "VOILUTFunction": "SIGMOID"}
     plain = read_image(save(dicom(STORED, **rescale, **window), tmp_path / "a.dcm"))
 

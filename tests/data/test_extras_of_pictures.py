@@ -1,4 +1,4 @@
-"""What stands beside the pixels of a PNG or JPEG does not cost them, however broken or long it is."""
+"""What a PNG or JPEG holds beside its pixels never costs them, however broken or long it is."""
 
 import struct
 import zlib
@@ -68,7 +68,7 @@ def test_a_jpeg_reads_whatever_stands_beside_its_pixels(what, tmp_path):
     plain.write_bytes(JPEG)
     path.write_bytes(JPEG[:2] + SEGMENTS[what] + JPEG[2:])
     assert np.array_equal(read_image(path), read_image(plain))
-    assert np.array_equal(read_fitted(path, 16), read_fitted(plain, 16))  # 1/8 of its size
+    assert np.array_equal(read_fitted(path, 16), read_fitted(plain, 16))  # decoded at 1/8 of its size
 
 
 def test_which_side_is_up_is_known_though_a_text_is_too_long(tmp_path):

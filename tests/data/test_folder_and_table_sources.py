@@ -1,4 +1,4 @@
-"""Laws of reading data of one's own: class folders, a bare folder, a table, a MedMNIST file."""
+"""Laws of reading a user's own data: class folders, a bare folder, a table, a MedMNIST file."""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What lies in a folder is read by what it is, or counted; a layout is read as what it is, or refused."""
+"""Files in a folder are read by their content, or counted; a layout is recognised, or refused."""
 
 import os
 from pathlib import Path
@@ -31,7 +31,7 @@ def test_an_image_is_known_by_what_it_holds(source, tmp_path):
     for name in ("NORMAL", "PNEUMONIA"):
         folder = tmp_path / "root" / name
         folder.mkdir(parents=True)
-        save(dicom(STORED), folder / "1.2.840.113619.2.5")  # called by a UID
+        save(dicom(STORED), folder / "1.2.840.113619.2.5")  # named by a UID
         save(dicom(STORED), folder / "scan.IMA")
         picture(GREY, folder / "a.png").rename(folder / "picture.img")
         picture(GREY, folder / "b.jpg").rename(folder / "picture")

@@ -1,4 +1,4 @@
-"""Columns of a user's own that mean nothing to us are kept for subgroups, under their names and as they are written."""
+"""A user's own columns that mean nothing to us are kept for subgroups, with their names and values as written."""
 
 from pathlib import Path
 

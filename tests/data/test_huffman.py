@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(not data.jpeg.FAST, reason="numba is not install
 
 
 def picture(shape: tuple[int, ...], noise: float, seed: int = 0) -> np.ndarray:
-    """Smooth greys or colours with noise, whose coefficients reach from none to all."""
+    """Smooth greys or colours with noise: between none and all of the coefficients are there."""
     rng = np.random.default_rng(seed)
     y, x = np.ogrid[: shape[0], : shape[1]]
     smooth = 128 + 100 * np.sin(x / 17 + y / 29)
@@ -111,7 +111,7 @@ def test_numba_that_cannot_be_loaded_leaves_all_to_libjpeg(monkeypatch):
 
 
 def with_segment(content: bytes, marker: int, change) -> bytes:
-    """The file with the body of its first such segment changed, at the same length."""
+    """The file with the body of its first segment of this kind changed, at the same length."""
     place = content.index(bytes([255, marker]))
     size = int.from_bytes(content[place + 2 : place + 4], "big")
     body = bytearray(content[place + 4 : place + 2 + size])

@@ -29,7 +29,7 @@ from mae.pretrain import pretrain
 
 
 def from_files(root, **changed):
-    """A config that reads the files, by one process: starting one takes longer than reading all of them."""
+    """A config that reads the files with one process: starting one takes longer than reading all of them."""
     return tiny_config(root, **{"data__store": False, "data__workers": 1} | changed)
 
 
@@ -132,7 +132,7 @@ def test_a_run_may_go_on_from_files_and_from_a_store(place, stored, read, tmp_pa
 
 @pytest.fixture
 def spoilt(tmp_path):
-    """A training and a validation image that are none."""
+    """A training and a validation file that hold no image."""
     tiny_config(tmp_path)
     table = pd.read_csv(tmp_path / "images/manifest.csv")
     bad = [table.loc[table["split"] == split, "path"].iloc[1] for split in ("train", "validate")]

@@ -37,7 +37,7 @@ def test_png_of_1_8_and_16_bits(tmp_path):
     twelve, sixteen = STORED, (STORED * 16).astype(np.uint16)
     a = read_image(picture(twelve, tmp_path / "12.png"))
     b = read_image(picture(sixteen, tmp_path / "16.png"))
-    assert differ(a, b) <= 1 and a.max() == 255 and a.min() == 0  # how many of the bits are used is no matter
+    assert differ(a, b) <= 1 and a.max() == 255 and a.min() == 0  # it does not matter how many of the bits are used
     assert np.corrcoef(a.ravel(), twelve.ravel().astype(float))[0, 1] > 0.99
 
 
@@ -155,7 +155,7 @@ def test_archive_member_reads_as_the_array_holds_it(archive):
         assert differ(read_image(Path(f"{archive}#test_images/1")), arrays["train_images"][1]) <= 1
         assert differ(read_image(f"{archive}#other_images/1"), arrays["train_images"][1]) == 0
     assert read_fitted(f"{archive}#train_images/0", 14).shape == (14, 14)
-    read_image(f"{archive}#train_images/2")[:] = 0  # ours to write: the next reader sees none of it
+    read_image(f"{archive}#train_images/2")[:] = 0  # ours to write: the next reader sees no change
     assert read_image(f"{archive}#train_images/2").any()
 
 

@@ -1,4 +1,4 @@
-"""Inputs that somebody names: which images they are, and that they are read as a store's are."""
+"""Inputs that a user names: which images they are, and that they are read as a store reads them."""
 
 import tracemalloc
 from pathlib import Path
@@ -121,7 +121,7 @@ def test_memory_does_not_grow_with_the_number_of_inputs(tmp_path):
         tracemalloc.stop()
         return most
 
-    peak(BATCH)  # what is loaded once
+    peak(BATCH)  # load what is loaded once
     assert peak(11 * BATCH) - peak(3 * BATCH) < BATCH * side**2 / 2
 
 

@@ -1,4 +1,4 @@
-"""Laws of preparing that is interrupted, killed or done by several: the bytes are the same."""
+"""Laws of preparing that is interrupted, killed or done by several processes: the bytes are the same."""
 
 import random
 import signal
@@ -134,7 +134,7 @@ def test_three_kills_at_random_moments_leave_the_same_bytes(tmp_path):
     spoil(tmp_path / "images", 6)
     config = tiny_config(tmp_path)
     program = textwrap.dedent(SLOW_PROGRAM.format(root=str(tmp_path)))
-    moments = sorted(random.Random().sample(range(1, 240), 3))  # another three each time; the law holds at any
+    moments = sorted(random.Random().sample(range(1, 240), 3))  # three new ones each time; the law holds for any
     whole = prepare(tiny_config(tmp_path, data__store=str(tmp_path / "whole")))
     folder = tmp_path / "stores" / whole.folder.name
     for moment in moments:

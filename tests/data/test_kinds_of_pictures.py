@@ -133,7 +133,7 @@ def test_a_jpeg_reads_as_its_luma_whatever_its_colours_are_called(tmp_path, spac
         content = jpeg(image, subsampling=0, progressive=progressive, keep_rgb=space == "RGB")
     elif space == "CMYK":
         content = jpeg(image.convert("CMYK"), subsampling=0, progressive=progressive)
-    else:  # luma and chroma of the ink, then black, all of it inverted: so Photoshop writes them
+    else:  # luma and chroma of the ink, then black, all of it inverted, as Photoshop writes them
         *bands, black = (*image.convert("YCbCr").split(), Image.new("L", image.size))
         content = bytearray(jpeg(Image.merge("CMYK", [*bands, black]), subsampling=0, progressive=progressive))
         content[adobe(bytes(content))[1] - 1] = 2

@@ -1,4 +1,4 @@
-"""MIMIC-CXR and CheXpert are known again whatever source reads them, and other data are not taken for them."""
+"""MIMIC-CXR and CheXpert are recognised whatever source reads them, and other data are not taken for them."""
 
 from pathlib import Path
 

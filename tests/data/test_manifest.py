@@ -198,7 +198,7 @@ def download(root: Path, count: int = 40) -> DataSettings:
 
 
 def arrive(settings: DataSettings, rows: slice) -> None:
-    """Let these files of the full manifest come to disk."""
+    """Put these files of the full manifest on disk."""
     for path in mimic_paths(settings)[rows]:
         Path(path).touch()
 

@@ -333,7 +333,7 @@ def test_radiologists_test_set_without_no_finding_calls_the_unmarked_normal(tmp_
 
 
 def test_agreement_on_a_target_is_of_its_labels(tmp_path):
-    """One labeler says so and the other nothing: that is no agreement, and no absence."""
+    """One labeler states it and the other says nothing: that is neither agreement nor absence."""
     build_mimic_dicom_tree(tmp_path / "dicom", tmp_path / "jpg", SICK)
     rewrite(tmp_path / "jpg/mimic-cxr-2.0.0-negbio.csv", lambda table: table.assign(Pneumonia=np.nan))
     settings = {"source": "mimic-cxr-dicom", "labels_root": str(tmp_path / "jpg"), "target": "Pneumonia"}

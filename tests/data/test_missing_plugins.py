@@ -1,4 +1,4 @@
-"""A file that lacked a plugin is tried again when the plugins are others: they are part of why it was rejected."""
+"""A file that lacked a plugin is tried again when the plugins change: they are part of why it was rejected."""
 
 import numpy as np
 import pandas as pd
@@ -64,7 +64,7 @@ def test_what_plugins_were_there_is_part_of_the_reason(config, tmp_path):
 
 
 def test_plugins_are_those_that_pydicom_can_use(plugin):
-    """gdcm alone decodes JPEG Lossless here: it counts once pydicom has it."""
+    """gdcm alone decodes JPEG Lossless here: it counts once pydicom can use it."""
     import pydicom
 
     before = data.dicom.plugins().split(", ")

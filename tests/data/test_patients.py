@@ -73,7 +73,7 @@ def test_an_id_may_be_written_as_a_spreadsheet_or_a_folder_does(tmp_path, change
 
 def test_an_id_that_may_be_two_patients_is_nobodys(tmp_path):
     table = people(age=41)
-    table.loc[[3, 4], "patient_id"] = ["P5", "6"]  # p5 and p6 are there themselves
+    table.loc[[3, 4], "patient_id"] = ["P5", "6"]  # the table has p5 and p6 as well
     images = opened(tmp_path, table).table
     assert set(images.loc[images["age"].isna(), "patient_id"]) == {"p3", "p4"}
 

@@ -92,7 +92,7 @@ def test_an_interrupted_drawing_leaves_no_tree(tmp_path, monkeypatch):
 
 
 def test_what_a_killed_drawing_left_is_swept_and_no_living_one(tmp_path):
-    """A kill cannot tidy up; the next drawing of that tree does, but for those of others and of who still draws."""
+    """A kill cannot tidy up. The next drawing of that tree does, except for other trees and for living drawings."""
     draws = textwrap.dedent("""
         import os, signal, sys, pathlib
         from data import phantom

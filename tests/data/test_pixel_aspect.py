@@ -21,14 +21,14 @@ WINDOW = {"WindowCenter": 128, "WindowWidth": 256, "bits": 8}
 
 
 def disc(height: float, width: float, side: int = 480) -> np.ndarray:
-    """A white disc of 0.6 of a square field, uint8 (h w) of pixels of the given height and width."""
+    """A white disc over 0.6 of a square field, uint8 (h w); its pixels have the given height and width."""
     rows, columns = round(side / height), round(side / width)
     y, x = (np.mgrid[0:rows, 0:columns] + 0.5) / np.array([rows, columns]).reshape(2, 1, 1) - 0.5
     return np.where(x**2 + y**2 < 0.3**2, 255, 10).astype(np.uint8)
 
 
 def sides(image: np.ndarray) -> tuple[int, int]:
-    """Height and width of what is white."""
+    """Height and width of the white part."""
     white = image > 130
     return int(white.any(1).sum()), int(white.any(0).sum())
 
@@ -75,7 +75,7 @@ def test_a_shape_that_is_none_is_as_if_absent(tmp_path, keyword, value):
     image.save_as(tmp_path / "b.dcm")
     assert np.array_equal(read_fitted(tmp_path / "b.dcm", 80), read_fitted(plain, 80))
 
-    if keyword != "PixelAspectRatio":  # what comes after it counts
+    if keyword != "PixelAspectRatio":  # the next keyword counts
         image.PixelAspectRatio = [1, 2]
         image.save_as(tmp_path / "b.dcm")
         assert sides(read_fitted(tmp_path / "b.dcm", 80)) == pytest.approx((24, 48), abs=1)
@@ -148,7 +148,7 @@ def test_fitting_any_shape_of_pixels(size, shape, aspect):
 
 def test_cropping_keeps_the_central_part_of_the_frames_shape():
     wide = np.zeros((60, 100), np.uint8)
-    wide[:, 20:80] = 255  # 120 × 60 widths of a pixel are the part of a frame of 40 × 20
+    wide[:, 20:80] = 255  # 120 × 60 in widths of a pixel: the shape of a 40 × 20 frame
     assert fit_image(wide, (40, 20), "crop", aspect=2.0).min() > 230
     assert fit_image(wide, (40, 22), "crop", aspect=2.0)[:, [0, -1]].max() < 200
 

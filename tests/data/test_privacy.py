@@ -36,7 +36,7 @@ def umask() -> int:
 
 @pytest.fixture
 def open_umask():
-    """A umask that keeps nothing from anybody."""
+    """A umask that restricts nobody."""
     before = os.umask(0)
     yield
     os.umask(before)
@@ -122,7 +122,7 @@ def test_the_same_data_keeps_what_is_allowed():
 
 
 def consents(root: str, changed_root: str) -> bool | None:
-    """What becomes of `report.images` when a table's root is written otherwise."""
+    """`report.images` after a table's root is written differently."""
     made = make_config({"data": {"source": "table", "root": root}, "report": {"images": True}}, "test")
     return with_settings(made, {"data.root": changed_root}).report.images
 
@@ -261,7 +261,7 @@ def test_remembered_ids_of_credentialed_data_cannot_be_guessed(tmp_path, key_fol
     data = open_data(tiny_config(tmp_path, data__credentialed=True).data)
     table = data.split("train")
     remembered = data.identities(table)
-    guesses = hashed(table["image_id"])  # what somebody can work out who knows or guesses all ids
+    guesses = hashed(table["image_id"])  # what somebody who knows or guesses all ids can work out
     assert not np.isin(guesses, remembered).any()
     assert np.isin(hashed(table["image_id"], secret_key()), remembered).all()
 
@@ -331,7 +331,7 @@ def test_no_cell_of_ours_begins_a_formula_and_none_is_lost(tmp_path):
     assert [line["image_id"] for line in lines] == CELLS
     written = pd.read_csv(tmp_path / "cells.csv", dtype={"image_id": str}, na_filter=False)
     assert not [cell for cell in written["image_id"] if cell[:1] and cell[0] in "=+-@\t\r＝"]
-    assert written["score"].tolist() == [-0.5] * len(CELLS)  # a number is one
+    assert written["score"].tolist() == [-0.5] * len(CELLS)  # a number stays a number
 
 
 @pytest.mark.parametrize("cell", CELLS)

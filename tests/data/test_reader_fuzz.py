@@ -1,6 +1,6 @@
-"""Whatever lies in a file, the reader reads it or refuses it in one line: it never crashes, hangs or swallows memory.
+"""Whatever a file holds, the reader reads it or refuses it in one line: it never crashes, hangs or swallows memory.
 
-The files are read by a child process of limited memory and time, so that a crash or a hang is a failure and no wait.
+A child process of limited memory and time reads the files, so that a crash or a hang becomes a failure, not a wait.
 """
 
 import os
@@ -20,7 +20,7 @@ from pydicom.uid import JPEG2000Lossless, JPEGBaseline8Bit
 from radiograph_files import dicom, picture, save, scene
 
 FILES = int(os.environ.get("MAE_DAMAGED_FILES", "120"))  # how many are tried: a few in the suite, thousands by hand
-PORTION = 1000  # that one child reads
+PORTION = 1000  # files for one child
 
 
 def test_damaged_files_are_read_or_refused(tmp_path):

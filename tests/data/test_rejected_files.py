@@ -1,4 +1,4 @@
-"""Laws of files that cannot be read: they are listed, the rest goes on, and too many stop."""
+"""Laws of files that cannot be read: they are listed, the rest goes on, and too many stop the command."""
 
 import pandas as pd
 import pytest
@@ -82,7 +82,7 @@ def test_a_rejected_file_is_listed_once_though_prepare_was_interrupted(tmp_path,
         note = StoreWriter.note
 
         def killed(self, row, *rest):
-            if row == 2:  # its reason is written, that it is done is not
+            if row == 2:  # its reason is written, but not that it is done
                 monkeypatch.setattr(self, "state", self.state.copy())
                 note(self, row, *rest)
                 raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""A stored row is who its file is, whatever a table calls it: never another image's pixels under this image's label."""
+"""A stored row belongs to its file, whatever a table calls it: a label never gets another image's pixels."""
 
 import os
 from pathlib import Path

@@ -15,7 +15,7 @@ def run_script(folder, text: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_script_without_a_guard_prepares_in_many_processes_and_runs_once(tmp_path):
-    """It calls `prepare` when it is imported, which processes started by `spawn` do with their parent's script."""
+    """It calls `prepare` on import, and processes started by `spawn` import their parent's script."""
     settings = tiny_config(tmp_path, data__workers=2).data.model_dump(mode="json")
     yaml = write_config(tmp_path / "my.yaml", {f"data.{name}": value for name, value in settings.items() if value})
     script = f"""

@@ -80,7 +80,7 @@ def test_shipped_data_that_are_not_there_are_one_line(tmp_path):
 
 
 def test_only_what_is_read_lies_in_the_package():
-    """A folder that is written to may be called so, and lies where the command runs."""
+    """A folder that is written to may have the same name, and lies where the command runs."""
     assert expand(ARCHIVE, "data.root") == str(ROOT / "data/shipped/pneumoniamnist_demo.npz")
     assert expand(ARCHIVE, "run") == ARCHIVE
 

@@ -1,4 +1,4 @@
-"""What lies in the place of an image or a table is named: error pages, pointers, archives, unfinished downloads."""
+"""What is found in place of an image or a table is named: error pages, pointers, archives, unfinished downloads."""
 
 import gzip
 import json

@@ -165,7 +165,7 @@ def test_verify_finds_what_was_changed(damage, config, folder, tmp_path):
     [(half_an_index, 0), (reversed_rows, 0), (a_truncated_array, 0), (zeroed_pixels, 11), (swapped_pixels, 10)],
 )
 def test_nothing_of_a_changed_store_gets_into_another(damage, taken, config, folder, tmp_path, capsys):
-    """Neither pixels nor rows: what cannot be trusted is decoded."""
+    """Neither pixels nor rows: what cannot be trusted is decoded again."""
     damage(folder)
     pd.read_csv(tmp_path / "images/manifest.csv").head(12).to_csv(tmp_path / "images/manifest.csv", index=False)
     capsys.readouterr()
@@ -254,7 +254,7 @@ def test_pixels_are_known_by_their_own_digest(folder):
 
 @pytest.fixture
 def old(folder) -> Path:
-    """As stores were written before they had digests of pixels and tables."""
+    """A store as it was written before stores had digests of pixels and tables."""
     table = pd.read_csv(folder / "index.csv", dtype=str).drop(columns="pixels")
     table.to_csv(folder / "index.csv", index=False)
     pd.read_csv(folder / "rejected.csv").drop(columns="plugins").to_csv(folder / "rejected.csv", index=False)

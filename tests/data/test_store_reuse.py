@@ -38,7 +38,7 @@ def config_of(root: Path, store: str, **changed) -> ClassifyConfig:
 
 
 def download(config: ClassifyConfig, numbers: range) -> None:
-    """Let these images of the whole arrive."""
+    """Put these images of the whole data set in place."""
     metadata = pd.read_csv(Path(config.data.root) / "mimic-cxr-2.0.0-metadata.csv", dtype=str)
     rows = metadata[["subject_id", "study_id", "dicom_id"]].itertuples(index=False)
     paths = [Path(config.data.root, f"files/p{who[:2]}/p{who}/s{study}/{image}.jpg") for who, study, image in rows]
@@ -59,7 +59,7 @@ def test_a_grown_download_decodes_only_what_is_new(tmp_path, config, monkeypatch
     assert len(second) == COUNT and len(paths) == COUNT - 13
     assert f"13 images taken over from {first.folder}" in capsys.readouterr().out
     assert bytes_of(second) == bytes_of(prepare(config_of(tmp_path, "elsewhere")))
-    assert len(first.images) == 13  # a run that rests on it goes on
+    assert len(first.images) == 13  # a run that uses it goes on
 
 
 def test_rows_of_an_interrupted_store_are_taken_over(tmp_path, config, monkeypatch):

@@ -1,4 +1,4 @@
-"""A table is read as it is meant: blanks that nobody sees part no patient, and an id is an id, whatever it says."""
+"""A table is read as it is meant: invisible blanks never split a patient, and an id is an id, whatever it says."""
 
 from pathlib import Path
 

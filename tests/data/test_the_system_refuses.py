@@ -1,6 +1,6 @@
 """Laws of what the system may refuse: processes that it kills or does not start, locks, room on disk, hints.
 
-The store is the same to the byte, or one line says what is wanting.
+The store is the same to the byte, or one line says what is missing.
 """
 
 import errno
@@ -67,7 +67,7 @@ def test_files_that_kill_every_process_are_named_and_all_others_are_kept(tmp_pat
     whole = prepare(tiny_config(tmp_path, data__store=str(tmp_path / "whole")))
     monkeypatch.setattr(data.preparation, "decode_rows", deadly_reading.read_or_die)
 
-    # again with one process, too: it would be this one
+    # also with one process, which would be this one
     for attempt in (config, tiny_config(tmp_path, data__workers=1)):
         with pytest.raises(UserError, match=r"16.png: found the process .* killed 2 times \(2 such") as caught:
             prepare(attempt)

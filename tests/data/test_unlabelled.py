@@ -1,4 +1,4 @@
-"""Images that serve pretraining alone stand beside the labelled ones, which stay what they are."""
+"""Images for pretraining alone are added to the labelled ones, which stay what they are."""
 
 import numpy as np
 import pandas as pd
@@ -21,7 +21,7 @@ def write_folder(root, count=COUNT, seed=3):
     rng = np.random.default_rng(seed)
     root.mkdir()
     for number in range(count):
-        Image.fromarray(radiograph(False, rng)).save(root / f"{number:04}.png")  # names of labelled ones
+        Image.fromarray(radiograph(False, rng)).save(root / f"{number:04}.png")  # the names of labelled ones
     return {"source": "images", "root": str(root)}
 
 
@@ -89,7 +89,7 @@ def test_images_that_stand_in_both_are_counted(tmp_path, archive):
     table = pd.read_csv(root / "manifest.csv")
     tests = table["path"][table["split"] == "test"].tolist()
     for number, name in enumerate(tests[:3]):
-        Image.open(root / name).save(write / f"again{number}.png", compress_level=1)  # the pixels, in other bytes
+        Image.open(root / name).save(write / f"again{number}.png", compress_level=1)  # the same pixels, in other bytes
     _, both = opened(tmp_path, archive)
     assert "data.unlabelled: 3 images of test stand there too, by their file or their pixels" in both.manifest.notes
 

@@ -1,6 +1,6 @@
-"""Trouble of the system is not damage: no descriptors, no memory, a server that is away reject and leave out no file.
+"""System trouble is not damage: without descriptors, memory or a server, no file is rejected or left out.
 
-tests/data/test_the_system_refuses.py has the same of files that a store is prepared from.
+tests/data/test_the_system_refuses.py tests the same for files that a store is prepared from.
 """
 
 import errno
@@ -101,7 +101,7 @@ def test_no_memory_to_resize_is_no_damage(tmp_path, monkeypatch):
 
 def test_pillows_own_word_for_no_memory_is_no_damage(tmp_path, monkeypatch):
     path = picture(scene(250).astype(np.uint8), tmp_path / "a.png")
-    out_of_memory = ImageFile._get_oserror(-9, encoder=False)  # its decoders' code
+    out_of_memory = ImageFile._get_oserror(-9, encoder=False)  # the code of Pillow's decoders
     monkeypatch.setattr(Image.Image, "convert", failing(out_of_memory))
     with pytest.raises(NotNow, match=r"a\.png: found .*out of memory"):
         read_image(path)
@@ -141,7 +141,7 @@ def compressed(tmp_path) -> Path:
 
 
 def plugins_are(monkeypatch, **functions):
-    """What decodes JPEGs, by name."""
+    """Set what decodes JPEGs, by name."""
     decoder = get_decoder(JPEGBaseline8Bit)
     monkeypatch.setattr(decoder, "_available", functions)
 

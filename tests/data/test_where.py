@@ -1,4 +1,4 @@
-"""`data.where` keeps the rows whose columns say so, before anything is drawn of them."""
+"""`data.where` keeps the rows whose columns match, before anything is drawn from them."""
 
 from pathlib import Path
 

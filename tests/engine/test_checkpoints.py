@@ -75,14 +75,14 @@ def test_what_was_edited_since_is_refused(edit, tmp_path):
 
 
 def test_a_bit_that_flipped_in_a_weight_is_refused(tmp_path):
-    """torch, which maps the file, looks at no checksum."""
+    """torch maps the file and looks at no checksum."""
     path = tmp_path / "last.pt"
     save_checkpoint(checkpoint_of(5.0), path)
     data = bytearray(path.read_bytes())
     data[data.index(torch.full((2, 3), 5.0).numpy().tobytes())] ^= 1
     path.write_bytes(data)
     assert "found weights that were changed" in refusal(path)
-    assert load_checkpoint(path, numbers=False).meta == {"n": 5}  # who reads no weight does not compare them
+    assert load_checkpoint(path, numbers=False).meta == {"n": 5}  # weights that are not read are not compared
 
 
 def test_a_file_is_looked_through_once_and_again_after_any_change(tmp_path, monkeypatch):
@@ -93,7 +93,7 @@ def test_a_file_is_looked_through_once_and_again_after_any_change(tmp_path, monk
     monkeypatch.setattr(
         mae.engine.checkpoint, "_expect_unchanged", lambda *given: (looked.append(given[-1]), really(*given))
     )
-    for numbers in (False, True, True, False):  # what it says is known to whom has written it
+    for numbers in (False, True, True, False):  # the process that wrote the file knows what it says
         assert load_checkpoint(path, numbers=numbers).meta == {"n": 5}
     assert looked == [True]
     raw = path.read_bytes()
@@ -103,7 +103,7 @@ def test_a_file_is_looked_through_once_and_again_after_any_change(tmp_path, monk
     assert looked == [True, False, True]
 
     place = raw.index(torch.full((2, 3), 5.0).numpy().tobytes())
-    path.write_bytes(raw[:place] + b"\x01" + raw[place + 1 :])  # as many bytes
+    path.write_bytes(raw[:place] + b"\x01" + raw[place + 1 :])  # of the same length
     assert "found weights that were changed" in refusal(path)
     path.write_bytes(raw)
     load_checkpoint(path)
@@ -192,7 +192,7 @@ def test_a_checkpoint_brings_its_config(pretrained):
 
 
 def with_old_names(settings: dict) -> dict:
-    """The settings as a version before their renaming would have written them."""
+    """The settings as a version from before the renaming would have written them."""
     settings = deepcopy(settings)
     for before, now in ClassifyConfig.RENAMED.items():
         *sections, name = now.split(".")

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reaso
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
-    open_data(tiny_config(folder).data)  # the ranks find the store made
+    open_data(tiny_config(folder).data)  # the ranks find the finished store
     return folder
 
 
@@ -41,7 +41,7 @@ def free_port() -> int:
 
 
 def launched(*command: object) -> tuple[int, str]:
-    """Two ranks of it, as a scheduler launches them: exit code and what they say on stderr."""
+    """Launch the command as two ranks, as a scheduler does: exit code and what they say on stderr."""
     place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     ranks = [forked.Forked(*command, RANK=rank, LOCAL_RANK=rank, **place) for rank in "01"]
     errors = [rank.communicate(timeout=240)[1] for rank in ranks]
@@ -50,7 +50,7 @@ def launched(*command: object) -> tuple[int, str]:
 
 @pytest.fixture(scope="module")
 def done(place) -> str:
-    """What two ranks say that have done everything but die; before them one has begun a run, and stopped."""
+    """What two ranks say that do everything but die. Before them, one rank has begun a run and stopped."""
     whole = stage_of("mae", place, torch.float64)
     begun = replace(whole, schedule=replace(whole.schedule, epochs=2))
     with pytest.MonkeyPatch.context() as patch:
@@ -115,7 +115,7 @@ def test_a_checkpoint_of_one_rank_goes_on_with_two(runs):
 
 
 def test_a_rank_that_dies_ends_the_others_within_a_minute(place):
-    """Under torch's own launcher, which ends the others by a signal: maybe before they have noticed anything."""
+    """Under torch's own launcher, which ends the others by a signal, perhaps before they notice anything."""
     words = ["--nproc_per_node=2", f"--master_port={free_port()}", WORLDS / "two_ranks.py", "lose_one", place]
     done = forked.run("from torch.distributed.run import main; main()", *words)
     assert done.returncode != 0
@@ -125,7 +125,7 @@ def test_a_rank_that_dies_ends_the_others_within_a_minute(place):
 
 
 def test_a_rank_notices_within_a_minute_that_another_has_died_and_says_so(tmp_path):
-    """Where nobody ends it: ranks that a scheduler started."""
+    """Ranks that a scheduler started: nobody else ends the one that is left."""
     open_data(tiny_config(tmp_path).data)
     code, errors = launched(WORLDS / "two_ranks.py", "lose_one", tmp_path)
     assert code != 0

@@ -46,7 +46,7 @@ def finish(process: Process) -> tuple[int, str]:
 def interrupt(world: Path, stage: str, run: Path, step: int, number: signal.Signals) -> tuple[int, str]:
     """Run until a step is logged, then send the signal; returns exit code and stderr.
 
-    What a run before was killed late for does not count: a signal at the very start would find nobody who follows it.
+    Steps that an earlier run logged do not count: at the very start, the process would not yet handle the signal.
     """
     before = last_change(run)
     process = start_forked(*command(world, stage, run))
@@ -57,7 +57,7 @@ def interrupt(world: Path, stage: str, run: Path, step: int, number: signal.Sign
 
 
 def tear(run: Path, rng: random.Random) -> None:
-    """Cut last.pt at random; what is then gone on from is at most an interval of checkpoints older."""
+    """Cut last.pt at random; the checkpoint to resume from is then at most one save interval older."""
     stood, content = load_checkpoint(run / "last.pt").progress["step"], (run / "last.pt").read_bytes()
     (run / "last.pt").write_bytes(content[: rng.randrange(len(content))])
     assert stood - 2 <= latest_checkpoint(run).progress["step"] < stood
@@ -104,7 +104,7 @@ def test_five_kills_a_torn_file_and_a_signal_equal_no_interruption(world, stage,
     assert "Traceback" not in errors
     stopped = load_checkpoint(parts / "last.pt").progress["step"]
     assert f"at step {stopped}, which is saved" in errors
-    code, errors = finish(start(*command(world, stage, parts)))  # from its beginning, with other hashes
+    code, errors = finish(start(*command(world, stage, parts)))  # in a new interpreter, with other hashes
     assert code == 0, errors
     assert_same_end(whole, parts)
     assert not (parts / "previous.pt").exists()

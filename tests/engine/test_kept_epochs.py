@@ -1,4 +1,4 @@
-"""Weights that stay, and what can be begun from them: one long run has several ends."""
+"""Weights that are kept, and runs that begin from them: one long run has several ends."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""--launch: several ranks of this machine by one command, which ends as they do."""
+"""--launch: one command starts several ranks on this machine, and ends as they do."""
 
 import signal
 import sys
@@ -114,7 +114,7 @@ def world(tmp_path_factory) -> World:
 def test_two_ranks_train_by_one_command_and_a_signal_ends_both_after_a_saved_step(world, tmp_path):
     run = tmp_path / "run"
     words = ["--launch", "2", "--config", world.config, f"run={run}", "pretrain.epochs=500", "pretrain.batch_size=8"]
-    process = start_forked("pretrain", *words, "engine.log_every=1", "data.workers=1")  # its ranks are interpreters
+    process = start_forked("pretrain", *words, "engine.log_every=1", "data.workers=1")  # its ranks are new interpreters
     until = time.monotonic() + 150
     while not (run / "last.pt").exists():
         assert process.poll() is None, process.communicate()

@@ -121,7 +121,7 @@ def test_updates_that_are_never_finite_stop_and_keep_the_checkpoint(spoil, place
 
 def test_a_run_without_any_update_is_no_success(place, tmp_path):
     config = tiny_config(place, engine__skip_limit=99)
-    for _ in range(2):  # nor is the same command again
+    for _ in range(2):  # the same command again is no success either
         with pytest.raises(UserError, match="not finite at all 10 steps, so nothing was learnt"):
             fit(toy_stage(config, schedule={"epochs": 2}, step=spoiling("loss", range(1, 11))), tmp_path)
 

@@ -114,7 +114,7 @@ def edited_config(folder: Path) -> None:
 @pytest.mark.parametrize("change", [without_config, edited_config])
 @pytest.mark.parametrize("left", ["last.pt", "previous.pt"])
 def test_a_run_goes_on_as_its_checkpoint_was_made(change, left, made, place, opened, tmp_path):
-    """Whatever config.yaml says, or if there is none."""
+    """Whatever config.yaml says, and even without one."""
     run = Path(shutil.copytree(made, tmp_path / "run"))
     (run / "last.pt").rename(run / left)
     change(run)

@@ -1,6 +1,6 @@
-"""Files of torch.save, whoever wrote them and whenever, are read; what they declare is held against their size first.
+"""Files of torch.save are read, whoever wrote them and when; what they declare is first checked against their size.
 
-Refusals stand in tests/commands/test_files_of_strangers.py.
+tests/commands/test_files_of_strangers.py tests the refusals.
 """
 
 import argparse
@@ -47,7 +47,7 @@ def trained() -> dict[str, object]:
 
 
 def kinds() -> dict[str, torch.Tensor]:
-    """Tensors of all kinds of numbers and layouts."""
+    """Tensors of all dtypes and layouts."""
     numbers = torch.randn(7, 5)
     cast = {name: numbers.to(getattr(torch, name)) for name in ("float16", "bfloat16", "float64", "int8", "bool")}
     return {
@@ -128,7 +128,7 @@ def test_archives_of_older_torch_and_of_other_machines_are_read(tmp_path):
 
 
 def test_files_of_many_gigabytes_are_read_without_their_numbers(tmp_path):
-    with torch.serialization.skip_data():  # room for the numbers, and none of them
+    with torch.serialization.skip_data():  # reserves room for the numbers, and writes none
         torch.save({f"{number}": torch.empty(2**29 + number) for number in range(3)}, tmp_path / "x.pt")
     if (tmp_path / "x.pt").stat().st_blocks > 2**12:
         pytest.skip("this file system knows no holes")

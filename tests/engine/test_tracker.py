@@ -84,7 +84,7 @@ def test_a_torn_or_foreign_row_costs_no_other(strange, tmp_path, capsys):
     if said:
         assert said.startswith(f"warning: {tmp_path / 'metrics.jsonl'}: found ") and "expected none" in said
 
-    tracker = Tracker(tmp_path, 4)  # a run that goes on from step 4 mends the file
+    tracker = Tracker(tmp_path, 4)  # a run resumed from step 4 mends the file
     tracker.close()
     assert (tmp_path / "metrics.jsonl").read_bytes() == rows[0] + b"\n"
 

@@ -75,14 +75,14 @@ def test_overfitting_that_fails_says_so_with_exit_code_1(main, world: World, tmp
     [line] = [line for line in outcome.out.splitlines() if line.startswith(("PASS", "FAIL"))]
     assert line.startswith("FAIL: 8 images are not learnt by heart: loss ")
     assert "after 3 updates; wanted: at most " in line
-    assert "next:" not in outcome.out  # a check of the machinery is nothing to go on from
+    assert "next:" not in outcome.out  # a check of the machinery is no run to continue from
 
 
 def test_overfitting_that_has_passed_passes_at_once_again(world: World, tmp_path):
     words = ["--checkpoint", world.pretrained, "--overfit", 8, *LEARN["finetune"], f"finetune.run={tmp_path}/full"]
     first = succeed(finetune, *words)
     steps = load_checkpoint(tmp_path / "full-overfit8/last.pt").progress["step"]
-    assert steps < 30  # it ended before its epochs did
+    assert steps < 30  # it ended before its last epoch
     [line] = [line for line in first.splitlines() if line.startswith("PASS: 8 images are learnt by heart: loss ")]
     assert f"after {steps} updates; wanted: at most 0.05" in line
     assert line in succeed(finetune, *words).splitlines()
@@ -98,7 +98,7 @@ def test_overfitting_ends_only_when_training_and_validation_have_learnt():
 
 
 def test_whoever_sees_no_patch_does_not_pass(opened):
-    """The best guess without looking is each patch's mean over the images: twice the loss that is wanted."""
+    """Without seeing a patch, the best guess is its mean over the images: twice the wanted loss."""
     few = opened.overfit(7)
     model = build_mae("vit_tiny_patch16", image_size=12, patch_size=4, width=12, depth=1, heads=3)
     batch = next(Loader(few, few.split("train"), 7).epoch())

@@ -79,7 +79,7 @@ def test_fp16_overflow_is_skipped_and_halves_the_scale(place, tmp_path, capsys):
     def step(model, batch, epoch):
         before.append(weights_of(stage))
         loss = small_loss(model, batch, epoch)
-        return loss * 1e6 if len(before) == 3 else loss  # finite, but its gradient is not, times the scale in 16 bits
+        return loss * 1e6 if len(before) == 3 else loss  # finite, but its gradient times the scale is not, in 16 bits
 
     schedule = {"epochs": 1, "peak": 1e-3, "warmup_epochs": 0}
     stage = toy_stage(tiny_config(place, precision="fp16"), step=step, schedule=schedule)

@@ -1,4 +1,4 @@
-"""What fails beside the training costs nothing of it: pictures, logs, a validation, numbers that are none."""
+"""Failures beside the training cost none of it: pictures, logs, a validation, numbers that are not finite."""
 
 import math
 import shutil
@@ -78,7 +78,7 @@ def test_a_backend_of_somebody_elses_is_not_asked_for_pictures(world, tmp_path, 
 
 
 def failing(stage, epoch):
-    """The stage, whose validation fails after the epoch, once."""
+    """The stage with a validation that fails once, after the epoch."""
     validate, failed = stage.validate, []
 
     def fails(model, done):
@@ -206,7 +206,7 @@ def test_a_run_folder_is_held_by_one(place, opened, tmp_path):
                 pretrain(config, opened)
     pretrain(config, opened)
     with holding(tmp_path / "run"):
-        pretrain(config, opened)  # what is finished is not trained
+        pretrain(config, opened)  # a finished run is not trained
 
 
 RANKS = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1234"}
@@ -270,7 +270,7 @@ def test_one_process_needs_no_launcher(world, tmp_path, monkeypatch):
 
 
 def failing_writes(monkeypatch, fails) -> list[str]:
-    """Let `fails(name, written)` decide which checkpoints the disk does not take; returns the names that were asked."""
+    """Let `fails(name, written)` decide which checkpoints the disk refuses; returns the names of all attempts."""
     write, asked = mae.engine.loop.save_checkpoint, []
 
     def refusing(checkpoint, path, previous=None):
@@ -368,7 +368,7 @@ def test_a_disk_that_is_full_for_a_while(config, tmp_path, capsys):
 
         def step(model, batch, epoch):
             calls.append(epoch)
-            if len(calls) == 6:  # the first of the best epoch
+            if len(calls) == 6:  # the first step of the best epoch
                 filling.write_bytes(bytes(shutil.disk_usage(disk).free))
             if len(calls) == 12:
                 filling.unlink()

@@ -22,7 +22,7 @@ AUTO = {"pretrain__batch_size": "auto", "finetune__batch_size": "auto"}
 
 @pytest.fixture
 def free(monkeypatch):
-    """Sets how much memory there is."""
+    """Sets how much memory is free."""
 
     def set_to(size: float) -> None:
         monkeypatch.setattr(mae.batch_size, "free_memory", lambda device: int(size))
@@ -74,7 +74,7 @@ def test_ranks_take_what_the_first_one_chose(monkeypatch):
     )
     assert mae.batch_size.distributed.told_to_all(lambda: 48) == 48
     monkeypatch.setattr(mae.batch_size.distributed, "rank", lambda: 1)
-    assert mae.batch_size.distributed.told_to_all(lambda: 48) == 24  # though it would have chosen otherwise
+    assert mae.batch_size.distributed.told_to_all(lambda: 48) == 24  # although this rank would have chosen 48
 
 
 def test_ranks_end_together_where_nothing_fits_the_first_one(monkeypatch):
@@ -118,7 +118,7 @@ def test_it_stands_resolved_in_config_yaml_and_stays_when_the_run_goes_on(place,
     assert load_config(folder / "config.yaml").pretrain.batch_size == 8
     assert load_config(folder / "config.yaml").finetune.batch_size == "auto"
 
-    # the machine is another one by now
+    # the machine has changed meanwhile
     free(200e6)
     pretrain(tiny_config(place, run=f"{place}/auto", **AUTO, pretrain__epochs=2), opened)
     assert load_config(folder / "config.yaml").pretrain.batch_size == 8
@@ -158,11 +158,11 @@ def group(root, name: str, limit: str, usage: int, cache: int = 0) -> None:
 
 @pytest.fixture
 def groups(tmp_path, monkeypatch):
-    """A tree of control groups, of which this process is in /job/step."""
+    """A tree of control groups; this process is in /job/step."""
     (tmp_path / "cgroup").write_text("0::/job/step\n")
 
     class Places(type(tmp_path)):
-        """/proc/self/cgroup lies elsewhere."""
+        """Puts /proc/self/cgroup elsewhere."""
 
         def __new__(cls, *parts):
             place = tmp_path / "cgroup" if parts == ("/proc/self/cgroup",) else None

@@ -173,7 +173,7 @@ def test_a_resnet_is_compiled_whole(traced):
 
 @pytest.mark.skipif(shutil.which(COMPILER) is None, reason=f"torch.compile needs a C++ compiler; {COMPILER} is missing")
 def test_torch_compiles_a_block_on_this_machine(monkeypatch):
-    # registers that every such processor has, so that torch does not try the compiler at each kind, for ten seconds
+    # registers that every such processor has: torch would try the compiler on each kind, which takes ten seconds
     monkeypatch.setattr(torch._inductor.config.cpp, "simdlen", 256)
     monkeypatch.setattr(torch._inductor.config.cpp, "vec_isa_ok", True)
     with torch.random.fork_rng():
@@ -182,7 +182,7 @@ def test_torch_compiles_a_block_on_this_machine(monkeypatch):
     compiled.load_state_dict(plain.state_dict())
     configure_blocks(compiled, compiled=True, recompute=False)
     tokens = torch.randn(3, 5, 8, generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():  # gradients, whose kernels take as long again to compile, are traced above
+    with torch.no_grad():  # gradients are traced above; their kernels would take as long again to compile
         torch.testing.assert_close(compiled(tokens), plain(tokens))
     torch.compiler.reset()
 

@@ -60,7 +60,7 @@ def forward_by_hand() -> int:
 
 
 def step_by_hand() -> int:
-    """The backward pass makes two products of each, except that nobody wants the pixels' gradient."""
+    """The backward pass makes two products of each, but the pixels need no gradient."""
     return 3 * forward_by_hand() - linear(KEPT, PIXELS, WIDTH)
 
 

@@ -96,7 +96,7 @@ def test_predictions_depend_on_every_visible_patch():
 
 
 def test_each_block_reads_its_own_sum_of_the_depths():
-    """With the weight on one depth alone, the others are not looked at."""
+    """With all the weight on one depth, the others are not read."""
     model, images = tiny(), pixels()
     keep, masked = random_masking(noise_for(), 0.75)
     depths = depths_of(model, images, keep)

@@ -69,7 +69,7 @@ def test_masks_depend_on_seed_epoch_and_image_and_on_nothing_else(masking):
 
 
 def neighbours_alike(masking: str) -> float:
-    """Correlation of what is hidden with its right neighbour, over many images."""
+    """Correlation between a patch's being hidden and its right neighbour's, over many images."""
     count = 4 * BANK
     noise = noise_of(masking, torch.zeros(count, 1, 20, 28), list(range(count)))
     masked = random_masking(noise, 0.5)[1]
@@ -128,7 +128,7 @@ def test_a_loss_on_visible_patches_is_added_by_its_weight():
 
 
 def test_only_such_a_loss_learns_from_the_pixels_of_visible_patches():
-    """By the target alone: the encoder sees them in any case."""
+    """By the target alone: the encoder sees these pixels in any case."""
     model, images = model_of(norm_pixel_loss=False), images_of(1)
     noise = torch.arange(35.0)[None]
     keep, _ = random_masking(noise, 0.6)

@@ -138,7 +138,7 @@ def test_images_of_another_shape_are_refused(shape):
 
 @pytest.mark.parametrize("norm_pixel_loss", [True, False])
 def test_loss_ignores_visible_patches(norm_pixel_loss):
-    """Once the prediction is fixed, so that visible pixels cannot act through the encoder."""
+    """The prediction is fixed, so that visible pixels cannot act through the encoder."""
     model, images = tiny(norm_pixel_loss=norm_pixel_loss), pixels()
     fix_prediction(model, torch.zeros(7, 12, PATCH * PATCH))
     keep, masked = random_masking(noise_for(), 0.75)
@@ -228,7 +228,7 @@ def test_presets_have_the_published_sizes(preset, published, positions):
 
 @pytest.mark.parametrize("patch", [4, 8, 16])
 def test_the_micro_presets_are_what_was_measured(patch):
-    """128 x 6 in heads of 32, decoder 64 x 2, as in benchmarks/recipes: what docs/speed.md says holds of these."""
+    """128 x 6 in heads of 32, decoder 64 x 2, as in benchmarks/recipes: docs/speed.md speaks of these sizes."""
     with torch.device("meta"):
         model = build_mae(f"vit_micro_patch{patch}", 64)
     assert count(model.encoder) == encoder_size(128, 6, patch**2)

@@ -118,7 +118,7 @@ def test_a_short_side_takes_the_small_stem(size, small, tmp_path):
 
 
 def test_a_nan_pixel_anywhere_reaches_the_loss():
-    """So the loop, which looks at losses, stops for it; `forward` itself never waits for the device."""
+    """The loop looks at losses, so it stops for a NaN; `forward` itself never waits for the device."""
     model, noise = build_mae("vit_tiny_patch16", (16, 48), **SMALL), torch.tensor([[0.1, 0.5, 0.9]])
     for place in (0, 20, 47):  # in the kept patch, and in each hidden one
         images = torch.randn(1, 1, 16, 48)

@@ -179,7 +179,7 @@ def test_positions_of_the_class_tokens_count_too(transformers, tmp_path):
         decoder_num_attention_heads=2,
         norm_pix_loss=True,
     )
-    theirs = shaken(transformers.ViTMAEForPreTraining(config), but="nothing")  # nor are positions spared
+    theirs = shaken(transformers.ViTMAEForPreTraining(config), but="nothing")  # positions are moved too
     assert theirs.decoder.decoder_pos_embed[0, 0].any()
     theirs.save_pretrained(tmp_path)
     ours = load_huggingface(tmp_path, say=lambda text: None).eval()
@@ -222,14 +222,14 @@ class StandInBlock(nn.Module):
 
 @pytest.fixture(scope="module")
 def reference():
-    """facebookresearch/mae's models_mae, on the stand-in for timm: its own needs an older one."""
+    """facebookresearch/mae's models_mae on the stand-in for timm, because it needs an older timm."""
     with pytest.MonkeyPatch.context() as patch:
         names = ("timm", "timm.models", "timm.models.vision_transformer")
         stand_in = {name: ModuleType(name) for name in names}
         stand_in[names[2]].PatchEmbed, stand_in[names[2]].Block = StandInPatchEmbed, StandInBlock
         for name, module in stand_in.items():
             patch.setitem(sys.modules, name, module)
-        patch.setattr(np, "float", float, raising=False)  # numpy had it then
+        patch.setattr(np, "float", float, raising=False)  # numpy had it at that time
         patch.syspath_prepend(FACEBOOK)
         for name in ("util", "util.pos_embed", "models_mae"):
             patch.delitem(sys.modules, name, raising=False)

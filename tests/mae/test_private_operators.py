@@ -1,4 +1,4 @@
-"""What torch and TensorBoard do not promise is asked for before use: without it, the public way does the same."""
+"""Private parts of torch and TensorBoard are looked for before use; without them, the public way does the same."""
 
 import sys
 from dataclasses import replace
@@ -170,7 +170,7 @@ def by_torch_and_by_hooks(monkeypatch, count) -> tuple[int, int]:
 @pytest.mark.parametrize("recompute", [False, True])
 def test_hooks_count_the_operations_that_torch_counts(recompute, device, decoder, monkeypatch):
     private, public = by_torch_and_by_hooks(monkeypatch, lambda: step_flops(step(4, decoder, recompute), device))
-    tolerance = 0.1 if recompute else 0.01  # on a CPU, torch computes a block's last product again, too
+    tolerance = 0.1 if recompute else 0.01  # on a CPU, torch also recomputes a block's last product
     assert public == pytest.approx(private, rel=tolerance)
 
 

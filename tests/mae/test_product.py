@@ -1,4 +1,4 @@
-"""By which product a CPU computes linear layers: the faster one, which a run then keeps."""
+"""The matrix product with which a CPU computes linear layers: the faster one, which a run then keeps."""
 
 from pathlib import Path
 
@@ -70,7 +70,7 @@ def test_the_first_answer_on_a_machine_stands(first, monkeypatch, tmp_path):
     assert faster_product({Shape(3, 5, 7): 2}) == first
     assert faster_product({Shape(3, 5, 7): 1}) == other
 
-    # another process's, too, which was first by a little
+    # also the answer of another process that was slightly earlier
     place = mae.product._answer_place({Shape(1, 2, 3): 1})
     real = mae.product._keep_answer
     monkeypatch.setattr(mae.product, "_keep_answer", lambda place, answer: (real(place, first), real(place, answer)))
@@ -89,7 +89,7 @@ def test_without_a_place_for_the_answer_it_is_measured(monkeypatch, tmp_path):
 def test_without_a_home_it_is_measured_and_nothing_is_written(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setattr(mae.product.os.path, "expanduser", lambda path: path)  # as for a user whom nobody knows
+    monkeypatch.setattr(mae.product.os.path, "expanduser", lambda path: path)  # as for a user without a home
     monkeypatch.setattr(mae.product, "_measured", lambda shape: {"onednn": 2.0, "blas": 1.0})
     assert faster_product({Shape(3, 5, 7): 2}) == "blas"
     assert not list(tmp_path.iterdir())
@@ -115,7 +115,7 @@ def test_every_linear_layer_of_ours_follows_and_auto_leaves_them(monkeypatch):
     configure_products(model, "auto")
     assert {layer.product for layer in layers} == {"blas"}
 
-    # and the layer does not ask oneDNN then
+    # and the layer then does not call oneDNN
     monkeypatch.setattr(mae.linear, "ONEDNN", None)
     model(torch.zeros(1, 2, 15, 21), 0.75).loss.backward()
 
@@ -136,7 +136,7 @@ def test_both_products_give_one_result_but_for_rounding():
 
 @pytest.fixture
 def choices(monkeypatch) -> list[str]:
-    """What measuring answers, one after the other."""
+    """The answers of the measurement, one after the other."""
     answers = ["blas", "onednn"]
     monkeypatch.setattr(mae.product, "faster_product", lambda shapes: answers.pop(0))
     return answers

@@ -124,7 +124,7 @@ def waves(height: int, width: int) -> Tensor:
 
 @pytest.mark.parametrize(("grid", "patch"), [((5, 7), 4), ((7, 3), 8)])
 def test_perfect_predictions_of_a_slope_are_put_back_in_place(grid, patch, monkeypatch):
-    """Exactly so, were it not for the first guess, which keeps a share."""
+    """They would be exact, but the first guess keeps a share."""
     y, x = torch.meshgrid(torch.linspace(-1, 1, grid[0] * patch), torch.linspace(-2, 1, grid[1] * patch), indexing="ij")
     scene = Scene.of(torch.stack([x, x + y, 0.5 * x - y])[:, None].double(), patch, 0.5)
     assert scene.error(continued(scene, grid, patch)) < 0.3 * scene.error(by_distance(scene, grid))
@@ -152,7 +152,7 @@ def test_perfect_predictions_of_a_smooth_picture_nearly_restore_it():
 
 
 def test_levels_follow_the_picture_they_are_found_for():
-    """Twice the contrast and another brightness in what is visible: the same of what is predicted."""
+    """If visible patches have twice the contrast and another brightness, predicted ones change in the same way."""
     scene = Scene.of(waves(20, 28), 4)
     brighter = scene._replace(patches=2 * scene.patches + 3)
     expected = 2 * continued(scene, (5, 7), 4) + 3

@@ -38,7 +38,7 @@ def test_it_takes_all_parts_and_leaves_nothing(place, opened, monkeypatch, tmp_p
     assert min(found.step, found.validate, found.save, found.finish) > 0
     assert found.memory > 50e6
     assert all(torch.equal(one, other) for one, other in zip(before, stage.model.parameters(), strict=True))
-    assert not list(tmp_path.glob("mae-*"))  # torch has a folder of its own there
+    assert not list(tmp_path.glob("mae-*"))  # torch keeps a folder of its own there
 
 
 def stage_validate(model, epoch):

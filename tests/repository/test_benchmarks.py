@@ -23,8 +23,8 @@ from data.errors import UserError
 from mae.engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from mae.model import mae_from
 
-# The benchmark, and what it starts, each in a process that has torch imported; and the machine itself is measured by a
-# smaller product of matrices.
+# Runs the benchmark and what it starts in processes that have torch already imported, and measures the machine itself
+# by a smaller product of matrices.
 PROGRAM = """
 import runpy, subprocess, sys
 from pathlib import Path
@@ -124,7 +124,7 @@ def test_models_are_asked_about_images_with_faults(world, tmp_path, monkeypatch)
     assert all(auc["One"] == auc["Twice"] for auc in aucs.values()) and result["n"] > result["abnormal"] > 0
     assert all(fault in printed for fault in aucs) and str(tmp_path) not in json.dumps(result["settings"])
 
-    # each fault is another one, on images of any shape
+    # every fault is a different one, on images of any shape
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     faults = import_module("robustness").FAULTS
     assert faults.keys() == aucs.keys()
@@ -154,7 +154,7 @@ def test_heatmaps_are_judged_against_what_does_not_look(world, tmp_path):
     winner = result["winners"]["vit"]
     assert winner["score"] == max(winner["means"].values()) and not {"gaussian", "random"} & winner["means"].keys()
 
-    # what was measured before is decided upon again
+    # the decision is made again from the earlier measurements
     earlier = (tmp_path / "out.json").rename(tmp_path / "earlier.json")
     again, _ = measure("heatmaps", tmp_path, "--measured", earlier)
     assert again["runs"] == result["runs"] and again["winners"] == result["winners"]
@@ -179,7 +179,7 @@ def test_pretrain_step_compares_speed_and_memory(tmp_path):
 
 
 def refused_by_cuda_sh(folder: Path, python: str | Path) -> str:
-    """The one line in which it refuses to run with this Python."""
+    """The one line in which cuda.sh refuses to run with this Python."""
     done = subprocess.run(
         ["bash", str(ROOT / "benchmarks/cuda.sh"), str(folder / "out")],
         capture_output=True,
@@ -209,7 +209,7 @@ def test_without_torch_cuda_sh_says_so_in_one_line(tmp_path):
 @pytest.mark.slow  # 45 s: make test-slow
 @pytest.mark.skipif(find_spec("transformers") is None, reason="transformers, which ours is compared with, is missing")
 def test_cuda_sh_records_a_part_that_fails_and_goes_on(tmp_path, monkeypatch):
-    """The parts on a CPU, in small; its tests, which this suite runs in any case, are ended by their limit."""
+    """The parts on a CPU, at small size. A time limit ends its tests, which this suite runs in any case."""
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     parts = import_module("cuda_parts")
     whole = parts.parts_for(tmp_path, "cpu", None, [])

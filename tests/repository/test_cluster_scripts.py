@@ -19,7 +19,7 @@ SCRIPTS = [block for block in re.findall(r"```bash\n(.*?)```", PAGE, re.S) if bl
 pytestmark = pytest.mark.skipif(not shutil.which("bash"), reason="bash is not here")
 NODES = "n1\nn2"
 
-# what stands for Slurm's: srun starts each task with its number, and fails as its tasks do
+# stand-ins for Slurm's programs: srun starts each task with its number, and fails as its tasks do
 SRUN = """#!/bin/bash
 for SLURM_PROCID in $(seq 0 $((SLURM_NTASKS - 1))); do
     export SLURM_PROCID SLURM_LOCALID=$((SLURM_PROCID % 2))

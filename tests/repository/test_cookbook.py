@@ -22,7 +22,7 @@ IMAGES = 400  # labelled ones, which budgets are shares of
 
 @pytest.fixture(autouse=True)
 def weights(tmp_path, monkeypatch) -> None:
-    """What the recipes read from the environment, in small; and the files that they name lie in the working folder."""
+    """Small versions of what the recipes read from the environment; files that they name lie in the working folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("VIT_MAE_BASE", str(folder_of(tiny(), tmp_path / "vit")))
     monkeypatch.setenv("RESNET18", str(pth(tmp_path / "resnet18.pth", torchvision_weights())))

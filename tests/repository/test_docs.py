@@ -12,7 +12,7 @@ from mae.recipes import RECIPES, recipe_for
 PAGES = [Path(name) for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
 PAGES += sorted(path.relative_to(ROOT) for path in ROOT.glob("docs/*.md"))
 MAP = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
-# in backticks: a file or folder of the repository, which other such words (run folders, settings) do not look like
+# in backticks: a file or folder of the repository; other words in backticks (run folders, settings) look different
 NAMED = re.findall(r"`((?:data|mae|classify|tests|docs|configs|benchmarks)/[\w./]*|[\w.]+\.(?:cfg|toml))`", MAP)
 LINK = re.compile(r"\]\(([^)]+)\)")
 
@@ -59,7 +59,7 @@ def test_links_lead_somewhere(page):
 
 
 def anchors(page: Path) -> set[str]:
-    """What a page's headings are called in a link."""
+    """A page's headings, as links name them."""
     headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.M)
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 

@@ -1,4 +1,4 @@
-"""A user's file of our packages' names is told in one line: by commands of an installed wheel, and by `import mae`."""
+"""A user's file that is named like our packages is reported in one line: by installed commands and by `import mae`."""
 
 import os
 import subprocess
@@ -30,7 +30,7 @@ def put(folder: Path, name: str) -> Path:
 
 
 def run(installed: Path, folder: Path, code: str, *words: str, way: str = "cwd") -> subprocess.CompletedProcess[str]:
-    """Python with the wheel installed, in a user's folder; way: how that is searched first."""
+    """Python with the wheel installed, in a user's folder; way: how Python comes to search that folder first."""
     environment = os.environ | {"PYTHONPATH": str(installed)}
     if way == "PYTHONPATH":  # as a console script has it, whose own folder comes first
         environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), str(installed)]), "PYTHONSAFEPATH": "1"}

@@ -48,7 +48,7 @@ def test_tables_are_made_of_predictions_alone_and_prose_stays(page, tmp_path, mo
         with pytest.raises(SystemExit, match=kind):
             page.filled(f"<!-- made of mine: {kind} -->\n<!-- end -->")
 
-    # what was changed is no source of numbers
+    # changed predictions are no source of numbers
     page.comparison_of.cache_clear()
     changed = next((tmp_path / "unpacked").rglob("*.csv"))
     changed.write_text(changed.read_text().replace(",0.", ",0.9", 1))

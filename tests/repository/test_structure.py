@@ -114,7 +114,7 @@ def place_in_classify(name: str) -> int | None:
 
 
 def circles(graph: dict[str, set[str]]) -> list[set[str]]:
-    """Groups of modules each of which reaches all others of its group."""
+    """Groups of modules in which each module reaches all the others."""
 
     def reached(start: str) -> set[str]:
         found, todo = set(), [start]
@@ -203,7 +203,7 @@ def test_one_module_decides_what_may_be_shown():
 
 
 def test_files_are_written_by_one_writer():
-    """Only what grows by a line at a time, locks, and a folder that is renamed when it is complete are written to."""
+    """Other modules write only to files that grow line by line, locks, and folders that are renamed when complete."""
     elsewhere = {"data/writing.py", "data/phantom.py"}
     for room in ROOMS:
         for path in files(room):

@@ -10,7 +10,7 @@ from checkout import ROOT
 
 PAGE = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")
 MESSAGES = re.findall(r"^\| `(.+?)` \|", PAGE, re.M)
-GAP = "…"  # in the page what is the user's, in the code what is filled in
+GAP = "…"  # on the page the user's own values, in the code the values filled in
 
 
 @cache

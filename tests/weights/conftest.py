@@ -13,7 +13,7 @@ from mae.pretrain import pretrain
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> Path:
-    """A pretraining from a reference file (CC BY-NC), which is gone since, and two fine-tunings of it."""
+    """A pretraining from a reference file (CC BY-NC) that has since been deleted, and two fine-tunings of it."""
     root = tmp_path_factory.mktemp("runs")
     file = reference_file(root / "mae.pth", with_decoder(timm_weights(grid=2)))
     config = from_weights(root, file, {"model.heads": HEADS, "model.decoder_heads": 2})

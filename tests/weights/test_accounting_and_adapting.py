@@ -136,7 +136,7 @@ def test_positions_are_interpolated_to_rectangles(rows, columns):
     assert model.encoder.positions.equal(expected.flatten(2).transpose(1, 2)[0])
     assert model.encoder(random(1, 3, *size)).shape == (1, 1 + rows * columns, WIDTH)
 
-    # of as many patches it might have been the file's own grid (timm 2737)
+    # with as many patches, it might have been the file's own grid (timm 2737)
     guess = f"a grid of 4 x 4 patches, which are as many as {rows} x {columns}"
     assert (guess in model.report.assumed) == (rows * columns == 16)
 

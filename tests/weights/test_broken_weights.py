@@ -48,9 +48,9 @@ class Case:
     path: Path
     random: Random
     weights: dict[Any, Any]  # of the file, as they will be written
-    meant: dict[str, Tensor]  # what a network of these must compute with
+    meant: dict[str, Tensor]  # the tensors that a network of these must compute with
     features: Callable[[dict[str, Tensor]], Tensor]
-    what: str = ""  # was broken
+    what: str = ""  # what was broken
 
     def pick(self) -> str:
         return self.random.choice([name for name in self.weights if isinstance(name, str)])
@@ -65,7 +65,7 @@ def timm_expected(weights: dict[str, Tensor]) -> Tensor:
 
 
 def of_tiny(weights: dict[str, Tensor]) -> Tensor:
-    """Of a folder: our own network with the weights under transformers' names, one by one."""
+    """Features of a folder: our own network, given the weights under transformers' names one by one."""
     model = tiny()
     with torch.no_grad():
         own = model.encoder
@@ -105,7 +105,7 @@ def whole(number: int, root: Path, folder: dict[str, Tensor]) -> Case:
 
 
 def write(case: Case) -> None:
-    """As programs write it: a pickle in either format, or safetensors where the content allows it."""
+    """Write it as programs do: a pickle in either format, or safetensors where the content allows it."""
     content = {"model": case.weights} if case.kind == "reference" else case.weights
     path = case.path
     if case.kind == "folder":
@@ -168,7 +168,7 @@ def spoil(case: Case) -> None:
 
 
 def wrap(case: Case) -> None:
-    """This is no breaking: the weights are the same."""
+    """This breaks nothing: the weights are the same."""
     for _ in range(case.random.randint(1, 3)):
         prefix = case.random.choice(["module.", "_orig_mod.", "model.", "encoder.", EVIL + "."])
         case.weights = {f"{prefix}{name}": tensor for name, tensor in case.weights.items()}
@@ -195,7 +195,7 @@ def no_numbers(case: Case) -> None:
 
 
 def twice(case: Case) -> None:
-    """The same tensor under two names that mean the same, or another one."""
+    """The same tensor under two names that mean the same, or another tensor under the second name."""
     name = case.pick()
     again = case.random.choice(
         [f"module.{name}", f"_orig_mod.{name}", name.replace(".", "._orig_mod.", 1), f"other.{name}"]
@@ -211,7 +211,7 @@ def twice(case: Case) -> None:
 
 
 def other_family(case: Case) -> None:
-    """Networks that are no plain Vision Transformer, as far as names tell."""
+    """Networks that are no plain Vision Transformers, as far as their names tell."""
     three, vector, matrix = torch.ones(12, 3, 4, 4), torch.ones(12), torch.ones(12, 12)
     timm = timm_weights()
     families = {

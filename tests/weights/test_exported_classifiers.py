@@ -98,7 +98,7 @@ def test_either_transformers_gives_our_calibrated_probability(version, exported,
         found = said[str(each.folder)]
         assert (found["class"], found["wrong"]) == (KINDS[name][0], 0)
         np.testing.assert_allclose(found["probabilities"], each.probabilities, rtol=0, atol=1e-5, err_msg=name)
-        assert np.ptp(each.probabilities) > 1e-4, name  # it looks at them
+        assert np.ptp(each.probabilities) > 1e-4, name  # it looks at the images
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -171,7 +171,7 @@ def code_of(folder: Path) -> str:
 
 
 def expect_refused(folder: Path, place: Path) -> None:
-    """A picture of 16 bits is not taken for one of 8 by the code in the README."""
+    """The code in the README does not take a 16-bit picture for an 8-bit one."""
     Image.fromarray(np.arange(144, dtype=np.uint16).reshape(12, 12) * 400).save(place / "deep.png")
     with pytest.raises(SystemExit, match=r"deep.png: more than 8 bits"):
         printed_by(code_of(folder), place / "deep.png", folder=folder)
@@ -179,7 +179,7 @@ def expect_refused(folder: Path, place: Path) -> None:
 
 @pytest.mark.parametrize("name", ["mean", "resnet18-probe"])
 def test_a_readmes_code_gives_our_answer(name, exported, tmp_path):
-    """On an image of the model's size: others are resized as test_exported_preprocessing holds."""
+    """For images of the model's size; test_exported_preprocessing tests how others are resized."""
     pytest.importorskip("transformers")
     each = exported[name]
     size = tuple(each.images.shape[2:])

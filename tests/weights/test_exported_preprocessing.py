@@ -16,8 +16,8 @@ from data.images import fit_image
 from mae.engine.checkpoint import Checkpoint, save_checkpoint
 from mae.weights import save_encoder, save_huggingface
 
-# Mean difference in grey levels on the images below, which have fine noise. Ours first takes means of blocks where an
-# image is reduced by much, which Lanczos alone does not; bilinear is off by 2.3 to 9.6.
+# Mean difference in grey levels on the images below, which have fine noise. If an image is reduced by much, ours first
+# takes means of blocks, and Lanczos alone does not; bilinear is off by 2.3 to 9.6.
 TOLERANCE = 1.3
 SHAPES = ((97, 203), (64, 64), (150, 90), (512, 640), (1025, 900))
 SIDE = 32
@@ -77,7 +77,7 @@ def test_what_the_readme_says_makes_pad_and_crop_the_same(size, resize, shape, t
 
 @pytest.mark.parametrize("shape", [(64, 64), (512, 640), (97, 203)])
 def test_a_square_crop_is_said_to_transformers_too(shape, tmp_path):
-    """It rounds where the crop begins: off by up to a pixel of the result, where stretching would be another image."""
+    """It rounds where the crop begins, so it is off by up to a pixel of the result. Stretching gives another image."""
     folder, image = exported("crop", tmp_path), image_of(*shape)
     ours = fit_image(image, SIDE, "crop")
     seen = seen_by_transformers(folder, Image.fromarray(image))

@@ -38,7 +38,7 @@ def test_weights_are_written_however_they_lie_in_memory(tmp_path):
         if parameter.ndim == 2:
             parameter.data = parameter.data.t().contiguous().t()  # not contiguous (safetensors 469)
     one, other = model.encoder.blocks[0].norm1, model.encoder.blocks[0].norm2
-    one.weight.data = other.weight.data  # of one memory
+    one.weight.data = other.weight.data  # sharing memory
     assert same(model, load_huggingface(folder_of(model, tmp_path), say=quiet))
 
 

@@ -1,4 +1,4 @@
-"""Laws of licences: as a folder names it, it goes through load, checkpoint and export, and is nothing but a name."""
+"""Laws of licences: the name that a folder gives goes through load, checkpoint and export, and is only a name."""
 
 import json
 from pathlib import Path
@@ -34,7 +34,7 @@ FIRST_LINES = (
 
 
 def front_of(folder: Path) -> dict:
-    """What a reader of YAML finds between a README's first two lines of dashes."""
+    """What a YAML parser finds between a README's first two lines of dashes."""
     start, front, rest = (folder / "README.md").read_text(encoding="utf-8").split("---\n", 2)
     assert start == "" and rest
     return yaml.safe_load(front)
@@ -80,7 +80,7 @@ def test_a_licence_with_a_name_of_its_own_goes_there_and_back(fields, tmp_path):
     assert {name: written[name] for name in fields} == fields
     assert load_huggingface(back, quiet).report.license == model.report.license
     for text in fields.values():
-        assert text in (back / "README.md").read_text().split("---\n", 2)[2]  # a reader's eyes find it too
+        assert text in (back / "README.md").read_text().split("---\n", 2)[2]  # a human reader finds it too
 
 
 def test_it_goes_through_pretraining_fine_tuning_and_export(tmp_path):
@@ -105,7 +105,7 @@ def test_a_folder_of_timm_has_them_too(tmp_path):
 @pytest.mark.parametrize(
     ("front", "expected"),
     {
-        "license: Name: with a colon": "Name: with a colon",  # no YAML, and what it says is clear
+        "license: Name: with a colon": "Name: with a colon",  # not YAML, but its meaning is clear
         "license: 'a\n\n  library_name: evil'": "a library_name: evil",
         'license: "mit\\nlicense_link: evil\\n---\\n# Heading"': "mit license_link: evil --- # Heading",
         'license: "\\e[2Jmit\\a"': "\\x1b[2Jmit\\x07",

@@ -36,7 +36,7 @@ from mae.engine.optim import seeded
 
 @pytest.fixture
 def wide(monkeypatch):
-    """ResNets are as wide as published ones, which those of other tests are not."""
+    """ResNets are as wide as published ones; those of other tests are not."""
     monkeypatch.setattr(classify.models.resnet, "WIDTH", 64)
 
 
@@ -61,7 +61,7 @@ def begun(config, say=quiet) -> ResNet:
 
 
 def features(model: ResNet, images: Tensor) -> Tensor:
-    """What the head is given of 8-bit images, in 64 bits."""
+    """What the head receives for 8-bit images, in 64 bits."""
     model = model.double()
     seen = []
     model.fc.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
@@ -207,7 +207,7 @@ def test_every_tensor_is_accounted_for(tmp_path, published):
     config = resnet_config(tmp_path, published)
     begun(config, said.append)
     [text] = said
-    assert "119 tensors loaded" in text  # 122, but for the adapted kernel and the head
+    assert "119 tensors loaded" in text  # 122 without the adapted kernel and the head
     assert "adapted: conv1.weight: 3 channels and their standardisation → grey, exactly" in text
     assert "missing, left at fresh initialisation: fc.weight, fc.bias" in text
     assert "unexpected, not used: fc.weight, fc.bias" in text
@@ -245,7 +245,7 @@ def test_a_published_file_is_known_by_content_and_a_name_that_its_content_is_not
     assert "assumed" not in said[1]
     assert "BSD-3-Clause" in said[1]
 
-    # without either, the licence is not known and the statistics are ImageNet's because that is usual
+    # without either, the licence is unknown, and the statistics are ImageNet's because that is usual
     begun(resnet_config(tmp_path, pth(tmp_path / "mine.pth", torchvision_weights(seed=1))), said.append)
     assert "licence unknown" in said[2]
     assert "of the pixels, ImageNet's; finetune.init_mean and init_std say others" in said[2]
@@ -347,12 +347,12 @@ def test_a_run_from_weights_has_the_pretrained_rates_and_says_what_it_owes(tmp_p
     assert best.meta["seen_elsewhere"] is True
     assert best.meta["pretrained_from"] == str(published)
     assert best.meta["license"]["license"] == "other"
-    assert best.config.finetune.stem == "imagenet"  # of 12 pixels, where auto would be small
+    assert best.config.finetune.stem == "imagenet"  # at 12 pixels, auto would be small
     choice = optimizer_choice(config.finetune, pretrained=True)
     scales = {group["lr_scale"] for group in load_checkpoint(folder / "last.pt").optimizer["param_groups"]}
     assert scales == {choice.layer_decay**power for power in range(6)}
 
-    # continued by the same weights alone, and evaluated without them
+    # only the same weights continue it, and evaluation needs none
     finetune(config)
     pth(published.with_name("other.pth"), torchvision_weights(seed=1))
     other = published.with_name("other.pth").read_bytes()
@@ -423,7 +423,7 @@ def test_a_probe_does_not_depend_on_the_features_scale(tmp_path):
 
 
 def scale_features(model: ResNet, factor: float) -> None:
-    """Make what the trunk computes larger by a factor."""
+    """Scale what the trunk computes by a factor."""
     first, last = model.layer4
     with torch.no_grad():
         for norm in (first.bn2, first.downsample[1], last.bn2):

@@ -36,7 +36,7 @@ SMALL = HEADS_OF_BOTH | {"model.decoder_width": 8, "model.decoder_depth": 1}  # 
 
 
 def features(config) -> Tensor:
-    """What the model that a config begins from makes of 8-bit grey images, as a run would build it."""
+    """Features of 8-bit grey images by the model that a config begins from, built as a run would build it."""
     start = starting_point(config, quiet)
     model = mae_from(start.config.model, start.config.data.image_size).eval()
     load_weights(model, start)
@@ -45,7 +45,7 @@ def features(config) -> Tensor:
 
 
 def expected(weights: dict[str, Tensor], mean, std) -> Tensor:
-    """What timm makes of the same images, standardised by these."""
+    """What timm computes from the same images, standardised by these."""
     channels = weights["patch_embed.proj.weight"].shape[1]
     mean, std = (torch.tensor(value).reshape(-1, 1, 1) for value in (mean, std))
     return timm_features(weights, ((grey() / 255).expand(-1, channels, -1, -1) - mean) / std)

@@ -74,7 +74,7 @@ def test_positions_without_the_class_tokens_go_to_another_grid():
 
 
 def test_positions_that_may_be_of_two_grids_are_refused_unless_the_folder_says(tmp_path):
-    """Ten are those of 2 x 5 patches, or of 3 x 3 and the class token: the other reading would be wrong in silence."""
+    """Ten positions fit 2 x 5 patches, or 3 x 3 and the class token: the wrong reading would go unnoticed."""
     weights, twin = without_class_position(2, 5)
     wish = {"say": quiet, "heads": HEADS, "image_size": (8, 20)}
     with pytest.raises(UserError, match="found 10 positions, which a class token and 3 x 3 patches have, or 2 x 5 "):
@@ -113,7 +113,7 @@ def test_timm_files_of_every_kind(tmp_path):
 
 @pytest.mark.parametrize("core", ["numpy._core", "numpy.core"])
 def test_what_a_trainer_kept_as_numpys_is_no_hindrance(core, tmp_path):
-    state = np.random.RandomState(0).get_state()  # as trainers keep it, to go on
+    state = np.random.RandomState(0).get_state()  # as trainers keep it, to resume
     others = {"best": np.float64(0.5), "epoch": np.int64(3), "classes": np.array([1, 2, 3]), "random": state}
     path = reference_file(tmp_path / "a.pth", timm_weights(), **others)
     if core == "numpy.core":  # what numpy 1 wrote

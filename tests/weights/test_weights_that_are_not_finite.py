@@ -23,7 +23,7 @@ BAD = (float("nan"), float("inf"), -float("inf"))
 
 
 def spoiled(tensors: dict, name: str, value: float) -> dict:
-    """A copy with one number of one tensor changed, the last."""
+    """A copy with the last number of one tensor changed."""
     tensors = {each: tensor.clone() for each, tensor in tensors.items()}
     tensors[name].view(-1)[-1] = value
     return tensors
@@ -78,7 +78,7 @@ def test_a_number_too_large_for_float32_is_infinite_there():
 
 
 def test_what_is_not_of_the_model_may_be_infinite():
-    """As the best value of a metric is, before there is one."""
+    """For example the best value of a metric, before there is one."""
     weights = {f"model.{name}": tensor for name, tensor in timm_weights().items()}
     assert load_timm(weights | {"best.min_value": torch.tensor(float("inf"))}, quiet, heads=HEADS).report.loaded
 

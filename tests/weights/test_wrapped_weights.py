@@ -47,7 +47,7 @@ def wrapped(*names: str) -> Change:
 
 
 def held(holder: str, every: int) -> Change:
-    """The name of a holder inside the names, as where single blocks are compiled or sharded."""
+    """Put the name of a holder inside the names, as when single blocks are compiled or sharded."""
 
     def change(weights: dict[str, Tensor]) -> dict[str, Tensor]:
         names = {}
@@ -76,7 +76,7 @@ def ways() -> Iterator:
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory) -> dict[str, tuple[dict[str, Tensor], Callable]]:
-    """For each program: the weights of a model, and what reads them."""
+    """For each program: the weights of a model, and the function that reads them."""
     root = tmp_path_factory.mktemp("plain")
     return {
         "timm": (with_decoder(timm_weights()), load_timm),
@@ -179,6 +179,6 @@ def test_the_last_norm_is_one_of_the_weights():
 
 
 def test_names_of_a_path_are_kept(tmp_path: Path):
-    """What stands beside the model is named by the way to it."""
+    """Entries beside the model are named by the path to them."""
     torch.save({"a": {"b": timm_weights(), "c": 1}, "d": 2}, tmp_path / "x.pth")
     assert {"a.c", "d"} <= set(load_timm(tmp_path / "x.pth", quiet, heads=HEADS).report.unexpected)

@@ -140,14 +140,14 @@ def damage(data: bytearray, rng: random.Random, files: dict[str, bytes]) -> None
 
 
 def edited(whole: bytes, rng: random.Random) -> bytes:
-    """A well-formed DICOM of which one to three elements are missing, or hold something else."""
+    """A well-formed DICOM in which one to three elements are missing or hold something else."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pydicom's, of what is done here
+        warnings.simplefilter("ignore")  # pydicom warns of what is done here
         return _edited(pydicom.dcmread(BytesIO(whole)), rng) or whole[: rng.randrange(len(whole))]
 
 
 def _edited(image: FileDataset, rng: random.Random) -> bytes | None:
-    """None where not even pydicom writes it."""
+    """None if not even pydicom can write it."""
     for _ in range(rng.randint(1, 3)):
         dataset = rng.choice((image, image, image, image.file_meta))
         tag = rng.choice(sorted(dataset.keys()))

@@ -1,6 +1,6 @@
-"""Reading that kills its process, as the kernel does where memory runs out: once for a file, or always.
+"""Reading that kills its process, as the kernel does when memory runs out: once for a file, or always.
 
-A module of its own, since the processes that read import it.
+A module of its own, because the processes that read import it.
 """
 
 import os
@@ -14,7 +14,7 @@ ALWAYS, ONCE = b"kills always", b"kills once"
 
 
 def read_or_die(images, chunk, *how):
-    """`decode_rows`, which a file that ends in one of these words kills; once: a trace beside it tells that it has."""
+    """`decode_rows`, killed by a file that ends in one of these words; after `ONCE`, a trace beside it says so."""
     for _, path, *_ in chunk:
         die_of(path)
     return decode_rows(images, chunk, *how)
@@ -36,7 +36,7 @@ def die_of(path: str) -> None:
 
 
 def die() -> None:
-    """A process that begins so is gone at once."""
+    """A process that begins with this ends at once."""
     os._exit(1)
 
 

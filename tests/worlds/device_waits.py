@@ -1,4 +1,4 @@
-"""Whatever makes the host wait for its device: found on a GPU by CUDA itself, on a CPU by the operations asked for."""
+"""Finds what makes the host wait for its device: on a GPU by CUDA itself, on a CPU by the operations called."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-# what needs a value, or how many there are, before it can go on
+# operations that need a value, or a number of values, before they can go on
 VALUES = {
     "aten::_local_scalar_dense",
     "aten::nonzero",
@@ -41,7 +41,7 @@ class _NoWaits(TorchDispatchMode):
 
 
 class _NoLists(TorchFunctionMode):
-    """What is made of Python's numbers has to be copied to a GPU from memory that is not pinned, which waits."""
+    """A tensor made of Python numbers is copied to a GPU from memory that is not pinned, and that copy waits."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if function in (torch.tensor, torch.as_tensor):
@@ -51,7 +51,7 @@ class _NoLists(TorchFunctionMode):
 
 @contextmanager
 def no_waits(device: torch.device) -> Iterator[None]:
-    """An error where the host waits for the device inside."""
+    """Raise an error if the code inside makes the host wait for the device."""
     if device.type != "cuda":
         with _NoLists(), _NoWaits():
             yield

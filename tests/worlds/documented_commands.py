@@ -1,4 +1,4 @@
-"""Commands as documents have them, each run in small: what a reader is told to type, and what it prints."""
+"""The commands of the documentation, each run at small size: what a reader is told to type, and what it prints."""
 
 import re
 import shlex
@@ -32,14 +32,14 @@ MAINS = {
 }
 SMALL = [
     *("precision=fp32", "data.image_size=16", "data.phantom.images=60", "model.preset=vit_tiny_patch16"),
-    *("threads=1", "product=onednn"),  # which product is faster is found out by tests of just that
+    *("threads=1", "product=onednn"),  # only its own tests measure which product is faster
     *("model.patch_size=8", "model.width=24", "model.depth=1", "model.heads=3", "model.decoder_width=16"),
     *("model.decoder_depth=1", "model.decoder_heads=2", "pretrain.epochs=1", "pretrain.batch_size=16"),
     *("finetune.epochs=1", "finetune.batch_size=16"),
 ]
 
 MAKE_DEMO = ["make", "demo"]
-PLACES = {"MIMIC_CXR_ROOT": "mimic", "VIT_MAE_BASE": "runs/demo-hf"}  # what stands for what nobody may ship
+PLACES = {"MIMIC_CXR_ROOT": "mimic", "VIT_MAE_BASE": "runs/demo-hf"}  # stand-ins for what nobody may ship
 
 
 class Ran(NamedTuple):
@@ -99,7 +99,7 @@ def write_what_readers_have(root: Path) -> None:
 
 def in_small(name: str, words: list[str]) -> list[str]:
     """A command's words, with sizes at which it takes seconds."""
-    if name == "mae-predict":  # of a run whose name has 5 % of the labels in it
+    if name == "mae-predict":  # the run is named after its number of labels, 5 % of all
         return [word.replace("-n206-", "-n10-") for word in words]
     if name in ("mae-embed", "mae-evaluate", "mae-export", "mae-reconstruct", "mae-report"):
         return words
@@ -109,7 +109,7 @@ def in_small(name: str, words: list[str]) -> list[str]:
 
 
 def run_in_small(lines: list[list[str]], root: Path, patch: pytest.MonkeyPatch) -> list[Ran]:
-    """Run commands in order, in the working folder `root`; each must succeed. What is none of ours is passed over."""
+    """Run commands in order, in the working folder `root`; each must succeed. Other programs are skipped."""
     ran = []
     for name, *words in [step for line in lines for step in (steps_of_demo() if line == MAKE_DEMO else [line])]:
         if name == "export":
@@ -117,7 +117,7 @@ def run_in_small(lines: list[list[str]], root: Path, patch: pytest.MonkeyPatch) 
             patch.setenv(variable, str(root / PLACES[variable]))
         if name in MAINS:
             outcome = call(MAINS[name], *in_small(name, words))
-            passes = (0, 1) if "--overfit" in words else (0,)  # one epoch is too short to pass, which 1 says
+            passes = (0, 1) if "--overfit" in words else (0,)  # one epoch is too short to pass: exit code 1
             assert outcome.code in passes, f"{name} {words}: {outcome.err}"
             ran.append(Ran(name, outcome.out + outcome.err))
     return ran

@@ -1,4 +1,4 @@
-"""ResNets as other programs keep them, with no weight at zero or one, and what these programs make of an image."""
+"""ResNets as other programs keep them, with no weight at zero or one, and what these programs compute from an image."""
 
 from collections import OrderedDict
 from pathlib import Path
@@ -94,7 +94,7 @@ def torchvision_features(weights: dict[str, Tensor], images: Tensor) -> Tensor:
 
 
 def older(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """As files from before torch 0.4.1 have it: parameters, and no counts of batches."""
+    """As in files from before torch 0.4.1: parameters, and no counts of batches."""
     kept = OrderedDict()
     for name, tensor in weights.items():
         if not name.endswith("num_batches_tracked"):
@@ -113,7 +113,7 @@ def pth(path: Path, content: object, legacy: bool = False) -> Path:
 
 
 def replicated(grey: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Grey levels (b 1 h w) of 8 bits in as many channels as there are means, each standardised by its own."""
+    """8-bit grey levels (b 1 h w), repeated to one channel per mean, each standardised by its own mean and std."""
     return (grey.double() / 255 - mean.double()[:, None, None]) / std.double()[:, None, None]
 
 

@@ -76,7 +76,7 @@ def timm_weights(grid: int = 3, channels: int = 3, seed: int = 0) -> dict[str, T
 
 
 def timm_features(weights: dict[str, Tensor], images: Tensor, norm: str = "norm") -> Tensor:
-    """What a timm ViT makes of standardised images (b c h w): tokens (b 1+n d)."""
+    """What a timm ViT computes from standardised images (b c h w): tokens (b 1+n d)."""
 
     def linear(name: str, x: Tensor) -> Tensor:
         return F.linear(x, weights[f"{name}.weight"], weights[f"{name}.bias"])
@@ -97,7 +97,7 @@ def timm_features(weights: dict[str, Tensor], images: Tensor, norm: str = "norm"
 
 
 def with_decoder(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The names facebookresearch/mae adds in pretraining; the head goes."""
+    """The weights with the names that facebookresearch/mae adds in pretraining, and without the head."""
     width, found = MODEL["decoder_width"], {n: t for n, t in weights.items() if not n.startswith("head.")}
     shapes = {"decoder_embed": (width, WIDTH), "decoder_norm": (width,), "decoder_pred": (3 * PATCH * PATCH, width)}
     blocks = {"attn.qkv": (3 * width, width), "attn.proj": (width, width), "norm1": (width,), "norm2": (width,)}
@@ -117,7 +117,7 @@ def reference_file(path: Path, weights: dict[str, Tensor], **others) -> Path:
 
 
 def from_weights(root: Path, init: Path, changes: dict | None = None, **settings) -> ClassifyConfig:
-    """tiny_config with weights to begin from, sizes left out."""
+    """tiny_config with weights to begin from, and without model sizes."""
     config = tiny_config(root, pretrain__epochs=1, finetune__epochs=1, **settings)
     null = {f"model.{name}": None for name in MODEL}
     return change_config(config, null | {"model.init": str(init)} | (changes or {}))

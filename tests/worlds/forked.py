@@ -1,8 +1,8 @@
-"""Python programs as real processes that begin with torch imported: forked from a server that has done nothing else.
+"""Python programs as real processes with torch already imported: forked from a server that has done nothing else.
 
-Importing torch and what goes with it takes longer than most of what tests do with it. A program that is forked has a
-process, a session, signals and an end of its own; this checkout's packages are imported too. What depends on how
-Python starts (a locale, an environment that libraries read as they are imported) is started by `subprocess` instead.
+Importing torch and its dependencies takes longer than most of what tests do with them. A forked program has a process,
+a session, signals and an end of its own. This checkout's packages are imported too. Tests that depend on how Python
+starts (a locale, an environment that libraries read on import) use `subprocess` instead.
 """
 
 import contextlib
@@ -25,17 +25,17 @@ from checkout import in_checkout
 
 from data.cli import leave
 
-# our packages and what they import, and nothing that starts a thread
+# our packages and what they import, but nothing that starts a thread
 LOADED = ["torch", "torch.utils.tensorboard", "torch.export", "torch._dynamo", "safetensors.torch", "einops"]
 LOADED += ["pandas", "scipy.stats", "sklearn.linear_model", "sklearn.metrics", "sklearn.pipeline", "pydantic.main"]
 LOADED += ["matplotlib.figure", "matplotlib.backends.backend_agg", "PIL.ImageDraw", "PIL.ImageOps", "yaml"]
 LOADED += ["data.cli", "data.preparation", "mae.cli", "mae.pretrain", "mae.engine.loop"]
 LOADED += ["classify.cli", "classify.compare", "classify.evaluate", "classify.finetune"]
-PLACE = "FORKED_FROM"  # the environment's word for the server's socket
+PLACE = "FORKED_FROM"  # the environment variable that names the server's socket
 
 
 class Forked:
-    """Such a process, as `subprocess.Popen` would show it: text on two pipes, and nothing to read."""
+    """Such a process, with the interface of `subprocess.Popen`: text on two pipes, and an empty stdin."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class Forked:
         start_new_session: bool = False,
         **environment: str,
     ):
-        """program: code as of `python -c`, or the path of a script; environment: what it has more than this one."""
+        """program: code as for `python -c`, or the path of a script; environment: variables added to this one's."""
         out, err, end = os.pipe(), os.pipe(), os.pipe()
         server = _server()
         task = {
@@ -62,7 +62,7 @@ class Forked:
         self.stdout: IO[str] = os.fdopen(out[0], encoding="utf-8")
         self.stderr: IO[str] = os.fdopen(err[0], encoding="utf-8")
         self.returncode: int | None = None
-        self._end = end[0]  # the server writes there what has become of it
+        self._end = end[0]  # the server writes the exit code there
 
     def poll(self) -> int | None:
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -79,7 +79,7 @@ class Forked:
         return self.returncode
 
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
-        """All of its output, once the last process that holds it has ended."""
+        """All of its output, once the last process that holds the pipes has ended."""
         found: dict[str, str] = {}
         readers = [
             threading.Thread(target=lambda name=name: found.update({name: getattr(self, name).read()}), daemon=True)
@@ -105,7 +105,7 @@ class Forked:
 
 
 def run(program: "str | Path", *words: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """The program from its beginning to its end."""
+    """Run the program from its beginning to its end."""
     process = Forked(program, *words, cwd=cwd)
     out, err = process.communicate(timeout=240)
     return subprocess.CompletedProcess([str(program), *map(str, words)], process.returncode, out, err)
@@ -124,7 +124,7 @@ class _Server:
         self.socket.connect(f"\0{self.place}")
 
     def _start(self) -> str:
-        """A server; returns the name of the socket on which it listens already."""
+        """Start a server; returns the name of the socket, on which it already listens."""
         name = f"mae-tests-{os.getpid()}"
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening:
             listening.bind(f"\0{name}")
@@ -136,7 +136,7 @@ class _Server:
         return name
 
     def fork(self, task: dict, handles: list[int]) -> int:
-        """The number of the new process, whose output, errors and end go to these handles."""
+        """Returns the new process's id; its output, errors and exit code go to these handles."""
         socket.send_fds(self.socket, [json.dumps(task).encode()], handles)
         return int(self.socket.recv(20))
 
@@ -147,7 +147,7 @@ def _server() -> _Server:
 
 
 def serve_all_below() -> None:
-    """Start the server now, for this process and those that it starts: each would otherwise start one of its own."""
+    """Start the server now, for this process and those that it starts; otherwise each would start its own."""
     os.environ[PLACE] = _server().place
 
 
@@ -155,15 +155,15 @@ def serve_all_below() -> None:
 
 
 def serve(handle: int) -> "str | CodeType":
-    """Fork for every task that arrives; returns, in the forked process alone, the code that is to be run there."""
+    """Fork for every task that arrives. Returns in the forked process alone, with the code to run there."""
     for name in LOADED:
         __import__(name)
     os.fsync = lambda handle: None  # as in tests/conftest.py
-    gc.freeze()  # no collection touches what all share
+    gc.freeze()  # no garbage collection touches the shared memory
 
     listening = socket.socket(fileno=handle)
     clients: dict[int, socket.socket] = {}  # the first is the test's process
-    alive: dict[int, tuple[int, int]] = {}  # a process's handle: its number, and whom to tell of its end
+    alive: dict[int, tuple[int, int]] = {}  # a process's handle → its id, and the handle that is told its end
     poll = select.poll()
     poll.register(listening, select.POLLIN)
     while True:
@@ -229,9 +229,9 @@ def _begin(task: dict, out: int, err: int) -> "str | CodeType":
 
 
 def take_over(handles: dict[int, int], environment: dict[str, str]) -> None:
-    """Have these handles and these words, in place of those that the process was forked with.
+    """Use these handles and this environment in place of those that the process was forked with.
 
-    handles: by the number, 0 to 2, that each becomes.
+    handles: keyed by the number, 0 to 2, that each becomes.
     """
     for place, handle in handles.items():
         os.dup2(handle, place)
@@ -245,7 +245,7 @@ def take_over(handles: dict[int, int], environment: dict[str, str]) -> None:
 
 
 def run_to_the_end(code: "str | CodeType") -> NoReturn:
-    """Run it as the main module's and end as an interpreter does, but for taking all modules to pieces (0.3 s)."""
+    """Run it as the main module's code and end as an interpreter does, but without tearing down modules (0.3 s)."""
     status: object = 0
     try:
         exec(code, sys.modules["__main__"].__dict__)
@@ -257,5 +257,5 @@ def run_to_the_end(code: "str | CodeType") -> NoReturn:
     if not isinstance(status, int):
         print(status, file=sys.stderr)
         status = 1
-    threading._shutdown()  # threads that are no daemons
+    threading._shutdown()  # waits for threads that are no daemons
     leave(status & 0xFF)

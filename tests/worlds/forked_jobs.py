@@ -1,6 +1,6 @@
-"""`mae-compare --jobs` in a forked process, whose own processes are forked from it: they begin with torch imported too.
+"""`mae-compare --jobs` in a forked process that forks its own processes: they begin with torch imported too.
 
-What they run is the code that a user's grid gives its interpreters.
+They run the same code that a user's grid gives its interpreters.
 """
 
 import atexit
@@ -27,7 +27,7 @@ def compare() -> None:
 
 
 class Job:
-    """What `subprocess.Popen` is for `classify.jobs`: a process with its pipes, killed and waited for."""
+    """Replaces `subprocess.Popen` in `classify.jobs`: a process with its pipes, killed and waited for."""
 
     started: ClassVar["list[Job]"] = []
 
@@ -49,14 +49,14 @@ class Job:
         """Run the command's code to its end."""
         for number in SIGNALS:
             signal.signal(number, signal.SIG_DFL)
-        for other in [*Job.started, self]:  # whose end would not be seen while this process holds it
+        for other in [*Job.started, self]:  # a job would not see its stdin end while this process holds the pipe
             other.stdin.close()
         forked.take_over({0: stdin, 1: stdout, 2: stdout}, env)
-        atexit._clear()  # what the grid's own process wants done
+        atexit._clear()  # drop the exit handlers of the grid's own process
         forked.run_to_the_end(command[-1])
 
     def wait(self, timeout: float | None = None) -> int:
-        """Until it has ended, however long that takes."""
+        """Wait until it has ended, however long that takes."""
         with self.waiting:
             if self.returncode is None:
                 _, status = os.waitpid(self.pid, 0)

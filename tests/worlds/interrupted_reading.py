@@ -1,4 +1,4 @@
-"""What preparing may meet: reading that stops, files that hold no image; and the bytes of the store it makes."""
+"""What preparing may meet: reading that stops, and files without an image. Also the bytes of the store it makes."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Reads files in a child process of limited memory and time, so that a crash or a hang is a failure and no wait."""
+"""Reads files in a child process of limited memory and time: a crash or a hang becomes a failure, not a wait."""
 
 import json
 import random
@@ -12,7 +12,7 @@ from checkout import in_checkout
 from radiograph_files import PATIENT
 
 MEMORY = 2 * 2**30  # of the child; address space, most of which the libraries take
-SECONDS = 60  # of the child, for every 1000 files; and 10 for a file
+SECONDS = 60  # of the child, for every 1000 files; a single file has 10
 
 
 def read_all(folder: str) -> None:
@@ -36,7 +36,7 @@ def read_all(folder: str) -> None:
 
 
 def outcomes(folder: Path) -> dict[str, str | None]:
-    """Name → why it was refused, none if it was read."""
+    """Name → why it was refused, None if it was read."""
     code = f"import limited_reader; limited_reader.read_all({str(folder)!r})"
     environment = in_checkout(OMP_NUM_THREADS="1", PYTHONWARNINGS="error")
     names = sorted(path.name for path in folder.iterdir())

@@ -1,7 +1,7 @@
 """A credentialed hospital whose files and tables are full of marks, so that whatever leaks can be found.
 
 Every text has `MARK` in it: names, numbers of patients, file names, private elements, and text where DICOM wants
-numbers. `DATE` is the one date. Ids have `ID` in them as well, which the files that are named by ids may hold.
+numbers. `DATE` is the one date. Ids also contain `ID`: only the files that must hold ids may contain it.
 """
 
 import os
@@ -46,7 +46,7 @@ def write_hospital(root: Path, count: int = 60) -> Path:
 
 
 def write_dicom(path: Path, pixels: np.ndarray, spoil: str | None = None) -> None:
-    """A radiograph among marks; `spoil` names a needed element that holds one too."""
+    """A radiograph among marks; `spoil` names a required element that holds a mark too."""
     image = dicom(pixels, bits=8)
     image.PatientName = f"{MARK}^Name"
     image.PatientID = f"{MARK}Number"
@@ -66,7 +66,7 @@ def write_dicom(path: Path, pixels: np.ndarray, spoil: str | None = None) -> Non
 
 
 def everything_written(root: Path) -> Iterator[tuple[Path, bytes]]:
-    """Every file below `root` with its content; of archives (checkpoints are such) every member's too."""
+    """Every file below `root` with its content, and every member of an archive (checkpoints are archives)."""
     for folder, _, names in os.walk(root):
         for name in names:
             path = Path(folder, name)

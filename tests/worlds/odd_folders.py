@@ -1,4 +1,4 @@
-"""Folders as careless or unlucky users have them: each with what `--data` is to make of it."""
+"""Folders as careless or unlucky users have them: each with what `--data` should do with it."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""PNGs of every kind, written by the standard's words (PNG, third edition): Pillow writes no colours of 16 bits."""
+"""PNGs of every kind, written as the standard says (PNG, third edition): Pillow cannot write 16-bit colours."""
 
 import struct
 import zlib

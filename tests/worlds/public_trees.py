@@ -26,7 +26,7 @@ CHEXPERT_FINDINGS = (  # in the order of its CSVs
     "Fracture",
     "Support Devices",
 )
-NIH_COLUMNS = {  # of Data_Entry_2017_v2020.csv; the first edition ends each line with a comma more
+NIH_COLUMNS = {  # of Data_Entry_2017_v2020.csv; each line of the first edition ends with one more comma
     "Image Index": None,
     "Finding Labels": "No Finding",
     "Follow-up #": 0,

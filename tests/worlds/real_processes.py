@@ -1,4 +1,4 @@
-"""Commands as real processes: started, caught at a moment, and what they leave behind."""
+"""Commands as real processes: starting them, catching them at a moment, and what they leave behind."""
 
 import os
 import signal
@@ -32,12 +32,12 @@ def start(command: str, *words: object, **settings: object) -> subprocess.Popen:
 
 
 def start_forked(command: str, *words: object, **settings: object) -> Forked:
-    """The same with torch imported already: where no test's matter is how a process begins."""
+    """The same with torch already imported: for tests that do not care how a process begins."""
     return Forked(*_code_and_words(command, words, settings), start_new_session=True)
 
 
 def start_forked_jobs(*words: object) -> Forked:
-    """mae-compare so, and the processes that it starts too."""
+    """The same for mae-compare and the processes that it starts."""
     return Forked(forked_jobs.PROGRAM, *words, start_new_session=True)
 
 
@@ -47,7 +47,7 @@ def _code_and_words(command: str, words: tuple, settings: dict) -> list[str]:
 
 
 def when(process: Process, happens: Callable[[], object], seconds: float = 100, every: float = 0.002) -> None:
-    """Wait until something happens, in a process that has not ended; looks every so many seconds."""
+    """Wait until something happens while the process is alive; looks every so many seconds."""
     end = time.monotonic() + seconds
     while not happens():
         assert process.poll() is None, process.communicate()
@@ -56,14 +56,14 @@ def when(process: Process, happens: Callable[[], object], seconds: float = 100, 
 
 
 def listens(process: Process) -> bool:
-    """Whether it has set its handlers, the last of them too."""
+    """Whether the process has set its signal handlers, the last of them too."""
     status = Path(f"/proc/{process.pid}/status").read_text()
     [caught] = [line.split()[1] for line in status.splitlines() if line.startswith("SigCgt")]
     return bool(int(caught, 16) >> (SIGNALS[-1] - 1) & 1)
 
 
 def members(process: Process) -> list[int]:
-    """The processes of its session, itself included, that have not ended."""
+    """The living processes of its session, itself included."""
     found = []
     for place in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -76,7 +76,7 @@ def members(process: Process) -> list[int]:
 
 
 def ended(process: Process) -> tuple[int, str]:
-    """Exit code and stderr, once all that it started has ended too."""
+    """Exit code and stderr, once every process that it started has ended too."""
     _, errors = process.communicate(timeout=100)  # the last process to hold its output has ended
     until = time.monotonic() + 10
     while members(process):
@@ -86,7 +86,7 @@ def ended(process: Process) -> tuple[int, str]:
 
 
 def send(process: Process, number: signal.Signals, to_all: bool) -> None:
-    """To the process alone, as `kill` does, or to all it started, as terminals and schedulers do."""
+    """Send a signal to the process alone, as `kill` does, or to all it started, as terminals and schedulers do."""
     if to_all:
         os.killpg(process.pid, number)
     else:

@@ -1,4 +1,4 @@
-"""A system that would not read some files, for reasons that are its own and may pass."""
+"""A system that refuses to read some files, for reasons of its own that may pass."""
 
 import errno
 from pathlib import Path

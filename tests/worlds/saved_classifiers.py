@@ -1,4 +1,4 @@
-"""Classifiers as a training would leave them, with thresholds and calibrations and no weight at zero: not trained."""
+"""Untrained classifiers as a training would leave them, with thresholds, calibrations and no weight at zero."""
 
 from pathlib import Path
 
@@ -27,11 +27,11 @@ META = {
 }
 
 
-SHALLOW = (1, 1, 1, 1)  # blocks of a ResNet's layers, where its kinds of blocks are what counts
+SHALLOW = (1, 1, 1, 1)  # blocks of a ResNet's layers, for tests in which only the kinds of blocks count
 
 
 def save_classifier(root: Path, name: str, **settings) -> tuple[Path, ClassifyConfig, Model]:
-    """`root/name.pt`, its config and its model in evaluation mode; settings are dotted by two underscores."""
+    """`root/name.pt`, its config and its model in evaluation mode; in settings, two underscores stand for a dot."""
     config = tiny_config(root, **settings)
     with torch.random.fork_rng():
         torch.manual_seed(len(name))

@@ -1,7 +1,7 @@
-"""Patients with several images, read by models whose AUC is known: what intervals and tests are tried on.
+"""Patients with several images, read by models whose AUC is known: data to try intervals and tests on.
 
-A score is d for abnormal, plus an effect of the patient, plus noise of the image, each effect partly shared by all
-models. d is fixed by the AUC; seeds of one architecture differ in it. Abnormal images cluster within patients too.
+A score is d for abnormal images, plus an effect of the patient and noise of the image; all models share a part of each.
+The AUC fixes d; seeds of one architecture differ in it. Abnormal images cluster within patients too.
 """
 
 import time
@@ -16,7 +16,7 @@ from scipy.stats import norm
 
 from classify.metrics import Interval, auc, auc_difference, auc_interval, metric_intervals
 
-ICC = 0.5  # of scores, and of what makes an image abnormal, within a patient
+ICC = 0.5  # correlation within a patient: of scores, and of what makes an image abnormal
 SHARED = 0.5  # share of a score's noise that is the same for every model
 MOST_IMAGES = 4
 AREAS = (0.8, 0.9, 0.98, 0.998)
@@ -31,7 +31,7 @@ class Reads(NamedTuple):
 
 
 class Seeds(NamedTuple):
-    """d of an architecture's seeds is normal."""
+    """d of an architecture's seeds is normally distributed."""
 
     mean: float
     deviation: float
@@ -73,12 +73,12 @@ def seeds_of(area: float, deviation: float) -> Seeds:
 
 
 def _mean_distance(area: float, spread: float) -> float:
-    # the mean of Φ(d/√2) over normal d is Φ of its mean over √(2 + variance)
+    # the mean of Φ(d/√2) over normally distributed d is Φ(mean of d / √(2 + variance))
     return float(norm.ppf(area) * np.sqrt(2 + spread**2))
 
 
 def _moments(area: float, spread: float) -> tuple[float, float]:
-    """Mean and standard deviation of the seeds' AUCs, by Gauss and Hermite."""
+    """Mean and standard deviation of the seeds' AUCs, by Gauss–Hermite quadrature."""
     areas = norm.cdf((_mean_distance(area, spread) + spread * NODES) / np.sqrt(2))
     shares = WEIGHTS / WEIGHTS.sum()
     mean = float(areas @ shares)
@@ -129,9 +129,9 @@ def coverage_of_one(area: float, n: int, trials: int) -> Rates:
 def two_architectures(
     area: float, n: int, trials: int, seeds: int, deviation: float, other: float | None = None
 ) -> Rates:
-    """The difference of two architectures of `seeds` seeds, whose AUCs deviate by so many standard errors.
+    """The AUC difference of two architectures of `seeds` seeds, whose AUCs deviate by `deviation` standard errors.
 
-    Both have the same mean AUC, or b has `other`. Without deviation, two trained models.
+    Both have the same mean AUC, or b has `other`. If the deviation is 0, these are two trained models.
     """
     other = area if other is None else other
     a = seeds_of(area, deviation * standard_error(area, n))
@@ -164,7 +164,7 @@ def coverage_of_metrics(area: float, n: int, trials: int) -> dict[str, float]:
 
 
 def true_metrics(d: float) -> dict[str, float]:
-    """Of probabilities that are right, at threshold 1/2 and prevalence 1/2, where score d/2 is the threshold."""
+    """Metrics of correct probabilities, at threshold 1/2 and prevalence 1/2, where score d/2 is the threshold."""
     right = float(norm.cdf(d / 2))
     grid = np.linspace(-9, 9 + d, 200_001)
     of_abnormal, of_normal = norm.pdf(grid - d), norm.pdf(grid)

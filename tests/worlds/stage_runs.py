@@ -1,4 +1,4 @@
-"""Runs of each stage by its real function, interrupted where a test asks for it, and when two runs are the same."""
+"""Runs of each stage by its real function, interrupted where a test asks for it, and the comparison of two runs."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from mae.engine.tracker import read_metrics
 from mae.pretrain import pretrain
 
 CPU = torch.device("cpu")
-PRETRAIN_STEPS, FINETUNE_STEPS = 40 // 5, 40 // 7  # an epoch
+PRETRAIN_STEPS, FINETUNE_STEPS = 40 // 5, 40 // 7  # per epoch
 
 
 class Stop(Exception):

@@ -48,7 +48,7 @@ def fix_prediction(model: MaskedAutoencoder, value: Tensor) -> None:
 
 
 def losses_of_60_steps(model: MaskedAutoencoder, images: Tensor, noise: Tensor) -> list[float]:
-    """What training on one batch makes of its loss, half of the patches hidden, always the same."""
+    """The losses of training on one batch, with the same half of the patches always hidden."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     losses = []
     for _ in range(60):

@@ -36,7 +36,7 @@ MODEL = {
 SETTINGS = {
     "device": "cpu",
     "threads": 1,
-    "product": "onednn",  # which of the two is faster is found out by tests of just that
+    "product": "onednn",  # only its own tests measure which product is faster
     "data.image_size": 12,
     "data.workers": 1,
     **{f"model.{name}": size for name, size in MODEL.items()},
@@ -79,7 +79,7 @@ def radiograph(abnormal: bool, rng: np.random.Generator, side: int = SIDE) -> np
 
 
 def write_table(root: Path, count: int = 60, seed: int = 0) -> pd.DataFrame:
-    """PNG files and `manifest.csv` below root, two images a patient: of 60 40 train, 10 validate and 10 test."""
+    """PNG files and `manifest.csv` below root, two images a patient: of 60 images 40 train, 10 validate and 10 test."""
     rows = []
     root.mkdir(parents=True)
     for number, picture in enumerate(_pictures(count, seed)):
@@ -96,7 +96,7 @@ def _label(number: int) -> int:
     return int(number % 5 < 2)
 
 
-@cache  # drawn and packed once: of all a table is, this takes longest
+@cache  # drawn and packed once: this takes longest in making a table
 def _pictures(count: int, seed: int) -> list[bytes]:
     """The PNG files of a table."""
     rng, files = np.random.default_rng(seed), []
@@ -126,7 +126,7 @@ def places(root: Path, run: str) -> dict[str, str]:
 
 
 def tiny_config(root: Path, **changed) -> ClassifyConfig:
-    """A config of the images below `root`, drawn where there are none; `finetune__mode="linear"` is a dotted key."""
+    """A config of the images below `root`, drawn if missing; `finetune__mode="linear"` is a dotted key."""
     if not (root / "images").exists():
         write_table(root / "images")
     changed = {key.replace("__", "."): value for key, value in changed.items()}
@@ -171,7 +171,7 @@ def succeed(main: Callable, *argv: object) -> str:
 
 
 def files(root: Path) -> dict[Path, tuple[int, int]]:
-    """Every file with time and size; a store's lock is opened by every reader."""
+    """Every file with time and size, but no store's lock, which every reader opens."""
     found = (path for path in root.rglob("*") if path.is_file() and path.name != "lock")
     return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in found}
 
@@ -216,7 +216,7 @@ class World:
 
     @property
     def data(self) -> list[str]:
-        """What a command must be told where a run was copied to another folder: its own paths do not count there."""
+        """What a command must be told about a run copied to another folder, where its own paths do not count."""
         return [f"data.root={self.images}", f"data.store={self.root}/stores"]
 
 
@@ -229,7 +229,7 @@ def make_world(root: Path) -> World:
 
 
 def edit_table(world: World, name: str, change: Callable[[pd.DataFrame], pd.DataFrame]) -> str:
-    """Write a changed copy of the world's CSV beside it; the override that reads it."""
+    """Write a changed copy of the world's CSV beside it; returns the override that reads it."""
     table = pd.read_csv(world.images / "manifest.csv")
     change(table).to_csv(world.images / f"{name}.csv", index=False)
     return f"data.table={name}.csv"

@@ -41,7 +41,7 @@ class ToyBatches:
 
 
 def toy_stage(config: ClassifyConfig, scores=(), step=None, settings=None, schedule=None, **changed) -> Stage:
-    """A stage whose validation scores are given, one an epoch; settings and schedule: what differs there."""
+    """A stage with given validation scores, one per epoch; settings and schedule: what differs from the defaults."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = Toy()
@@ -77,6 +77,6 @@ def spoiling(kind: str, wanted):
         loss = model(batch.x).square().mean()
         if len(calls) not in wanted:
             return loss
-        return loss * math.nan if kind == "loss" else loss + (loss * 0).sqrt()  # 0, of infinite slope
+        return loss * math.nan if kind == "loss" else loss + (loss * 0).sqrt()  # adds 0, with an infinite slope
 
     return step

@@ -1,4 +1,4 @@
-"""Steps of each kind of training, small, on any device: a model, a batch, and the loss as the real step has it."""
+"""Small steps of each kind of training, on any device: a model, a batch, and the loss of the real step."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -32,7 +32,7 @@ class OneBatch:
 
 
 def batch_of(count: int, unknown: bool = False) -> Batch:
-    """8-bit images of 6 × 10 pixels; unknown: of some the label."""
+    """8-bit images of 6 × 10 pixels; unknown: some labels are unknown."""
     generator = torch.Generator().manual_seed(3)
     images = torch.randint(0, 256, (count, 1, 6, 10), dtype=torch.uint8, generator=generator)
     labels = (torch.arange(count) % 3 == 1).float()
@@ -64,7 +64,7 @@ class Result:
 
 
 def result_of(kind: str, config: ClassifyConfig, device: torch.device, dtype=torch.float32, change=None) -> Result:
-    """Loss and gradients of a training step, on the CPU and in float64; change: what is done to the model first."""
+    """Loss and gradients of a training step, moved to the CPU and float64; change: applied to the model first."""
     model = model_of(kind).train().to(device, dtype)
     if change:
         change(model)
@@ -97,7 +97,7 @@ def stage_of(kind: str, config: ClassifyConfig, device: torch.device, step=None,
 
 
 def spoilt(stage: Stage, wanted: int) -> Stage:
-    """The stage with a loss that is not a number in one call, counted from 1."""
+    """The stage with a NaN loss in one call, counted from 1."""
     calls: list[int] = []
 
     def step(model: nn.Module, batch: Batch, epoch: int) -> Tensor:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from checkout import ROOT
 
-FOUR = ROOT / ".venv/transformers4"  # where `make test` puts a transformers 4, if it installs
+FOUR = ROOT / ".venv/transformers4"  # where `make test` puts transformers 4, if it can be installed
 
 
 def printed_with(version: str, program: str, *words: object) -> str:
@@ -27,9 +27,9 @@ def printed_with(version: str, program: str, *words: object) -> str:
 
 
 def printed_by(program: str, *words: object, folder: Path | None = None) -> str:
-    """What a program prints that stands in this folder; here, where transformers is imported already.
+    """What a program prints in this working folder, run in this process, which has already imported transformers.
 
-    It may not lean on what else is imported here: on any package of ours.
+    The program may not import any package of ours, though they are imported here.
     """
     assert not re.search(r"^\s*(?:import|from)\s+(?:mae|classify|data)\b", program, re.M)
     printed = io.StringIO()

@@ -1,6 +1,6 @@
 """What torchrun runs for test_distributed.py: `two_ranks.py WHAT FOLDER`, the same in every rank.
 
-Starting two ranks takes far longer than what they do here, so those that shall end well do all of it in one go.
+Starting two ranks takes far longer than what they do here, so one start does all the work that ends well.
 """
 
 import os
@@ -41,7 +41,7 @@ def stage_of(kind: str, place: Path, dtype: torch.dtype, **changed):
 
 
 def together(folder: Path) -> None:
-    """All that two ranks do and that ends well."""
+    """All the work of two ranks that ends well."""
     parts = {"pretrain__optimizer__accumulate": 5, "finetune__optimizer__accumulate": 5}
     sorts = {"64": (torch.float64, {}), "64-parts": (torch.float64, parts), "32": (torch.float32, {})}
     cases = {f"{kind}-{name}": (kind, *sort) for kind in ("mae", "vit") for name, sort in sorts.items()}
@@ -50,14 +50,14 @@ def together(folder: Path) -> None:
             fit(stage_of(kind, folder, dtype, **changed), folder / f"alone-{name}")
 
     with distributed.process_group(CPU):
-        # each run once more, shared: its weights, metrics and best score stand beside the single's
+        # each run once more, by both ranks, for comparison with the single run: its weights, metrics and best score
         for name, (kind, dtype, changed) in cases.items():
             fit(stage_of(kind, folder, dtype, **changed), folder / f"shared-{name}")
-        fit(stage_of("mae", folder, torch.float64), folder / "begun-alone")  # where one has stopped, two go on
+        fit(stage_of("mae", folder, torch.float64), folder / "begun-alone")  # two ranks go on where one has stopped
         coverage(folder)
         skip(folder)
     names = {path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")}
-    assert not [name for name in names if "gloo" in name]  # one alive at the end may abort the process
+    assert not [name for name in names if "gloo" in name]  # a gloo thread alive at the end may abort the process
 
 
 def coverage(folder: Path) -> None:
@@ -77,7 +77,7 @@ def coverage(folder: Path) -> None:
 
 
 def skip(folder: Path) -> None:
-    """A NaN in one rank's share skips the update in all, and is named."""
+    """A NaN in one rank's share skips the update in all ranks, and is named."""
 
     def spoilt(model, batch, epoch):
         return step(model, batch, epoch) * (float("nan") if distributed.rank() == 1 and epoch == 1 else 1.0)

@@ -37,13 +37,13 @@ def buckets_leave_during_the_backward_pass() -> None:
 
     replica.register_comm_hook(None, reduce)
     layers[0].weight.register_hook(lambda gradient: events.append("first layer"))
-    for _ in range(3):  # the first backward pass has a single bucket: by its order the others are made
+    for _ in range(3):  # the first backward pass has a single bucket; its order makes the later buckets
         events.clear()
         replica(torch.randn(3, 512, device=DEVICE)).square().mean().backward()
     assert events.count("bucket") > 1, events
     assert events.index("bucket") < events.index("first layer"), events
 
-    # and both ranks have the same
+    # and both ranks have the same gradient
     gradient = layers[0].weight.grad
     other = gradient.clone()
     dist.broadcast(other, 0)
