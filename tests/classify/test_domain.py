@@ -166,7 +166,7 @@ def test_what_no_radiograph_looks_like_is_unknown(runs, name):
 
 @pytest.mark.parametrize("name", RUNS)
 def test_other_images_of_the_same_kind_are_mostly_known(runs, name):
-    # the test split is of one kind with the others, and has had no say
+    # fresh images of the same kind, which chose no limit
     rng = np.random.default_rng(99)
     fresh = [Image.fromarray(radiograph(number % 5 < 2, rng)).resize((12, 12), 1) for number in range(60)]
     assert (scores_of(runs[name], np.stack([np.asarray(each) for each in fresh])[:, None]) > 1).mean() < 0.3

@@ -1,4 +1,4 @@
-"""Nothing but an evaluation of test uses test labels: with all of them permuted, everything else is equal, bit for bit.
+"""Nothing but an evaluation of test uses test labels: with most of them changed, everything else is equal, bit for bit.
 
 Under fixed splits: a table with a split column. Splits that are drawn are stratified by label.
 """
@@ -36,7 +36,7 @@ OF_THE_MACHINE = {"train/images_per_second", "train/data_wait_share", "train/pea
 
 
 def permuted(table: pd.DataFrame) -> pd.DataFrame:
-    """All test labels handed round, so that most images get another one."""
+    """The table with other test labels: most images get the other one."""
     test = table["split"] == "test"
     labels = table.loc[test, "label"].to_numpy()
     turned = np.where(np.arange(len(labels)) % 3, np.roll(labels, 3), 1 - labels)

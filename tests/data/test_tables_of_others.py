@@ -17,7 +17,7 @@ def write(root: Path, content: str | bytes, name: str = "manifest.csv") -> Path:
 
 
 def text(*header: str, rows: int = 3) -> str:
-    """A table of these columns, whose cells are a path, a label, and numbers."""
+    """A table of these columns, whose cells are a path, a label, and texts."""
     lines = [",".join(header)]
     for number in range(rows):
         lines.append(",".join([f"{number}.png", str(number % 2), *[f"x{number}"] * (len(header) - 2)]))

@@ -1,4 +1,4 @@
-"""Laws of the loop, with a stage of four numbers: what is kept, validated, logged and skipped."""
+"""Laws of the loop, with a stage of a few numbers: what is kept, validated, logged and skipped."""
 
 import math
 

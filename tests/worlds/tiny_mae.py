@@ -1,4 +1,4 @@
-"""A small masked autoencoder whose sizes cannot coincide, its images, noise and counts."""
+"""A small masked autoencoder whose main sizes differ, its images, noise and counts."""
 
 import torch
 from torch import Tensor

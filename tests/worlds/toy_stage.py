@@ -1,4 +1,4 @@
-"""A stage of four numbers: what the loop does can be followed by hand."""
+"""A stage of a few numbers: what the loop does can be followed by hand."""
 
 import math
 
