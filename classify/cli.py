@@ -133,13 +133,13 @@ def _finetune(argv: Arguments) -> None:
 def _finetune_parser() -> Parser:
     parser = training_parser(
         "mae-finetune",
-        "Stage two: train a classifier on a pretrained encoder, or from a config alone a random ViT or a ResNet.",
+        "Stage two: train a classifier on a pretrained encoder; with a config alone, a random ViT or a ResNet.",
     )
     parser.add_argument(
         "--checkpoint",
         metavar="RUN",
-        help="run folder of mae-pretrain, or a .pt in it, with data and sizes; or other programs' weights, as "
-        "model.init",
+        help="run folder of mae-pretrain, or a .pt in it, which brings data and sizes; or other programs' weights, "
+        "as in model.init",
     )
     return parser
 
@@ -216,7 +216,7 @@ def _evaluate(argv: Arguments) -> None:
     parser.add_argument(
         "--split",
         choices=("validate", "test"),
-        help="the split (default: evaluate.split, validate); opening test is recorded",
+        help="split to predict (default: evaluate.split, validate); each opening of test is recorded",
     )
     arguments = parser.parse(argv)
     from data.config import parse_overrides
@@ -249,13 +249,13 @@ def _compare(argv: Arguments) -> None:
     from classify.settings import ClassifyConfig
 
     parser = command_parser(
-        "mae-compare", "Run a grid of pretrainings, fine-tunings and baselines; what is done is kept."
+        "mae-compare", "Run a grid of pretrainings, fine-tunings and baselines; finished ones are not repeated."
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="print what is done and left, and how long it takes; write nothing"
     )
     parser.add_argument(
-        "--jobs", metavar="N", type=int, default=1, help="trainings at a time, on a GPU each (default 1)"
+        "--jobs", metavar="N", type=int, default=1, help="trainings at a time, spread over the GPUs (default 1)"
     )
     add_data(parser)
     arguments = parser.parse(argv)
@@ -312,9 +312,9 @@ def _comparison_for_data(arguments: argparse.Namespace) -> "ClassifyConfig":
 
 
 def _report(argv: Arguments) -> None:
-    about = "Make a comparison's tables and page again, from its comparison.json and its runs' predictions alone."
+    about = "Make a comparison's tables and page again, from comparison.json and the runs' predictions alone."
     parser = Parser("mae-report", description=about)
-    parser.add_argument("folder", metavar="FOLDER", help="folder of a mae-compare that has ended, or a copy of it")
+    parser.add_argument("folder", metavar="FOLDER", help="folder of a finished mae-compare, or a copy of it")
     folder = parser.parse(argv).folder
     from classify.report.folder import comparison_file
 
@@ -366,7 +366,7 @@ def _predict(argv: Arguments) -> None:
 def _predict_parser() -> Parser:
     parser = Parser(
         "mae-predict",
-        description="What a trained classifier says of images: calibrated probabilities and decisions, as a CSV.",
+        description="Predict images with a trained classifier: calibrated probabilities and decisions, as a CSV.",
         allow_abbrev=False,
     )
 
@@ -386,20 +386,25 @@ def _predict_parser() -> Parser:
     )
     parser.add_argument("--out", required=True, type=Path, metavar="CSV", help="the table to write")
     parser.add_argument(
-        "--heatmaps", type=Path, metavar="DIR", help="folder for pictures of what each answer rests on, and arrays"
+        "--heatmaps",
+        type=Path,
+        metavar="DIR",
+        help="folder for heatmaps of what each answer rests on, as pictures and arrays",
     )
 
     # what is called abnormal
     parser.add_argument("--threshold", type=float, help="call abnormal from this score on (default: the stored one)")
-    parser.add_argument("--sensitivity", type=float, help="or the threshold of this sensitivity on validation, as 0.95")
-    parser.add_argument("--specificity", type=float, help="or the threshold of this specificity on validation")
+    parser.add_argument(
+        "--sensitivity", type=float, help="or the threshold with this sensitivity on validation, such as 0.95"
+    )
+    parser.add_argument("--specificity", type=float, help="or the threshold with this specificity on validation")
 
     # how
     parser.add_argument(
         "--unit",
         choices=("image", "study"),
-        help="a row for each image, or for each study with its mean (default: as the run is evaluated, where all "
-        "inputs have a study)",
+        help="a row for each image, or for each study with its mean (default: the run's evaluate.unit, if all inputs "
+        "have a study)",
     )
     parser.add_argument("--workers", type=int, default=0, help="processes that read images (default: one a core)")
     parser.add_argument("--device", default="auto", help="auto (CUDA where there is one), cpu, cuda or cuda:N")
@@ -407,7 +412,7 @@ def _predict_parser() -> Parser:
 
 
 def _embed(argv: Arguments) -> None:
-    about = "Features of images by any encoder: of a pretraining, of a fine-tuned ViT, or a ResNet; a row an image."
+    about = "Write an encoder's features of images, one row per image: a pretraining, a fine-tuned ViT or a ResNet."
     parser = Parser("mae-embed", description=about, allow_abbrev=False)
     parser.add_argument(
         "images", nargs="+", metavar="FILE", help="JPEG, PNG or DICOM files, folders of these, CSVs with a column path"
@@ -420,12 +425,12 @@ def _embed(argv: Arguments) -> None:
         required=True,
         type=Path,
         metavar="NPY",
-        help="file to write; a CSV beside it says whose row is which",
+        help="file to write; a CSV beside it names the image of each row",
     )
     parser.add_argument(
         "--pool",
         choices=("mean", "cls"),
-        help="of a ViT: mean of the patch tokens, or class token (default: mean, or what the classifier reads)",
+        help="for a ViT: mean of the patch tokens, or class token (default: mean, or what the classifier uses)",
     )
     parser.add_argument("--workers", type=int, default=0, help="processes that read images (default: one a core)")
     parser.add_argument("--device", default="auto", help="auto (CUDA where there is one), cpu, cuda or cuda:N")
@@ -457,7 +462,7 @@ def _export(argv: Arguments) -> None:
     )
     parser.add_argument("--out", metavar="FOLDER | FILE.onnx", required=True, help="what to write")
     parser.add_argument(
-        "--format", choices=("huggingface", "onnx"), help="default: onnx for a name with .onnx, else huggingface"
+        "--format", choices=("huggingface", "onnx"), help="default: onnx if --out ends in .onnx, else huggingface"
     )
     arguments = parser.parse(argv)
     from mae.engine.checkpoint_file import checkpoint_file

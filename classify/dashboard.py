@@ -85,7 +85,7 @@ def draw_confusion(axes: Axes, scored: pd.DataFrame, threshold: float, names: Na
         colour = "white" if share > 0.5 else "black"
         axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=13)
     axes.set(xticks=[0, 1], xticklabels=names, yticks=[0, 1], yticklabels=names)
-    axes.set(xlabel="Predicted", ylabel="Is", title=f"Confusion at threshold {threshold:.3f}")
+    axes.set(xlabel="Predicted class", ylabel="True class", title=f"Confusion at threshold {threshold:.3f}")
     axes.grid(False)
 
 

@@ -13,6 +13,11 @@ from mae.engine.checkpoint import Checkpoint
 UNITS: tuple[Unit, ...] = ("image", "study")
 
 
+def origin_of_threshold(rule: str) -> str:
+    """Where a threshold comes from, by `finetune.threshold`."""
+    return "fixed at 0.5" if rule == "half" else f"chosen on validation (rule {rule})"
+
+
 @dataclass(frozen=True)
 class Decisions:
     """The decision for each unit that has one. Thresholds are of scores, which are probabilities before calibration."""

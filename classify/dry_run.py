@@ -55,7 +55,7 @@ def forecast(config: ClassifyConfig, checkpoint: str | Path | None = None) -> Fo
     needed = needs(part)
     counted = memory_in_use() + needed
     if needed > free_memory(device):
-        least = f"{gb(needed)} at least, of which {gb(free_memory(device))} are free on {device}"
+        least = f"{gb(needed)} at least; {gb(free_memory(device))} are free on {device}"
         lines = [f"memory       {least}", "speed        not measured: a step needs more memory than is free"]
         return Forecast(lines, counted)
 
@@ -72,7 +72,7 @@ def forecast(config: ClassifyConfig, checkpoint: str | Path | None = None) -> Fo
         seconds += _look_at_domain(rehearsed, images, looked_at)
         whole = (
             f"{duration(seconds)}: {stage.epochs:,} epochs, {stage.epochs * batches:,} steps, with "
-            f"validations ({rehearsed.validate:.2g} s each), and what is written and drawn after each"
+            f"validations ({rehearsed.validate:.2g} s each) and the files and pictures after each"
         )
     lines = [
         *_measured_lines(config, stage, rehearsed, looked_at.source),
@@ -104,7 +104,7 @@ def _few_images(config: ClassifyConfig, data: Data | None, splits: LabelledSplit
     noise = random_data(max(config.finetune.batch, 4), config.data.image_size)
     drawn = LabelledSplits(train=noise.split("train"), validate=noise.split("validate"))
     held_out = min(len(drawn.validate) / max(labelled * config.data.validate_fraction, 1), 1.0)
-    return _Looked(noise, drawn, held_out, "random images, as the config's are not prepared")
+    return _Looked(noise, drawn, held_out, "random images, because the config's are not prepared")
 
 
 def few_of(table: pd.DataFrame, most: int) -> pd.DataFrame:

@@ -8,8 +8,8 @@ from data.sources.detect import Detected
 from mae.own_data import Facts, Pick, Say, config_for_data
 from mae.recipes import PROBE_LR
 
-ONE_SEED = "one seed: a CPU's time; more say how much training itself varies"
-SEEDS = "how much training itself varies"
+ONE_SEED = "one seed, to save time on a CPU; more would show how much training itself varies"
+SEEDS = "several, to show how much training itself varies"
 
 
 def comparison_for_data(found: Detected, overrides: Sequence[str], write: bool, say: Say) -> ClassifyConfig:
@@ -31,7 +31,7 @@ def _rows(facts: Facts) -> Iterable[Pick]:
         {"name": "ResNet-18", "set": {"finetune.model": "resnet18"}},
     ]
     several = facts.kind == "cuda"
-    yield Pick("compare.split", "validate", "give test at the very end: each opening of it is recorded")
+    yield Pick("compare.split", "validate", "use test only at the very end: each opening is recorded")
     yield Pick("compare.seeds", [0, 1, 2] if several else [0], SEEDS if several else ONE_SEED)
     yield Pick("compare.pretrainings", {"mae75": {}})
     yield Pick("compare.rows", rows)

@@ -162,19 +162,19 @@ def _summary(
     cells = f"{counts['finetune']} cells"
     if counts["tune"]:
         tried = f"{counts['tune']} settings tried on validation"
-        cells = f"{tried}, of which each row's best serves its first seed, {counts['finetune']} further cells"
+        cells = f"{tried} (each row's best serves as its first seed), {counts['finetune']} further cells"
 
-    how = "by the speed that runs of this grid have logged"
+    how = "at the speed that runs of this grid have logged"
     if measured:
-        how = f"by steps timed now ({measured} kinds of training)"
+        how = f"at the speed of steps timed now ({measured} kinds of training)"
         if datasets.drawn:
-            how += " on random images, as the config's are not prepared"
-    also = "evaluation comes on top" if measured else "validation and evaluation come on top"
+            how += " on random images, because the config's are not prepared"
+    also = "plus evaluation" if measured else "plus validation and evaluation"
     whole = f"{duration(left)} of training, {how}; {also}"
     if not all(run.images for run in runs):
         whole = "not known: the images are not there; see data.root"
     elif jobs > 1:
-        whole += f"; with --jobs {jobs} at least {duration(left / jobs)}, where each runs as fast as one alone"
+        whole += f"; with --jobs {jobs} at least {duration(left / jobs)}, if each runs as fast as one alone"
     lines = [
         f"trainings    {len(runs)}: {counts['pretrain']} pretrainings, {cells}; {finished} done, {begun} begun",
         f"left         {whole}",

@@ -18,10 +18,10 @@ SampleCovers = Literal["train", "train_and_validate"]
 
 
 class FinetuneOptimizerSettings(OptimizerSettings):
-    """What is null depends on the mode, so that every row of a comparison has an equal chance."""
+    """A null setting has a default that suits the mode, so that every row of a comparison has an equal chance."""
 
     base_lr: float | None = Field(
-        None, gt=0, description="learning rate at batch 256 (used: * batch_size / 256); null: 5e-4 full, 1e-2 linear"
+        None, gt=0, description="learning rate at batch 256, scaled by batch_size / 256; null: 5e-4 full, 1e-2 linear"
     )
     min_lr: float = Field(1e-6, ge=0, description="learning rate at the end of the cosine, at batch 256")
     weight_decay: float | None = Field(None, ge=0, description="decoupled decay; null: 0.05 full, 0 linear")
@@ -36,13 +36,13 @@ class FinetuneSettings(Settings):
     """Stage two: a classifier of normal against abnormal (mae-finetune)."""
 
     run: PathText | None = Field(
-        None, description="folder to write; null: <folder of the checkpoint>-<mode>, or <run>-<model>"
+        None, description="folder this run writes to; null: <folder of the checkpoint>-<mode>, or <run>-<model>"
     )
     model: Literal["vit", "resnet18", "resnet50"] = Field(
         "vit", description="vit (from --checkpoint, else randomly initialised), resnet18 or resnet50"
     )
     mode: Literal["full", "linear"] = Field(
-        "full", description="full trains all weights, linear a probe on a frozen encoder"
+        "full", description="full: train all weights; linear: train a probe on a frozen encoder"
     )
     pool: Pool = Field("mean", description="ViT features: mean of the patch tokens, or the class token")
     stem: Literal["auto", "imagenet", "small"] = Field(
@@ -51,27 +51,27 @@ class FinetuneSettings(Settings):
     )
     init: PathText | None = Field(
         None,
-        description="weights that a resnet18 or resnet50 begins from: torchvision's published files, or another "
-        "program's of the same network; ${NAME} is read from the environment; null: random",
+        description="weights that a resnet18 or resnet50 begins from: torchvision's published files, or those of "
+        "another program for the same network; ${NAME} is read from the environment; null: random",
     )
     init_mean: Mean | None = Field(
         None,
-        description="mean grey level that init's images were standardised by, 0 to 1, one or one a channel; null: "
-        "what its file says, else ImageNet's for three channels",
+        description="mean grey level that the weights of init were trained with, 0 to 1: one number, or one per "
+        "channel; null: what their file says, else ImageNet's for three channels",
     )
-    init_std: Spread | None = Field(None, description="the deviation that belongs to init_mean")
+    init_std: Spread | None = Field(None, description="the standard deviation that belongs to init_mean")
     sample: int | None = Field(
         None, ge=2, description="labelled training images to use (whole patients, nested subsets); null: all"
     )
     sample_covers: SampleCovers = Field(
-        "train", description="labels that sample counts: train, or train_and_validate, which cuts both in one share"
+        "train", description="labels that sample counts: train; or train_and_validate, both reduced by the same share"
     )
-    draw: int = Field(0, ge=0, description="which random subset of a label budget; 0 the first")
+    draw: int = Field(0, ge=0, description="which random subset of finetune.sample images is used; 0: the first")
     epochs: int = Field(50, ge=1, description="passes over the labelled training images")
     batch_size: BatchSize = Field(
         64,
-        description="images per step, of all ranks together; auto: what fits the memory and the number of images, "
-        "which config.yaml then names",
+        description="images per step, of all ranks together; auto: chosen to fit the memory and the number of images, "
+        "and written to config.yaml",
     )
     optimizer: FinetuneOptimizerSettings = Field(default_factory=FinetuneOptimizerSettings)
     drop_path: float = Field(0.1, ge=0, lt=1, description="stochastic depth of the last ViT block, 0 at the first")
@@ -79,12 +79,12 @@ class FinetuneSettings(Settings):
         0.0,
         ge=0,
         lt=1,
-        description="share of the patches that a training step leaves out where all weights of a ViT are trained "
-        "(PatchDropout): less time; whatever is predicted is looked at whole",
+        description="share of the patches that each training step of a ViT leaves out in mode full (PatchDropout), to "
+        "save time; predictions use all patches",
     )
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="targets become s/2 and 1 - s/2")
     validate_every: int = Field(
-        1, ge=1, description="epochs between validations, each of which may become best.pt; the last epoch has one"
+        1, ge=1, description="epochs between validations, each a candidate for best.pt; the last epoch always has one"
     )
     select: Select = Field("auc", description="validation metric that picks the best epoch")
     threshold: ThresholdRule = Field(
@@ -119,11 +119,11 @@ class EvaluateSettings(Settings):
     """mae-evaluate: a checkpoint on a split."""
 
     split: Literal["validate", "test"] = Field(
-        "validate", description="split that is predicted; test is opened at the very end, and each time is recorded"
+        "validate", description="split to predict; open test only at the very end: each opening is recorded"
     )
-    unit: Unit = Field("image", description="what counts: images, or studies by their mean score")
+    unit: Unit = Field("image", description="what counts as a case: an image, or a study with its mean score")
     batch_size: int = Field(256, ge=1, description="images per forward pass")
-    replicates: int = Field(2000, ge=100, description="not used any more: no interval is a bootstrap's")
+    replicates: int = Field(2000, ge=100, description="no longer used: no interval is a bootstrap interval")
     level: float = Field(0.95, gt=0.5, lt=1, description="coverage of the intervals")
 
     def heeded(self) -> dict[str, Any]:
@@ -178,28 +178,29 @@ RowName = Annotated[str, AfterValidator(_expect_a_name)]
 class RowSettings(Settings):
     """A row of the comparison, before it is multiplied by pretrainings, label budgets and seeds."""
 
-    name: RowName = Field(description="what the table calls the model")
+    name: RowName = Field(description="the model's name in the table")
     pretraining: tuple[str, ...] = Field(
-        (), description="names from compare.pretrainings, a row each; []: random weights"
+        (), description="names from compare.pretrainings, one row each; []: random weights"
     )
     set: dict[str, Any] = Field(default_factory=dict, description="settings that differ, e.g. {finetune.mode: linear}")
     labelled: tuple[Budget, ...] | None = Field(
-        None, min_length=1, description="those of compare.labelled at which it stands in a table; null: all of them"
+        None, min_length=1, description="the budgets of compare.labelled that this row is trained at; null: all"
     )
     tune: Tune | None = Field(
-        None, description="values of its own to choose from, as many settings as in compare.tune; null: compare.tune"
+        None,
+        description="values of its own to choose from, as many combinations as in compare.tune; null: compare.tune",
     )
     ensemble: bool | None = Field(
-        None, description="also a row of its seeds' mean calibrated probability; null: compare.ensembles"
+        None, description="add a row with its seeds' mean calibrated probability; null: compare.ensembles"
     )
     predictions: PathText | tuple[PathText, ...] | None = Field(
         None,
-        description="a CSV with another program's scores or a human reader's ratings by id, or several for as many "
-        "seeds or readers, in place of a training",
+        description="instead of a training, a CSV with another program's scores or a human reader's ratings by id; or "
+        "several CSVs, one for each seed or reader",
     )
     threshold: float | None = Field(
         None,
-        description="of predictions, in their own numbers: from here on a case is abnormal; null: chosen on the file's "
+        description="score or rating in predictions from which a case is abnormal; null: chosen on the file's "
         "validation cases, else a probability of 0.5",
     )
 
@@ -223,7 +224,7 @@ class RowSettings(Settings):
 class ContrastSettings(Settings):
     """Two rows to compare: the difference a - b of their AUC. `[a, b]` is short for `{a: a, b: b}`."""
 
-    a: str = Field(description="a row's name (a pretraining's, where it has several: row/pretraining)")
+    a: str = Field(description="a row's name; if the row has several pretrainings: row/pretraining")
     b: str = Field(description="the row that a is compared with")
     margin: float | None = Field(
         None,
@@ -254,18 +255,18 @@ class CompareSettings(Settings):
     pretraining_seeds: tuple[Seed, ...] | None = Field(
         None,
         min_length=1,
-        description="seeds of stage one where it is to have fewer than stage two: the first training seed begins from "
-        "the first of these, the next from the next, and so on in turn; null: each from a pretraining of its own",
+        description="seeds of stage one, if it should have fewer than stage two: the training seeds take these in "
+        "turn; null: each training seed has a pretraining of its own",
     )
     labelled: tuple[Budget, ...] = Field(
         (None,),
         min_length=1,
-        description="labelled training images, a table each: counts, or shares such as '5 %'; null: all",
+        description="labelled training images, one table each: counts, or shares such as '5 %'; null: all",
     )
     labelled_settings: dict[BudgetKey, dict[str, Any]] = Field(
         default_factory=dict,
-        description="settings of stage two that all rows have at a label budget, e.g. {5 %: {finetune.epochs: 100}}: "
-        "few images need more passes; what a row has of its own overrules them",
+        description="settings of stage two for all rows at a label budget, e.g. {5 %: {finetune.epochs: 100}}, as few "
+        "images need more passes; a row's own settings take precedence",
     )
     tune: Tune = Field(
         default_factory=dict,
@@ -275,14 +276,15 @@ class CompareSettings(Settings):
         default_factory=dict, description="name: settings that differ, e.g. {mae75: {pretrain.mask_ratio: 0.75}}"
     )
     rows: tuple[RowSettings, ...] = Field((), description="rows of the table; {name, pretraining, set}")
-    ensembles: bool = Field(False, description="a row more for each trained one: the mean of its seeds")
+    ensembles: bool = Field(False, description="add a row for each trained one: the mean of its seeds")
     baseline: str | None = Field(
-        None, description="row all others are tested against, where no contrasts are declared; null: the last"
+        None, description="row that all others are tested against if no contrasts are declared; null: the last"
     )
     contrasts: tuple[ContrastSettings, ...] | None = Field(
         None,
         description="pairs of rows that are tested, at every label budget: [[a, b], …] or {a:, b:, margin: 0.01}; "
-        "null: each model against the baseline, and pretrained against the same from random weights; []: none",
+        "null: each model against the baseline, and each pretrained model against the same one from random "
+        "weights; []: none",
     )
 
     def pretraining_seed(self, place: int) -> int:
@@ -312,7 +314,7 @@ Prevalence = Annotated[float, Field(gt=0, lt=1)]
 
 
 class ClassifyReportSettings(ReportSettings):
-    """What reports may show, and at which points they judge classifiers."""
+    """What reports may show, and at which operating points they judge classifiers."""
 
     specificities: tuple[Rate, ...] = Field(
         (0.9, 0.95), description="sensitivity is reported at thresholds that have these specificities on validation"
@@ -321,7 +323,7 @@ class ClassifyReportSettings(ReportSettings):
         (0.9, 0.95), description="specificity is reported at thresholds that have these sensitivities on validation"
     )
     heatmaps: int = Field(
-        3, ge=0, le=12, description="images under whose pixels the report shows what each row looks at; 0: none"
+        3, ge=0, le=12, description="images for which the report has heatmaps of what each row looks at; 0: none"
     )
     prevalences: tuple[Prevalence, ...] = Field(
         (0.05, 0.2, 0.5), description="predictive values are reported as if this share of patients were abnormal"

@@ -36,7 +36,7 @@ def _prepare(argv: Arguments) -> None:
     from data.settings import DataConfig
 
     parser = command_parser("mae-prepare", "Decode a data set once, into a memory-mapped store.")
-    parser.add_argument("--verify", action="store_true", help="compare all of a finished store with what was written")
+    parser.add_argument("--verify", action="store_true", help="check that all of a finished store is as it was written")
     arguments = parser.parse(argv)
     config = configure(arguments, DataConfig)
     from data.places import expect_places, expect_unlabelled, told_as
@@ -65,7 +65,7 @@ def _prepare(argv: Arguments) -> None:
     store = prepare(config.data, manifest, try_again=True)
     readable = manifest.without(line["image_id"] for line in read_rejections(store.folder))
     if readable.unreadable:
-        print("what can be read:", readable.summary(), sep="\n")
+        print("files that can be read:", readable.summary(), sep="\n")
     named = manifest.may_show(config.report.images)
     print(*audit_lines(audited(manifest, store), store.index, named), sep="\n")
     _, height, width = store.images.shape

@@ -90,10 +90,10 @@ def known_as(settings: DataSettings, table: pd.DataFrame) -> dict[str, Any]:
 
     before = facts_of(read_description(moved))
     then = before["root"] if isinstance(before["root"], str) else ", ".join(before["root"])
-    made = f"made when the images lay at {then}"
+    made = f"made when the images were at {then}"
     if before["root"] == description["root"]:  # the same place, but another size or date
         made = f"made before the files of {then} were written anew"
-    print(f"note: {moved}: {made}; they are the same, so it is used", file=sys.stderr)
+    print(f"note: {moved}: {made}; the images are the same, so it is used", file=sys.stderr)
     return described(before)
 
 
@@ -127,7 +127,7 @@ def _opened(folder: Path, description: dict[str, Any], table: pd.DataFrame, samp
         )
     if not store.vouched:
         _check_order(store, table)
-        print(f"note: {folder}: made before stores had digests: what it holds cannot be compared", file=sys.stderr)
+        print(f"note: {folder}: made before stores had digests: its contents cannot be checked", file=sys.stderr)
     return store
 
 
@@ -192,7 +192,7 @@ def _say_what_is_unreadable(store: ImageStore, in_full: bool) -> None:
         said = rejection_lines(store.folder, store.description.get("images", len(store) + len(lines)), now)
         print(*said, sep="\n", file=sys.stderr, flush=True)
     elif waiting:
-        print(f"note: {len(waiting):,} rejected files lacked a plugin; others are here by now: mae-prepare tries again")
+        print(f"note: {len(waiting):,} rejected files lacked a plugin; other plugins are here: mae-prepare tries again")
 
 
 def _is_readable(settings: DataSettings, path: str) -> bool:

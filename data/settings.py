@@ -69,15 +69,15 @@ class PhantomSettings(Settings):
 
 
 class ColumnSettings(Settings):
-    """What the user's own table calls the columns that are read; null: by their own names (source: table)."""
+    """Names of the columns in your own table (source: table); null: the setting's own name."""
 
-    path: Name | None = Field(None, description="column of the files, below root")
+    path: Name | None = Field(None, description="column with the files' paths, below root")
     label: Name | None = Field(None, description="column that says normal or abnormal")
     image_id: Name | None = Field(None, description="column that names images; null: image_id, else the path")
     patient_id: Name | None = Field(None, description="column that names patients")
     study_id: Name | None = Field(None, description="column that names studies")
     split: Name | None = Field(None, description="column that says train, validate or test")
-    view: Name | None = Field(None, description="column of the ViewPosition")
+    view: Name | None = Field(None, description="column with the ViewPosition")
 
 
 class SourceSettings(Settings):
@@ -85,10 +85,10 @@ class SourceSettings(Settings):
 
     source: Layout = Field(description="layout of this data set's files")
     root: PathText = Field(description="this data set's folder (medmnist: its .npz)")
-    name: str | None = Field(None, min_length=1, description="what its image and patient ids begin with; null: source")
+    name: str | None = Field(None, min_length=1, description="prefix of its image and patient ids; null: source")
     table: PathText | None = Field(None, description="source table: the CSV, below root")
     columns: ColumnSettings | None = Field(None, description="source table: what its columns are called")
-    labels_root: PathText | None = Field(None, description="folder of MIMIC-CXR-JPG's CSVs where it is not root")
+    labels_root: PathText | None = Field(None, description="folder of MIMIC-CXR-JPG's CSVs if it is not root")
     patients: Patients = Field(None, description="a CSV of this data set's patients, or several; joined by their ids")
     labeler: Literal["chexpert", "negbio", "agreement"] | None = Field(None, description="MIMIC report labeler")
     uncertain: Literal["unknown", "positive", "negative"] | None = Field(None, description="what -1 counts as")
@@ -113,26 +113,28 @@ class DataSettings(Settings):
         "are read from the environment; shipped:NAME comes with the package",
     )
     sources: tuple[SourceSettings, ...] = Field(
-        (), description="several data sets as one: a list of {source, root, …}; what one leaves out is set here"
+        (),
+        description="several data sets as one: a list of {source, root, …}; what an entry leaves out, the data section "
+        "sets",
     )
     unlabelled: tuple[SourceSettings, ...] = Field(
         (),
-        description="further data sets for pretraining alone, entries like those of `sources`: what one leaves out has "
-        "its default; stage two never reads them",
+        description="further data sets for pretraining alone, listed as in `sources`; what an entry leaves out has its "
+        "default; stage two never reads them",
     )
     table: PathText = Field("manifest.csv", description="source table: the CSV, below root")
     columns: ColumnSettings = Field(default_factory=ColumnSettings)
     labels_root: PathText | None = Field(
-        None, description="folder of MIMIC-CXR-JPG's CSVs where it is not root, as for mimic-cxr-dicom"
+        None, description="folder of MIMIC-CXR-JPG's CSVs if it is not root, as for mimic-cxr-dicom"
     )
     patients: Patients = Field(
         None,
-        description="a CSV of patients (.gz too), or a list of such, whose sex, age and other columns are joined by "
-        "patient_id or subject_id for subgroups, such as MIMIC-IV's patients.csv.gz; null: none",
+        description="a CSV of patients (.gz too), or a list of these, such as MIMIC-IV's patients.csv.gz; its sex, age "
+        "and other columns are joined by patient_id or subject_id, for subgroups; null: none",
     )
     dicom_ids: bool = Field(
         True,
-        description="where no column names patients, take them and studies from PatientID and StudyInstanceUID "
+        description="if no column names patients, take patients and studies from PatientID and StudyInstanceUID "
         "of DICOM files, as salted hashes",
     )
     labeler: Literal["chexpert", "negbio", "agreement"] = Field(
@@ -142,23 +144,23 @@ class DataSettings(Settings):
         "unknown", description="what a finding marked -1 counts as"
     )
     target: str | None = Field(
-        None, description="finding column to tell present from absent, such as Pneumonia; null: normal or abnormal"
+        None, description="column of the finding to predict, such as Pneumonia; null: normal or abnormal"
     )
     normal: Names = Field(
         None,
-        description="class folders, or labels of a table, that mean normal, such as [Controls], all others abnormal; "
-        "null: those whose names say it, such as normal, healthy, control",
+        description="class folders or table labels that mean normal, such as [Controls]; all others are abnormal; "
+        "null: those with a name such as normal, healthy, control",
     )
     views: tuple[str, ...] = Field(
         ("AP", "PA"), description="ViewPosition to keep; [] keeps all, also images without one"
     )
     where: Where = Field(
         default_factory=Chosen,
-        description="rows to keep, by any column of the manifest: {pixels: 128}, or {view: [PA, AP], sex: F} where "
-        "each column must have one of its values; {} keeps all; chosen before splits are drawn",
+        description="rows to keep, by any column of the manifest: {pixels: 128}, or {view: [PA, AP], sex: F}, where "
+        "every column must match one of its values; {} keeps all; applied before splits are drawn",
     )
     sample: int | None = Field(
-        None, ge=1, description="keep whole patients until this many labelled training images; null keeps all"
+        None, ge=1, description="keep whole patients until there are this many labelled training images; null: all"
     )
     validate_fraction: float = Field(
         0.1, gt=0, lt=1, description="share of the training patients for validation, where no split is given"
@@ -166,19 +168,26 @@ class DataSettings(Settings):
     test_fraction: float = Field(0.15, gt=0, lt=1, description="share of the patients for test, where none is given")
     split_seed: int = Field(0, ge=0, description="seed of splits and samples, the same for every training seed")
     image_size: ImageSize = Field(224, description="side of the stored square image, or its [height, width], pixels")
-    resize: Resize = Field("pad", description="to that size: pad (keeps the aspect), squash, or crop the centre")
+    resize: Resize = Field(
+        "pad", description="how to reach image_size: pad (keeps the aspect ratio), squash, or crop the centre"
+    )
     tone: Tone = Field(
-        "window", description="DICOM grey levels: VOI window, or min-max and histogram equalisation as MIMIC-CXR-JPG"
+        "window",
+        description="DICOM grey levels; window: VOI window; mimic_jpg: min-max and histogram equalisation, as in "
+        "MIMIC-CXR-JPG",
     )
     credentialed: bool | None = Field(
-        None, description="whether images and ids must stay private; null: those of MIMIC-CXR and CheXpert must"
+        None,
+        description="whether images and ids must stay private; null: for MIMIC-CXR and CheXpert, however they are read",
     )
     share: Literal["private", "group"] = Field(
         "private",
-        description="who reads what is made of credentialed data: private (you alone), or group (yours too)",
+        description="who may read files made from credentialed data: private (you alone), or group (your group too)",
     )
     max_rejected: MaxRejected = Field(
-        None, description="unreadable files that are left out, more stop: a count or a share; null: 10, or 1 % if more"
+        None,
+        description="most unreadable files that may be left out, a count or a share; with more, the command stops; "
+        "null: 10, or 1 % if more",
     )
     store: Store = Field(
         "stores", description="folder of the decoded, memory-mapped stores; false reads the files anew in every epoch"
@@ -249,7 +258,7 @@ class AugmentSettings(Settings):
         description="area of the random resized crop, share of the image; [1, 1] does not crop, "
         "and above 1 the image is made smaller, with black around it",
     )
-    crop_ratio: float = Field(1.15, ge=1, le=2, description="most a crop's aspect ratio changes, either way")
+    crop_ratio: float = Field(1.15, ge=1, le=2, description="largest change of a crop's aspect ratio, either way")
     rotation: float = Field(7.0, ge=0, le=45, description="largest rotation either way, degrees")
     translation: float = Field(0.05, ge=0, lt=0.5, description="largest shift either way, share of the side")
     flip: float = Field(0.0, ge=0, le=1, description="probability of a left-right flip; 0 keeps laterality")

@@ -43,25 +43,27 @@ def training_parser(prog: str, about: str) -> Parser:
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="continue from the run folder's checkpoint, or fail if it has none; without this flag a run continues "
-        "where there is a checkpoint and begins where there is none",
+        help="continue from the run folder's checkpoint, or fail if it has none; without this flag, a run continues "
+        "if there is a checkpoint and begins if there is none",
     )
-    parser.add_argument("--verbose", action="store_true", help="a line every engine.log_every steps")
-    parser.add_argument("--deterministic", action="store_true", help="only deterministic algorithms, also on CUDA")
+    parser.add_argument("--verbose", action="store_true", help="print a line every engine.log_every steps")
+    parser.add_argument("--deterministic", action="store_true", help="use only deterministic algorithms, also on CUDA")
 
     parser.add_argument(
         "--launch",
         metavar="auto | N",
-        help="train in several processes of this machine, which share each batch: one for each GPU, or N of them",
+        help="train in several processes on this machine, which share each batch: one for each GPU (auto), or N",
     )
 
     # another run than the config's
-    parser.add_argument("--dry-run", action="store_true", help="print what the run would cost here, and write nothing")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the time and memory that the run would take here; write nothing"
+    )
     parser.add_argument(
         "--overfit",
         type=int,
         metavar="N",
-        help="train and validate on the same N training images without augmentation, until the loss says PASS, or FAIL "
+        help="a check: train and validate on the same N training images without augmentation, and print PASS, or FAIL "
         "with exit code 1; the run folder's name gets -overfitN",
     )
     return parser
@@ -110,7 +112,7 @@ def add_data(parser: Parser) -> None:
     parser.add_argument(
         "--data",
         metavar="FOLDER | FILE",
-        help="your images, in place of --config: a folder (also class folders, or a public data set), a CSV or an "
+        help="your images, instead of --config: a folder (also class folders, or a public data set), a CSV or an "
         ".npz; settings are chosen, shown, and written beside the run folder",
     )
 
@@ -151,7 +153,7 @@ def pretrain(argv: Arguments = None) -> None:
 
 def _pretrain(argv: Arguments) -> None:
     parser = training_parser(
-        "mae-pretrain", "Stage one: pretrain a masked autoencoder. An interrupted run continues where it stood."
+        "mae-pretrain", "Stage one: pretrain a masked autoencoder. An interrupted run continues where it stopped."
     )
     add_data(parser)
     arguments = parse_training(parser, argv, "pretrain", OVERFIT)
@@ -242,7 +244,7 @@ def _next_step(folder: Path, data: "Data") -> str:
     if min(labels.get("train", 0), labels.get("validate", 0)) > 1:
         return f"next: mae-finetune --checkpoint {shlex.quote(str(folder))}"
     return (
-        "no labels of two classes are here, so there is nothing to fine-tune on; "
+        "the images have no labels of two classes, so there is nothing to fine-tune on; "
         f"next: mae-reconstruct IMAGE --checkpoint {shlex.quote(str(folder))} --out FOLDER"
     )
 
@@ -284,14 +286,14 @@ def _reconstruct(argv: Arguments) -> None:
 def _reconstruct_parser() -> Parser:
     parser = Parser(
         "mae-reconstruct",
-        description="Show what a pretrained model makes of images: original, masked, reconstruction and their mix.",
+        description="Show how a pretrained model reconstructs images: original, masked, reconstruction and their mix.",
         allow_abbrev=False,
     )
 
     # from where, to where
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="JPEG, PNG or DICOM files, or folders of these")
     parser.add_argument("--checkpoint", required=True, metavar="RUN", help="run folder of mae-pretrain, or a .pt in it")
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the sheets, NAME-sheet.png")
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the sheets, NAME-sheet.png")
 
     # what is hidden
     ratio = _number(float, "a share between 0 and 1", lambda share: 0 < share < 1)
@@ -299,14 +301,14 @@ def _reconstruct_parser() -> Parser:
     seed = _number(int, "a whole number, 0 or more", lambda number: 0 <= number < 2**63)
     parser.add_argument("--seed", type=seed, default=0, help="seed of the mask, the same for every image (default: 0)")
     samples = _number(int, "a whole number, 1 or more", lambda number: number >= 1)
-    parser.add_argument("--samples", type=samples, default=1, help="masks of each image, a row each (default: 1)")
+    parser.add_argument("--samples", type=samples, default=1, help="masks per image, one row each (default: 1)")
 
     # what is shown
-    parser.add_argument("--separate", action="store_true", help="write each picture into a file of its own too")
+    parser.add_argument("--separate", action="store_true", help="also write each picture to its own file")
     parser.add_argument(
         "--hidden-statistics",
         action="store_true",
-        help="give predicted patches the hidden ones' own mean and deviation; this leaks what was hidden",
+        help="give predicted patches the mean and deviation of the hidden ones; this leaks what was hidden",
     )
     parser.add_argument("--device", default="auto", help="auto (CUDA where there is one), cpu, cuda or cuda:N")
     return parser

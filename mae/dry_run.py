@@ -75,7 +75,7 @@ def forecast(config: MAEConfig) -> Forecast:
     if needed > free_memory(device):
         cost = pretraining_cost(config)
         lines = counted_lines(config, cost)
-        lines.append(f"memory       {gb(needed)} at least, of which {gb(free_memory(device))} are free on {device}")
+        lines.append(f"memory       {gb(needed)} at least; {gb(free_memory(device))} are free on {device}")
         lines.append("speed        not measured: a step needs more memory than is free")
         return Forecast(lines, counted)
 
@@ -85,7 +85,7 @@ def forecast(config: MAEConfig) -> Forecast:
     unprepared = data is None
     if data is None:
         data = random_data(config.pretrain.batch, config.data.image_size)
-        source = "random images, as the config's are not prepared"
+        source = "random images, because the config's are not prepared"
         if images:  # the number of validation images is known approximately
             held_out = min(len(data.split("validate")) / max(images * config.data.validate_fraction, 1), 1.0)
             looked_at = min(len(data.split("train")) / images, 1.0)
@@ -134,8 +134,8 @@ def _whole_run(config: MAEConfig, rehearsed: Rehearsal, images: int | None) -> s
     settings = config.pretrain
     return (
         f"whole run    {duration(_seconds(config, rehearsed, images))}: {settings.epochs:,} epochs of {images:,} "
-        f"images, {_steps(config, images):,} steps, validations of {rehearsed.validate:.2g} s, and what is written and "
-        "drawn after each"
+        f"images, {_steps(config, images):,} steps, with validations ({rehearsed.validate:.2g} s each) and the files "
+        "and pictures after each"
     )
 
 

@@ -119,7 +119,7 @@ def config_for_data(
 
     if distributed.is_main():
         say(f"data: {printable(found.saw)} (data.source={found.source})")
-        say(f"settings, written to {path}:\n\n{text}" if write else f"settings, which {path} would hold:\n\n{text}")
+        say(f"settings, written to {path}:\n\n{text}" if write else f"settings, not written to {path}:\n\n{text}")
         if write:
             say(f"edit {path} and run: {command} --config {path}")
     return config
@@ -149,7 +149,7 @@ def _kept(path: Path, found: Detected, overrides: Sequence[str], say: Say) -> MA
             f"{path}: found settings for {root}, expected those for {wanted}; give another run=…, or delete {path}"
         )
     if distributed.is_main():
-        say(f"settings: {path}, as an earlier call wrote it, or you (delete it to have them chosen anew)")
+        say(f"settings: {path}, which exists already (delete it to have settings chosen anew)")
     return config
 
 
@@ -228,7 +228,7 @@ def _of_images(facts: Facts, given: dict[str, Any]) -> list[Pick]:
     asked = given.get("data.image_size")
     shown = asked if isinstance(asked, int) else size.side
     patch = patch_for(shown)
-    why = f"the most that is chosen here {about}; {seen}" if size.side >= recipe.side else f"enlarges no image: {seen}"
+    why = f"the largest size chosen {about}; {seen}" if size.side >= recipe.side else f"enlarges no image: {seen}"
 
     picks = [
         Pick("data.image_size", size.side, why),
@@ -245,10 +245,10 @@ def _of_images(facts: Facts, given: dict[str, Any]) -> list[Pick]:
         picks += [
             Pick("finetune.epochs", recipe.finetune_epochs, f"for {labelled:,} labelled training images"),
             Pick("finetune.optimizer.base_lr", FINETUNE_LR[width], rate),
-            Pick("finetune.batch_size", good_batch("finetune", labelled), "an epoch has some steps"),
+            Pick("finetune.batch_size", good_batch("finetune", labelled), "an epoch has several steps"),
         ]
         if DROP_PATCHES[facts.kind]:
-            picks.append(Pick("finetune.drop_patches", DROP_PATCHES[facts.kind], "of a ViT's training steps"))
+            picks.append(Pick("finetune.drop_patches", DROP_PATCHES[facts.kind], "left out of a ViT's training steps"))
     return picks
 
 
@@ -260,9 +260,9 @@ def _side(facts: Facts) -> tuple[int, str]:
         raise UserError(f"--data: {facts.place}: found no image that can be read; {_first_reason(paths)}")
     longer = sizes.max(axis=1)
     side = int(np.quantile(longer, ENLARGED, method="lower"))
-    seen = f"{len(sizes):,} images looked at are {longer.min()} to {longer.max()} pixels high or wide"
+    seen = f"{len(sizes):,} sampled images are {longer.min()} to {longer.max()} pixels high or wide"
     if longer.min() == longer.max():
-        seen = f"{len(sizes):,} images looked at are {longer.max()} pixels high or wide"
+        seen = f"{len(sizes):,} sampled images are {longer.max()} pixels high or wide"
     if side < SMALLEST:
         raise UserError(f"--data: {facts.place}: found images of {side} pixels, expected {SMALLEST} or more")
     return side, seen
@@ -277,12 +277,12 @@ def _first_reason(paths: list[str]) -> str:
 
 
 def _of_machine(facts: Facts, given: dict[str, Any]) -> list[Pick]:
-    picks = [Pick("data.workers", 0, f"a process for each core that may be used; here {usable_cores()}")]
+    picks = [Pick("data.workers", 0, f"0: one process per usable core, here {usable_cores()}")]
     if facts.kind == "cuda":
         bf16 = torch.cuda.is_bf16_supported()
         name = torch.cuda.get_device_name(facts.device)
-        picks.append(Pick("precision", "bf16" if bf16 else "fp16", f"half the memory and more speed on this {name}"))
-    picks.append(Pick("evaluate.batch_size", 64, "images looked at together: little memory"))
+        picks.append(Pick("precision", "bf16" if bf16 else "fp16", f"half the memory, and faster, on this {name}"))
+    picks.append(Pick("evaluate.batch_size", 64, "images per forward pass: needs little memory"))
     return picks
 
 

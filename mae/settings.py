@@ -19,7 +19,7 @@ Spread = Annotated[
 
 
 class ModelSettings(Settings):
-    """Sizes of the masked autoencoder; a preset gives what is left null."""
+    """Sizes of the masked autoencoder; the preset fills in what is null."""
 
     preset: Literal[
         "vit_micro_patch4",
@@ -37,16 +37,16 @@ class ModelSettings(Settings):
     ] = Field("vit_base_patch16", description="encoder and decoder sizes, by the paper's names; micro is for CPUs")
     init: PathText | None = Field(
         None,
-        description="weights to begin from, and their sizes: a checkpoint of ours, a Hugging Face folder, a "
+        description="weights to begin from, which also set the sizes: a checkpoint of ours, a Hugging Face folder, a "
         "facebookresearch/mae .pth or a timm state dict; ${NAME} is read from the environment; null: random",
     )
 
     # sizes
-    in_channels: Literal[1, 3] = Field(1, description="1, or 3 equal ones as published weights expect")
+    in_channels: Literal[1, 3] = Field(1, description="1; or 3 equal ones, as published weights expect")
     embed: Literal["linear", "conv"] = Field(
         "linear",
-        description="how a patch becomes a token: one linear layer, as in the paper, or first 2 or 3 small "
-        "convolutions inside the patch (conv), which see no neighbour; only linear can be exported to transformers",
+        description="how a patch becomes a token; linear: one linear layer, as in the paper; conv: 2 or 3 small "
+        "convolutions come first, each inside one patch; only linear can be exported to transformers",
     )
     patch_size: int | None = Field(None, ge=1, le=2048, description="side of a patch, pixels; null: the preset's")
     width: int | None = Field(None, ge=8, le=65536, description="encoder width; null: the preset's")
@@ -64,18 +64,18 @@ class ModelSettings(Settings):
     # pixels and norms
     norm_pixel_loss: bool | None = Field(
         None,
-        description="predict each patch normalised by its own mean and deviation; null: as model.init's decoder was "
-        "trained, true for a fresh one",
+        description="predict each patch normalised by its own mean and standard deviation; null: as the decoder of "
+        "model.init was trained, true for a new one",
     )
     pixel_mean: Mean = Field(
         0.5,
-        description="mean grey level that standardises images, 0 to 1, one or one a channel; with model.init: what its "
-        "images were standardised by, where its file does not say",
+        description="mean grey level for standardising images, 0 to 1: one number, or one per channel; with "
+        "model.init: the mean that it was trained with, needed only if its file does not say",
     )
     pixel_std: Spread = Field(
-        0.25, description="deviation that standardises images, 0 to 1, one or one a channel; with model.init likewise"
+        0.25, description="standard deviation for standardising images, up to 1; otherwise as pixel_mean"
     )
-    norm_eps: float = Field(1e-6, gt=0, le=1e-3, description="eps of the LayerNorms; published weights bring theirs")
+    norm_eps: float = Field(1e-6, gt=0, le=1e-3, description="eps of the LayerNorms; published weights bring their own")
 
     @model_validator(mode="after")
     def _channels_agree(self) -> "ModelSettings":
@@ -96,25 +96,25 @@ class OptimizerSettings(Settings):
     """
 
     base_lr: float | None = Field(
-        None, gt=0, description="learning rate at batch 256; used: base_lr * batch_size / 256; null: the stage's own"
+        None, gt=0, description="learning rate at batch 256; used: base_lr * batch_size / 256; null: stage's default"
     )
     min_lr: float = Field(0.0, ge=0, description="learning rate at the end of the cosine, at batch 256")
     schedule: Literal["cosine", "constant"] = Field(
         "cosine",
-        description="after the warm-up: cosine, down to min_lr over all epochs; constant, down to it over the last "
-        "cooldown_epochs alone, so that one long run gives several ends (pretrain.continue_from)",
+        description="after the warm-up; cosine: falls to min_lr over all epochs; constant: falls to min_lr only in the "
+        "last cooldown_epochs, so that one long run can be ended at several epochs (pretrain.continue_from)",
     )
-    cooldown_epochs: float = Field(0.0, ge=0, description="last epochs of a constant rate, linear down to min_lr")
-    warmup_epochs: float | None = Field(None, ge=0, description="epochs of linear warm-up; null: a tenth of them")
-    weight_decay: float | None = Field(None, ge=0, description="decoupled decay, not on biases, norms and tokens")
+    cooldown_epochs: float = Field(0.0, ge=0, description="constant schedule: final epochs of linear decay to min_lr")
+    warmup_epochs: float | None = Field(None, ge=0, description="epochs of linear warm-up; null: a tenth of all epochs")
+    weight_decay: float | None = Field(None, ge=0, description="decoupled decay; none on biases, norms and tokens")
     betas: tuple[Beta, Beta] = Field((0.9, 0.95), description="AdamW's momentum coefficients")
     clip_grad: float | None = Field(None, gt=0, description="largest gradient norm; null does not clip")
-    accumulate: int = Field(1, ge=1, description="parts each batch is worked through in, for memory's sake")
+    accumulate: int = Field(1, ge=1, description="parts that each batch is split into, to save memory")
     ema: float | None = Field(
         None,
         gt=0,
         lt=1,
-        description="decay of an exponential moving average of the weights, which is then what is kept",
+        description="decay of an exponential moving average of the weights; this average is then what is kept",
     )
 
 
@@ -122,7 +122,7 @@ class PretrainOptimizerSettings(OptimizerSettings):
     """The defaults of the MAE paper, appendix A."""
 
     base_lr: float = Field(1.5e-4, gt=0, description="learning rate at batch 256; used: base_lr * batch_size / 256")
-    weight_decay: float = Field(0.05, ge=0, description="decoupled decay, not on biases, norms and tokens")
+    weight_decay: float = Field(0.05, ge=0, description="decoupled decay; none on biases, norms and tokens")
 
 
 class PretrainAugmentSettings(AugmentSettings):
@@ -143,15 +143,15 @@ class EngineSettings(Settings):
     save_steps: int | None = Field(
         None, ge=1, description="steps between checkpoints inside an epoch; null: minutes only"
     )
-    log_every: int = Field(20, ge=1, description="steps between two looks at the device, each a line of metrics.jsonl")
+    log_every: int = Field(20, ge=1, description="steps between two lines of metrics.jsonl; each waits for the device")
     pictures_every: int = Field(
-        1, ge=1, description="epochs between two sets of TensorBoard's pictures, which the last epoch has in any case"
+        1, ge=1, description="epochs between two sets of TensorBoard pictures; the last epoch always has one"
     )
     skip_limit: int = Field(
         10, ge=1, description="updates in a row that may be skipped because loss or gradient is not finite"
     )
     deterministic: bool = Field(False, description="only deterministic algorithms, also on CUDA; slower there")
-    verbose: bool = Field(False, description="a line per look at the device, not one per epoch")
+    verbose: bool = Field(False, description="print a line every log_every steps, not one per epoch")
 
 
 class PretrainSettings(Settings):
@@ -160,23 +160,24 @@ class PretrainSettings(Settings):
     epochs: int = Field(400, ge=1, description="passes over the training images; raising it continues a run")
     batch_size: BatchSize = Field(
         64,
-        description="images per step, of all ranks together; auto: what fits the memory and the number of images, "
-        "which config.yaml then names",
+        description="images per step, of all ranks together; auto: chosen to fit the memory and the number of images, "
+        "and written to config.yaml",
     )
     mask_ratio: float = Field(0.75, gt=0, lt=1, description="share of the patches hidden from the encoder")
     predict_ratio: float | None = Field(
         None,
         gt=0,
         le=1,
-        description="share of the patches predicted in training, of the masked ones (decoder cross); null: all masked",
+        description="share of all patches that is predicted in training, taken from the masked ones (decoder cross); "
+        "null: all masked",
     )
     masking: Literal["random", "red", "green", "blue", "content"] = Field(
         "random",
-        description="which patches are hidden in training: random; by filtered noise (ColorMAE), which comes in large "
-        "(red), middling (green) or fine spots (blue); content: those whose pixels vary, more often than plain ones",
+        description="which patches are hidden in training; random; red, green, blue: by filtered noise (ColorMAE) in "
+        "large, medium or fine spots; content: those whose pixels vary, more often than plain ones",
     )
     visible_loss: float = Field(
-        0.0, ge=0, description="weight of a loss on the visible patches beside that on the masked ones (decoder self)"
+        0.0, ge=0, description="weight of an additional loss on the visible patches (decoder self)"
     )
 
     # how it learns
@@ -186,12 +187,12 @@ class PretrainSettings(Settings):
     # where it begins, and what is kept of it
     continue_from: PathText | None = Field(
         None,
-        description="a kept checkpoint of another run (RUN/epoch100.pt) from which this one goes on as that one would, "
-        "for another end of it: schedule constant, with this run's epochs and cooldown_epochs; in a comparison {run} "
-        "stands for its folder and {seed} for the pretraining's seed; null: none",
+        description="a kept checkpoint of another run (RUN/epoch100.pt); this run continues it as that one would, but "
+        "ends by its own epochs and cooldown_epochs (schedule constant); in a comparison {run} stands for its folder "
+        "and {seed} for the pretraining's seed; null: none",
     )
     keep_epochs: tuple[Epoch, ...] = Field(
-        (), description="epochs whose weights stay, with the optimizer's state, as epoch010.pt; each is validated"
+        (), description="epochs whose weights and optimizer state are kept, as epoch010.pt; each is validated"
     )
 
     # how it is watched
@@ -200,7 +201,7 @@ class PretrainSettings(Settings):
         None, ge=1, description="epochs between probes of the features on labelled images (kNN, logistic); null: none"
     )
     select: Literal["reconstruction", "probe"] = Field(
-        "reconstruction", description="what best.pt follows: held-out reconstruction, or the logistic probe"
+        "reconstruction", description="what chooses best.pt: held-out reconstruction, or the logistic probe"
     )
     panel_images: int = Field(6, ge=0, description="validation images in TensorBoard's reconstruction panel")
 
@@ -264,19 +265,19 @@ class MAEConfig(DataConfig):
         "GPUs (weights, loss and norms stay fp32)",
     )
     compile: bool = Field(
-        False, description="train with torch.compile: a ViT's blocks, a ResNet whole; on a CPU takes a C++ compiler"
+        False, description="train with torch.compile: a ViT's blocks, or a whole ResNet; needs a C++ compiler on a CPU"
     )
     activation_checkpointing: bool = Field(
         False,
-        description="compute a ViT's activations again in the backward pass: less memory, about a third more time; "
-        "a ResNet keeps its own",
+        description="recompute a ViT's activations in the backward pass: less memory, about a third more time; "
+        "no effect on a ResNet",
     )
     product: Literal["auto", "onednn", "blas"] = Field(
         "auto",
-        description="matrix product of linear layers in fp32 on a CPU: oneDNN's, or that of torch's BLAS (MKL on most "
-        "machines); auto: the faster one here, measured when a run begins and kept",
+        description="library for linear layers in fp32 on a CPU: oneDNN, or torch's BLAS (MKL on most machines); "
+        "auto: the faster one on this machine, measured when a run begins and then kept",
     )
-    threads: int = Field(0, ge=0, description="CPU threads torch computes with; 0 leaves the choice to torch")
+    threads: int = Field(0, ge=0, description="CPU threads that torch uses; 0: torch decides")
 
     # what is trained, and how
     model: ModelSettings = Field(default_factory=ModelSettings)

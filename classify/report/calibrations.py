@@ -72,8 +72,8 @@ def calibration_caption(comparison: Comparison) -> str:
     """What the numbers mean."""
     positive = words(comparison.config.data.target)[1]
     return (
-        "Raw scores, and those calibrated by a temperature and an intercept that were fitted on validation. "
-        f"Probabilities of {positive} that mean what they say have slope 1 and intercept 0: a slope below 1 says "
-        "that they are too extreme, an intercept above 0 that they are too low. ECE is the expected calibration error "
-        "over 15 bins; it grows as cases get fewer. A dash: not defined, as where scores separate the classes."
+        "Raw scores, and scores calibrated by a temperature and an intercept fitted on validation. "
+        f"Well-calibrated probabilities of {positive} have slope 1 and intercept 0. A slope below 1 means that they "
+        "are too extreme, an intercept above 0 that they are too low. ECE is the expected calibration error over 15 "
+        "bins; it is larger with fewer cases. A dash: not defined, for example where scores separate the classes."
     )

@@ -95,7 +95,7 @@ def summary_text(found: list[Answer]) -> str:
         of_this = [answer for answer in found if guideline_of(answer.item) == guideline]
         answered = sum(answer.text is not None for answer in of_this)
         asked = len(of_this) - answered
-        texts.append(f"{answered} of {len(of_this)} {guideline} items are answered, {asked} are asked of the author.")
+        texts.append(f"{answered} of {len(of_this)} {guideline} items are answered, {asked} are left to the author.")
     return " ".join(texts)
 
 

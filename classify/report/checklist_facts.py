@@ -30,12 +30,17 @@ KNOWN_SOURCES = {  # published data sets; whose images a folder or a table holds
     "mimic-cxr-dicom": "MIMIC-CXR (Beth Israel Deaconess Medical Center, PhysioNet)",
     "chexpert": "CheXpert (Stanford Hospital)",
     "nih-cxr14": "ChestX-ray14 (NIH Clinical Center)",
-    "phantom": "the phantom of this software: synthetic radiographs, of no patients",
+    "phantom": "the phantom of this software: synthetic radiographs without patients",
 }
 OF_DICOM = ("mimic-cxr-dicom", "table", "folder", "images")  # layouts that may contain DICOM files
-FITTED = {"pad": "padded to their aspect", "squash": "squashed", "crop": "cropped at the centre"}
+FITTED = {"pad": "scaled without distortion and padded", "squash": "squashed", "crop": "cropped at the centre"}
 SELECTED = {"auc": "the highest AUC", "loss": "the lowest loss"}
-RULES = {"youden": "Youden's index", "accuracy": "accuracy", "f1": "F1", "half": "none: it is 0.5"}
+RULES = {
+    "youden": "chosen on validation by Youden's index",
+    "accuracy": "chosen on validation by accuracy",
+    "f1": "chosen on validation by F1",
+    "half": "fixed at 0.5",
+}
 
 
 def checklist_facts(comparison: Comparison) -> dict[str, str | None]:
@@ -96,7 +101,7 @@ def _task(comparison: Comparison) -> str:
 def _margins(comparison: Comparison) -> str:
     with_margin = [declared for declared in comparison.declared if declared.margin is not None]
     if not with_margin:
-        return "superiority is tested, no margin of non-inferiority was declared"
+        return "superiority is tested; no margin of non-inferiority was declared"
     pairs = [f"{each.a} against {each.b} by {show_number(each.margin)}" for each in with_margin]
     return f"non-inferiority, margins of AUC: {'; '.join(pairs)}"
 
@@ -118,8 +123,8 @@ def _left_out(comparison: Comparison) -> str:
         parts.append(f"cannot be read ({comparison.facts.unreadable:,})")
     unknown = sum(split["unknown"] for split in comparison.facts.splits)
     if unknown:
-        parts.append(f"label unknown ({unknown:,}, left out of classifiers and evaluation alone)")
-    return "; ".join(parts) or "none was left out"
+        parts.append(f"label unknown ({unknown:,}, left out of classifiers and evaluation only)")
+    return "; ".join(parts) or "none"
 
 
 def _preprocessing(comparison: Comparison) -> str:
@@ -133,7 +138,8 @@ def _preprocessing(comparison: Comparison) -> str:
     def standardised(evaluation: Evaluation) -> str:
         model = evaluation.config.model
         return (
-            f"standardised by mean {_level(model.pixel_mean)} and deviation {_level(model.pixel_std)} of the grey range"
+            f"standardised by mean {_level(model.pixel_mean)} and standard deviation {_level(model.pixel_std)} of the "
+            "grey range"
         )
 
     return f"{text}; {_same_or_by_row(comparison, standardised)}"
@@ -154,13 +160,13 @@ def _subsets(comparison: Comparison) -> str:
     config = comparison.config
     texts = []
     if config.data.sample is not None:
-        texts.append(f"whole patients drawn until {config.data.sample:,} labelled training images were together")
+        texts.append(f"whole patients drawn until {config.data.sample:,} labelled training images were reached")
 
     # what each row is trained on
     budgets = [labelled for labelled in comparison.budgets if labelled is not None]
     if budgets:
         counts = listed(f"{labelled:,}" for labelled in budgets)
-        seeds = "each training seed has its own" if len(config.compare.seeds) > 1 else "one draw each"
+        seeds = "each training seed has its own draw" if len(config.compare.seeds) > 1 else "one draw each"
         texts.append(f"label budgets of {counts} images: whole patients at random, smaller within larger; {seeds}")
     if None in comparison.budgets:
         texts.append(f"all labelled training images ({images_of(comparison, None)})")
@@ -174,9 +180,9 @@ def _subsets(comparison: Comparison) -> str:
 def _privacy(comparison: Comparison) -> str:
     credentialed = comparison.credentialed
     if not credentialed and not may_show(False, comparison.config.report.images):
-        return "No radiograph is shown here, as report.images is false"
+        return "No radiograph is shown here, because report.images is false"
     if not credentialed:
-        return "The settings take the data for open, so nothing is withheld here"
+        return "The settings treat the data as open, so nothing is withheld here"
     if may_show(True, comparison.config.report.images):
         return f"{listed(credentialed)}: credentialed; report.images allows this report to show radiographs"
     return f"{listed(credentialed)}: credentialed; this report shows no radiograph and no id"
@@ -193,14 +199,14 @@ def _missing(comparison: Comparison) -> str:
         texts = [f"{unknown:,} of {total:,} images have an unknown label, which is not imputed"]
         texts.append("classifiers are neither trained nor tested on them")
         if comparison.pretrainings:
-            texts.append("pretraining, which reads no labels, uses those in its splits")
+            texts.append("pretraining reads no labels, so it uses those in its splits")
 
     # files, and what is known of patients
     if facts.unreadable:
         texts.append(f"{facts.unreadable:,} files cannot be read and are left out")
     blank = [each for each in facts.people if each["value"] == UNKNOWN]
     if blank:
-        texts.append(f"{listed(each['column'] for each in blank)}: unknown ones are a group of their own")
+        texts.append(f"{listed(each['column'] for each in blank)}: unknown values form a group of their own")
     return "; ".join(texts)
 
 
@@ -211,7 +217,7 @@ def _reference(comparison: Comparison) -> str | None:
     rules = [f"{row['rule']}, {row['became']} ({row['images']:,})" for row in policy]
     parts = comparison.config.data.each_source().values()
     labelers = [part.labeler for part in parts if part.source.startswith("mimic")]
-    by = f"Labels of reports by an automatic labeler ({listed(labelers)}). " if labelers else ""
+    by = f"Read from reports by an automatic labeler ({listed(labelers)}). " if labelers else ""
     return f"{by}By rule: {'; '.join(rules)}"
 
 
@@ -230,8 +236,8 @@ def _of_patients(comparison: Comparison, row: Mapping[str, Any]) -> str:
 
 def _disjoint(comparison: Comparison) -> str:
     if comparison.facts.patients_known:
-        return "By patient: a patient in two splits would have been refused"
-    return "By patient where one is named, else by study or image, so that one patient may stand in two splits"
+        return "By patient: data with a patient in two splits are refused"
+    return "By patient where one is named, else by study or image, so one patient may be in two splits"
 
 
 def _sizes(comparison: Comparison) -> str:
@@ -307,7 +313,7 @@ def _initial(comparison: Comparison) -> str:
 def _begins_from(comparison: Comparison, evaluation: Evaluation) -> str:
     begun_from = evaluation.summary["meta"].get("pretrained_from")
     if not begun_from:
-        return "random weights, drawn by the training seed"
+        return "random weights, drawn with the training seed"
     name = Path(begun_from).parent.name
     if name in comparison.pretrainings:
         return f"encoder of {name}"
@@ -317,22 +323,23 @@ def _begins_from(comparison: Comparison, evaluation: Evaluation) -> str:
 def _training(comparison: Comparison) -> str:
     def schedule(evaluation: Evaluation) -> str:
         settings = evaluation.config.finetune
-        how = "all weights" if settings.mode == "full" else "a linear probe on a frozen encoder"
+        how = "training all weights" if settings.mode == "full" else "a linear probe on a frozen encoder"
         augment = "with augmentation" if settings.augment.enabled else "without augmentation"
         return f"{epochs(settings.epochs)} of {how}, batches of {settings.batch_size}, {augment}"
 
     count = sum(each.is_trained for each in comparison.evaluations)
     seeds = len(comparison.config.compare.seeds)
-    trained = f"{count} classifiers, {seeds} {'seed' if seeds == 1 else 'seeds'} a row"
+    trained = f"{count} classifiers, {seeds} {'seed' if seeds == 1 else 'seeds'} per row"
     stage_one = [
         f"{name}: {epochs(config.pretrain.epochs)}, {100 * config.pretrain.mask_ratio:g} % masked"
         for name, config in comparison.pretrain_configs.items()
     ]
     pretrained = f"; pretrainings: {'; '.join(stage_one)}" if stage_one else ""
     tuned = sorted({key for choice in comparison.tuning for setting in choice["settings"] for key in flat(setting)})
-    tuning = f"; {listed(tuned)} chosen on validation by each row" if tuned else ""
+    tuning = f"; {listed(tuned)} chosen on validation for each row" if tuned else ""
     return (
-        f"AdamW, cosine after a linear warm-up; {_same_or_by_row(comparison, schedule)}; {trained}{pretrained}{tuning}"
+        f"AdamW, cosine schedule after a linear warm-up; {_same_or_by_row(comparison, schedule)}; "
+        f"{trained}{pretrained}{tuning}"
     )
 
 
@@ -342,10 +349,10 @@ def _selection(comparison: Comparison) -> str:
 
     best = ""
     if comparison.pretrain_configs:
-        by = {"reconstruction": "the loss on validation images", "probe": "a probe of labelled validation images"}
+        by = {"reconstruction": "the loss on validation images", "probe": "a probe on labelled validation images"}
         selected = {by[config.pretrain.select] for config in comparison.pretrain_configs.values()}
-        best = f"; a pretraining's by {listed(sorted(selected))}"
-    return f"{_same_or_by_row(comparison, rule)}{best}; no test label takes part"
+        best = f"; of a pretraining, the best by {listed(sorted(selected))}"
+    return f"{_same_or_by_row(comparison, rule)}{best}; no test label is used"
 
 
 def _ensembles(comparison: Comparison) -> str:
@@ -361,8 +368,8 @@ def _thresholds(comparison: Comparison) -> str:
     for line in comparison.lines_of(largest_budget(comparison)):
         rows.append(f"{line.name} {', '.join(f'{threshold:.3f}' for threshold in line.thresholds)}")
     given = given_thresholds(comparison.lines_of(largest_budget(comparison)))
-    but = f", but for {'; '.join(given)}" if given else ""
-    return f"threshold chosen on validation by {listed(sorted(rules))}{but} ({'; '.join(rows)})"
+    but = f", except for {'; '.join(given)}" if given else ""
+    return f"threshold {listed(sorted(rules))}{but} ({'; '.join(rows)})"
 
 
 def _calibration(comparison: Comparison) -> str | None:
@@ -390,7 +397,7 @@ def _imbalance(comparison: Comparison) -> str:
 
 
 def _metrics(comparison: Comparison) -> str:
-    return "AUC; accuracy, precision, F1 and recall at the threshold chosen on validation; calibration"
+    return "AUC; accuracy, precision, F1 and recall at the decision threshold; calibration"
 
 
 def _statistics(comparison: Comparison) -> str:
@@ -413,9 +420,9 @@ def _statistics(comparison: Comparison) -> str:
 def _robustness(comparison: Comparison) -> str | None:
     texts = []
     if len(comparison.config.compare.seeds) > 1:
-        texts.append(f"{len(comparison.config.compare.seeds)} training seeds, whose spread is in the intervals")
+        texts.append(f"{len(comparison.config.compare.seeds)} training seeds, whose spread the intervals include")
     if comparison.config.compare.shared_pretrainings:
-        texts.append("fewer pretrainings than seeds, so that their spread is not")
+        texts.append("fewer pretrainings than seeds, so the intervals do not include how pretraining varies")
     if len(comparison.budgets) > 1:
         texts.append(f"{len(comparison.budgets)} label budgets")
     return "; ".join(texts) or None
@@ -425,13 +432,16 @@ def _explanations(comparison: Comparison) -> str | None:
     """Reconstructions explain no decision: they show what stage one learned."""
     if comparison.heatmaps is None:
         return None
-    return "Heatmaps of a few cases, the first by id, by methods judged by deletion and insertion (docs/prediction.md)"
+    return (
+        "Heatmaps of a few cases, the first by id. Their methods were tested by deletion and insertion "
+        "(docs/prediction.md)"
+    )
 
 
 def _evaluated(comparison: Comparison) -> str:
     cases = case_count(summary_of_all(comparison))
     if comparison.config.compare.split == "validate":
-        return f"Validation images alone, on which epochs and thresholds were chosen too: {cases}"
+        return f"Validation images only, on which epochs and thresholds were chosen too: {cases}"
     return f"Split test of the same data: {cases}"
 
 
@@ -457,7 +467,8 @@ def _failures(comparison: Comparison) -> str:
         truth = line.labels == 1
         missed = f"{int((truth & ~called).sum()):,} of {int(truth.sum()):,} {positive} missed"
         rows.append(
-            f"{line.name}: {missed}, {int((~truth & called).sum()):,} of {int((~truth).sum()):,} {negative} called"
+            f"{line.name}: {missed}, {int((~truth & called).sum()):,} of {int((~truth).sum()):,} {negative} "
+            "called wrongly"
         )
     return f"Wrong answers of the first seed: {'; '.join(rows)}"
 
@@ -471,7 +482,7 @@ def _fairness(comparison: Comparison) -> str | None:
     columns = _columns(comparison)
     if not columns:
         return None
-    return f"Results by {listed(columns)}, with the largest gap of each (exploratory); nothing was done to lessen gaps"
+    return f"Results by {listed(columns)}, with the largest gap of each (exploratory); nothing was done to reduce gaps"
 
 
 def _clusters(comparison: Comparison) -> str | None:
@@ -479,10 +490,10 @@ def _clusters(comparison: Comparison) -> str | None:
 
 
 def _unreadable(comparison: Comparison) -> str:
-    text = "A file that cannot be read, or shows one grey alone, gets no score"
+    text = "A file that cannot be read, or has only one grey level, gets no score"
     if comparison.facts.unreadable is None:
         return text
-    return f"{text}: {comparison.facts.unreadable:,} of these data"
+    return f"{text}; these data have {comparison.facts.unreadable:,}"
 
 
 def _commit(comparison: Comparison) -> str | None:
@@ -495,7 +506,7 @@ def _availability(comparison: Comparison) -> str | None:
         return None
     which = [f"version {version}"] if version else []
     which += [f"commit {comparison.facts.commit}"] if comparison.facts.commit else []
-    return f"Code: mae-cxr, {', '.join(which)} (Apache-2.0). Where data and weights can be had is the author's to say"
+    return f"Code: mae-cxr, {', '.join(which)} (Apache-2.0). The author states where data and weights are available"
 
 
 def _positive(comparison: Comparison) -> str:

@@ -12,15 +12,15 @@ from mae.engine.console import duration
 
 NOT_KNOWN = "–"
 COSTS = (
-    "Time and arithmetic of a training, mean over its seeds; with its pretraining, which is counted whole for every "
-    "row that begins from it; and of all settings that were tried. Validation and evaluation are not in it. A dash: "
-    "not known."
+    "Time and floating-point operations of a training (mean over its seeds), of the training with its pretraining, and "
+    "of all settings that were tried. A pretraining counts in full for every row that begins from it. Validation and "
+    "evaluation are not counted. A dash: not known."
 )
 TUNING = (
-    "Every row tried as many settings at its first seed of each label budget and took the best on validation for all "
-    "seeds: what was tried so is the first seed's training. Scores in order of the settings."
+    "Every row tried the same number of settings, at its first seed of each label budget. The best on validation "
+    "serves all its seeds; its trial is the first seed's training."
 )
-DIFFERENCES = "What was decided for the rows and is not equal in all of them, defaults filled in."
+DIFFERENCES = "Settings that are not equal in all rows, with defaults filled in."
 
 
 def cost_rows(comparison: Comparison, labelled: int | None) -> Iterator[dict[str, str]]:

@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from classify.decisions import Decisions
+from classify.decisions import Decisions, origin_of_threshold
 from classify.metrics.operating_points import RATES
 from classify.report.checklist_facts import KNOWN_SOURCES, epochs, network
 from classify.report.model_card import INTENDED, Card, model_card
@@ -23,8 +23,8 @@ RATES_SHOWN = (0.8, 0.9, 0.95)  # of `RATES`
 
 # docs/weights.md measures how ours differs
 AS_READ = (
-    "The code above reads JPEG and PNG of 8 bits. Give the whole radiograph, upright, bones bright. mae-cxr decodes "
-    "large JPEGs at a reduced size, which differs from it by a fraction of a grey level on average."
+    "The code above reads JPEG and PNG of 8 bits. Give it the whole radiograph, upright, bones bright. mae-cxr itself "
+    "decodes large JPEGs at a reduced size; its pixels differ by a fraction of a grey level on average."
 )
 
 # Pillow would clip the brightness of more bits at 255
@@ -158,11 +158,13 @@ def consumers_duties(exported: Exported, onnx: bool) -> list[str]:
     if onnx:
         lines.append(f"outputs: probability (b) of {positive}, calibrated; score (b), the same before calibration")
     else:
-        lines.append(f"output: the softmax's second number, the calibrated probability of {positive}")
+        lines.append(f"output: the second number of the softmax, the calibrated probability of {positive}")
     threshold = decisions.probability_threshold
     if threshold is not None:
         score = f"{decisions.thresholds['image']:.4f}"
-        lines.append(f"{positive}: from a probability of {threshold:.4f}, which is a score of {score} uncalibrated")
+        lines.append(
+            f"{positive}: from a probability of {threshold:.4f} on, which is a score of {score} before calibration"
+        )
     return lines
 
 
@@ -174,7 +176,7 @@ def _reading_lines(reading: Reading, inside: bool) -> Iterator[str]:
         yield f"give: {'grey' if reading.channels == 1 else 'grey as RGB'} images; {size}"
         yield "the folder's processor resizes and standardises"
     if reading.tone:
-        yield f"DICOM: make 8-bit grey of it first, by {TONES[reading.tone]}"
+        yield f"DICOM: convert it to 8-bit grey first, by {TONES[reading.tone]}"
 
 
 def _use(exported: Exported, architecture: str | None) -> Iterator[str]:
@@ -183,7 +185,7 @@ def _use(exported: Exported, architecture: str | None) -> Iterator[str]:
         yield (
             f"Input `images`: uint8 (b 1 {exported.reading.height} {exported.reading.width}), any number of them. "
             "Outputs: `probability` (b), calibrated, and `score` (b), the same before calibration, both float32. "
-            "Standardisation and calibration are inside. onnxruntime, numpy and Pillow are all it takes:"
+            "The model standardises and calibrates by itself. You need only onnxruntime, numpy and Pillow:"
         )
         threshold = decisions.thresholds.get("image")
         yield ONNX_CODE.format(
@@ -192,12 +194,12 @@ def _use(exported: Exported, architecture: str | None) -> Iterator[str]:
             decision=_in_code("score[0]", threshold, decisions.classes),
         )
         if exported.beside:
-            yield f"Its weights lie in `{exported.beside}` beside it, as they are too large for one file: move both."
+            yield f"Its weights are too large for one file and lie in `{exported.beside}` beside it: move both."
         return
 
     yield (
-        f"`{architecture}` of transformers, 4 or 5. The softmax of its two logits is the probability; calibration is "
-        "in its head."
+        f"`{architecture}` of transformers, 4 or 5. The softmax of its two logits is the probability; the head "
+        "includes the calibration."
     )
     yield TRANSFORMERS_CODE.format(
         mode=exported.reading.mode,
@@ -222,11 +224,12 @@ def _fit_in_code(reading: Reading) -> str:
 
 
 def _images(reading: Reading) -> Iterator[str]:
-    yield f"{described(reading)} Lanczos, antialiased. Grey of 8 bits; colours by their luma (ITU-R BT.601)."
+    yield f"{described(reading)} Lanczos, antialiased. 8-bit grey; colours are converted to luma (ITU-R BT.601)."
     if reading.tone:
         yield (
-            f"DICOM was made 8-bit grey by {TONES[reading.tone]}. Do the same before the code above: a raw array of 12 "
-            f"or 16 bits is another picture. mae-cxr's reader does it: `data.read_image(path, tone={reading.tone!r})`."
+            f"DICOM was converted to 8-bit grey by {TONES[reading.tone]}. Do the same before the code above: a raw "
+            f"array of 12 or 16 bits is a different picture. mae-cxr's reader does it: "
+            f"`data.read_image(path, tone={reading.tone!r})`."
         )
     yield AS_READ
 
@@ -238,7 +241,7 @@ def _decisions(checkpoint: Checkpoint, architecture: str | None) -> Iterator[str
         numbers = decisions.calibration
         yield (
             f"Calibration, fitted on validation: the logit of the score is divided by {numbers.temperature:.4f} and "
-            f"{numbers.intercept:+.4f} is added. It leaves every order as it is."
+            f"{numbers.intercept:+.4f} is added. The order of scores does not change."
         )
         if architecture:  # its model gives only the probability
             yield (
@@ -246,22 +249,25 @@ def _decisions(checkpoint: Checkpoint, architecture: str | None) -> Iterator[str
                 f"({numbers.intercept:.4f}))); config.json has these numbers in full."
             )
     else:
-        yield "It was not calibrated: probability and score are the same, and need not be a probability."
+        yield (
+            "The classifier was not calibrated: probability and score are the same number, which need not be a "
+            "probability."
+        )
 
     threshold = decisions.probability_threshold
     if threshold is not None:
-        rule = config_of(checkpoint).finetune.threshold
+        origin = origin_of_threshold(config_of(checkpoint).finetune.threshold)
         yield (
-            f"An image is called {positive} from a score of {decisions.thresholds['image']:.4f}, which is a "
-            f"probability of {threshold:.4f}; chosen on validation (rule {rule})."
+            f"An image is called {positive} at a score of {decisions.thresholds['image']:.4f} or more, which is a "
+            f"probability of {threshold:.4f}. This threshold was {origin}."
         )
     if "study" in decisions.thresholds:
-        study = f"A study is called {positive} where the mean **score** of its images is at least "
-        yield f"{study}{decisions.thresholds['study']:.4f}; mean scores, not calibrated probabilities."
+        study = f"A study is called {positive} if the mean **score** of its images is at least "
+        yield f"{study}{decisions.thresholds['study']:.4f}. Take the mean of scores, not of calibrated probabilities."
 
     rows = _operating_points(checkpoint, decisions)
     if rows:
-        yield "Other operating points of single images, found on validation:"
+        yield "Other operating points of single images, chosen on validation:"
         yield markdown(rows)
 
 
@@ -288,8 +294,8 @@ def _model(exported: Exported, architecture: str | None) -> Iterator[str]:
     yield plain(f"{network(config_of(exported.checkpoint))}.")
     if architecture == "Dinov2ForImageClassification":
         yield (
-            "The network is a plain ViT, not a DINOv2: of transformers' classes this one reads the mean of the patch "
-            "tokens. Its branches' scales are 1, and the head's weights for the class token are 0."
+            "The network is a plain ViT, not a DINOv2. This class of transformers is used because its head reads the "
+            "mean of the patch tokens. Its layer scales are 1, and the head's weights for the class token are 0."
         )
     yield _which_weights(exported)
 
@@ -310,11 +316,11 @@ def _training(checkpoint: Checkpoint) -> Iterator[str]:
     yield plain(f"{how}, {epochs(settings.epochs)}{labelled}, {augmented}. Data: {_sources(checkpoint)}.")
 
     if checkpoint.meta.get("pretrained_from"):
-        yield "It began from the weights of a pretraining."
+        yield "Training began from the weights of a pretraining."
     elif settings.init or config.model.init:
-        yield "It began from another program's weights; which images they have seen is not known here."
+        yield "Training began from another program's weights; which images they have seen is not known here."
     else:
-        yield "It began from random weights."
+        yield "Training began from random weights."
 
 
 def _sources(checkpoint: Checkpoint) -> str:
@@ -343,13 +349,13 @@ def _limitations(checkpoint: Checkpoint) -> Iterator[str]:
     if checkpoint.config.data.source == "phantom":
         yield "The radiographs were synthetic: the numbers say nothing about patients."
     yield (
-        "Other hospitals, devices and populations than those of its data were not tested. An image of another kind, a "
-        "hand or a lateral view, gets a number too."
+        "The model was not tested on other hospitals, devices or populations than those of its data. An image of "
+        "another kind, such as a hand or a lateral view, gets a number too."
     )
 
 
 def _licence(exported: Exported) -> Iterator[str]:
-    yield plain(f"Of the weights it began from: {spoken(exported.checkpoint.meta.get('license'))}.")
+    yield plain(f"Licence of the weights that training began from: {spoken(exported.checkpoint.meta.get('license'))}.")
     if exported.owed:
         yield plain(exported.owed)
 
@@ -372,12 +378,12 @@ def mae_card(exported: Exported, architecture: str, model: MaskedAutoencoder) ->
         written_by=WRITTEN_BY,
         front=front,
         sections=(
-            ("Intended use", ("Features of radiographs, and a beginning for classifiers.", INTENDED)),
+            ("Intended use", ("Features of radiographs, and a starting point for classifiers.", INTENDED)),
             ("How to use it", tuple(_use_of_mae(exported, architecture))),
             ("Images", tuple(_images(exported.reading))),
             ("Model", tuple(_model_of_mae(exported, model))),
             ("Training", tuple(_pretraining(exported.checkpoint))),
-            ("Limitations", ("It tells nothing apart until a classifier is trained on it.",)),
+            ("Limitations", ("It classifies nothing until a classifier is trained on it.",)),
             ("Licence", tuple(_licence(exported))),
         ),
     )
@@ -386,7 +392,7 @@ def mae_card(exported: Exported, architecture: str, model: MaskedAutoencoder) ->
 
 def mae_duties(exported: Exported) -> list[str]:
     """As `consumers_duties`, of a pretraining."""
-    output = "output: tokens (b 1+n d), the class token first; the mean of the others is what our classifiers read"
+    output = "output: tokens (b 1+n d), the class token first; our classifiers read the mean of the others"
     return [*_reading_lines(exported.reading, inside=False), output]
 
 
@@ -416,4 +422,4 @@ def _pretraining(checkpoint: Checkpoint) -> Iterator[str]:
         f"{epochs(settings.epochs)}{images}, {100 * settings.mask_ratio:g} % masked. Data: {_sources(checkpoint)}."
     )
     if checkpoint.meta.get("seen_elsewhere"):
-        yield "It began from another program's weights; which images they have seen is not known here."
+        yield "Training began from another program's weights; which images they have seen is not known here."

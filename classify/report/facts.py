@@ -32,7 +32,7 @@ def notices(comparison: Comparison, shown: Sequence[Panel] | None = None) -> Ite
         of_cases = {*credentialed_sources(config.data)} if strips(comparison) or picture(comparison) else set()
         private = sorted(of_panels | of_cases)
         if private:
-            notice += f" It shows radiographs of {', '.join(private)}."
+            notice += f" The report shows radiographs of {', '.join(private)}."
         yield notice
     if comparison.seen_elsewhere:
         yield UNKNOWN_WEIGHTS

@@ -29,9 +29,9 @@ from data.writing import writing
 MOST_ROWS = 8  # that are shown, the first of the table
 PICTURE = "heatmaps/sheet.png"  # below the comparison's folder
 LOOKS = (
-    "The same images under each row's heat (first seed): where it finds what speaks for the class that it called the "
-    "image. They are the first of either class by their ids, never chosen by their looks. Heat shows what moved a "
-    "number, and not where a disease is."
+    "The same images, each under the heat of every row (first seed). Heat marks the places that spoke for the class "
+    "that the row called. The images are the first of each class by id, not chosen by their looks. Heat shows what "
+    "changed a number, not where a disease is."
 )
 
 

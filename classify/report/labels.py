@@ -28,6 +28,6 @@ def efficiency_rows(comparison: Comparison) -> Iterator[dict[str, str]]:
 
 
 EFFICIENCY = (
-    "AUC by the number of labelled training images. Each training seed has a subset of its own of a label budget, so "
-    "that intervals of several seeds include how much the choice of images matters."
+    "AUC by the number of labelled training images. Each training seed has its own draw of a label budget, so the "
+    "intervals over several seeds include how much the choice of images matters."
 )

@@ -29,12 +29,12 @@ FOLDER = "mistakes"  # below the comparison's
 SIDE = 160  # pixels of a picture, at most
 GAP = 4  # pixels between pictures
 MISTAKES = (
-    "Cases that at least half of a row's seeds call wrongly, those first whose probability (mean over seeds, "
-    "calibrated where there is a calibration) is furthest from what they are. They are not a sample: most mistakes are "
+    "Cases that at least half of a row's seeds call wrongly. Those whose probability is furthest from the true class "
+    "come first (mean over seeds, calibrated if all seeds of the row are). They are not a sample: most mistakes are "
     "less striking."
 )
 WITHHELD = (
-    "Single cases are withheld{why}; report.images=true shows them, where it stands with the settings of these images' "
+    "Single cases are withheld{why}. To show them, set report.images=true in the config that names these images' "
     "data. A report that shows cases of a credentialed source may not be shared."
 )
 

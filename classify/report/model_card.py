@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from classify.comparison import Comparison, Line
+from classify.decisions import origin_of_threshold
 from classify.evaluate import Evaluation
 from classify.grid import folder_name
 from classify.metrics import HEADLINE
@@ -24,8 +25,8 @@ WRITTEN_BY = "Written by mae-compare of mae-cxr."
 HUB_METRICS = {"auc": "roc_auc", "accuracy": "accuracy", "precision": "precision", "f1": "f1", "recall": "recall"}
 assert set(HUB_METRICS) == set(HEADLINE)
 INTENDED = (
-    "Research on how radiographs are told apart. Not a medical device: not tested for, and not to be used in, the care "
-    "of patients."
+    "Research on the classification of radiographs. Not a medical device: not tested for the care of patients, and not "
+    "to be used in it."
 )
 
 
@@ -50,7 +51,7 @@ def model_card(card: Card) -> str:
     front |= {"tags": ["chest-x-ray", "radiograph", "image-classification"]}
     front |= card.front
     index = _model_index(card)
-    told = f"Told apart: {plain(card.task)}. " if card.task else ""
+    told = f"Task: {plain(card.task)}. " if card.task else ""
     parts = [f"# {plain(card.name)}", f"{told}Not a medical device.", card.written_by]
     for heading, paragraphs in card.sections:
         if paragraphs:
@@ -158,9 +159,9 @@ def _training(comparison: Comparison, first: Evaluation) -> Iterator[str]:
         masked = f"{100 * pretraining.mask_ratio:g} % masked"
         yield f"Pretrained as a masked autoencoder: {epochs(pretraining.epochs)}, {masked}."
     elif begun_from:
-        yield "It began from weights of another training."
+        yield "Training began from weights of another training."
     else:
-        yield "It began from random weights."
+        yield "Training began from random weights."
 
 
 def _evaluation(comparison: Comparison, line: Line) -> Iterator[str]:
@@ -175,14 +176,14 @@ def _evaluation(comparison: Comparison, line: Line) -> Iterator[str]:
 
 def _decision(comparison: Comparison, first: Evaluation) -> Iterator[str]:
     yield (
-        f"Called {words(comparison.config.data.target)[1]} from a score of {first.threshold:.3f}, chosen on validation "
-        f"({first.config.finetune.threshold})."
+        f"Called {words(comparison.config.data.target)[1]} at a score of {first.threshold:.3f} or more, a threshold "
+        f"{origin_of_threshold(first.config.finetune.threshold)}."
     )
     calibration = first.summary.get("calibration")
     if calibration:
         yield (
-            f"The logit is divided by {calibration['temperature']:.3f} and {calibration['intercept']:+.3f} is added "
-            "for a calibrated probability; both were fitted on validation."
+            f"For a calibrated probability, the logit is divided by {calibration['temperature']:.3f} and "
+            f"{calibration['intercept']:+.3f} is added; both numbers were fitted on validation."
         )
     else:
         yield "It was not calibrated: a score need not be a probability."
@@ -196,22 +197,22 @@ def _subgroups(line: Line, groups: Sequence[Mapping[str, str]]) -> Iterator[str]
     if rows:
         yield markdown(rows)
     else:
-        yield "Not looked at: the data have no column of groups with two known values, or none was asked for."
+        yield "Not analysed: the data have no column of groups with two known values, or none was asked for."
 
 
 def _limitations(comparison: Comparison, line: Line) -> Iterator[str]:
     found = warnings(comparison)
     yield from found
     if not found:
-        yield "No warning stands against these numbers."
+        yield "There are no warnings about these numbers."
     if comparison.config.data.source == "phantom":
         yield "The radiographs are synthetic: the numbers say nothing about patients."
     if len(line.evaluations) == 1:
-        yield "One training: the numbers are this model's and say nothing of the method."
-    yield "Other hospitals, devices and populations than those of its data were not tested."
+        yield "One training: the numbers are about this model, not about the method."
+    yield "The model was not tested on other hospitals, devices or populations than those of its data."
 
 
 def _licence(comparison: Comparison, first: Evaluation) -> Iterator[str]:
-    yield f"Of the weights it began from: {spoken(first.summary['meta'].get('license'))}."
+    yield f"Licence of the weights that training began from: {spoken(first.summary['meta'].get('license'))}."
     if comparison.credentialed:
         yield terms(comparison.credentialed)

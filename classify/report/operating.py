@@ -86,11 +86,11 @@ def _thresholds(point: OperatingPoint) -> str:
 
 def operating_caption(comparison: Comparison) -> str:
     """What the table of operating points shows."""
-    seeds = ", the seeds' mean, each at its own threshold" if len(comparison.config.compare.seeds) > 1 else ""
+    seeds = ", mean over seeds, each at its own threshold" if len(comparison.config.compare.seeds) > 1 else ""
     return (
-        f"Rates as they came out on split {comparison.config.compare.split}{seeds}. A threshold that has a rate on "
-        "validation has it here only about. One chosen on these very cases flatters the other rate; it stands where "
-        "validation left none."
+        f"Rates measured on split {comparison.config.compare.split}{seeds}. A threshold chosen for a rate on "
+        "validation reaches it here only approximately. Where validation left none, the threshold is chosen on these "
+        "cases, which makes the other rate too optimistic."
     )
 
 
@@ -106,8 +106,8 @@ def predictive_rows(comparison: Comparison) -> Iterator[dict[str, str]]:
 
 
 PREDICTIVE = (
-    "How likely a case called {positive} is {positive} (PPV), and one called {negative} is {negative} (NPV), if the "
-    "percentage given of patients were {positive}; by Bayes' rule from sensitivity and specificity."
+    "Probability that a case called {positive} is {positive} (PPV), and that one called {negative} is {negative} "
+    "(NPV), if the given percentage of patients is {positive}. By Bayes' rule from sensitivity and specificity."
 )
 
 
@@ -135,7 +135,7 @@ def confusion_rows(comparison: Comparison) -> Iterator[dict[str, str]]:
 
 
 def confusion_caption(comparison: Comparison) -> str:
-    text = "Cases by what they are and what they are called at the row's own thresholds"
+    text = "Cases by true class and by the class that they are called at the row's own thresholds"
     seeds = len(comparison.config.compare.seeds)
     return f"{text}, summed over the {seeds} seeds." if seeds > 1 else f"{text}."
 
@@ -168,7 +168,7 @@ def decision_rows(comparison: Comparison) -> Iterator[dict[str, str]]:
 
 
 DECISIONS = (
-    "Net benefit of acting by the calibrated probability, less that of the better of acting on all and on none: cases "
-    "rightly acted on, less false alarms weighed by what the threshold says they cost, per case tested. At 10 % a "
-    "false alarm costs a ninth of a missed case. The prevalence is that of these cases."
+    "Net benefit of acting by the calibrated probability, minus that of acting on all or on none, whichever is better. "
+    "Net benefit: cases rightly acted on, minus false alarms weighted by the cost that the threshold implies, per case "
+    "tested. At 10 % a false alarm costs a ninth of a missed case. The prevalence is that of these cases."
 )

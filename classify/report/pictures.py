@@ -62,7 +62,7 @@ def figures_of(comparison: Comparison) -> dict[str, list[Figure]]:
 
 def _forests(comparison: Comparison, budget: Budget, limits: tuple[float, float]) -> Iterator[Figure]:
     contrasts = [contrast for contrast in comparison.contrasts_of(budget.labelled) if not contrast.why_not]
-    told = " Whether two rows differ is told by the contrasts, not by overlap." if contrasts else ""
+    told = " The contrasts, not overlap, say whether two rows differ." if contrasts else ""
     drawing = svg(f"AUC with its interval, {budget.heading}", forest, budget.rows, limits)
     yield Figure(f"AUC with its interval.{told}", drawing)
     if contrasts:
@@ -141,7 +141,7 @@ def _training(comparison: Comparison, budgets: list[Budget]) -> Iterator[Figure]
     first = True
     for run in pretrainings(comparison):
         epochs = f"{run.epochs:g} epoch{'' if run.epochs == 1 else 's'}"
-        kept = f"kept {run.kept['validate/loss']:.4f} in epoch {run.kept['epoch']:g}"
+        kept = f"kept: loss {run.kept['validate/loss']:.4f} in epoch {run.kept['epoch']:g}"
         heading = "Stage one: reconstruction loss" if first else ""
         yield Figure(f"{run.name}: {epochs}, {kept}", Markup(run.figure), heading=heading, kind="loss")
         first = False

@@ -196,6 +196,6 @@ def left_out(comparison: Comparison) -> Iterator[str]:
         there = {strip.name for strip in strips(comparison)}
         for name, (file, _) in comparison.mistakes.items():
             if name not in there:
-                yield f"pictures of the mistakes of {name}: {file} is not there as it was drawn"
+                yield f"pictures of the mistakes of {name}: {file} is missing or was changed"
         if comparison.heatmaps is not None and heatmaps.picture(comparison) is None:
-            yield f"what the models look at: {heatmaps.PICTURE} is not there as it was drawn"
+            yield f"what the models look at: {heatmaps.PICTURE} is missing or was changed"

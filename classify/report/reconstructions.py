@@ -141,7 +141,7 @@ def missing(comparison: Comparison) -> Iterator[str]:
     """Which stage-one runs' pictures are missing, or changed since they were drawn."""
     for name, drawn in comparison.reconstructions.items():
         if drawn.withheld is None and _content(comparison, name, drawn) is None:
-            yield f"reconstructions of {name}: {drawn.file} is not there as it was drawn"
+            yield f"reconstructions of {name}: {drawn.file} is missing or was changed"
 
 
 def _content(comparison: Comparison, name: str, drawn: Reconstructions) -> bytes | None:

@@ -129,8 +129,8 @@ def _further_sections(comparison: Comparison) -> Iterator[Section]:
 
 
 TRAINING_CURVES = (
-    "Dotted: training, measured while weights change and under the augmentation, label smoothing and stochastic depth "
-    "in force; solid: validation, without them. So the two need not meet. The ring is the epoch that was kept."
+    "Dotted: training, measured while weights change, with the augmentation, label smoothing and stochastic depth in "
+    "force. Solid: validation, without these, so the two need not meet. The ring marks the epoch that was kept."
 )
 
 
@@ -150,8 +150,8 @@ def _curves(comparison: Comparison) -> Section:
     if len(comparison.config.compare.seeds) > 1:
         bands = "Means over the training seeds, with pointwise bands over patients and seeds; a marker for each seed."
     said = (
-        f"{bands} Markers are the operating points at the thresholds chosen on validation. Dashed: chance, and the "
-        f"precision of calling all {positive}."
+        f"{bands} Markers are the operating points at the decision thresholds. Dashed: chance, and the "
+        f"precision of calling every case {positive}."
     )
     return Section("roc", "ROC and precision-recall curves", (said,))
 
@@ -195,8 +195,8 @@ def _reconstructions(comparison: Comparison) -> Iterator[str]:
         wished = comparison.config.report.images
         why = ", because the source is credentialed" if wished is None else ""
         yield (
-            f"Images are withheld{why} ({'; '.join(private)}); report.images=true shows them, where it stands with the "
-            "settings of these images' data. A report with images of a credentialed source may not be shared."
+            f"Images are withheld{why} ({'; '.join(private)}). To show them, set report.images=true in the config that "
+            "names these images' data. A report with images of a credentialed source may not be shared."
         )
     lacking = list(missing(comparison))
     if lacking:
@@ -239,10 +239,10 @@ def _again(comparison: Comparison) -> Section:
     commit = comparison.facts.commit
     at = f" at commit {commit}" if commit else ""
     said = (
-        "From the predictions alone: mae-report and the folder of this report makes all tables, figures and tests "
-        "again, to the same bytes. It needs comparison.json and the predictions beside it, and for the training curves "
-        "each run's metrics.jsonl.",
-        f"From the beginning: keep the settings below as comparison.yaml and run mae-compare --config "
+        "From the predictions alone: run mae-report with the folder of this report. It makes all tables, figures and "
+        "tests again, with the same bytes. It needs comparison.json and the predictions beside it, and for the "
+        "training curves each run's metrics.jsonl.",
+        f"From the beginning: save the settings below as comparison.yaml and run mae-compare --config "
         f"comparison.yaml{at} on the same data, whose fingerprint is below.",
     )
     tables = _tables(("", rows, ""))
@@ -324,7 +324,7 @@ def data_section(comparison: Comparison) -> Section:
     if unknown:
         texts.append(
             f"Label unknown: {unknown:,} of {total:,} images ({100 * unknown / total:.0f} %). No classifier was "
-            f"trained or tested on them, so the numbers are about images that could be called {negative} or {positive}."
+            f"trained or tested on them, so the numbers hold only for images labelled {negative} or {positive}."
         )
 
     left_out = [{"Left out": str(row["reason"]), "Images": f"{row['images']:,}"} for row in made.left_out]
@@ -358,13 +358,14 @@ def _people_row(row: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _of_people(comparison: Comparison) -> str:
-    text = "Images, and in brackets patients."
+    text = "Images, with patients in brackets."
     if not comparison.facts.patients_known:
-        text += " Where no patient is named, an image or a study counts as one."
+        text += " Where no patient is named, an image or a study counts as a patient."
     withheld = any(counts is None for row in comparison.facts.people for counts in row["splits"].values())
     if withheld:
         text += (
-            f" Counts of fewer than {FEWEST} patients of credentialed data are withheld, and one more where it tells."
+            f" Counts of fewer than {FEWEST} patients of credentialed data are withheld, and one more where the total "
+            "would reveal them."
         )
     return text
 

@@ -12,9 +12,9 @@ from classify.settings import ClassifyConfig
 from mae.settings import PretrainSettings
 
 STAGE_ONE = (
-    "Of the weights that stage two began from, mean over seeds, with the lowest and the highest. Reconstruction: the "
-    "loss on validation images, which says what is better only among pretrainings that hide, predict and scale patches "
-    "alike. Probe: validation AUC of a logistic regression on frozen features."
+    "For the weights that stage two began from: mean over seeds, with the lowest and the highest. Reconstruction: loss "
+    "on validation images. Compare it only among pretrainings that mask, predict and scale patches in the same way. "
+    "Probe: validation AUC of a logistic regression on frozen features."
 )
 FOLDER = re.compile(r"^pretrain-(.+)-seed\d+$")  # as classify/grid.py names them
 

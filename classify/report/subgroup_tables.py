@@ -12,11 +12,11 @@ from data.labels import words
 COLUMNS = {"auc": "AUC", "recall": "Sensitivity", "specificity": "Specificity"}
 assert tuple(COLUMNS) == METRICS
 SUBGROUPS = (
-    "Each group by itself, at the row's own thresholds, of the largest label budget. Groups with fewer than "
-    f"{LEAST} cases of a class are named and not computed."
+    "Each group by itself, at the row's own thresholds, at the largest label budget. Groups with fewer than "
+    f"{LEAST} cases of a class are listed but not computed."
 )
 GAPS = (
-    "Exploratory: the two groups of a column whose AUCs are furthest apart, which no contrast declared. Holm p is "
+    "The two groups of a column whose AUCs are furthest apart. Exploratory: no contrast declared them. Holm p is "
     "adjusted for all pairs of groups of all columns of the row; intervals are not adjusted."
 )
 

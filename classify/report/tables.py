@@ -13,11 +13,14 @@ from data.labels import words
 from data.privacy import terms
 
 COLUMNS = ("Model", "Augmentation", "% Masking", "Accuracy", "Precision", "F1", "Recall", "AUC")
+PLURALS = {"patient": "patients", "image": "images", "study": "studies"}
 METRICS = dict(zip(COLUMNS[3:], ("accuracy", "precision", "f1", "recall", "auc"), strict=True))
 assert set(METRICS.values()) == set(HEADLINE)
-FLATTERING = "These are validation images, on which epochs and thresholds were chosen too, so the numbers flatter."
+FLATTERING = (
+    "These are validation images. Epochs and thresholds were chosen on them too, so the numbers are too optimistic."
+)
 UNKNOWN_WEIGHTS = (
-    "Weights of another program took part: whether they were made from credentialed data is not known here."
+    "Weights of another program were used. Whether they were made from credentialed data is not known here."
 )
 
 
@@ -153,23 +156,28 @@ def caption(comparison: Comparison, labelled: int | None) -> str:
     positive = words(config.data.target)[1]
 
     summary = summary_of_all(comparison)
-    whom = "patient" if summary["patients_known"] else units_of(summary).removesuffix("s")
     seeds = max(len(line.evaluations) for line in lines)
-    training = "one training each, so how much training varies is not in them"
+    training = "One training each, so the intervals do not include how much training varies"
     if seeds > 1:
-        training = f"{seeds} training seeds, mean shown, their spread included"
+        training = f"Numbers are means over {seeds} training seeds, and the intervals include their spread"
     return (
         f"Split {config.compare.split}: {case_count(summary)}; {100 * lines[0].labels.mean():.0f} % {positive}. "
-        f"In brackets {100 * config.evaluate.level:g} % intervals clustered by {whom}: of the AUC by DeLong's "
-        f"method on the logit scale, of the others by score intervals; {training}. "
+        f"In brackets: {100 * config.evaluate.level:g} % intervals clustered by {_independent(comparison)}, for the AUC "
+        f"by DeLong's method on the logit scale, for the other metrics by score intervals. {training}. "
         f"Best epoch and threshold were chosen on validation{_but_for(lines)}."
         f"{_own_images(comparison, labelled)}{_notes(lines)}"
     )
 
 
+def _independent(comparison: Comparison) -> str:
+    """What is taken as independent of each other: patient, image or study."""
+    summary = summary_of_all(comparison)
+    return "patient" if summary["patients_known"] else str(summary["unit"])
+
+
 def _but_for(lines: list[Line]) -> str:
     given = given_thresholds(lines)
-    return f", but for the threshold of {'; '.join(given)}" if given else ""
+    return f", except for the threshold of {'; '.join(given)}" if given else ""
 
 
 def given_thresholds(lines: list[Line]) -> list[str]:
@@ -211,15 +219,15 @@ def case_count(summary: dict[str, Any]) -> str:
         whom = "(patients unknown, so taken as independent)"
     seen = ""
     if summary["pretrained_on"]:
-        seen = f", {summary['pretrained_on']:,} images of them served pretraining"
+        seen = f", of which {summary['pretrained_on']:,} images served pretraining"
     if summary.get("seen_elsewhere"):
-        seen += "; weights of another program had seen images that are not known"
+        seen += "; weights of another program had seen unknown images"
     return f"n = {summary['n']:,} {units_of(summary)} {whom}{seen}"
 
 
 def units_of(summary: dict[str, Any]) -> str:
     """What an evaluation counted."""
-    return "images" if summary["unit"] == "image" else "studies"
+    return PLURALS[summary["unit"]]
 
 
 # ---------------------------------------------------------------- contrasts
@@ -260,8 +268,8 @@ def contrast_caption(comparison: Comparison) -> str:
     level = f"{100 * comparison.config.evaluate.level:g} %"
     tests = "the one test" if comparison.tests == 1 else f"all {comparison.tests} tests"
     return (
-        f"{chosen}. Differences are of the same cases, with {level} intervals that are not adjusted. p is two-sided, "
-        "of the variance over patients and, where there are several, over training seeds. Holm p is adjusted for "
-        f"{tests} of this comparison, over all label budgets; a contrast that could not be computed "
-        "counts among them. Differences in accuracy are described and not tested."
+        f"{chosen}. Differences are on the same cases, with {level} intervals that are not adjusted. p is two-sided; "
+        f"its variance is over {PLURALS[_independent(comparison)]} and, where there are several, over training seeds. "
+        f"Holm p is adjusted for {tests} of this comparison, over all label budgets; a contrast that could not be "
+        "computed counts too. Differences in accuracy are described, not tested."
     )

@@ -14,8 +14,8 @@ from classify.report.numbers import show, show_number, show_p
 from data.labels import words
 
 Outcome = Literal["higher", "lower", "not told apart", "not computed"]
-OF_SOME = "Of trained models and not of the methods that made them, as a side has one training, speaks"
-MODELS = "One training seed: this speaks of these trained models, not of the methods that made them."
+OF_SOME = "About trained models, not about the methods that made them, because a side has only one training"
+MODELS = "A side has only one training: this is about these trained models, not about the methods that made them."
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def _against(comparison: Comparison, against: str, contrasts: Sequence[Contrast]
 def _with_margin(comparison: Comparison, contrast: Contrast) -> str:
     margin = show_number(contrast.declared.margin)
     if contrast.why_not or contrast.p_margin_holm >= alpha(comparison):
-        return f'That the AUC of "{contrast.a}" is less than {margin} below that of "{contrast.b}" is not shown.'
+        return f'Not shown: the AUC of "{contrast.a}" is less than {margin} below that of "{contrast.b}".'
     p = show_p(contrast.p_margin_holm, named=True)
     return f'The AUC of "{contrast.a}" is less than {margin} below that of "{contrast.b}" (non-inferior, Holm {p}).'
 
@@ -189,7 +189,7 @@ def _further(comparison: Comparison, contrasts: Sequence[Contrast]) -> str:
         higher += outcome(comparison, contrast) == ("higher" if ours else "lower")
     if len(contrasts) == 1:
         return f"One further contrast of pretraining {'finds' if higher else 'does not find'} it better."
-    return f"Of {len(contrasts)} further contrasts of pretraining {higher} find it better."
+    return f"Of {len(contrasts)} further contrasts of pretraining, {higher} find it better."
 
 
 def _of_two_rows(comparison: Comparison, contrast: Contrast) -> Answer:
@@ -210,7 +210,7 @@ def _of_two_rows(comparison: Comparison, contrast: Contrast) -> Answer:
 def _of_what(comparison: Comparison, contrast: Contrast) -> str:
     """What a sentence is about: trained models or methods."""
     if contrast.of_single_models:
-        return "for these two trained models (one training seed says nothing of the methods)"
+        return "for these two trained models (a single training says nothing about the methods)"
     a, b = contrast.seeds
     seeds = f"{a} seeds" if a == b else f"{a} and {b} seeds"
 

@@ -39,7 +39,7 @@ def _leaks(comparison: Comparison) -> Iterator[str]:
 
 
 def _seen_before(said: str, rows: str = "") -> str:
-    why = "validation images choose a pretraining's best epoch, and test has no part in it"
+    why = "a pretraining's best epoch is chosen on validation images, never on test images"
     return f"Seen before: {said}{rows}, without labels: {why}."
 
 
@@ -51,7 +51,7 @@ def _contamination(comparison: Comparison) -> Iterator[str]:
             seen = evaluation.summary.get("pretrained_on", 0)
             told = any("served pretraining" in said for said in comparison.facts.audits.get(evaluation.run.name, ()))
             if seen and not told and comparison.config.compare.split == "validate":
-                yield _seen_before(f"{seen:,} images that {line.name} is shown on served its pretraining")
+                yield _seen_before(f"{seen:,} images that {line.name} is evaluated on served its pretraining")
             elif seen and not told:
                 yield f"Leak: {seen:,} images that {line.name} is tested on served its pretraining."
 
@@ -59,11 +59,11 @@ def _contamination(comparison: Comparison) -> Iterator[str]:
     foreign = [line.name for line in comparison.lines if _seen_elsewhere(comparison, line.name)]
     if foreign:
         yield (
-            f"Weights of another program had seen images that are not known, perhaps the tested ones: "
+            f"Weights of another program had seen unknown images, perhaps the tested ones: "
             f"{', '.join(dict.fromkeys(foreign))}."
         )
     if any(line.startswith("images were not compared") for line in audited):
-        yield "Whether images stand in two splits was not looked at: that needs a store (data.store=stores)."
+        yield "Not checked: whether images are in two splits. This needs a store (data.store=stores)."
 
 
 def _seen_elsewhere(comparison: Comparison, name: str) -> bool:
@@ -86,8 +86,8 @@ def _openings(comparison: Comparison) -> Iterator[str]:
     if others:
         times_opened = _counted(sum(others.values()), "time")
         yield (
-            f"Test was opened {times_opened} by {_counted(len(others), 'checkpoint')} not in this table: what was seen "
-            "there may have shaped what is."
+            f"Test was opened {times_opened} by {_counted(len(others), 'checkpoint')} not in this table: their results "
+            "may have shaped this table."
         )
     if again:
         most = f"{max(again.values()):,} times at most"
@@ -131,8 +131,8 @@ def _shared_pretrainings(comparison: Comparison) -> Iterator[str]:
     if count and any(row.pretraining for row in grid.rows):
         serve = "serves" if count == 1 else "serve"
         yield (
-            f"{_counted(count, 'pretraining')} {serve} the {len(grid.seeds)} trainings of each pretrained row: how "
-            "much pretraining varies is not, or not wholly, in the intervals."
+            f"{_counted(count, 'pretraining')} {serve} the {len(grid.seeds)} trainings of each pretrained row: "
+            "the intervals do not include, or not fully, how much pretraining varies."
         )
 
 
@@ -143,8 +143,8 @@ def _unknown(comparison: Comparison) -> Iterator[str]:
             yield f"Not known: {line}{_rows_with(comparison, line)}."
     if not comparison.facts.patients_known:
         yield (
-            "Patients are not all known: one may stand in two splits, and intervals that take images as independent "
-            "are too narrow."
+            "Patients are not all known: one may be in two splits, and intervals that take images as independent are "
+            "too narrow."
         )
 
 

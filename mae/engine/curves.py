@@ -14,24 +14,24 @@ LOSSES = {
     ),
     "classifier": (
         "classification_loss",
-        "binary cross-entropy of the logits; ln 2 = 0.693 says nothing of the images",
+        "binary cross-entropy of the logits; ln 2 = 0.693 if every image gets 0.5",
     ),
 }
 ABOUT = {
-    "train/gradient_norm": "norm of all gradients of an update, before clipping; mean since the point before",
-    "train/learning_rate": "learning rate of the step; layers with a rate of their own have a share of it",
-    "train/skipped_updates": "updates so far that were skipped, as loss or gradient was not finite",
-    "train/images_per_second": "training images a second since the point before, waiting for data included",
-    "train/data_wait_share": "share of that time spent waiting for images: near 1, reading is what takes the time",
+    "train/gradient_norm": "norm of all gradients of an update, before clipping; mean since the previous point",
+    "train/learning_rate": "learning rate of the step; layers with a rate of their own have a fraction of it",
+    "train/skipped_updates": "updates skipped so far, because loss or gradient was not finite",
+    "train/images_per_second": "training images per second since the previous point, waiting for data included",
+    "train/data_wait_share": "share of that time spent waiting for images: near 1, reading is the bottleneck",
     "train/peak_memory_gb": "most memory in use so far: allocated on a GPU, else resident in this process",
     "validate/auc": "area under the ROC curve, validation images",
-    "validate/accuracy": "share of validation images called right at the threshold chosen on them",
-    "probe/knn_auc": "AUC of nearest neighbours by the frozen features, validation images",
+    "validate/accuracy": "share of validation images classified correctly at the threshold chosen on them",
+    "probe/knn_auc": "AUC of nearest neighbours in the frozen features, validation images",
     "probe/logistic_auc": "AUC of a logistic regression on the frozen features, validation images",
-    "epoch": "epochs ended",
+    "epoch": "epochs completed",
 }
 WHERE = {
-    "train": "training images, as augmented and masked; mean since the point before",
+    "train": "training images, as augmented and masked; mean since the previous point",
     "epoch": "training images; mean over the epoch",
     "validate": "validation images, at the epoch's end",
 }

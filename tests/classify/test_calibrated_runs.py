@@ -153,7 +153,7 @@ def test_validation_is_the_default(tmp_path):
     assert f"next: mae-evaluate {tmp_path}/run\n" in said
     assert f"at the very end: mae-evaluate {tmp_path}/run --split test, which opens" in said
     said = succeed(evaluate, tmp_path / "run")
-    assert "(on validation)" in said and "the numbers flatter" in said
+    assert "(on validation)" in said and "the numbers are too optimistic" in said
     assert [path.name for path in sorted((tmp_path / "run/predictions").glob("*.csv"))] == ["validate.csv"]
 
 

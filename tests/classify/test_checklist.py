@@ -63,7 +63,7 @@ def test_the_summary_counts_by_guideline():
     found = answers(dict.fromkeys(FACTS, "so it was"), {})
     by_us = sum(item.answer is not None for item in items() if item.item.startswith("CLAIM"))
     assert by_us == 31
-    assert summary_text(found).startswith("31 of 44 CLAIM items are answered, 13 are asked of the author. ")
+    assert summary_text(found).startswith("31 of 44 CLAIM items are answered, 13 are left to the author. ")
 
 
 def test_braces_of_answers_are_names_alone():

@@ -234,7 +234,7 @@ def test_every_text_has_the_words_of_the_target(target, task, words, tmp_path):
     for part in (f"<title>{task}: {tmp_path}</title>", f">{task} chest radiographs.",
                  f"50.0 % {positive} (30)", f"called {positive} is {positive} (PPV)",
                  f">{negative}, called {positive}<", f">{positive}, called {negative}<", f">Probability of {positive}<",
-                 f"Probabilities of {positive} that mean", f">Share {positive}<"):  # fmt: skip
+                 f"probabilities of {positive} have slope 1", f">Share {positive}<"):  # fmt: skip
         assert part in page, part
     assert table.lower().startswith(f"# {tmp_path}: {task}\n".lower()) and f"; 50 % {positive}. " in table
     said = re.sub(r"<style.*?</style>|<pre>.*?</pre>|\n    [^\n]*", "", page + table, flags=re.DOTALL)  # no settings
@@ -353,7 +353,9 @@ def test_credentialed_report_shows_neither_images_nor_ids(tmp_path):
 def test_credentialed_images_shown_on_request_come_with_a_warning(tmp_path):
     comparison = comparison_of(config_of(tmp_path, source="mimic-cxr-jpg", report=True))
     assert panels(comparison)[0].source.startswith("data:image/png")
-    assert any("data use agreement" in notice and "It shows radiographs" in notice for notice in notices(comparison))
+    assert any(
+        "data use agreement" in notice and "The report shows radiographs" in notice for notice in notices(comparison)
+    )
 
 
 def test_images_can_be_withheld_from_any_report(tmp_path):
@@ -411,8 +413,8 @@ def test_one_class_has_no_roc_curve(tmp_path):
     assert "the split holds one class only" in text
 
 
-def test_validation_results_are_called_flattering(tmp_path):
-    assert "flatter" in " ".join(notices(comparison_of(config_of(tmp_path, split="validate"))))
+def test_validation_results_are_called_too_optimistic(tmp_path):
+    assert "too optimistic" in " ".join(notices(comparison_of(config_of(tmp_path, split="validate"))))
 
 
 def sections(text: str) -> dict[str, list[str]]:
@@ -489,7 +491,7 @@ def test_results_of_validation_are_marked_and_those_of_testing_not(split, mark, 
     for name in ("comparison.md", "report.html"):
         text = (tmp_path / name).read_text()
         assert f"100 labelled training images{mark}\n" in text.replace("</h2>", "\n")
-        assert ("the numbers flatter" in text) == (split == "validate")
+        assert ("the numbers are too optimistic" in text) == (split == "validate")
     assert pd.read_csv(tmp_path / "comparison.csv")["split"].tolist() == [split] * 2
 
 
@@ -497,7 +499,7 @@ def test_contamination_stands_wherever_cases_are_counted(tmp_path):
     comparison = comparison_of(config_of(tmp_path))
     comparison.lines[1].evaluations[0].summary["pretrained_on"] = 7
     write_comparison(comparison, tmp_path)
-    counted = "n = 60 images of 60 patients, 7 images of them served pretraining"
+    counted = "n = 60 images of 60 patients, of which 7 images served pretraining"
     assert counted in (tmp_path / "comparison.md").read_text()
     page = (tmp_path / "report.html").read_text()
     assert re.search(rf">Evaluated</th>\s*<td[^>]*>{counted}</td>", page)

@@ -52,7 +52,7 @@ def test_leaks_openings_and_the_single_seed_stand_before_any_number(read_first, 
     first = text.split("\n|")[0]
     assert re.search(r"Leak: 10 .*served pretraining", first)
     assert "Test was opened 5 times by 1 checkpoint not in this table" in first
-    assert "these two trained models (one training seed says nothing of the methods)" in first
+    assert "these two trained models (a single training says nothing about the methods)" in first
     assert "Few cases: 6 normal and 4 abnormal in split test" in first
 
 

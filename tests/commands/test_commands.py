@@ -180,7 +180,7 @@ def test_test_images_that_served_pretraining_are_counted(world, tmp_path):
     said = succeed(evaluate, tmp_path / "run")
     summary = json.loads((tmp_path / "run/predictions/test.json").read_text())
     assert summary["pretrained_on"] == summary["n"] > 0
-    assert f"{summary['n']} images of them served pretraining" in said
+    assert f"of which {summary['n']} images served pretraining" in said
     succeed(evaluate, world.classifier)
     assert json.loads((world.classifier / "predictions/test.json").read_text())["pretrained_on"] == 0
 

@@ -44,7 +44,7 @@ def test_validation_results_are_marked_wherever_they_stand(world, tmp_path):
     folder = tmp_path / "grid"
     said = succeed(compare, "--config", world.config, f"run={folder}", "compare.rows=[{name: A}]")
     for text in (said, (folder / "comparison.md").read_text(), (folder / "report.html").read_text()):
-        assert "These are validation images, on which epochs and thresholds were chosen too" in text
+        assert "These are validation images. Epochs and thresholds were chosen on them too" in text
         assert "40 labelled training images, tested on validation images" in text
     assert pd.read_csv(folder / "comparison.csv")["split"].tolist() == ["validate"]
     written = json.loads((folder / "comparison.json").read_text())
@@ -57,11 +57,11 @@ def test_evaluation_marks_validation_too(world, tmp_path):
     said = succeed(evaluate, run, *world.data, "--split", "validate")
     assert "| MAE (on validation) |" in said
     assert "predictions/validate.csv: split validate: n = 10 images" in said
-    assert "so the numbers flatter" in said
+    assert "so the numbers are too optimistic" in said
 
     said = succeed(evaluate, run, *world.data)
     assert "predictions/test.csv: split test: n = 10 images" in said
-    assert "flatter" not in said
+    assert "optimistic" not in said
     assert "on validation" not in said
 
 
@@ -156,8 +156,8 @@ def test_one_seed_says_of_what_it_speaks(world, tmp_path):
     said = succeed(compare, "--config", world.config, f"run={tmp_path}/grid", grid)
     for text in everywhere(tmp_path / "grid", said)[:3]:
         assert "Does pretraining help?" in text
-        assert "for these two trained models (one training seed says nothing of the methods)" in text
-    assert "One training seed: this speaks of these trained models" in said
+        assert "for these two trained models (a single training says nothing about the methods)" in text
+    assert "A side has only one training: this is about these trained models" in said
 
 
 def test_a_contrast_of_no_row_is_one_line_before_anything_is_trained(world, tmp_path):

@@ -125,7 +125,7 @@ def test_a_pretraining_may_say_itself_that_its_images_are_shown(worlds, tmp_path
     succeed(compare, "--config", worlds.open, *grid(worlds, tmp_path / "grid", report__images=True))
     page = (tmp_path / "grid/report.html").read_text()
     assert embedded(page) == 2
-    assert "It shows radiographs of mimic-cxr-jpg." in page
+    assert "The report shows radiographs of mimic-cxr-jpg." in page
 
 
 def test_a_picture_does_not_outlive_the_consent_to_it(worlds, tmp_path):

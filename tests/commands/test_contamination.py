@@ -68,7 +68,7 @@ def test_a_pretraining_on_a_mix_has_seen_the_images_of_its_parts(classified, tmp
     run = classified(data__source="mix", data__root="phantom", data__sources=parts)
     count, n, said = served(run)
     assert count == n == 10
-    assert "10 images of them served pretraining" in said
+    assert "of which 10 images served pretraining" in said
 
 
 def test_a_mix_without_the_test_images_has_not_seen_them(classified, tmp_path):
@@ -103,7 +103,7 @@ def test_weights_of_another_program_have_seen_what_is_not_known(classified, tmp_
     succeed(finetune, "--config", config, "--checkpoint", tmp_path / "hf", f"finetune.run={tmp_path}/foreign")
     count, _, said = served(tmp_path / "foreign")
     assert count == 0
-    assert "weights of another program had seen images that are not known" in said
+    assert "weights of another program had seen unknown images" in said
 
     # and a pretraining that continues from them knows no more
     succeed(pretrain, "--config", config, f"model.init={tmp_path}/hf", f"run={tmp_path}/further")
@@ -136,7 +136,7 @@ def test_test_images_among_those_without_labels_are_counted(classified, tmp_path
     run = classified(data__unlabelled=[archive])
     count, n, said = served(run)
     assert (count, n) == (3, 10)
-    assert "3 images of them served pretraining" in said
+    assert "of which 3 images served pretraining" in said
 
 
 def test_images_without_labels_that_nobody_read_are_not_known(classified, tmp_path):

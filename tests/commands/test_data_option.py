@@ -97,7 +97,7 @@ def test_a_comparison_ends_in_a_report_and_is_found_done_when_it_is_given_again(
     checkpoints = {path: path.stat().st_mtime_ns for path in Path("runs").rglob("*.pt")}
 
     again = succeed(compare, "--data", tmp_path / "xrays", *QUICK, GRID)
-    assert "settings: runs/xrays-compare.yaml, as an earlier call wrote it" in again
+    assert "settings: runs/xrays-compare.yaml, which exists already" in again
     assert {path: path.stat().st_mtime_ns for path in Path("runs").rglob("*.pt")} == checkpoints
 
 

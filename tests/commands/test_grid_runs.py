@@ -339,9 +339,9 @@ def test_a_dry_run_tells_what_is_to_do_and_writes_nothing(world, tmp_path):
     lines = said.splitlines()
     assert sum(line.startswith("to do ") for line in lines) == 2 + 8 + 4
     assert any(line.split()[-1] == "m-mae-n20-seed1" for line in lines)
-    tuned = "8 settings tried on validation, of which each row's best serves its first seed"
+    tuned = "8 settings tried on validation (each row's best serves as its first seed)"
     assert f"trainings    14: 2 pretrainings, {tuned}, 4 further cells; 0 done, 0 begun" in lines
-    assert "by steps timed now (2 kinds of training)" in said
+    assert "at the speed of steps timed now (2 kinds of training)" in said
     assert "with --jobs 2 at least" in said
 
 
@@ -351,7 +351,7 @@ def test_a_dry_run_of_a_finished_grid_has_nothing_left(world, tuned):
     said = succeed(compare, *words(world, tuned, *more), "--dry-run")
     assert files(tuned) == before
     assert "trainings    6: 2 pretrainings, 4 cells; 6 done, 0 begun" in said
-    assert "left         0 s of training, by the speed that runs of this grid have logged" in said
+    assert "left         0 s of training, at the speed that runs of this grid have logged" in said
 
 
 def test_a_dry_run_of_a_longer_grid_goes_by_what_was_logged(world, tuned):
@@ -360,7 +360,7 @@ def test_a_dry_run_of_a_longer_grid_goes_by_what_was_logged(world, tuned):
     assert choice["chosen"] in (0, 1)
     said = succeed(compare, *words(world, tuned, *more, RATES), "--dry-run")
     assert "3 pretrainings, 6 cells; 6 done, 0 begun" in said
-    assert "by the speed that runs of this grid have logged" in said
+    assert "at the speed that runs of this grid have logged" in said
 
 
 def test_a_dry_run_needs_neither_images_nor_test_labels(world, tmp_path):

@@ -43,12 +43,12 @@ def test_answers_say_what_was_done(compared):
     text = (compared / "checklist.md").read_text()
     found = answers_in(text)
     assert found["CLAIM 12"].startswith("3 of 60 images have an unknown label")
-    assert "pretraining, which reads no labels, uses those" in found["CLAIM 12"]
-    assert found["CLAIM 20"] == "By patient: a patient in two splits would have been refused."
+    assert "pretraining reads no labels, so it uses those" in found["CLAIM 12"]
+    assert found["CLAIM 20"] == "By patient: data with a patient in two splits are refused."
     assert "train 40 images of 20 patients" in found["CLAIM 19"]
     assert found["CLAIM 27"] == "No models were combined."
-    assert found["CLAIM 32"].startswith("Validation images alone, on which epochs and thresholds were chosen too")
-    assert "1 seed a row" in found["CLAIM 25"]
+    assert found["CLAIM 32"].startswith("Validation images only, on which epochs and thresholds were chosen too")
+    assert "1 seed per row" in found["CLAIM 25"]
     assert "and over seeds" not in found["CLAIM 29"]
     assert found["CLAIM 31"].startswith("Heatmaps of a few cases, the first by id")
     assert found["CLAIM 36"] == "By split: sex; age is not known."
@@ -87,10 +87,10 @@ def test_a_card_for_each_trained_row(compared):
     assert cards == ["mae-a.md", "vit.md"]
     mae, vit = [(compared / "model_cards" / name).read_text() for name in cards]
     assert "Pretrained as a masked autoencoder: 1 epoch, 75 % masked." in mae
-    assert "It began from random weights." in vit
+    assert "Training began from random weights." in vit
     for text in (mae, vit):
         assert "These are validation images" in text
-        assert "One training: the numbers are this model's" in text
+        assert "One training: the numbers are about this model" in text
         assert "Few cases: 6 normal and 4 abnormal" in text
         assert "not to be used in" in text
 

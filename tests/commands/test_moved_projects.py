@@ -68,7 +68,7 @@ def stores() -> list[str]:
 def test_commands_go_on_without_a_word(moved, capsys):
     before = stores()
     outcome = call(main, "--config", "tiny.yaml")
-    assert outcome.code == 0 and "they are the same, so it is used" in outcome.err
+    assert outcome.code == 0 and "the images are the same, so it is used" in outcome.err
     succeed(pretrain, "--config", "tiny.yaml", "pretrain.epochs=2")
     assert [row["epoch"] for row in read_metrics(Path("runs/mae")) if "validate/loss" in row] == [1, 2]
     succeed(finetune, "--checkpoint", "runs/mae/last.pt", "finetune.run=runs/another")
@@ -171,7 +171,7 @@ def test_the_store_of_any_source_moves_along(source, tmp_path, capsys):
     moved = open_data(config_of(tmp_path / "moved", **there)).store
     assert moved.fingerprint == store.fingerprint and moved.folder.parent == tmp_path / "moved/stores"
     assert len(list((tmp_path / "moved/stores").glob("*/store.json"))) == 1
-    assert f"made when the images lay at {first}" in capsys.readouterr().err
+    assert f"made when the images were at {first}" in capsys.readouterr().err
 
 
 def test_an_archive_that_was_downloaded_again_has_the_same_store(tmp_path, capsys):

@@ -97,7 +97,7 @@ def test_a_finished_store_gets_a_successor_with_the_file(config, tmp_path, plugi
     capsys.readouterr()
     assert open_data(config.data).store.folder == first.folder  # a run keeps its images until somebody prepares
     assert (
-        "note: 1 rejected files lacked a plugin; others are here by now: mae-prepare tries" in capsys.readouterr().out
+        "note: 1 rejected files lacked a plugin; other plugins are here: mae-prepare tries" in capsys.readouterr().out
     )
     second = prepare(config)
     assert "1 files lacked a plugin" in (out := capsys.readouterr().out) and "12 images taken over" in out

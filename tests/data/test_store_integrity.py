@@ -267,7 +267,7 @@ def old(folder) -> Path:
 def test_an_old_store_opens_with_a_note(config, old, capsys):
     store = open_data(config.data).store
     assert store.folder == old and not store.vouched
-    assert capsys.readouterr().err == f"note: {old}: made before stores had digests: what it holds cannot be compared\n"
+    assert capsys.readouterr().err == f"note: {old}: made before stores had digests: its contents cannot be checked\n"
     with pytest.raises(UserError, match=r"found no digests of pixels, as the store is older .*, expected one in each"):
         store.verify()
 

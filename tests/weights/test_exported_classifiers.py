@@ -122,7 +122,7 @@ def test_what_was_not_calibrated_keeps_its_threshold(tmp_path):
     said = json.loads((tmp_path / "out/config.json").read_text())
     assert said["threshold"]["image"] == pytest.approx(0.3, abs=1e-15)
     assert said["calibration"] is None
-    assert "It was not calibrated" in (tmp_path / "out/README.md").read_text()
+    assert "The classifier was not calibrated" in (tmp_path / "out/README.md").read_text()
 
 
 @pytest.mark.parametrize("network", ["resnet18", "resnet50"])
