@@ -162,8 +162,8 @@ def caption(comparison: Comparison, labelled: int | None) -> str:
         training = f"Numbers are means over {seeds} training seeds, and the intervals include their spread"
     return (
         f"Split {config.compare.split}: {case_count(summary)}; {100 * lines[0].labels.mean():.0f} % {positive}. "
-        f"In brackets: {100 * config.evaluate.level:g} % intervals clustered by {_independent(comparison)}, for the AUC "
-        f"by DeLong's method on the logit scale, for the other metrics by score intervals. {training}. "
+        f"In brackets: {100 * config.evaluate.level:g} % intervals clustered by {_independent(comparison)}, for the "
+        f"AUC by DeLong's method on the logit scale, for the other metrics by score intervals. {training}. "
         f"Best epoch and threshold were chosen on validation{_but_for(lines)}."
         f"{_own_images(comparison, labelled)}{_notes(lines)}"
     )

@@ -18,6 +18,7 @@ import classify.report.pictures
 import classify.report.training
 from classify.comparison import Comparison, Learned, Line, describe
 from classify.contrasts import candidates, declared
+from classify.decisions import origin_of_threshold
 from classify.evaluate import Evaluation
 from classify.grid import expand_grid
 from classify.metrics import expected_calibration_error
@@ -34,6 +35,7 @@ from classify.report.reconstructions import draw_reconstructions, panels
 from classify.report.runs import own_settings
 from classify.report.sections import comparison_text, first_sections
 from classify.report.stage_one import stage_one_rows
+from classify.report.tables import contrast_caption
 from classify.report.training import kept_epoch
 from classify.report.write import write_comparison
 from classify.settings import ClassifyConfig
@@ -531,6 +533,22 @@ def test_confusion_counts_every_case_of_every_seed_once():
         "abnormal, called normal": "1 (25 %)",
         "abnormal, called abnormal": "3 (75 %)",
     }
+
+
+@pytest.mark.parametrize(
+    ("known", "unit", "plural"), [(True, "image", "patients"), (False, "image", "images"), (False, "study", "studies")]
+)
+def test_a_caption_names_what_is_taken_as_independent(known, unit, plural, tmp_path):
+    summary = {"pretrained_on": 0, "patients_known": known, "unit": unit}
+    evaluations = [SimpleNamespace(summary=summary)]
+    config = config_of(tmp_path, [])
+    found = SimpleNamespace(config=config, evaluations=evaluations, seen_elsewhere=False, tests=2)
+    assert f"its variance is over {plural} and, where" in contrast_caption(found)
+
+
+def test_a_threshold_that_is_fixed_is_not_called_chosen():
+    assert origin_of_threshold("half") == "fixed at 0.5"
+    assert origin_of_threshold("youden") == "chosen on validation (rule youden)"
 
 
 def test_kept_epoch_is_the_first_of_the_best():
