@@ -168,7 +168,7 @@ def decision_rows(comparison: Comparison) -> Iterator[dict[str, str]]:
 
 
 DECISIONS = (
-    "Net benefit of acting by the calibrated probability, minus that of acting on all or on none, whichever is better. "
+    "Net benefit of acting by the calibrated probability, minus that of acting on all or on none, whichever is higher. "
     "Net benefit: cases rightly acted on, minus false alarms weighted by the cost that the threshold implies, per case "
     "tested. At 10 % a false alarm costs a ninth of a missed case. The prevalence is that of these cases."
 )

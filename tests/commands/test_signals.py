@@ -134,7 +134,10 @@ def test_where_python_ignores_what_is_raised():
         import signal
         import time
 
+        import data.signals
         from data.cli import run_command
+
+        data.signals.GRACE = 0.5
 
         class Deleted:
             def __del__(self):
