@@ -27,7 +27,7 @@ from classify.scores import (
     with_scores,
     with_subgroups,
 )
-from classify.settings import ClassifyConfig, EvaluateSettings
+from classify.settings import PLURALS, ClassifyConfig, EvaluateSettings
 from classify.start import check_preprocessing, config_of, consented, file_digest, with_paths_given
 from classify.trained import Decision, model_of
 from data.audit import audit_lines, audited, keep, served_pretraining, served_training, uncompared
@@ -154,7 +154,7 @@ def _warnings(evaluation: Evaluation, decision: Decision) -> Iterator[str]:
         )
 
     # the cases
-    if line := few_text(summary["few"], "images" if summary["unit"] == "image" else "studies"):
+    if line := few_text(summary["few"], PLURALS[summary["unit"]]):
         yield line
     if summary["conflicting_studies"]:
         yield (

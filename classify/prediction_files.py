@@ -12,7 +12,7 @@ from scipy.special import expit, logit
 from classify.cases import labelled_rows, study_numbers
 from classify.metrics import choose_threshold
 from classify.scores import in_units
-from classify.settings import ClassifyConfig, RowSettings
+from classify.settings import PLURALS, ClassifyConfig, RowSettings
 from data.config import expand
 from data.errors import UserError, quoted, withholding
 from data.labels import LABEL_WORDS
@@ -359,7 +359,7 @@ def _chosen(
     validation = joined[(joined["split"] == "validate") & joined["label"].notna() & np.isfinite(joined["value"])]
     if rule != "half" and validation["label"].nunique() == 2:
         units = _scored(validation, file, scale, config, data.manifest.patients_known)
-        kind = "images" if config.evaluate.unit == "image" else "studies"
+        kind = PLURALS[config.evaluate.unit]
         return choose_threshold(units["label"], units["score"], rule), f"chosen on {len(units):,} validation {kind}"
 
     why = "finetune.threshold is half" if rule == "half" else "the file has no validation cases of both classes"

@@ -14,6 +14,7 @@ Pool = Literal["mean", "cls"]
 Select = Literal["auc", "loss"]
 ThresholdRule = Literal["youden", "accuracy", "f1", "half"]
 Unit = Literal["image", "study"]
+PLURALS: dict[Unit, str] = {"image": "images", "study": "studies"}
 SampleCovers = Literal["train", "train_and_validate"]
 
 

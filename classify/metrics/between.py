@@ -1,16 +1,13 @@
 """Differences of one model's metric between two groups of cases, such as women and men."""
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import t
 
 from classify.metrics.checks import check_level, check_seeds, group_codes
-from classify.metrics.differences import difference_by_t, square_and_add, within_range
-from classify.metrics.estimates import Difference, Interval
+from classify.metrics.differences import combined, difference_by_t, square_and_add
+from classify.metrics.estimates import Difference
 from classify.metrics.influence import influence
-from classify.metrics.intervals import AS_ONE_CASE, ONE_PATIENT, as_model, interval_of
+from classify.metrics.intervals import ONE_PATIENT, as_model, interval_of
 from classify.metrics.patients import join, patient_spread, patients_of, seed_spread
 
 NO_CASES = "undefined: a class has no cases"
@@ -69,30 +66,13 @@ def group_difference(
         return difference_by_t(name, estimate, join([of_patients, seed_spread(estimates)]), level, seeds)
 
     # neither varies, as with two AUCs of 1: the intervals of both groups are combined
-    own_intervals = [
+    a, b = (
         interval_of(name, own, group_codes(codes[inside], int(inside.sum())), level)
         for own, inside in zip(found, members, strict=True)
-    ]
-    freedom = max(1.0, float(patients_of(either, codes).min() - 1))
-    return _from_both(name, estimate, own_intervals, freedom, level, seeds)
-
-
-def _from_both(
-    name: str, estimate: float, intervals: Sequence[Interval], freedom: float, level: float, seeds: tuple[int, int]
-) -> Difference:
-    """The interval of the difference from those of both groups, where patients show no variance in either."""
-    down, up = square_and_add(*intervals)
-    error = max(down, up) / float(t.ppf((1 + level) / 2, freedom))
-    return Difference(
-        estimate,
-        within_range(name, estimate - down, estimate + up),
-        level,
-        note=AS_ONE_CASE,
-        p_value=float(2 * t.sf(abs(estimate) / error, freedom)),
-        standard_error=error,
-        freedom=freedom,
-        seeds=seeds,
     )
+    sides = square_and_add(a, b)
+    freedom = max(1.0, float(patients_of(either, codes).min() - 1))
+    return combined(name, estimate, sides, max(sides), freedom, level, seeds)
 
 
 def _of(logits: np.ndarray | None, inside: np.ndarray) -> np.ndarray | None:

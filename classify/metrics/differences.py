@@ -142,6 +142,20 @@ def _from_both(
     if estimate != 0:
         reach = down if estimate > 0 else up
     freedom = max(1.0, float(patients_of(of_a.strata | of_b.strata, codes).min() - 1))
+    return combined(name, estimate, (down, up), reach, freedom, level, seeds)
+
+
+def combined(
+    name: str,
+    estimate: float,
+    sides: tuple[float, float],
+    reach: float,
+    freedom: float,
+    level: float,
+    seeds: tuple[int, int],
+) -> Difference:
+    """The difference whose interval reaches so far down and up (`square_and_add`); its error is that of `reach`."""
+    down, up = sides
     error = reach / float(t.ppf((1 + level) / 2, freedom))
     return Difference(
         estimate,

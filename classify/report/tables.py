@@ -8,12 +8,12 @@ from classify.comparison import Comparison, Line, describe
 from classify.evaluate import Evaluation
 from classify.metrics import HEADLINE, Interval
 from classify.report.numbers import show, show_number, show_p
+from classify.settings import PLURALS
 from data.errors import ESCAPED, printable
 from data.labels import words
 from data.privacy import terms
 
 COLUMNS = ("Model", "Augmentation", "% Masking", "Accuracy", "Precision", "F1", "Recall", "AUC")
-PLURALS = {"patient": "patients", "image": "images", "study": "studies"}
 METRICS = dict(zip(COLUMNS[3:], ("accuracy", "precision", "f1", "recall", "auc"), strict=True))
 assert set(METRICS.values()) == set(HEADLINE)
 FLATTERING = (
@@ -175,6 +175,11 @@ def _independent(comparison: Comparison) -> str:
     return "patient" if summary["patients_known"] else str(summary["unit"])
 
 
+def _independent_ones(comparison: Comparison) -> str:
+    summary = summary_of_all(comparison)
+    return "patients" if summary["patients_known"] else units_of(summary)
+
+
 def _but_for(lines: list[Line]) -> str:
     given = given_thresholds(lines)
     return f", except for the threshold of {'; '.join(given)}" if given else ""
@@ -269,7 +274,7 @@ def contrast_caption(comparison: Comparison) -> str:
     tests = "the one test" if comparison.tests == 1 else f"all {comparison.tests} tests"
     return (
         f"{chosen}. Differences are on the same cases, with {level} intervals that are not adjusted. p is two-sided; "
-        f"its variance is over {PLURALS[_independent(comparison)]} and, where there are several, over training seeds. "
+        f"its variance is over {_independent_ones(comparison)} and, where there are several, over training seeds. "
         f"Holm p is adjusted for {tests} of this comparison, over all label budgets; a contrast that could not be "
         "computed counts too. Differences in accuracy are described, not tested."
     )
