@@ -15,6 +15,7 @@ import pandas as pd
 from scipy.special import expit
 from tqdm import tqdm
 
+from classify.decisions import origin_of_threshold
 from classify.domain import Domain
 from classify.metrics.operating_points import RATES, Rate
 from classify.scores import logits_of_means
@@ -95,7 +96,7 @@ class Operating:
         """The threshold and what it means, in words."""
         threshold = self.of(members, unit)
         rules = sorted({member.config.finetune.threshold for member in members})
-        how = f"chosen on validation by {', '.join(rules)}"
+        how = " or ".join(map(origin_of_threshold, rules))
         if self.threshold is not None:
             how = "as asked for"
         elif self.rate is not None:
@@ -105,9 +106,9 @@ class Operating:
         _, positive = words(members[0].config.data.target)
         if len(members) > 1:
             mean = "" if self.threshold is not None else ", the mean of theirs"
-            return f"{positive} from a mean probability of {threshold:.4g} on ({how}{mean})"
+            return f"{positive} from a mean probability of {threshold:.4g} on, {how}{mean}"
         probability = probability_of(members[0], unit, threshold)
-        return f"{positive} from a score of {threshold:.4g} on ({how}), which is a probability of {probability:.4g}"
+        return f"{positive} from a score of {threshold:.4g} on, {how}; that is a probability of {probability:.4g}"
 
 
 def probability_of(member: Trained, unit: Unit, score: float) -> float:
