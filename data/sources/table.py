@@ -1,6 +1,6 @@
 """Any CSV with the manifest's columns: `path` (relative to root) and `label` are needed, other columns are kept."""
 
-import posixpath
+import os
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -56,7 +56,6 @@ def read(settings: DataSettings, root: Path) -> tuple[pd.DataFrame, list[str]]:
     table, about_end = _without_empty_end(table)
     notes += about_end
     require_filled(table, ["path"], place)
-    _require_one_row_a_file(table, place)
     for column in ("image_id", "patient_id", "study_id"):
         if column in table:
             require_one_spelling(table[column], place)
@@ -74,6 +73,7 @@ def read(settings: DataSettings, root: Path) -> tuple[pd.DataFrame, list[str]]:
         table["split"] = read_words(table["split"], SPLIT_WORDS, place)
     table["image_id"] = table["image_id"].fillna(table["path"]) if "image_id" in table else table["path"]
     table["path"], about_paths = _joined(root, table["path"])
+    _require_one_row_a_file(table, root, place)
     images = manifest_table(table, settings.source, findings, further)
     return images, [f"{place.name}: {len(table):,} images", *notes, *about_paths]
 
@@ -143,9 +143,9 @@ def _read_labels(labels: pd.Series, settings: DataSettings, place: Path) -> tupl
     return labels.map(classes.label, na_action="ignore").astype(float), [classes.note(counts)]
 
 
-def _require_one_row_a_file(table: pd.DataFrame, place: Path) -> None:
+def _require_one_row_a_file(table: pd.DataFrame, root: Path, place: Path) -> None:
     """UserError for a file in several rows: it would be two images, perhaps with two labels and in two splits."""
-    paths = _in_one_form(table["path"])
+    paths = table["path"].map(_in_one_form)
     repeated = paths.duplicated(keep=False)
     if not repeated.any():
         return
@@ -153,15 +153,15 @@ def _require_one_row_a_file(table: pd.DataFrame, place: Path) -> None:
     if "label" in table:
         labels = table[repeated].groupby(paths[repeated])["label"].nunique()
         differing = f", {int((labels > 1).sum()):,} of them with different labels"
-    example = quoted(f", such as {paths[repeated].iloc[0]}", instead="")
+    first = paths[repeated].iloc[0].removeprefix(f"{_in_one_form(str(root))}/")
+    example = quoted(f", such as {first}", instead="")
     count = paths[repeated].nunique()
     raise UserError(f"{place}: found {count:,} files in several rows{example}{differing}, expected a row for each file")
 
 
-def _in_one_form(paths: pd.Series) -> pd.Series:
-    """Paths without detours: `./x/../a.png` and `a.png` are one file."""
-    odd = paths.str.contains(r"(?:^|/)\.{0,2}/|\\", regex=True)
-    return paths.where(~odd, paths[odd].map(lambda path: posixpath.normpath(path.replace("\\", "/"))))
+def _in_one_form(path: str) -> str:
+    """An absolute path without detours: `./x/../a.png` and `a.png` are one file."""
+    return os.path.abspath(path.replace("\\", "/"))  # noqa: PTH100 (for hundreds of thousands of rows)
 
 
 def _joined(root: Path, paths: pd.Series) -> tuple[pd.Series, list[str]]:

@@ -160,6 +160,14 @@ def test_accents_of_another_system_are_read_where_the_files_are_there(written, t
     assert any(note.startswith("1 paths are read with each accent") for note in notes)
 
 
+def test_a_file_under_both_spellings_of_its_accents_is_in_two_rows(tmp_path):
+    names = [unicodedata.normalize(form, "Müller.png") for form in ("NFC", "NFD")]
+    (tmp_path / names[0]).touch()
+    line = refusal(write(tmp_path, f"path,label\n{names[0]},0\n{names[1]},1\n"), "table")
+    assert "found 1 files in several rows" in line
+    assert "1 of them with different labels" in line
+
+
 def test_rows_of_separators_alone_below_the_last_are_left_out(tmp_path):
     table, notes = read(write(tmp_path, "path;label;age\na.png;0;7\nb.png;1;8\n;;\n;;\n"), "table")
     assert table["label"].tolist() == [0, 1]

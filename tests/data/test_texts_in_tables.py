@@ -75,9 +75,9 @@ def test_a_number_that_a_spreadsheet_has_shortened_is_no_id(table, tmp_path):
         manifest_of(tmp_path, table)
 
 
-@pytest.mark.parametrize("detour", ["./{}", "no/../{}", ".//{}"])
+@pytest.mark.parametrize("detour", ["./{}", "no/../{}", ".//{}", "{root}/{}", "{root}/no/../{}"])
 def test_one_file_in_two_spellings_is_in_several_rows(detour, table, tmp_path):
-    table.loc[1, "path"] = detour.format(table.loc[0, "path"])
+    table.loc[1, "path"] = detour.format(table.loc[0, "path"], root=tmp_path / "images")
     with pytest.raises(UserError, match=r"found 1 files in several rows.*, expected a row for each file"):
         manifest_of(tmp_path, table)
 
