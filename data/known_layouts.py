@@ -5,7 +5,6 @@ table. Its terms still hold. It is recognised by names alone. Only some names ar
 the table.
 """
 
-import gzip
 import os
 import re
 from collections import deque
@@ -14,11 +13,14 @@ from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
+from data.stand_ins import opened
+
 LOOKED_AT = 200  # names in a folder
 ENTERED = 10  # folders in a folder
 MOST = 3000  # names in all
 ABOVE = 3  # folders that a part of a data set lies in
 BEGINNING = 2**16  # bytes of a table
+TABLES = (".csv", ".csv.gz", ".tsv", ".txt")  # endings of files that list images, in lower case
 OWN = "phantom.json"  # marks the synthetic tree that is laid out like MIMIC-CXR
 
 # how paths of a data set's files look
@@ -80,8 +82,7 @@ def _cells(table: Path | None) -> list[str]:
         return []
     start = b""
     with suppress(OSError, EOFError):
-        opened = gzip.open if table.suffix == ".gz" else open
         if table.is_file():
-            with opened(table, "rb") as file:
+            with opened(table) as file:
                 start = file.read(BEGINNING)
     return re.split(r"[,;\t\r\n\"]+", start.decode("utf-8", "replace").replace("\\", "/"))

@@ -16,7 +16,8 @@ SEX_WORDS = {
     **dict.fromkeys(("f", "female", "woman", "girl", "w", "weiblich", "frau"), "F"),
     **dict.fromkeys(("m", "male", "man", "boy", "männlich", "maennlich", "mann"), "M"),
 }
-AGE = re.compile(r"[>≥]?\s*(\d+(?:[.,]\d+)?)\s*\+?\s*([a-z]*)\.?")  # 58, 058Y (DICOM's AS), 7 months, 90+, > 89
+# 58, 058Y (DICOM's AS), 7 months, 90+, > 89, 85 or more
+AGE = re.compile(r"[>≥]?\s*(\d+(?:[.,]\d+)?)\s*\+?\s*([a-z]*)\.?(?:\s+(?:or|and)\s+(?:more|older|over|above))?")
 UNITS = {  # in years
     **dict.fromkeys(("", "y", "yr", "yrs", "year", "years"), 1.0),
     **dict.fromkeys(("m", "mo", "mos", "month", "months"), 1 / 12),

@@ -1,12 +1,15 @@
 """What may lie in the place of a file: a server's error page, a pointer, an unfinished download. Told by its bytes."""
 
+import gzip
 import re
+from contextlib import suppress
 from pathlib import Path
+from typing import IO, cast
 
 ENOUGH = 1024  # bytes from a file's start that tell what it is
 UNFINISHED = "a download that failed, or needs a login"
 POINTER = "its content is not fetched"
-GZIP = "a gzip archive"
+PACKED = b"\x1f\x8b"
 MARKS = {  # how a file begins, blanks and a byte order mark aside → what it is
     rb"<!doctype html|<html|<head|<body": f"an HTML page ({UNFINISHED})",
     rb"<\?xml|<error|<svg": f"an XML page ({UNFINISHED})",
@@ -16,9 +19,16 @@ MARKS = {  # how a file begins, blanks and a byte order mark aside → what it i
     rb"(outs|md5):[ \r\n]": f"a DVC pointer ({POINTER}: dvc pull)",
     rb"HTTP/\d": f"the answer of a web server ({UNFINISHED})",
     rb"PK\x03\x04": "a ZIP archive (or a spreadsheet)",
-    rb"\x1f\x8b": GZIP,
+    PACKED: "a gzip archive",
     rb"%PDF": "a PDF",
     rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": "a spreadsheet or document of Office",
+    # images of other kinds; their marks have bytes that no text has
+    rb"II[*+]\0|MM\0[*+]": "a TIFF image",
+    rb"BM.{4}\0{4}": "a BMP image",
+    rb"GIF8[79]a": "a GIF image",
+    rb"RIFF.{4}WEBP": "a WebP image",
+    rb"\0{3}\x0cjP  \r\n|\xff\x4f\xff\x51": "a JPEG 2000 image",
+    rb".{4}ftyp(hei|hev|mif|avi)": "a HEIF or AVIF image",
 }
 UTF_16 = (b"\xff\xfe<\0", b"\xfe\xff\0<")
 
@@ -33,9 +43,21 @@ def stand_in(start: bytes) -> str | None:
     text = start[:ENOUGH].removeprefix(b"\xef\xbb\xbf").lstrip()
     text = re.sub(rb"\A(<!--.*?-->\s*)+", b"", text, flags=re.DOTALL)  # pages may begin with a comment
     for mark, name in MARKS.items():
-        if re.match(mark, text, re.IGNORECASE):
+        if re.match(mark, text, re.IGNORECASE | re.DOTALL):
             return name
     return None
+
+
+def is_packed(path: Path) -> bool:
+    """Whether gzip has packed a file, whatever its name: browsers unpack what they download, and keep the `.gz`."""
+    with suppress(OSError), path.open("rb") as file:  # what cannot be opened is reported by its reader
+        return file.read(len(PACKED)) == PACKED
+    return False
+
+
+def opened(path: Path) -> IO[bytes]:
+    """A file open for reading, unpacked."""
+    return cast(IO[bytes], gzip.open(path)) if is_packed(path) else path.open("rb")
 
 
 def pointing_link(path: Path) -> str | None:

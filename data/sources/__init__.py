@@ -7,7 +7,6 @@ last: the words of the rule that decided the row's label. The notes are counts t
 """
 
 import csv
-import gzip
 import io
 import re
 import zlib
@@ -22,7 +21,7 @@ import pandas as pd
 from data.errors import LONGEST, UserError, printable, quoted
 from data.settings import DataSettings
 from data.sources.csv_form import with_commas
-from data.stand_ins import ENOUGH, GZIP, stand_in
+from data.stand_ins import ENOUGH, is_packed, opened, stand_in
 
 MAX_BYTES = 2**31  # of a table
 SPREADSHEETS = (".xlsx", ".xlsm", ".xls", ".ods")
@@ -128,8 +127,9 @@ def kinds_of_columns(table: pd.DataFrame) -> Kinds:
 
 
 def csv_columns(path: Path) -> list[str]:
-    """The header of a CSV, gzipped or not, without blanks around its names; UserError if it cannot be read."""
-    _require_no_stand_in(path)
+    """The header of a CSV, packed by gzip or not, without blanks around its names; UserError if it cannot be read."""
+    if not is_packed(path):
+        _require_no_stand_in(path)
     other = with_commas(path)
     header = _parse(path, other and other[0], header=None, nrows=1, dtype=str, keep_default_na=False)
     names = [str(name).strip(BLANKS) for name in header.iloc[0]] if len(header) else []
@@ -149,7 +149,7 @@ def _require_no_stand_in(path: Path) -> None:
             found = stand_in(file.read(ENOUGH))
     except OSError as error:
         raise UserError(f"{path}: found {(error.strerror or str(error)).lower()}, expected a table") from None
-    if found and not (path.suffix == ".gz" and found == GZIP):
+    if found:
         remedy = "; save it as CSV in UTF-8" if path.suffix.lower() in SPREADSHEETS else ""
         raise UserError(f"{path}: found {found}, expected a table{remedy}")
 
@@ -195,17 +195,14 @@ def read_csv(
     blank = {column: [*NOT_A_NUMBER, ""] if column in numbers else [""] for column in wanted}
     content = _content(path)
     rows = _count_rows(content, len(header), _named_until(header), path)
-    table = _parse(
-        path,
-        content,
-        header=0,
-        names=header,
-        usecols=wanted,
-        dtype=types,
-        index_col=False,  # a comma at the end of every line must not make a column an index
-        keep_default_na=False,
-        na_values=blank,
-    )[wanted]
+    # a comma at the end of every line must not make a column an index
+    options: dict[str, Any] = {"header": 0, "names": header, "index_col": False, "keep_default_na": False}
+    options |= {"usecols": wanted, "na_values": blank}
+    try:
+        table = _parse(path, content, dtype=types, **options)[wanted]
+    except UserError:
+        _require_number_cells(_parse(path, content, dtype=str, **options), numbers, path)
+        raise
     if len(table) != rows and wanted:  # whatever the reason, no row may be lost in silence
         raise UserError(f"{path}: found {len(table):,} rows, expected {rows:,} by its lines; is a quote not closed?")
     for column in wanted:
@@ -224,12 +221,8 @@ def _content(path: Path) -> bytes:
     if other:
         return other[0]
     try:
-        if path.suffix == ".gz":
-            with gzip.open(path) as packed:
-                content = packed.read(MAX_BYTES + 1)
-        else:
-            with path.open("rb") as file:
-                content = file.read(MAX_BYTES + 1)
+        with opened(path) as file:
+            content = file.read(MAX_BYTES + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: not a readable CSV: {error}") from None
 
@@ -307,6 +300,17 @@ def _encoding(path: Path, what: str) -> UserError:
     return UserError(f"{path}: found another encoding, expected UTF-8; save {what} in UTF-8")
 
 
+def _require_number_cells(texts: pd.DataFrame, numbers: Collection[str], path: Path) -> None:
+    """UserError naming the first cell of these columns that is no number, such as `yes` or a decimal comma."""
+    for column in texts.columns.intersection(list(numbers)):
+        cells = texts[column]
+        odd = (cells.notna() & pd.to_numeric(cells, errors="coerce").isna()).to_numpy(dtype=bool)
+        if odd.any():
+            row = int(odd.argmax())
+            found = f"found {quoted(cells.iloc[row])!r} in column {column}"
+            raise UserError(f"{path}: row {row + 2}: {found}, expected a number or blank")
+
+
 def _require_single_lines(texts: pd.Series, path: Path) -> None:
     """UserError for a line break in a text: ids, paths and labels have none, so a quote is not closed."""
     broken = texts.str.contains(r"[\r\n]", na=False).to_numpy(dtype=bool)
@@ -329,8 +333,9 @@ def _stripped_words(words: pd.Series) -> pd.Series:
 
 def _parse(path: Path, content: bytes | None = None, **options: Any) -> pd.DataFrame:
     source = path if content is None else io.BytesIO(content)
+    packed = "gzip" if content is None and is_packed(path) else None
     try:
-        return pd.read_csv(source, encoding="utf-8-sig", skipinitialspace=True, **options)
+        return pd.read_csv(source, encoding="utf-8-sig", compression=packed, skipinitialspace=True, **options)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except UnicodeError:

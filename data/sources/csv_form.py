@@ -1,12 +1,13 @@
 """Tables that are not separated by commas: read if just one other separator fits every line, with a note."""
 
 import csv
-import gzip
 import io
 import re
 import zlib
 from functools import lru_cache
 from pathlib import Path
+
+from data.stand_ins import opened
 
 OTHERS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 BEGINNING = 2**16  # bytes in which a header ends
@@ -16,8 +17,8 @@ SEP_LINE = re.compile(rb'"?sep=(.)"?\r?\n')  # by which Excel names the separato
 @lru_cache(maxsize=2)  # a header is asked for more than once, and such a table must be read whole for it
 def _with_commas(path: Path, size: int, time: int) -> tuple[bytes, str] | None:
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        text = content.decode("utf-8-sig")
+        with opened(path) as file:
+            text = file.read().decode("utf-8-sig")
     except (OSError, EOFError, zlib.error, UnicodeError):  # which its reader reports
         return None
 
@@ -44,8 +45,7 @@ def with_commas(path: Path) -> tuple[bytes, str] | None:
     """
     try:
         status = path.stat()
-        opened = gzip.open if path.suffix == ".gz" else open
-        with opened(path, "rb") as file:
+        with opened(path) as file:
             start = file.read(BEGINNING)
     except (OSError, EOFError, zlib.error):
         return None

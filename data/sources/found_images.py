@@ -59,7 +59,7 @@ def _why_not(path: Path) -> str | None:
     """Why a file is no image; None if it is one."""
     if path.name.startswith("."):  # macOS's `._a.jpg` has an image's ending
         return "hidden"
-    if path.name == DIRECTORY:
+    if path.name.upper().split(";")[0] == DIRECTORY:  # from a mounted CD it comes in lower case, or with a version
         return "a DICOMDIR"
     if path.suffix.lower() in ENDINGS:
         return None

@@ -1,24 +1,26 @@
 """Any CSV with the manifest's columns: `path` (relative to root) and `label` are needed, other columns are kept."""
 
 import os
+import shlex
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from data.class_names import says, told_apart
-from data.errors import UserError, quoted
-from data.labels import ALL_FINDINGS, LABEL_WORDS, judge
+from data.class_names import plain_words, says, told_apart
+from data.errors import UserError, did_you_mean, quoted
+from data.labels import ALL_FINDINGS, LABEL_WORDS, NoSuchFinding, judge
 from data.places import require_folder, require_table
 from data.settings import DataSettings
 from data.sex_and_age import people_columns, read_people
 from data.sources import (
     COLUMNS,
     SPLIT_WORDS,
+    TAKEN,
     csv_columns,
     manifest_table,
     read_csv,
@@ -90,7 +92,10 @@ def _read_table(place: Path, settings: DataSettings) -> tuple[pd.DataFrame, list
 
     # a column that has a name of the manifest's, but is not read under that name, is left out
     mine = {*named.values(), *COLUMNS}
-    findings = [name for name in header if name in {*ALL_FINDINGS, target} and name not in mine]
+    free = [name for name in header if name not in {*mine, *TAKEN}]
+    findings = [name for name in free if name in {*ALL_FINDINGS, target}]
+    if target and target not in findings:
+        raise _no_target(target, findings, free, place)
     people = people_columns(name for name in header if name not in {*findings, *mine})
     further, about_names = further_columns(header, read={*named.values(), *findings, *people})
     words = [*people, *further]
@@ -109,6 +114,15 @@ def _read_table(place: Path, settings: DataSettings) -> tuple[pd.DataFrame, list
     table, about_people = read_people(table.rename(columns=people))
     further, about_texts = without_free_text(table, further)
     return table, findings, further, [*notes, *about_people, *about_texts]
+
+
+def _no_target(target: str, findings: Sequence[str], free: Sequence[str], place: Path) -> NoSuchFinding:
+    """The error of a table without that finding; columns that mean something else, such as sex, are not `free`."""
+    if not free:
+        return NoSuchFinding(f"data.target: found {target!r}, expected such a column in {place}")
+    known = findings or free
+    shown = quoted(", ".join(known) + did_you_mean(target, free), f"{len(known)} columns of {place}")
+    return NoSuchFinding(f"data.target: found {target!r}, expected one of {shown}")
 
 
 def _without_empty_end(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
@@ -135,10 +149,9 @@ def _read_labels(labels: pd.Series, settings: DataSettings, place: Path) -> tupl
             return read_words(labels, LABEL_WORDS, place), []
         except UserError as error:
             named = [name for name in counts if says(name) == "normal"]
-            example = quoted(", ".join(named) or "NAME", "NAME")
-            raise UserError(
-                f"{error}; where labels name classes, data.normal=[{example}] makes all others abnormal"
-            ) from None
+            example = quoted(", ".join(" ".join(plain_words(name)) for name in named) or "NAME", "NAME")
+            given = shlex.quote(f"data.normal=[{example}]")
+            raise UserError(f"{error}; where labels name classes, {given} makes all others abnormal") from None
     classes = told_apart(list(counts), settings.normal, str(place), "labels", "")
     return labels.map(classes.label, na_action="ignore").astype(float), [classes.note(counts)]
 

@@ -22,6 +22,7 @@ from tiny_world import tiny_config
 from data.errors import UserError
 from data.manifest import open_manifest
 from data.sources import LeftOut
+from data.stand_ins import opened
 
 TRIALS = int(os.environ.get("MAE_TABLE_TRIALS", "8"))
 ILL = [number % 3 == 0 for number in range(24)]
@@ -195,9 +196,8 @@ def damage(path: Path, rng: random.Random) -> None:
 
 def rows_of(path: Path) -> int:
     """How many rows a plain CSV reader finds below the header; blank lines do not count."""
-    data = path.read_bytes()
-    if path.suffix == ".gz":
-        data = gzip.decompress(data)
+    with opened(path) as file:
+        data = file.read()
     csv.field_size_limit(10**7)
     rows = csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""), skipinitialspace=True)
     return sum(any(row) or len(row) > 1 for row in rows) - 1

@@ -199,17 +199,18 @@ def test_file_that_is_no_medmnist_is_refused(tmp_path):
 
 
 def test_bare_folder_reads_images_at_any_depth(tmp_path):
-    touch(tmp_path, "b.PNG", "a/deep/er/c.jpeg", ".hidden.png", ".git/x.png", "a/._c.jpeg", "notes.txt", "DICOMDIR")
+    touch(tmp_path, "b.PNG", "a/deep/er/c.jpeg", ".hidden.png", ".git/x.png", "a/._c.jpeg", "notes.txt")
     write_dicom(tmp_path / "a/IM-0001", np.zeros((9, 7), np.uint8))
     write_dicom(tmp_path / "1.2.840.99", np.zeros((9, 7), np.uint8))
-    shutil.copy(tmp_path / "a/IM-0001", tmp_path / "DICOMDIR")
+    for directory in ("DICOMDIR", "a/dicomdir"):
+        shutil.copy(tmp_path / "a/IM-0001", tmp_path / directory)
     table, notes = read(tmp_path, "images")
     assert table["image_id"].tolist() == ["1.2.840.99", "a/IM-0001", "a/deep/er/c.jpeg", "b.PNG"]
     assert table["path"].tolist() == [f"{tmp_path}/{name}" for name in table["image_id"]]
     assert table[["label", "patient_id", "study_id", "split", "view"]].isna().all(axis=None)
     assert notes == [
         "4 images without labels, for pretraining",
-        "1 files passed over: a DICOMDIR",
+        "2 files passed over: a DICOMDIR",
         "2 files passed over: hidden",
         "1 files passed over: no images",
     ]
@@ -232,7 +233,16 @@ def test_table_can_have_any_column_as_its_target(tmp_path):
     assert table["label"].fillna(-1).tolist() == [1, 0, 1, 0, -1]
     assert list(table.columns) == [*COLUMNS, "Tuberculosis", "Edema", "rule"]
     line = refusal(tmp_path, "table", target="Tubercolosis")
-    assert line == "data.target: found 'Tubercolosis', expected one of Edema"
+    assert line == "data.target: found 'Tubercolosis', expected one of Edema; did you mean Tuberculosis?"
+
+
+def test_a_target_without_a_column_of_its_own_is_told_with_the_columns_that_are_there(tmp_path):
+    (tmp_path / "manifest.csv").write_text("path,tb,sex,view\na.png,1,1,PA\nb.png,0,0,AP\n")
+    assert refusal(tmp_path, "table", target="TB") == "data.target: found 'TB', expected one of tb; did you mean tb?"
+    for taken in ("sex", "view"):  # which the manifest reads as something else
+        assert refusal(tmp_path, "table", target=taken) == f"data.target: found '{taken}', expected one of tb"
+    (tmp_path / "manifest.csv").write_text("path,label\na.png,1\nb.png,0\n")
+    assert "expected such a column in" in refusal(tmp_path, "table", target="TB")
 
 
 def test_rules_of_every_row_are_the_counted_ones(tmp_path):

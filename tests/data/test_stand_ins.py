@@ -30,6 +30,12 @@ CASES = {
     "a gzip archive": [gzip.compress(b"some" * 99, mtime=0)],
     "a PDF": [b"%PDF-1.7\n"],
     "zeros alone": [bytes(5000)],
+    "a TIFF image": [b"II*\0" + bytes(99), b"MM\0*" + bytes(99)],
+    "a BMP image": [b"BM\x0a\x0d\0\0" + bytes(99)],
+    "a GIF image": [b"GIF89a" + bytes(99)],
+    "a WebP image": [b"RIFF\x0a\0\0\0WEBPVP8 "],
+    "a JPEG 2000 image": [b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51\0"],
+    "a HEIF or AVIF image": [b"\0\0\0\x18ftypheic", b"\0\0\0 ftypavif"],
 }
 
 

@@ -58,6 +58,22 @@ def test_a_decimal_comma_is_no_other_column(tmp_path):
     assert read(write(tmp_path, content), "table")[0]["patient_id"].tolist() == ["1,5", "2,5"]
 
 
+@pytest.mark.parametrize("file", ["manifest.csv", "manifest.csv.gz"])
+@pytest.mark.parametrize("separator", [",", ";"])
+def test_a_table_is_unpacked_if_it_is_packed_whatever_its_name(file, separator, tmp_path):
+    content = "\n".join(separator.join(row) for row in [*ROWS[:1], *ROWS[2:]]).encode()
+    (tmp_path / file).write_bytes(content if file.endswith(".gz") else gzip.compress(content))
+    assert read(tmp_path, "table", table=file)[0]["image_id"].tolist() == ["b b.png", "c.png"]
+
+
+@pytest.mark.parametrize(("cell", "column"), [("yes", "Edema"), ("0,5", "Edema"), ("3 cm", "Mass")])
+def test_a_finding_that_is_no_number_is_named(cell, column, tmp_path):
+    write(tmp_path, f'path,label,{column}\na.png,0,1\nb.png,1,\nc.png,1,"{cell}"\n')
+    said = f"row 4: found {cell!r} in column {column}, expected a number or blank"
+    assert refusal(tmp_path, "table").endswith(said)
+    assert refusal(tmp_path, "table", target=column).endswith(said)
+
+
 # ---------------------------------------------------------------- columns
 
 
@@ -125,7 +141,7 @@ def test_labels_may_be_names_of_classes(tmp_path):
     write(tmp_path, "path,label\na.png,NORMAL\nb.png,COVID\nc.png,\nd.png,Pneumonia\ne.png,unlabelled\n")
     line = refusal(tmp_path, "table")
     assert "row 3: found label 'COVID', expected one of normal, abnormal, 0, 1" in line
-    assert line.endswith("; where labels name classes, data.normal=[NORMAL] makes all others abnormal")
+    assert line.endswith("; where labels name classes, 'data.normal=[normal]' makes all others abnormal")
     table, notes = read(tmp_path, "table", normal="normal")
     assert table["label"].fillna(-1).tolist() == [0, 1, -1, 1, -1]
     assert (
