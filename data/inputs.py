@@ -27,6 +27,7 @@ from data.dicom_ids import read_ids
 from data.errors import UserError, printable
 from data.image_files import read_some
 from data.images import fit_pixels
+from data.known_layouts import TABLES
 from data.privacy import salt_of
 from data.refusal import UnreadableImage
 from data.settings import DataSettings, height_and_width
@@ -38,7 +39,6 @@ from data.store import Postponed
 from data.workers import FEW, Killed, ThisProcess, run_one_by_one, start_processes, usable_cores
 
 BATCH = 16  # images that are read together, by one process
-TABLES = (".csv", ".csv.gz", ".tsv", ".txt")
 OTHER_TABLES = (".xlsx", ".xls", ".ods", ".parquet", ".json")
 # plain names (data/sex_and_age.py) of a table's columns; the first one that exists counts
 STUDY_NAMES = ("studyid", "study", "studyinstanceuid", "studyuid")

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from data.config import SHIPPED, change_config, expand
 from data.errors import UserError
-from data.known_layouts import known_data_set
+from data.known_layouts import TABLES, known_data_set
 from data.settings import DataConfig, DataSettings
 from data.sex_and_age import plain_name
 from data.sources import SOURCES
@@ -93,7 +93,7 @@ def credentialed_places(paths: Iterable[str | Path]) -> tuple[str, ...]:
         if str(word).startswith(SHIPPED):  # open data, whatever the working folder
             continue
         path = Path(word)
-        table = path if path.name.endswith((".csv", ".csv.gz")) else None
+        table = path if path.name.lower().endswith(TABLES) else None
         found.add(known_data_set(path, table))
     return tuple(sorted(name for name in found if name is not None))
 

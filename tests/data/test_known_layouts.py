@@ -1,5 +1,6 @@
 """MIMIC-CXR and CheXpert are recognised whatever source reads them, and other data are not taken for them."""
 
+import gzip
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,9 @@ import pytest
 from mimic_tree import build_mimic_tree
 from tiny_world import write_table
 
+from data.inputs import find_inputs
 from data.manifest import open_manifest
-from data.privacy import credentialed_sources
+from data.privacy import credentialed_places, credentialed_sources
 from data.settings import DataSettings
 
 
@@ -61,6 +63,15 @@ def test_a_table_that_lists_it_is_known(column, mimic, tmp_path):
     for name in ("list.csv", "list.csv.gz"):
         table.to_csv(tmp_path / name, index=False)
         assert is_private("table", tmp_path, table=name)
+
+
+@pytest.mark.parametrize("name", ["list.csv", "list.CSV", "list.csv.gz", "list.tsv", "list.txt"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_every_list_of_paths_that_is_read_is_known(name, packed, mimic, tmp_path):
+    content = f"path\n{some_image(mimic)}\n".encode()
+    (tmp_path / name).write_bytes(gzip.compress(content) if packed else content)
+    assert [one.path for one in find_inputs([tmp_path / name])] == [some_image(mimic)]
+    assert credentialed_places([tmp_path / name]) == ("MIMIC-CXR",)
 
 
 def test_a_part_of_a_mix_is_known(mimic, tmp_path):
