@@ -210,13 +210,18 @@ def _listed(table: Path, say: Callable[[str], object]) -> list[Input]:
 
 
 def _column_meant(table: Path, header: list[str]) -> str:
-    """The column whose first cell looks like an image's path."""
+    """The column whose first cell looks like an image's path; a list without a header begins with such a one."""
+    if any(_looks_like_an_image(table, name) for name in header):
+        return "; the first line names an image already: put a line with the columns' names above it"
     first = read_csv(table, header).head(1)
     for name in header:
-        cell = str(first[name].iloc[0]) if len(first) else ""
-        if Path(cell).suffix.lower() in ENDINGS or (cell and _beside(table, cell).is_file()):
+        if len(first) and _looks_like_an_image(table, str(first[name].iloc[0])):
             return f"; is it {printable(name)}? Then call it path"
     return ""
+
+
+def _looks_like_an_image(table: Path, cell: str) -> bool:
+    return Path(cell).suffix.lower() in ENDINGS or (bool(cell) and _beside(table, cell).is_file())
 
 
 def _beside(table: Path, written: str) -> Path:

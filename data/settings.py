@@ -24,7 +24,7 @@ Value = str | int | float  # of a column, as a config writes it
 Values = Annotated[
     tuple[Value, ...],
     Field(min_length=1),
-    either("Input should be a text or a number, or a list of such"),
+    either("Input should be a text or a number, or a list of such; a text such as 'True' needs its quotes"),
     BeforeValidator(lambda given: given if isinstance(given, list | tuple) else [given]),
 ]
 Where = Annotated[dict[Name, Values], AfterValidator(lambda given: Chosen(given))]

@@ -333,9 +333,9 @@ def _stripped_words(words: pd.Series) -> pd.Series:
 
 def _parse(path: Path, content: bytes | None = None, **options: Any) -> pd.DataFrame:
     source = path if content is None else io.BytesIO(content)
-    packed = "gzip" if content is None and is_packed(path) else None
+    options["compression"] = "gzip" if content is None and is_packed(path) else None
     try:
-        return pd.read_csv(source, encoding="utf-8-sig", compression=packed, skipinitialspace=True, **options)
+        return pd.read_csv(source, encoding="utf-8-sig", skipinitialspace=True, **options)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except UnicodeError:

@@ -148,6 +148,7 @@ def test_what_a_shell_would_have_expanded_is_expanded(tmp_path, monkeypatch):
         ("all.npz", "a MedMNIST archive is for mae-evaluate"),
         ("list.xlsx", "found .xlsx, expected a CSV"),
         ("odd.csv", "is it where_it_lies. Then call it path"),
+        ("bare.txt", "the first line names an image already: put a line with the columns' names above it"),
         ("twice.csv", "found column path twice"),
     ],
 )
@@ -156,6 +157,7 @@ def test_every_mistake_is_a_line(tmp_path, monkeypatch, word, line):
     (tmp_path / "all.npz").write_bytes(b"PK\3\4")
     (tmp_path / "list.xlsx").write_bytes(b"PK\3\4")
     (tmp_path / "odd.csv").write_text("label,where_it_lies\n1,chest.png\n")
+    (tmp_path / "bare.txt").write_text("chest.png\nchest.png\n")
     (tmp_path / "twice.csv").write_text("path,path\na,b\n")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=line) as caught:

@@ -205,7 +205,9 @@ def test_damaged_mimic_csv_is_refused(tree):
     for content in (b"", b"\x1f\x8b\x08\x00garbage", b"\xff\xfe\x00\x01", b'a,b\n"unclosed'):
         (tree / "mimic-cxr-3.0.0-metadata.csv.gz").write_bytes(content)
         line = refusal(tree, "mimic-cxr-jpg")
-        assert re.search(r"mimic-cxr-3.0.0-metadata.csv.gz: (not a readable CSV|found (another encoding|columns a, b))", line)
+        assert re.search(
+            r"mimic-cxr-3.0.0-metadata.csv.gz: (not a readable CSV|found (another encoding|columns a, b))", line
+        )
 
 
 def test_mimic_root_must_exist_and_hold_files(tmp_path):
