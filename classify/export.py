@@ -1,6 +1,7 @@
 """Checkpoints exported: as folders that Hugging Face's transformers loads, and as ONNX files."""
 
 import json
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -75,7 +76,7 @@ def export(
     elif format == "onnx":
         raise UserError(
             f"{loaded.place}: found a pretraining, expected a classifier, of which ONNX files are made; train one with "
-            f"mae-finetune --checkpoint {loaded.place}, or give a folder for transformers"
+            f"mae-finetune --checkpoint {shlex.quote(loaded.place)}, or give a folder for transformers"
         )
     else:
         _export_mae(exported, out, say)

@@ -1,5 +1,6 @@
 """`mae-compare --data FOLDER`: the rows of a comparison on images that nobody has written a config for."""
 
+import shlex
 from collections.abc import Iterable, Sequence
 
 from classify.settings import ClassifyConfig
@@ -39,7 +40,7 @@ def _rows(facts: Facts) -> Iterable[Pick]:
 
 def _expect_both_classes(facts: Facts) -> None:
     """UserError if there are no two classes to tell apart; it says what can be done with such images."""
-    instead = f"pretrain on them: mae-pretrain --data {facts.place}"
+    instead = f"pretrain on them: mae-pretrain --data {shlex.quote(facts.place)}"
     place = f"--data: {facts.place}"
     everything = facts.table["label"].dropna()
     if everything.empty:

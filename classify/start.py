@@ -9,7 +9,7 @@ from typing import Any
 
 from classify.models.resnet_weights import resnet_start, resolve_resnet
 from classify.settings import ClassifyConfig
-from data.config import SHIPPED, beside, change_config, expand, keys_given, paths_in
+from data.config import SHIPPED, as_typed, beside, change_config, expand, keys_given, paths_in
 from data.errors import UserError
 from data.privacy import with_settings
 from data.settings import DataSettings
@@ -92,8 +92,8 @@ def with_paths_given(
     if missing:
         words = [f"{key}={_example(key, config, checkpoint)}" for key in missing]
         raise UserError(
-            f"{checkpoint.place}: found a checkpoint outside the run folder that its settings name (copied or moved), "
-            f"expected the paths on the command line: {command} {' '.join(words)}"
+            f"{checkpoint.place}: found a checkpoint outside the run folder that its settings name (copied, moved, or "
+            f"without its config.yaml), expected the paths on the command line: {command} {' '.join(words)}"
         )
 
     # data that served the pretraining alone are never read
@@ -211,10 +211,9 @@ def check_preprocessing(checkpoint: Checkpoint, settings: DataSettings) -> None:
     now = settings.model_dump(mode="json")
     for name in PREPROCESSING:
         if then[name] != now[name]:
-            as_override = str(then[name]).replace(" ", "")
             raise UserError(
                 f"{checkpoint.place}: found data.{name} = {then[name]}, expected {now[name]} by the config; "
-                f"give data.{name}={as_override}"
+                f"give {as_typed(f'data.{name}', then[name])}"
             )
 
 

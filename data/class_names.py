@@ -135,10 +135,10 @@ def told_apart(names: Collection[str], given: Collection[str] | None, place: str
         return Classes(normal, [name for name in others if name not in normal], unknown)
     shown = quoted(", ".join(names), f"{len(names)} of them")
     if not normal and not doubtful:
-        found = f"none whose name says that it is normal, expected one; give data.normal=[NAME]{otherwise}"
+        found = f"none whose name says that it is normal, expected one; give 'data.normal=[NAME]'{otherwise}"
     else:
         may_be = ", ".join(normal + doubtful)
-        found = f"of which {quoted(may_be, 'several')} may be normal, expected to be told; give data.normal=[NAME, …]"
+        found = f"of which {quoted(may_be, 'several')} may be normal, expected to be told; give 'data.normal=[NAME, …]'"
     raise UserError(f"{place}: found {what} {shown}, {found}")
 
 

@@ -9,6 +9,7 @@ import json
 import os
 import pkgutil
 import re
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache, lru_cache
 from pathlib import Path
@@ -20,7 +21,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 from data.errors import UserError, did_you_mean
-from data.plain_values import WITH_POINT, parse_yaml, plain, read_yaml
+from data.plain_values import WITH_POINT, NotYaml, comment_in, parse_yaml, plain, read_yaml
 
 SHIPPED = "shipped:"  # before the name of data that comes with the package: data.root=shipped:NAME
 WHOLE = "classify.settings:ClassifyConfig"  # the config of all rooms; by name, so that no room imports a later one
@@ -137,8 +138,32 @@ def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:
         key, equals, value = pair.partition("=")
         if not equals or not key:
             raise UserError(f"command line: found {pair!r}, expected key=value such as pretrain.epochs=3")
-        found[key] = parse_yaml(value, f"command line: {key}")
+        found[key] = _value(key, value)
     return found
+
+
+def _value(key: str, text: str) -> Any:
+    """A value of the command line; UserError if the shell, or YAML, would take only a part of it."""
+    place = f"command line: {key}"
+    try:
+        value = parse_yaml(text, place)
+    except NotYaml as error:
+        if text.startswith(("[", "{")) and not text.endswith(("]", "}")):
+            raise NotYaml(f"{error}; a setting with blanks goes into quotes: '{key}={text[0]}…'") from None
+        raise
+
+    comment = comment_in(text)
+    if comment:
+        raise UserError(
+            f"{place}: found {comment!r}, which YAML takes for a comment, expected none; text goes into quotes of its "
+            f"own: {as_typed(key, text)}"
+        )
+    return value
+
+
+def as_typed(key: str, value: Any) -> str:
+    """A setting as one types it: quoted for any shell, and for YAML, so that this very value arrives."""
+    return shlex.quote(f"{key}={_inline(value)}")
 
 
 def make_config(

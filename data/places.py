@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from data.config import expand
+from data.config import as_typed, expand
 from data.errors import UserError, quoted
 from data.settings import DataSettings
 
@@ -70,5 +70,5 @@ def require_table(root: Path, table: str) -> Path:
     others = sorted(path.name for path in root.iterdir() if path.name.lower().endswith(TABLES))
     hint = ""
     if others:
-        hint = quoted(f"; did you mean data.table={others[0]}?", instead="")
+        hint = quoted(f"; did you mean {as_typed('data.table', others[0])}?", instead="")
     raise UserError(f"{place}: no such file, expected the CSV that data.table names below data.root{hint}")

@@ -150,6 +150,12 @@ def parse_yaml(text: str, place: str) -> Any:
     return plain(value, place)
 
 
+def comment_in(text: str) -> str:
+    """The end of a valid YAML text that YAML passes over as a comment; "" where there is none."""
+    node = yaml.compose(text, Loader=_Loader)
+    return "" if node is None else text[node.end_mark.index :].strip()
+
+
 def read_yaml(path: Path) -> Any:
     """Plain values of a YAML file; UserError where it is none."""
     text = _text_of(path, LARGEST_YAML, "not valid YAML")

@@ -5,6 +5,7 @@ command resumes the same run. The values to choose from stand in `mae/recipes.py
 """
 
 import re
+import shlex
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -121,7 +122,7 @@ def config_for_data(
         say(f"data: {printable(found.saw)} (data.source={found.source})")
         say(f"settings, written to {path}:\n\n{text}" if write else f"settings, not written to {path}:\n\n{text}")
         if write:
-            say(f"edit {path} and run: {command} --config {path}")
+            say(f"edit {path} and run: {command} --config {shlex.quote(str(path))}")
     return config
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from data.config import as_typed
 from data.errors import UserError, did_you_mean, quoted
 from data.settings import ColumnSettings
 from data.sex_and_age import plain_name
@@ -54,12 +55,12 @@ def named_columns(
             near = suggested(free, name)
             hint = f"; if another one is it, give data.columns.{name}=NAME"
             if near:
-                hint = quoted(f"; did you mean data.columns.{name}={_as_value(near)}?", instead=hint)
+                hint = quoted(f"; did you mean {as_typed(f'data.columns.{name}', near)}?", instead=hint)
             raise UserError(f"{place}: found {shown}, expected column {name}{hint}")
     for name in OBVIOUS:
         near = suggested(free, name)
         if name not in chosen and near:
-            notes.append(f"no column {name}; if {near} is it, give data.columns.{name}={_as_value(near)}")
+            notes.append(f"no column {name}; if {near} is it, give {as_typed(f'data.columns.{name}', near)}")
     _expect_different(chosen)
     return chosen, notes
 
@@ -88,8 +89,3 @@ def _expect_different(chosen: Mapping[str, str]) -> None:
             raise UserError(
                 f"data.columns: found {column!r} for {name} and for {others[0]}, expected different columns"
             )
-
-
-def _as_value(column: str) -> str:
-    """As it may be typed on a command line."""
-    return f"'{column}'" if " " in column else column

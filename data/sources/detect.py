@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import zipfile
 from contextlib import suppress
 from pathlib import Path
@@ -50,7 +51,7 @@ def detect(place: str | Path, labels: bool, classes: bool = False) -> Detected:
     folder = _unwrapped(path)
     found = _candidates(folder, labels, classes)
     if len(found) > 1:
-        ways = "; ".join(f"data.{_as_settings(each)} ({each.saw})" for each in found[:NAMED])
+        ways = "; ".join(f"{_as_typed(each)} ({each.saw})" for each in found[:NAMED])
         raise UserError(f"--data: {folder}: found what may be read in several ways, expected one; give {ways}")
     return found[0]
 
@@ -64,8 +65,12 @@ def named(place: str | Path, source: str) -> Detected:
     return Detected(settings, f"{place}, read as data.source says")
 
 
-def _as_settings(found: Detected) -> str:
-    return " data.".join(f"{name}={value}" for name, value in found.settings.items() if name != "root")
+def _as_typed(found: Detected) -> str:
+    """What to type to have it read in this way."""
+    place = str(Path(found.settings["root"], found.settings.get("table", "")))
+    if found.source in ("table", "medmnist"):  # a file says enough
+        return f"--data {shlex.quote(place)}"
+    return f"--data {shlex.quote(place)} data.source={found.source}"
 
 
 # ---------------------------------------------------------------- a file
@@ -78,7 +83,9 @@ def _of_file(path: Path) -> Detected:
     if name.endswith(SHEETS):
         raise UserError(f"--data: {path}: found a spreadsheet, expected a CSV; save it as CSV in UTF-8")
     if name.endswith((".yaml", ".yml")):
-        raise UserError(f"--data: {path}: found a config, expected images; give it as --config {path}")
+        raise UserError(
+            f"--data: {path}: found a config, expected images; give it as --config {shlex.quote(str(path))}"
+        )
 
     if zipfile.is_zipfile(path):
         if "train_images" in _arrays(path):
@@ -224,16 +231,17 @@ def _of_images(folder: Path, labels: bool, classes: bool, tables: list[str]) -> 
 
     if len(names) > 1 and (classes or any(says(name) not in ("other", "unknown") for name in names)):
         return [Detected({"source": "folder", "root": str(folder)}, f"{count} in class {shown}")]
+    alone = f"mae-pretrain --data {shlex.quote(str(folder))}"
     if labels and tables:
         header = ", ".join(_header(folder / tables[0])[:12]) or "nothing"
         raise UserError(
             f"--data: {folder}: found {count} and {tables[0]} with columns {header}, expected path and label; give "
-            f"--data {folder / tables[0]}, or pretrain on the images alone: mae-pretrain --data {folder}"
+            f"--data {shlex.quote(str(folder / tables[0]))}, or pretrain on the images alone: {alone}"
         )
     if labels and len(names) > 1:
         raise UserError(
             f"--data: {folder}: found {count} in {shown}, none of which says that it is normal, expected class "
-            f"folders; give data.normal=[NAME], or pretrain on them without labels: mae-pretrain --data {folder}"
+            f"folders; give 'data.normal=[NAME]', or pretrain on them without labels: {alone}"
         )
     return [Detected({"source": "images", "root": str(folder)}, f"{count}, whose folders say nothing")]
 

@@ -1,7 +1,6 @@
 """Any CSV with the manifest's columns: `path` (relative to root) and `label` are needed, other columns are kept."""
 
 import os
-import shlex
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from data.class_names import plain_words, says, told_apart
+from data.class_names import says, told_apart
+from data.config import as_typed
 from data.errors import UserError, did_you_mean, quoted
 from data.labels import ALL_FINDINGS, LABEL_WORDS, NoSuchFinding, judge
 from data.places import require_folder, require_table
@@ -149,9 +149,9 @@ def _read_labels(labels: pd.Series, settings: DataSettings, place: Path) -> tupl
             return read_words(labels, LABEL_WORDS, place), []
         except UserError as error:
             named = [name for name in counts if says(name) == "normal"]
-            example = quoted(", ".join(" ".join(plain_words(name)) for name in named) or "NAME", "NAME")
-            given = shlex.quote(f"data.normal=[{example}]")
-            raise UserError(f"{error}; where labels name classes, {given} makes all others abnormal") from None
+            example = as_typed("data.normal", named or ["NAME"])
+            example = quoted(example, as_typed("data.normal", ["NAME"]))
+            raise UserError(f"{error}; where labels name classes, {example} makes all others abnormal") from None
     classes = told_apart(list(counts), settings.normal, str(place), "labels", "")
     return labels.map(classes.label, na_action="ignore").astype(float), [classes.note(counts)]
 

@@ -87,7 +87,7 @@ def test_where_no_name_says_normal_it_is_asked_for(tmp_path):
     assert line.startswith(
         f"data.root: {tmp_path}: found class folders Good, TB, none whose name says that it is normal"
     )
-    assert "data.normal=[NAME]" in line and "data.source=images" in line
+    assert "'data.normal=[NAME]'" in line and "data.source=images" in line
     assert labels(tmp_path, normal=["Good"]) == {"Good": 0, "TB": 1}
     assert labels(tmp_path, normal=["good "]) == {"Good": 0, "TB": 1}
 
@@ -104,7 +104,7 @@ def test_where_no_name_says_normal_it_is_asked_for(tmp_path):
 )
 def test_where_several_names_may_say_normal_it_is_asked_for(folders, doubtful, tmp_path):
     line = refusal(fill(tmp_path, **folders), "folder")
-    assert f"of which {doubtful} may be normal, expected to be told; give data.normal=[NAME, …]" in line
+    assert f"of which {doubtful} may be normal, expected to be told; give 'data.normal=[NAME, …]'" in line
     wanted = doubtful.split(", ")
     assert labels(tmp_path, normal=wanted) == {name: float(name not in wanted) for name in folders}
 

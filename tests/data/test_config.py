@@ -1,3 +1,4 @@
+import shlex
 import subprocess
 import sys
 from importlib import import_module
@@ -12,6 +13,7 @@ from classify import cli as stage_two
 from classify.settings import ClassifyConfig, FinetuneSettings
 from data.config import (
     UserError,
+    as_typed,
     change_config,
     describe,
     expand,
@@ -368,6 +370,25 @@ def test_a_mistake_in_the_file_is_the_files_though_there_are_overrides():
 def test_overrides_are_key_and_value(pair):
     with pytest.raises(UserError, match=r"command line: found .*, expected key=value such as pretrain.epochs=3"):
         parse_overrides([pair])
+
+
+@pytest.mark.parametrize(
+    "value", ["Image Index", ["No Finding"], "007", "try #2", "yes", "it's", "Größe", [320, 256], "a: b", "$HOME", None]
+)
+def test_a_setting_that_a_message_says_to_type_arrives_as_it_was_meant(value):
+    words = shlex.split(as_typed("data.x", value))
+    assert len(words) == 1
+    assert parse_overrides(words) == {"data.x": value}
+
+
+def test_what_the_shell_or_yaml_would_cut_off_is_refused():
+    with pytest.raises(UserError, match="run: found '#2', which YAML takes for a comment, expected none") as caught:
+        parse_overrides(["run=runs/try #2"])
+    typed = str(caught.value).partition("quotes of its own: ")[2]
+    assert parse_overrides(shlex.split(typed)) == {"run": "runs/try #2"}
+    assert parse_overrides(["run=a#b", "data.normal=['a #b']"]) == {"run": "a#b", "data.normal": ["a #b"]}
+    with pytest.raises(UserError, match="a setting with blanks goes into quotes"):
+        parse_overrides(["data.normal=[No", "Finding]"])
 
 
 def test_overrides_may_stand_around_options():

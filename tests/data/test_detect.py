@@ -1,6 +1,7 @@
 """The kind of a folder is told by its content; if it may be of several kinds, one line says so."""
 
 import gzip
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from mimic_tree import build_mimic_tree
 from odd_folders import FOLDERS, classes, plain, save, with_csv
 from public_trees import build_chexpert_tree, build_mimic_dicom_tree, build_nih_tree, write_dicom
 
+from data.config import parse_overrides
 from data.errors import UserError
 from data.image_sizes import image_size_of, sampled_sizes
 from data.phantom import write_tree
@@ -79,7 +81,7 @@ def test_folders_of_no_known_meaning_are_images_unless_labels_are_needed(tmp_pat
     assert source(tmp_path, labels=False) == "images"
     line = refusal(tmp_path)
     assert "6 images in folders site 1, site 2, none of which says that it is normal" in line
-    assert "data.normal=[NAME]" in line
+    assert "'data.normal=[NAME]'" in line
     assert detect(tmp_path, labels=True, classes=True).source == "folder"
 
 
@@ -104,7 +106,7 @@ def test_a_table_counts_before_folders_and_the_one_called_manifest_before_others
     assert detect(tmp_path, True).settings["table"] == "labels.csv"
     with_csv(tmp_path, "other.csv")
     line = refusal(tmp_path)
-    assert "data.table=labels.csv" in line and "data.table=other.csv" in line
+    assert f"give --data {tmp_path}/labels.csv (" in line and f"; --data {tmp_path}/other.csv (" in line
     with_csv(tmp_path, "manifest.csv")
     assert detect(tmp_path, True).settings["table"] == "manifest.csv"
 
@@ -125,6 +127,25 @@ def test_a_config_a_picture_and_nothing_are_no_data(tmp_path):
     assert "found one file, expected a folder" in refusal(tmp_path / "00.png")
     assert "found arrays x, expected train_images" in refusal(tmp_path / "other.npz")
     assert "found no such file or folder" in refusal(tmp_path / "nowhere")
+
+
+def test_each_way_that_a_line_offers_is_one_in_which_the_data_are_read(tmp_path):
+    arrays = {f"{part}_{kind}": np.zeros((2, 7, 11)) for part in ("train", "val") for kind in ("images", "labels")}
+    outer = tmp_path / "my data"  # which holds one folder and nothing else, as an archive unpacks
+    classes(outer / "unpacked", 2)
+    for name in ("small", "large"):
+        np.savez(outer / "unpacked" / name, **arrays)
+    with_csv(outer / "unpacked", "the list.csv")
+
+    offers = refusal(outer).partition("; give ")[2].split("; ")
+    found = []
+    for offer in offers:
+        option, place, *overrides = shlex.split(offer.partition(" (")[0])
+        assert option == "--data"
+        given = parse_overrides(overrides)
+        found.append(named(place, given["data.source"]) if given else detect(place, True))
+    assert sorted(each.source for each in found) == ["folder", "medmnist", "medmnist", "table"]
+    assert len({str(each.settings) for each in found}) == 4
 
 
 def test_what_is_named_is_not_looked_at(tmp_path):

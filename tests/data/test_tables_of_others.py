@@ -89,7 +89,7 @@ def test_a_spelling_of_our_names_is_read_and_said(header, tmp_path):
 @pytest.mark.parametrize(
     ("header", "said"),
     [
-        (("Image Index", "label"), "expected column path; did you mean data.columns.path='Image Index'?"),
+        (("Image Index", "label"), "expected column path; did you mean 'data.columns.path=Image Index'?"),
         (("filename", "class"), "expected column path; did you mean data.columns.path=filename?"),
         (("path", "Diagnosis"), "expected column label; did you mean data.columns.label=Diagnosis?"),
         (("path", "gt", "class"), "expected column label; did you mean data.columns.label=class?"),
@@ -141,7 +141,7 @@ def test_labels_may_be_names_of_classes(tmp_path):
     write(tmp_path, "path,label\na.png,NORMAL\nb.png,COVID\nc.png,\nd.png,Pneumonia\ne.png,unlabelled\n")
     line = refusal(tmp_path, "table")
     assert "row 3: found label 'COVID', expected one of normal, abnormal, 0, 1" in line
-    assert line.endswith("; where labels name classes, 'data.normal=[normal]' makes all others abnormal")
+    assert line.endswith("; where labels name classes, 'data.normal=[NORMAL]' makes all others abnormal")
     table, notes = read(tmp_path, "table", normal="normal")
     assert table["label"].fillna(-1).tolist() == [0, 1, -1, 1, -1]
     assert (
