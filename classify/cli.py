@@ -76,12 +76,12 @@ def _finetune(argv: Arguments) -> None:
     launch_ranks(arguments, argv, "classify.cli", "finetune", config.device)
 
     # torch comes only now: --help, a wrong setting and a wrong path are answered at once
-    from classify.finetune import finetune
+    from classify.finetune import RESUMABLE, finetune
     from classify.start import check_fit, resolved, run_folder
     from data.config import beside, change_config
     from data.loader import open_data
     from mae.engine import distributed
-    from mae.engine.run import configure_torch, expect_checkpoint, training_device
+    from mae.engine.run import check_run, configure_torch, expect_checkpoint, training_device
 
     if arguments.overfit:
         folder_of_its_own = beside(run_folder(config, checkpoint), f"-overfit{arguments.overfit}", "finetune.run")
@@ -89,18 +89,18 @@ def _finetune(argv: Arguments) -> None:
 
     # what cannot work is said before hours of decoding
     configure_torch(config)
-    if pretrained:
-        check_fit(config, pretrained)
-    else:
-        check_fit(resolved(config), None)
+    wanted = config if pretrained else resolved(config)
+    check_fit(wanted, pretrained)
     device = training_device(config)
     if arguments.dry_run:
         from classify.dry_run import dry_run
 
         print(dry_run(config, checkpoint))
         return
+    folder = run_folder(config, checkpoint)
     if arguments.resume:
-        expect_checkpoint(run_folder(config, checkpoint))
+        expect_checkpoint(folder)
+    check_run(folder, wanted, RESUMABLE)
 
     # before ranks meet: the first one here decodes, the others wait for its lock
     data = open_data(config.data)

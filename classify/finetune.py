@@ -85,6 +85,8 @@ def finetune(
     config, pretrained = beginning(config, checkpoint)
     check_fit(config, pretrained)
     device = training_device(config)
+    folder = run_folder(config, checkpoint)
+    check_run(folder, config, RESUMABLE)
     keep_private(credentialed_by(config, pretrained), config.data.share)
 
     data = data or open_data(config.data)
@@ -92,7 +94,6 @@ def finetune(
     check_unit(splits.validate, "validate", config, data.manifest)
 
     # what the run is made with
-    folder = run_folder(config, checkpoint)
     config = with_batch_size(
         config, "finetune", len(splits.train), folder, device, lambda part: finetuning_memory(config, part, device)
     )

@@ -85,13 +85,18 @@ def parse_training(parser: Parser, argv: Arguments, section: str, overfit: Itera
 
 
 def launch_ranks(arguments: argparse.Namespace, argv: Arguments, module: str, name: str, device: str) -> None:
-    """With --launch: run the command in several processes instead of here, where that means more than one."""
-    if arguments.launch is None or arguments.dry_run:
+    """With --launch: run the command in several processes instead of here, where that means more than one.
+
+    A dry run stays here and says that it looks at one.
+    """
+    if arguments.launch is None:
         return
     from mae.engine.launch import launch, ranks_to_launch
 
     ranks = ranks_to_launch(arguments.launch, device)
-    if ranks > 1:
+    if ranks > 1 and arguments.dry_run:
+        print(f"--launch: what follows is for one process with the whole batch; {ranks} would share it")
+    elif ranks > 1:
         launch(module, name, sys.argv[1:] if argv is None else argv, ranks)
 
 
@@ -167,7 +172,7 @@ def _pretrain(argv: Arguments) -> None:
     from data.unlabelled import with_unlabelled
     from mae.engine import distributed
     from mae.engine.run import configure_torch, expect_checkpoint, training_device
-    from mae.pretrain import check_model, pretrain
+    from mae.pretrain import check_model, check_settings, pretrain
     from mae.weights import resolve
 
     # what cannot work is said before hours of decoding
@@ -182,6 +187,7 @@ def _pretrain(argv: Arguments) -> None:
         return
     if arguments.resume:
         expect_checkpoint(Path(expand(config.run, "run")))
+    check_settings(resolved)
 
     # before ranks meet: the first one here decodes, the others wait for its lock
     data = open_data(config.data)

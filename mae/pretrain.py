@@ -79,6 +79,7 @@ def pretrain(
     branch = branch_of(config, folder)
     if branch:
         config = as_begun(config, branch)
+    check_run(folder, config, RESUMABLE)  # before anything is decoded
     keep_private(_credentialed(config, start), config.data.share)
     data = data or open_data(config.data)
     if not by_heart:
@@ -112,6 +113,13 @@ def pretrain(
         say(ended_text(folder, finished))
         say(as_rows(_end(folder, config, data)))
     return folder
+
+
+def check_settings(config: MAEConfig) -> None:
+    """UserError if the run's folder was made with other settings; `config` has the sizes of its initial weights."""
+    folder = Path(expand(config.run, "run"))
+    if config.pretrain.continue_from is None or stands_somewhere(folder):  # else it gets settings of another run first
+        check_run(folder, config, RESUMABLE)
 
 
 def check_begun(config: MAEConfig, data: Data) -> None:

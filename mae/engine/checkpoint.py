@@ -148,6 +148,11 @@ def check_finished(folder: Path, last: Checkpoint) -> None:
             f"{folder}: found no validation with finite numbers, expected one for best.pt; "
             "start another run (run=…) with lower base_lr or precision=fp32"
         )
+    if not best.exists():
+        raise UserError(
+            f"{best}: found no such file, expected the best weights of this finished run; put it back, start another "
+            "run (run=…), or remove this folder"
+        )
     if load_checkpoint(best, last.kind).progress.get("best") != last.progress.get("best"):
         raise UserError(
             f"{best}: found the weights of another epoch than the best one, expected those; they were not written "

@@ -78,6 +78,9 @@ def check_run(
     # config.yaml is for people; the run resumes from the checkpoint. The two may disagree, or one may be missing
     made = _made_with(folder / "config.yaml")
     saved = _saved_with(folder)
+    branch = "pretrain" in resumable.sections and config.pretrain.continue_from is not None
+    if not (branch or stands_somewhere(folder)):
+        _expect_nothing_lost(folder)
     if made is None and saved is None:
         return
 
@@ -101,6 +104,25 @@ def check_run(
                 "one it wrote there; put the file back, or choose another folder (run=…, in stage two finetune.run=…)"
             )
         _expect_same(folder, known, dict(facts), resumable, same_epochs=False)
+
+
+def _expect_nothing_lost(folder: Path) -> None:
+    """UserError if a run would begin anew over weights that it has kept, as somebody has removed its last.pt.
+
+    The first best.pt is written a moment before the first last.pt, and a kill may come between them. After the first
+    epoch little is lost by that; a run that continues another one's begins later, so it is not asked.
+    """
+    best = folder / "best.pt"
+    try:
+        reached = load_checkpoint(best, numbers=False).epoch
+    except UserError:  # there is none, or none that anybody could use
+        return
+    if reached > 1:
+        raise UserError(
+            f"{best}: found the weights of epoch {reached} without a last.pt to go on from, expected both: the run "
+            "would begin anew and replace them; put last.pt back, choose another folder (run=…, in stage two "
+            "finetune.run=…), or remove best.pt"
+        )
 
 
 def _expect_same(

@@ -3,6 +3,7 @@
 import signal
 import sys
 import time
+from argparse import Namespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from tiny_world import World, make_world
 
 from data.errors import UserError
 from mae import load_checkpoint
+from mae.cli import launch_ranks
 from mae.engine.launch import ranks_to_launch, run_ranks, without_launch
 from mae.engine.run import environment
 
@@ -42,6 +44,14 @@ def test_without_a_gpu_auto_is_the_plain_command(monkeypatch):
     assert ranks_to_launch("3", "auto") == 3
     with pytest.raises(UserError, match="found 3 with 0 GPUs"):
         ranks_to_launch("3", "cuda")
+
+
+def test_a_dry_run_says_that_it_looks_at_one_process(capsys):
+    for asked, said in (("4", "for one process with the whole batch; 4 would share it"), ("1", ""), (None, "")):
+        launch_ranks(Namespace(launch=asked, dry_run=True), [], "mae.cli", "pretrain", "cpu")
+        assert said in capsys.readouterr().out
+    with pytest.raises(UserError, match="found 'many', expected auto or a number"):
+        launch_ranks(Namespace(launch="many", dry_run=True), [], "mae.cli", "pretrain", "cpu")
 
 
 @pytest.mark.parametrize("asked", ["0", "-1", "many", "1.5", "", "²"])

@@ -2,16 +2,20 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from tiny_world import files, tiny_config
+from tiny_world import files, mistake, tiny_config
 
+from classify import cli as stage_two
 from classify.settings import ClassifyConfig
 from data.errors import UserError
+from mae import cli as stage_one
 from mae import load_checkpoint
+from mae.engine.checkpoint import save_checkpoint
 from mae.engine.run import check_run, device_of, start_run
 from mae.pretrain import RESUMABLE, pretrain
 
@@ -178,3 +182,34 @@ def test_nothing_is_written_before_an_odd_checkpoint_is_refused(place, opened, t
     with pytest.raises(UserError, match=r"last\.pt"):
         pretrain(tiny_config(place, run=str(run), pretrain__epochs=2), opened)
     assert files(run) == before
+
+
+def test_kept_weights_without_the_run_to_go_on_from_are_not_replaced(place, opened, tmp_path):
+    config = tiny_config(place, run=str(tmp_path / "run"), pretrain__epochs=2, pretrain__batch_size=16)
+    pretrain(config, opened)
+    best = tmp_path / "run/best.pt"
+    reached = load_checkpoint(best)
+    (tmp_path / "run/last.pt").unlink()
+    before = best.read_bytes()
+    assert reached.epoch == 2
+    with pytest.raises(UserError, match=r"best.pt: found the weights of epoch 2 without a last.pt to go on from"):
+        pretrain(config, opened)
+    assert best.read_bytes() == before
+
+    # a kill between the first best.pt and the first last.pt loses an epoch, and is no mistake
+    save_checkpoint(replace(reached, progress=reached.progress | {"epoch": 1}), best)
+    pretrain(config, opened)
+
+
+def test_other_settings_are_refused_before_images_are_decoded_for_them(world, tmp_path):
+    """Of a large data set that takes hours, which would end in the same refusal."""
+    store = f"data.store={tmp_path}/stores"
+    other = (f"run={world.pretrained.parent}", store, "data.image_size=16")
+    line = mistake(stage_one.pretrain, "--config", world.config, *other, keep=world.root)
+    assert "found a run made with data.image_size = 12, expected 16" in line
+
+    run = f"finetune.run={world.classifier}"
+    words = ("--checkpoint", world.pretrained, run, store, "data.uncertain=positive")
+    line = mistake(stage_two.finetune, *words, keep=world.root)
+    assert "found a run made with data.uncertain = unknown, expected positive" in line
+    assert not list(tmp_path.iterdir())
