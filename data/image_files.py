@@ -25,7 +25,7 @@ from data.manifest import Manifest
 from data.preparation import allowed, describe_store
 from data.refusal import NotNow, UnreadableImage, may_pass, trouble
 from data.settings import DataSettings, Resize, Size, Tone, height_and_width
-from data.store import Postponed
+from data.store import Postponed, make_array
 from data.store_integrity import pixel_digest
 from data.workers import start_processes, usable_cores
 
@@ -103,7 +103,7 @@ class ImageFiles:
 
             asked = _Asked(rows, self.pool, self.scratch / f"{next(self.number)}.npy")
             shape = (len(rows), *height_and_width(self.how[0]))
-            np.lib.format.open_memmap(asked.place, "w+", np.uint8, shape).flush()
+            make_array(asked.place, shape)
             try:
                 asked.submit([self.paths[row] for row in rows], self.how)
             except (BrokenProcessPool, OSError):  # the latter: it breaks just as it starts another process

@@ -421,6 +421,15 @@ def _grey_of_array(pixels: Any) -> np.ndarray:
 
 def _grey_of_picture(picture: Any) -> tuple[np.ndarray, float]:
     """Grey levels as a file of such a picture would give them, and the height of a pixel divided by its width."""
+    try:
+        return _grey_and_aspect(picture)
+    except (UnreadableImage, MemoryError):
+        raise
+    except Exception as error:  # Pillow reads an opened file only now
+        refuse(f"damaged content ({_one_line(error)})", "an intact picture of grey levels or colours")
+
+
+def _grey_and_aspect(picture: Any) -> tuple[np.ndarray, float]:
     about = picture.info
     density = about.get("aspect") or about.get("jfif_density")
     if picture.format == "PNG":

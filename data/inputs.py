@@ -7,7 +7,7 @@ they were named. One that cannot be read costs no other.
 import os
 import re
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from data.config import SHIPPED, shipped_data
+from data.config import SHIPPED, as_typed, shipped_data
 from data.dicom_ids import read_ids
 from data.errors import UserError, printable
 from data.image_files import read_some
@@ -35,7 +35,7 @@ from data.sex_and_age import find_column
 from data.sources import csv_columns, read_csv
 from data.sources.columns import suggested
 from data.sources.found_images import ENDINGS, find_images
-from data.store import Postponed
+from data.store import Postponed, make_array
 from data.workers import FEW, Killed, ThisProcess, run_one_by_one, start_processes, usable_cores
 
 BATCH = 16  # images that are read together, by one process
@@ -93,6 +93,8 @@ def as_inputs(images: Any, say: Callable[[str], object] = print) -> list[Input]:
         return find_inputs([images], say)
     if _is_one_image(images):
         images = [images]
+    if isinstance(images, bytes | Mapping) or hasattr(images, "columns"):  # of which one would take the names
+        raise _no_input(images, "; of a table, give the column of its paths")
 
     inputs: list[Input] = []
     try:
@@ -123,9 +125,10 @@ def _is_one_image(images: Any) -> bool:
     return len(shape) == 2 or (len(shape) == 3 and shape[2] in (3, 4))
 
 
-def _no_input(found: Any) -> UserError:
+def _no_input(found: Any, advice: str = "") -> UserError:
     return UserError(
         f"inputs: found {type(found).__name__}, expected paths, arrays of uint8 or uint16 (h w), or Pillow's pictures"
+        f"{advice}"
     )
 
 
@@ -145,7 +148,7 @@ def _inputs_of(word: str, say: Callable[[str], object]) -> list[Input]:
     if name.endswith(".npz"):
         raise UserError(
             f"{word}: found an archive of arrays, expected files, folders or a CSV; a MedMNIST archive is for "
-            f"mae-evaluate RUN data.source=medmnist data.root={word}"
+            f"mae-evaluate RUN data.source=medmnist {as_typed('data.root', word)}"
         )
     if name.endswith(OTHER_TABLES):
         raise UserError(
@@ -388,7 +391,7 @@ class _Reader:
 
     def _array(self, length: int) -> Path:
         place = self.scratch / f"{next(self.names)}.npy"
-        np.lib.format.open_memmap(place, "w+", np.uint8, (max(length, 1), *self.shape)).flush()
+        make_array(place, (max(length, 1), *self.shape))
         return place
 
     def _let_go(self, pool: Executor) -> None:

@@ -313,8 +313,7 @@ def _allocate(path: Path, shape: tuple[int, ...], dtype: type | str = np.uint8) 
     """An array file of zeros that appears only when it is complete; UserError where the disk is too small for it."""
     with replacing(path) as temporary:
         try:
-            np.lib.format.open_memmap(temporary, "w+", dtype, shape).flush()
-            _reserve(temporary)
+            make_array(temporary, shape, dtype)
         except OSError as error:
             free = shutil.disk_usage(path.parent).free
             needed = math.prod(shape) * np.dtype(dtype).itemsize
@@ -322,6 +321,16 @@ def _allocate(path: Path, shape: tuple[int, ...], dtype: type | str = np.uint8) 
                 f"{path.parent}: found {free / 1e9:.2f} GB free, expected {needed / 1e9:.2f} GB for a store "
                 f"({error.strerror or error}); make room, or give data.store=/elsewhere"
             ) from None
+
+
+def make_array(path: Path, shape: tuple[int, ...], dtype: type | str = np.uint8) -> None:
+    """An array file of zeros, with room on the disk for all of it; OSError that names it where there is none."""
+    try:
+        np.lib.format.open_memmap(path, "w+", dtype, shape).flush()
+        _reserve(path)
+    except OSError as error:
+        error.filename = str(path)
+        raise
 
 
 def _reserve(path: Path) -> None:

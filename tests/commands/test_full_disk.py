@@ -1,13 +1,17 @@
 """Commands on a disk that is full, or read-only: one line, and what is there stays."""
 
+import errno
 import shutil
 import subprocess
+import tempfile
 
 import pytest
 from tiny_world import call, files, succeed
 
 from classify.cli import compare, evaluate, export, finetune
 from data.cli import prepare
+from data.inputs import find_inputs, read_inputs
+from data.settings import DataSettings
 from mae.cli import pretrain, reconstruct
 
 
@@ -71,3 +75,15 @@ def test_a_full_disk_is_one_line_and_room_mends_it(command, left, world, disk):
     assert not list(disk.rglob("*.tmp"))
     (disk / "filling").unlink()
     succeed(*COMMANDS[command](world, disk))
+
+
+def test_a_full_folder_for_temporary_files_is_an_error_and_no_bus_error(world, disk, monkeypatch):
+    """Images are handed on in sparse files, and writing to one that has no room kills the process."""
+    monkeypatch.setattr(tempfile, "tempdir", str(disk))
+    fill(disk, 100_000)
+    how = DataSettings(source="images", image_size=256)
+    with pytest.raises(OSError) as caught:
+        list(read_inputs(find_inputs([world.images]), how, workers=1))
+    assert caught.value.errno == errno.ENOSPC
+    assert str(caught.value.filename).startswith(str(disk))
+    assert not list(disk.glob("mae-*"))

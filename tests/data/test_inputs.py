@@ -13,7 +13,7 @@ from radiograph_files import dicom, save, scene
 from data.errors import UserError
 from data.image_files import read_some
 from data.images import read_fitted
-from data.inputs import BATCH, find_inputs, read_inputs
+from data.inputs import BATCH, as_inputs, find_inputs, read_inputs
 from data.settings import DataSettings
 from data.store import Postponed
 from data.workers import FEW, ThisProcess
@@ -175,6 +175,29 @@ def test_a_table_of_another_system_is_understood(tmp_path, separator):
 
 
 # ---------------------------------------------------------------- what may happen meanwhile
+
+
+def test_a_table_is_not_taken_for_the_names_of_its_columns(tmp_path):
+    path = str(picture(tmp_path / "a.png"))
+    for found in (pd.DataFrame({"path": [path]}), {"path": [path]}, Path(path).read_bytes()):
+        with pytest.raises(UserError, match=f"found {type(found).__name__}, expected paths.*give the column of its"):
+            as_inputs(found)
+    assert shown(as_inputs(pd.DataFrame({"path": [path]})["path"])) == [path]
+
+
+def test_a_damaged_picture_of_pillow_costs_no_other(tmp_path):
+    """Pillow opens a file without decoding it, so the damage shows only when the picture is used."""
+    whole = picture(tmp_path / "a.png")
+    cut = tmp_path / "cut.png"
+    cut.write_bytes(whole.read_bytes()[:-400])
+    closed = Image.open(whole)
+    closed.close()
+    images, reasons = everything(as_inputs([Image.open(whole), Image.open(cut), closed, Image.new("LAB", (9, 9))]))
+    assert reasons[0] is None
+    assert images[0].any()
+    assert reasons[1].startswith("found damaged content (image file is truncated")
+    assert reasons[2].startswith("found damaged content (Operation on closed image)")
+    assert reasons[3].startswith("found damaged content (conversion from LAB")
 
 
 @pytest.mark.parametrize("workers", [1, 2])
