@@ -1,14 +1,17 @@
 """Differences of one model's metric between two groups of cases, such as women and men."""
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.stats import t
 
 from classify.metrics.checks import check_level, check_seeds, group_codes
 from classify.metrics.differences import combined, difference_by_t, square_and_add
-from classify.metrics.estimates import Difference
-from classify.metrics.influence import influence
-from classify.metrics.intervals import ONE_PATIENT, as_model, interval_of
-from classify.metrics.patients import join, patient_spread, patients_of, seed_spread
+from classify.metrics.estimates import Difference, Interval
+from classify.metrics.influence import Influence, Model, influence
+from classify.metrics.intervals import as_model, interval_of
+from classify.metrics.patients import Spread, join, patients_of, seed_spread
 
 NO_CASES = "undefined: a class has no cases"
 
@@ -26,10 +29,9 @@ def group_difference(
 ) -> Difference:
     """The metric of scores (n,) or (s, n) among the cases `in_a` (n,) minus that among `in_b`, which share no case.
 
-    Patients may have cases in both, as with views. So each patient's parts of the difference (the influence functions
-    of both metrics) are summed, and the variance is that of these sums. The variance of seeds is added, as in
-    `auc_difference`. Patients of a class vary only among those of this class in their own group. With fewer than ten of
-    a class in a group the test rejects too often.
+    The intervals of both groups are combined (MOVER: Zou and Donner 2008): variances alone do not do, as a small group
+    without a mistake shows none. Patients may have cases in both, as with views: the correlation is that of their parts
+    in both metrics (the influence functions). The variance of seeds is added, as in `auc_difference`.
     """
     labels, scores, thresholds = check_seeds(labels, scores, thresholds)
     check_level(level)
@@ -37,43 +39,58 @@ def group_difference(
     if members[0].shape != labels.shape or members[1].shape != labels.shape or (members[0] & members[1]).any():
         raise ValueError("groups of cases must be of the cases' shape (n,), and no case may be in both")
     if not all(inside.any() for inside in members):
-        return Difference(np.nan, (np.nan, np.nan), level, note=NO_CASES, p_value=np.nan, seeds=(len(scores),) * 2)
+        return _unknown(np.nan, NO_CASES, level, len(scores))
 
-    # each group's metric by itself, with its parts and strata at the places of its cases
     codes = group_codes(groups, len(labels))
     model = as_model(scores, thresholds, logits)
-    found = []
-    strata = []
-    parts = np.zeros(len(labels))
-    for sign, inside in zip((1, -1), members, strict=True):
-        own = influence(name, labels[inside], as_model(scores[:, inside], thresholds, _of(model.logits, inside)))
-        parts[inside] = sign * own.parts.mean(0)
-        of_group = np.zeros((len(own.strata), len(labels)), bool)
-        of_group[:, inside] = own.strata
-        strata.append(of_group)
-        found.append(own)
-
-    estimates = found[0].estimates - found[1].estimates
+    a, b = (_group(name, labels, model, codes, inside, level) for inside in members)
+    estimates = a.estimates - b.estimates
     estimate = float(estimates.mean())
-    seeds = (len(estimates), len(estimates))
-    either = (members[0] | members[1])[None]
-    if np.isnan(estimate) or patients_of(either, codes).min() < 2:
-        note = ONE_PATIENT if not np.isnan(estimate) else NO_CASES
-        return Difference(estimate, (np.nan, np.nan), level, note=note, p_value=np.nan, seeds=seeds)
+    sides = square_and_add(a.interval, b.interval, _correlation(a.sums, b.sums))
+    if np.isnan(sides).any():
+        return _unknown(estimate, a.interval.note or b.interval.note, level, len(scores))
 
-    of_patients = patient_spread(parts, np.concatenate(strata), codes)
-    if of_patients.variance > 0:
-        return difference_by_t(name, estimate, join([of_patients, seed_spread(estimates)]), level, seeds)
+    of_seeds = seed_spread(estimates)
+    same_cases = a.sums.any() and np.allclose(a.sums, b.sums, rtol=1e-12, atol=0)
+    if estimate == 0 and same_cases:
+        return difference_by_t(name, estimate, of_seeds, level, (len(scores),) * 2)
 
-    # neither varies, as with two AUCs of 1: the intervals of both groups are combined
-    a, b = (
-        interval_of(name, own, group_codes(codes[inside], int(inside.sum())), level)
-        for own, inside in zip(found, members, strict=True)
+    # both sides as variances, to which that of seeds is added; the fewest patients decide how well they are known
+    freedom = max(1.0, float(min(a.fewest, b.fewest) - 1))
+    spreads = []
+    for side in sides:
+        variance = (side / float(t.ppf((1 + level) / 2, freedom))) ** 2
+        spreads.append(join([Spread(variance, freedom, freedom), of_seeds]))
+    return combined(name, estimate, spreads, level, (len(scores),) * 2, note=a.interval.note or b.interval.note)
+
+
+class _Group(NamedTuple):
+    """One group's metric by itself."""
+
+    estimates: np.ndarray  # s
+    interval: Interval  # over patients alone
+    sums: np.ndarray  # m: the patients' parts, among all patients
+    fewest: int  # patients in a stratum
+
+
+def _group(name: str, labels: np.ndarray, model: Model, codes: np.ndarray, inside: np.ndarray, level: float) -> _Group:
+    logits = None if model.logits is None else model.logits[:, inside]
+    own = influence(name, labels[inside], as_model(model.scores[:, inside], model.thresholds, logits))
+    parts = own.parts.mean(0)
+    over_patients = Influence(own.estimates.mean(keepdims=True), parts[None], own.strata)
+    return _Group(
+        estimates=own.estimates,
+        interval=interval_of(name, over_patients, group_codes(codes[inside], int(inside.sum())), level),
+        sums=np.bincount(codes[inside], parts, int(codes.max()) + 1),
+        fewest=int(patients_of(own.strata, codes[inside]).min()),
     )
-    sides = square_and_add(a, b)
-    freedom = max(1.0, float(patients_of(either, codes).min() - 1))
-    return combined(name, estimate, sides, max(sides), freedom, level, seeds)
 
 
-def _of(logits: np.ndarray | None, inside: np.ndarray) -> np.ndarray | None:
-    return None if logits is None else logits[:, inside]
+def _unknown(estimate: float, note: str, level: float, seeds: int) -> Difference:
+    return Difference(estimate, (np.nan, np.nan), level, note=note, p_value=np.nan, seeds=(seeds, seeds))
+
+
+def _correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Of two groups' metrics, from the patients' parts in both (m,): 0 where no patient has cases in both."""
+    size = float(np.sqrt((a @ a) * (b @ b)))
+    return float(a @ b) / size if size > 0 else 0.0

@@ -135,44 +135,46 @@ def _from_both(
     """The interval of a - b from those of a and b, where patients show no variance in the difference."""
     a = interval_of(name, of_a, codes, level)
     b = interval_of(name, of_b, codes, level)
-    down, up = square_and_add(a, b)
-
-    # the error that gives this reach towards 0; for a difference of 0, the larger reach
-    reach = max(down, up)
-    if estimate != 0:
-        reach = down if estimate > 0 else up
     freedom = max(1.0, float(patients_of(of_a.strata | of_b.strata, codes).min() - 1))
-    return combined(name, estimate, (down, up), reach, freedom, level, seeds)
+    quantile = float(t.ppf((1 + level) / 2, freedom))
+    spreads = [Spread((side / quantile) ** 2, freedom, freedom) for side in square_and_add(a, b)]
+    return combined(name, estimate, spreads, level, seeds, note=AS_ONE_CASE)
 
 
 def combined(
-    name: str,
-    estimate: float,
-    sides: tuple[float, float],
-    reach: float,
-    freedom: float,
-    level: float,
-    seeds: tuple[int, int],
+    name: str, estimate: float, sides: Sequence[Spread], level: float, seeds: tuple[int, int], note: str
 ) -> Difference:
-    """The difference whose interval reaches so far down and up (`square_and_add`); its error is that of `reach`."""
-    down, up = sides
-    error = reach / float(t.ppf((1 + level) / 2, freedom))
+    """The difference whose interval reaches down and up by a spread of its own for each side.
+
+    It is tested by the one towards 0; for a difference of 0, by the larger.
+    """
+    down, up = (float(t.ppf((1 + level) / 2, side.cautious)) * np.sqrt(side.variance) for side in sides)
+    if estimate == 0:
+        tested = max(sides, key=lambda side: side.variance)
+    else:
+        tested = sides[0] if estimate > 0 else sides[1]
+    error = float(np.sqrt(tested.variance))
     return Difference(
         estimate,
         within_range(name, estimate - down, estimate + up),
         level,
-        note=AS_ONE_CASE,
-        p_value=float(2 * t.sf(abs(estimate) / error, freedom)),
+        note=note,
+        p_value=float(2 * t.sf(abs(estimate) / error, tested.cautious)),
         standard_error=error,
-        freedom=freedom,
+        freedom=tested.cautious,
         seeds=seeds,
     )
 
 
-def square_and_add(a: Interval, b: Interval) -> tuple[float, float]:
+def square_and_add(a: Interval, b: Interval, correlation: float = 0.0) -> tuple[float, float]:
     """How far a - b reaches down and up: it is smallest where a is low and b is high (Newcombe 1998)."""
-    down = float(np.hypot(a.estimate - a.interval[0], b.interval[1] - b.estimate))
-    up = float(np.hypot(a.interval[1] - a.estimate, b.estimate - b.interval[0]))
+
+    def joined(of_a: float, of_b: float) -> float:
+        square = of_a**2 + of_b**2 - 2 * correlation * of_a * of_b
+        return float(np.sqrt(np.maximum(square, 0.0)))  # which rounding may take below 0
+
+    down = joined(a.estimate - a.interval[0], b.interval[1] - b.estimate)
+    up = joined(a.interval[1] - a.estimate, b.estimate - b.interval[0])
     return down, up
 
 

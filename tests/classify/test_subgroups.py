@@ -5,9 +5,11 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import norm
 
 from classify.comparison import Line
 from classify.metrics import auc_interval, group_difference, metric_intervals
+from classify.metrics.intervals import ONE_PATIENT
 from classify.subgroups import LEAST, VALUES, breakdown, check_columns, columns_of, values_of
 from data.errors import UserError
 
@@ -31,23 +33,50 @@ def line(columns: dict, n: int = 210, seeds: int = 2, harder=None) -> Line:
 
 
 @pytest.mark.parametrize("few", [7, 170])
-def test_groups_of_other_patients_differ_by_their_own_variances(few):
+def test_groups_of_other_patients_differ_by_the_reach_of_their_own_intervals(few):
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 2, 400)
     scores = labels * 0.7 + rng.normal(0, 1, 400)
     a = np.arange(400) < few
     found = group_difference(labels, scores, a, ~a)
-    from classify.metrics.influence import influence
-    from classify.metrics.intervals import as_model
-    from classify.metrics.patients import spread_of
+    first, second = (auc_interval(labels[inside], scores[inside]) for inside in (a, ~a))
+    down = np.hypot(first.estimate - first.interval[0], second.interval[1] - second.estimate)
+    up = np.hypot(first.interval[1] - first.estimate, second.estimate - second.interval[0])
+    assert found.estimate == pytest.approx(first.estimate - second.estimate)
+    assert found.interval == pytest.approx((max(-1, found.estimate - down), min(1, found.estimate + up)))
 
-    variance = 0.0
-    for inside in (a, ~a):
-        own = influence("auc", labels[inside] == 1, as_model(scores[inside][None], np.array([0.5]), None))
-        variance += spread_of(own, np.arange(inside.sum()))[0].variance
-    assert found.standard_error == pytest.approx(np.sqrt(variance))
-    areas = [auc_interval(labels[inside], scores[inside]).estimate for inside in (a, ~a)]
-    assert found.estimate == pytest.approx(areas[0] - areas[1])
+
+def test_a_small_group_without_a_mistake_is_not_better_for_that():
+    """Ten of each class are often told apart perfectly by chance; their variance says that this is certain."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat([1, 0, 1, 0], [10, 10, 100, 100])
+    scores = np.concatenate([labels[:20] + 2.0, rng.normal(0, 1, 200) + 2.66 * labels[20:]])
+    a = np.arange(220) < 20
+    found = group_difference(labels, scores, a, ~a)
+    assert found.estimate > 0.01 and found.p_value > 0.2
+    assert found.interval[0] < 0 and found.note
+
+
+@pytest.mark.parametrize("area", [0.9, 0.97])
+def test_groups_of_ten_of_each_class_seldom_differ_where_nothing_does(area):
+    rng = np.random.default_rng(1)
+    labels = np.repeat([1, 0, 1, 0], [LEAST, LEAST, 100, 100])
+    a = np.arange(len(labels)) < 2 * LEAST
+    apart = np.sqrt(2) * norm.ppf(area)
+    rejected = 0
+    for _ in range(150):
+        scores = rng.normal(size=len(labels)) + apart * labels
+        rejected += group_difference(labels, scores, a, ~a).p_value < 0.05
+    assert rejected <= 15  # by the sum of both variances, 15 in 100 at .9 and 32 in 100 at .97
+
+
+def test_a_group_of_one_patient_has_no_interval():
+    rng = np.random.default_rng(0)
+    labels = np.arange(80) % 2
+    a = np.arange(80) < 40
+    found = group_difference(labels, labels + rng.normal(size=80), a, ~a, groups=np.where(a, 0, np.arange(80)))
+    assert np.isfinite(found.estimate) and found.note == ONE_PATIENT
+    assert np.isnan([found.p_value, *found.interval]).all()
 
 
 def test_the_other_way_round_is_the_opposite():
