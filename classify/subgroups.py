@@ -152,7 +152,7 @@ def values_of(column: pd.Series) -> pd.Series:
     if column.name == "age":
         return _ranges(pd.to_numeric(column, errors="coerce"), AGES)
     if is_numeric_dtype(column) and column.nunique() > MOST:
-        quarters = np.unique(np.nanquantile(column, [0.25, 0.5, 0.75]))
+        quarters = np.unique(np.nanquantile(column, [0.25, 0.5, 0.75], method="higher"))  # values that occur
         return _ranges(column, tuple(float(edge) for edge in quarters))
 
     values = pd.Series([_as_text(value) for value in column], index=column.index, dtype=object)
@@ -172,14 +172,20 @@ def _is_rest(value: str) -> bool:
 def _as_text(value: Any) -> str:
     if pd.isna(value) or value == "":
         return UNKNOWN
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return number_text(value) if isinstance(value, float) else str(value)
+
+
+def number_text(value: float) -> str:
+    """`54`, `0.5`, `10000033`: all digits, as different numbers must not become one text."""
+    return np.format_float_positional(value, trim="-")
 
 
 def _ranges(numbers: pd.Series, edges: Sequence[float]) -> pd.Series:
     """`under 18`, `18 to 40` (40 is in the next), …, `80 and above`."""
-    names = [f"under {edges[0]:g}"]
-    names += [f"{low:g} to under {high:g}" for low, high in pairwise(edges)]
-    names += [f"{edges[-1]:g} and above"]
+    ends = [number_text(edge) for edge in edges]
+    names = [f"under {ends[0]}"]
+    names += [f"{low} to under {high}" for low, high in pairwise(ends)]
+    names += [f"{ends[-1]} and above"]
     places = np.searchsorted(edges, numbers.to_numpy(), side="right")
     ranges = pd.Series([names[place] for place in places], index=numbers.index)
     return ranges.where(numbers.notna(), UNKNOWN)

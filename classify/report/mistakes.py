@@ -18,7 +18,7 @@ from classify.report.calibrations import calibrated_scores
 from classify.report.folder import picture_digest
 from classify.report.numbers import show_number
 from classify.report.verdict import largest_budget
-from classify.subgroups import USUAL
+from classify.subgroups import USUAL, number_text
 from data.labels import words
 from data.loader import Data
 from data.privacy import may_show
@@ -97,7 +97,7 @@ def mistake_rows(comparison: Comparison) -> Iterator[dict[str, str]]:
 def _shown(value: object) -> str:
     if pd.isna(value):  # type: ignore[call-overload]
         return "–"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return number_text(value) if isinstance(value, float) else str(value)
 
 
 # ---------------------------------------------------------------- pictures

@@ -149,6 +149,17 @@ def test_a_group_without_cases_differs_by_nothing_known(name):
 # ---------------------------------------------------------------- which groups there are
 
 
+def test_numbers_that_differ_are_groups_that_differ():
+    """Ids become floats where one is missing, and dates written as numbers differ in their last digits."""
+    sites = pd.Series([*np.repeat([10000032.0, 10000033.0], 20), np.nan], name="site")
+    assert set(values_of(sites)) == {"10000032", "10000033", "unknown"}
+    dates = values_of(pd.Series(np.arange(20180101, 20180201), name="StudyDate"))
+    assert sorted(set(dates)) == [
+        "20180126 to under 20180151", "20180151 to under 20180176", "20180176 and above", "under 20180126",
+    ]  # fmt: skip
+    assert values_of(pd.Series(1234560 + np.arange(200) / 50, name="serial")).value_counts().tolist() == [50] * 4
+
+
 def test_ages_are_grouped_by_years():
     ages = pd.Series([0, 17.9, 18, 39.9, 40, 60, 79, 80, 101, np.nan], name="age")
     assert values_of(ages).tolist() == [
