@@ -7,6 +7,7 @@ from numpy.typing import ArrayLike
 from scipy.stats import t
 
 from classify.metrics.checks import check_level, check_seeds, group_codes
+from classify.metrics.influence import difference_of_parts
 from classify.metrics.intervals import score_interval
 from classify.metrics.patients import join, patient_spread, seed_spread
 
@@ -89,7 +90,7 @@ def _mean_with_band(values: np.ndarray, harm: float, codes: np.ndarray, level: f
     if codes.max() == 0:
         return estimate, np.nan, np.nan
 
-    parts = (values.mean(0) - estimate) / values.shape[1]
+    parts = difference_of_parts(values.mean(0), estimate) / values.shape[1]
     of_patients = patient_spread(parts, np.ones((1, len(codes)), bool), codes)
     if not of_patients.variance > 0:
         # no case is called, or all are alike: others may be as frequent as a share of 0 in so many patients allows

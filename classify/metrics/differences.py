@@ -10,7 +10,7 @@ from scipy.stats import t
 from classify.metrics.binary import HEADLINE
 from classify.metrics.checks import check_level, check_seeds, group_codes
 from classify.metrics.estimates import Difference, Interval
-from classify.metrics.influence import Influence, Model, influence
+from classify.metrics.influence import Influence, Model, difference_of_parts, influence
 from classify.metrics.intervals import ANY_SIZE, AS_ONE_CASE, NOTHING_CALLED, as_model, interval_of
 from classify.metrics.patients import Spread, join, patient_spread, patients_of, seed_spread
 
@@ -81,7 +81,7 @@ def _difference(
         note = next(note for note in notes if note)
         return Difference(estimate, (np.nan, np.nan), level, note=note, p_value=np.nan, seeds=seeds)
 
-    parts = _difference_of_parts(of_a.parts.mean(0), of_b.parts.mean(0))
+    parts = difference_of_parts(of_a.parts.mean(0), of_b.parts.mean(0))
     of_patients = patient_spread(parts, of_a.strata | of_b.strata, codes)
     of_seeds = [seed_spread(of_a.estimates), seed_spread(of_b.estimates)]
     alike = estimate == 0 and (twins or (not parts.any() and of_a.parts.any()))
@@ -95,13 +95,6 @@ def _difference(
         return replace(found, note=NOTHING_CALLED)
 
     return _from_both(name, estimate, of_a, of_b, codes, level, seeds)
-
-
-def _difference_of_parts(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """a - b; what remains from rounding alone is set to 0."""
-    parts = a - b
-    parts[np.abs(parts) <= 1e-12 * (np.abs(a) + np.abs(b))] = 0
-    return parts
 
 
 def difference_by_t(name: str, estimate: float, spread: Spread, level: float, seeds: tuple[int, int]) -> Difference:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.stats import rankdata
 
 from classify.metrics.binary import weighted_metrics
@@ -42,6 +43,15 @@ def influence(name: str, labels: np.ndarray, model: Model) -> Influence:
     return OTHERS[name](labels, model)
 
 
+ROUNDING = 1e-10  # of the parts themselves, and of what Newton's method leaves
+
+
+def difference_of_parts(a: ArrayLike, b: ArrayLike) -> np.ndarray:
+    """a - b; what remains from rounding alone is set to 0, as it is no variance."""
+    parts = np.subtract(a, b, dtype=np.float64)
+    return np.where(np.abs(parts) <= ROUNDING * np.add(np.abs(a), np.abs(b), dtype=np.float64), 0.0, parts)
+
+
 # ------------------------------------------------------------ shares of cases, and means of cases
 
 
@@ -58,7 +68,7 @@ def _of_ratio(name: str, labels: np.ndarray, model: Model) -> Influence:
         estimate = weighted_metrics(once, labels, scores, threshold, (name,), order_by)[name][0]
 
         estimates.append(estimate)
-        parts.append((above - estimate * below) / max(below.sum(), 1))
+        parts.append(difference_of_parts(above, estimate * below) / max(below.sum(), 1))
         counted |= below > 0
     return Influence(np.array(estimates), np.array(parts), counted[None])
 
@@ -187,7 +197,7 @@ def _ece(labels: np.ndarray, model: Model) -> Influence:
         gaps = np.bincount(bins, labels - scores)
         signed = np.sign(gaps)[bins] * (labels - scores)
         estimates.append(signed.mean())
-        parts.append((signed - signed.mean()) / len(labels))
+        parts.append(difference_of_parts(signed, signed.mean()) / len(labels))
     return Influence(np.array(estimates), np.array(parts), everyone)
 
 

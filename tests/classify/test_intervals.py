@@ -17,6 +17,7 @@ from classify.metrics import (
     auc_interval,
     binary_metrics,
     bootstrap_intervals,
+    decision_curve,
     delong_interval,
     delong_test,
     expected_calibration_error,
@@ -300,3 +301,15 @@ def test_a_model_that_calls_nothing_says_so():
 def test_scores_that_are_no_probabilities_have_no_error_of_probabilities(name):
     found = metric_intervals([0, 1, 0, 1], [-3, 1, 2, 5], (name,))[name]
     assert np.isnan([found.estimate, *found.interval]).all() and "no probabilities" in found.note
+
+
+@pytest.mark.parametrize("n", range(20, 45))
+def test_rounding_is_no_variance(n):
+    """Equal errors for all cases have a mean that is rounded; what is left of them has no width and says nothing."""
+    labels = np.arange(n) % 2
+    scores = np.where(labels, expit(3.0), expit(-3.0))
+    brier, ece = metric_intervals(labels, scores, ("brier", "ece")).values()
+    for found in (brier, ece):
+        assert found.note and found.interval[0] < found.estimate < found.interval[1]
+    curve = decision_curve(np.zeros(n), np.full(n, 0.7), [0.3])
+    assert curve.low < curve.net_benefit < curve.high
