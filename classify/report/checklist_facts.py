@@ -13,7 +13,7 @@ from classify.comparison import Comparison
 from classify.evaluate import Evaluation
 from classify.models.build import build_model, stem_of
 from classify.models.classifier import Classifier
-from classify.report.numbers import show, show_number
+from classify.report.numbers import show, show_number, show_share, show_threshold
 from classify.report.tables import case_count, given_thresholds, images_of, summary_of_all, task, units_of
 from classify.report.verdict import answer, largest_budget
 from classify.settings import ClassifyConfig
@@ -366,7 +366,7 @@ def _thresholds(comparison: Comparison) -> str:
     rules = {RULES[evaluation.config.finetune.threshold] for _, evaluation in trained_rows(comparison)}
     rows = []
     for line in comparison.lines_of(largest_budget(comparison)):
-        rows.append(f"{line.name} {', '.join(f'{threshold:.3f}' for threshold in line.thresholds)}")
+        rows.append(f"{line.name} {', '.join(show_threshold(threshold) for threshold in line.thresholds)}")
     given = given_thresholds(comparison.lines_of(largest_budget(comparison)))
     but = f", except for {'; '.join(given)}" if given else ""
     return f"threshold {listed(sorted(rules))}{but} ({'; '.join(rows)})"
@@ -389,7 +389,7 @@ def _imbalance(comparison: Comparison) -> str:
     for row in comparison.facts.splits:
         known = row["normal"] + row["abnormal"]
         if known:
-            shares.append(f"{row['split']} {100 * row['abnormal'] / known:.0f} %")
+            shares.append(f"{row['split']} {show_share(row['abnormal'] / known)}")
     return f"Neither resampled nor weighted; {positive}: {', '.join(shares)}"
 
 

@@ -9,6 +9,7 @@ from classify.decisions import Decisions, origin_of_threshold
 from classify.metrics.operating_points import RATES
 from classify.report.checklist_facts import KNOWN_SOURCES, epochs, network
 from classify.report.model_card import INTENDED, Card, model_card
+from classify.report.numbers import show_threshold
 from classify.report.tables import FLATTERING, markdown, plain, task
 from classify.start import config_of
 from data.privacy import terms
@@ -161,9 +162,9 @@ def consumers_duties(exported: Exported, onnx: bool) -> list[str]:
         lines.append(f"output: the second number of the softmax, the calibrated probability of {positive}")
     threshold = decisions.probability_threshold
     if threshold is not None:
-        score = f"{decisions.thresholds['image']:.4f}"
+        score = _score(decisions.thresholds["image"])
         lines.append(
-            f"{positive}: from a probability of {threshold:.4f} on, which is a score of {score} before calibration"
+            f"{positive}: from a probability of {_score(threshold)} on, which is a score of {score} before calibration"
         )
     return lines
 
@@ -258,12 +259,13 @@ def _decisions(checkpoint: Checkpoint, architecture: str | None) -> Iterator[str
     if threshold is not None:
         origin = origin_of_threshold(config_of(checkpoint).finetune.threshold)
         yield (
-            f"An image is called {positive} at a score of {decisions.thresholds['image']:.4f} or more, which is a "
-            f"probability of {threshold:.4f}. This threshold was {origin}."
+            f"An image is called {positive} at a score of {_score(decisions.thresholds['image'])} or more, which is a "
+            f"probability of {_score(threshold)}. This threshold was {origin}."
         )
     if "study" in decisions.thresholds:
         study = f"A study is called {positive} if the mean **score** of its images is at least "
-        yield f"{study}{decisions.thresholds['study']:.4f}. Take the mean of scores, not of calibrated probabilities."
+        at = _score(decisions.thresholds["study"])
+        yield f"{study}{at}. Take the mean of scores, not of calibrated probabilities."
 
     rows = _operating_points(checkpoint, decisions)
     if rows:
@@ -423,3 +425,8 @@ def _pretraining(checkpoint: Checkpoint) -> Iterator[str]:
     )
     if checkpoint.meta.get("seen_elsewhere"):
         yield "Training began from another program's weights; which images they have seen is not known here."
+
+
+def _score(threshold: float) -> str:
+    """With the four decimals that users of an export compare with."""
+    return show_threshold(threshold, least=4)

@@ -11,7 +11,7 @@ from classify.evaluate import Evaluation
 from classify.grid import folder_name
 from classify.metrics import HEADLINE
 from classify.report.checklist_facts import checklist_facts, epochs, network
-from classify.report.numbers import show
+from classify.report.numbers import show, show_threshold
 from classify.report.subgroup_tables import subgroup_rows
 from classify.report.tables import FLATTERING, METRICS, case_count, markdown, plain, task
 from classify.report.verdict import largest_budget
@@ -175,8 +175,9 @@ def _evaluation(comparison: Comparison, line: Line) -> Iterator[str]:
 
 
 def _decision(comparison: Comparison, first: Evaluation) -> Iterator[str]:
+    positive = words(comparison.config.data.target)[1]
     yield (
-        f"Called {words(comparison.config.data.target)[1]} at a score of {first.threshold:.3f} or more, a threshold "
+        f"Called {positive} at a score of {show_threshold(first.threshold)} or more, a threshold "
         f"{origin_of_threshold(first.config.finetune.threshold)}."
     )
     calibration = first.summary.get("calibration")

@@ -17,7 +17,7 @@ from classify.metrics import (
     specificity_at_sensitivity,
 )
 from classify.report.calibrations import calibrated_scores
-from classify.report.numbers import show, show_number
+from classify.report.numbers import show, show_number, show_share, show_threshold
 from classify.report.verdict import largest_budget
 from data.labels import words
 
@@ -78,10 +78,8 @@ def operating_rows(comparison: Comparison) -> Iterator[dict[str, str]]:
 
 
 def _thresholds(point: OperatingPoint) -> str:
-    low, high = min(point.thresholds), max(point.thresholds)
-    if show_number(low) == show_number(high):
-        return show_number(low)
-    return f"{show_number(low)} to {show_number(high)}"
+    low, high = (show_threshold(end).removeprefix("0") for end in (min(point.thresholds), max(point.thresholds)))
+    return low if low == high else f"{low} to {high}"
 
 
 def operating_caption(comparison: Comparison) -> str:
@@ -129,7 +127,7 @@ def confusion_rows(comparison: Comparison) -> Iterator[dict[str, str]]:
             of_class = predicted[:, line.labels == label]
             positive = int(of_class.sum())
             for called, count in ((names[0], of_class.size - positive), (names[1], positive)):
-                share = f" ({100 * count / of_class.size:.0f} %)" if of_class.size else ""
+                share = f" ({show_share(count / of_class.size)})" if of_class.size else ""
                 row[f"{name}, called {called}"] = f"{count:,}{share}"
         yield row
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from classify.comparison import Comparison, FailedRow, Line
 from classify.evaluate import Evaluation
+from classify.report.numbers import show_threshold
 from classify.report.training import OF_TRAINING, epochs_of, kept_epoch
 from classify.settings import ClassifyConfig
 from mae.engine.run import flat
@@ -44,7 +45,7 @@ def _run_row(config: ClassifyConfig, line: Line, evaluation: Evaluation) -> dict
         "Seed": str(evaluation.summary["seed"]),
         "Epochs": str(settings.epochs),
         "Best epoch": best,
-        "Threshold": f"{evaluation.threshold:.3f}",
+        "Threshold": show_threshold(evaluation.threshold),
         "Training images": f"{evaluation.summary['meta']['train_images']:,}",
         "Augmentation": "on" if settings.augment.enabled else "off",
         "Settings of its own": ", ".join(own_settings(config, evaluation.config)) or "–",
@@ -62,7 +63,7 @@ def _file_row(line: Line, evaluation: Evaluation) -> dict[str, str]:
         "Seed": "–",
         "Epochs": "–",
         "Best epoch": "–",
-        "Threshold": f"{evaluation.threshold:.3f}",
+        "Threshold": show_threshold(evaluation.threshold),
         "Training images": "–",
         "Augmentation": "–",
         "Settings of its own": f"{file['column']} of {file['name']}; threshold {file['threshold']}",

@@ -16,6 +16,7 @@ from classify.report.facts import facts, notices
 from classify.report.heatmaps import heatmap_rows, heatmap_texts
 from classify.report.labels import EFFICIENCY, efficiency_rows
 from classify.report.mistakes import MISTAKES, are_shown, mistake_rows, withheld_cases
+from classify.report.numbers import show_share
 from classify.report.operating import (
     DECISIONS,
     confusion_caption,
@@ -323,7 +324,7 @@ def data_section(comparison: Comparison) -> Section:
     unknown = sum(row["unknown"] for row in made.splits)
     if unknown:
         texts.append(
-            f"Label unknown: {unknown:,} of {total:,} images ({100 * unknown / total:.0f} %). No classifier was "
+            f"Label unknown: {unknown:,} of {total:,} images ({show_share(unknown / total)}). No classifier was "
             f"trained or tested on them, so the numbers hold only for images labelled {negative} or {positive}."
         )
 

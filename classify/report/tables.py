@@ -7,7 +7,7 @@ from typing import Any
 from classify.comparison import Comparison, Line, describe
 from classify.evaluate import Evaluation
 from classify.metrics import HEADLINE, Interval
-from classify.report.numbers import show, show_number, show_p
+from classify.report.numbers import show, show_number, show_p, show_share, show_threshold
 from classify.settings import PLURALS
 from data.errors import ESCAPED, printable
 from data.labels import words
@@ -48,7 +48,7 @@ def evaluation_text(evaluations: list[Evaluation]) -> str:
     for evaluation in evaluations:
         split = evaluation.summary["split"]
         count = case_count(evaluation.summary)
-        parts.append(f"{evaluation.path}: split {split}: {count}; threshold {evaluation.threshold:.3f}")
+        parts.append(f"{evaluation.path}: split {split}: {count}; threshold {show_threshold(evaluation.threshold)}")
     if any(evaluation.summary["split"] == "validate" for evaluation in evaluations):
         parts.append(FLATTERING)
     credentialed = {name for evaluation in evaluations for name in evaluation.summary.get("credentialed", ())}
@@ -156,17 +156,23 @@ def caption(comparison: Comparison, labelled: int | None) -> str:
     positive = words(config.data.target)[1]
 
     summary = summary_of_all(comparison)
-    seeds = max(len(line.evaluations) for line in lines)
-    training = "One training each, so the intervals do not include how much training varies"
-    if seeds > 1:
-        training = f"Numbers are means over {seeds} training seeds, and the intervals include their spread"
     return (
-        f"Split {config.compare.split}: {case_count(summary)}; {100 * lines[0].labels.mean():.0f} % {positive}. "
+        f"Split {config.compare.split}: {case_count(summary)}; {show_share(lines[0].labels.mean())} {positive}. "
         f"In brackets: {100 * config.evaluate.level:g} % intervals clustered by {_independent(comparison)}, for the "
-        f"AUC by DeLong's method on the logit scale, for the other metrics by score intervals. {training}. "
+        f"AUC by DeLong's method on the logit scale, for the other metrics by score intervals. {_of_trainings(lines)}. "
         f"Best epoch and threshold were chosen on validation{_but_for(lines)}."
         f"{_own_images(comparison, labelled)}{_notes(lines)}"
     )
+
+
+def _of_trainings(lines: list[Line]) -> str:
+    """How many trainings each row's numbers are means over; those of ensembles, files and failures may be fewer."""
+    seeds = max(len(line.evaluations) for line in lines)
+    if seeds == 1:
+        return "One training each, so the intervals do not include how much training varies"
+    text = f"Numbers are means over {seeds} training seeds, and the intervals include their spread"
+    fewer = [f"{line.name}: {len(line.evaluations)}" for line in lines if len(line.evaluations) < seeds]
+    return f"{text}; over fewer, whose spread is not or less known: {'; '.join(fewer)}" if fewer else text
 
 
 def _independent(comparison: Comparison) -> str:

@@ -30,12 +30,13 @@ from classify.report.facts import facts, notices
 from classify.report.figures import COLOURS, Row, svg
 from classify.report.html import first_warnings, report_html, with_names_apart
 from classify.report.mistakes import draw_mistakes, mistakes_of, strips
+from classify.report.numbers import show_p, show_share, show_threshold
 from classify.report.operating import confusion_rows
 from classify.report.reconstructions import draw_reconstructions, panels
 from classify.report.runs import own_settings
 from classify.report.sections import comparison_text, first_sections
 from classify.report.stage_one import stage_one_rows
-from classify.report.tables import contrast_caption
+from classify.report.tables import caption, contrast_caption
 from classify.report.training import kept_epoch
 from classify.report.write import write_comparison
 from classify.settings import ClassifyConfig
@@ -586,3 +587,26 @@ def test_own_settings_name_what_a_row_changed(tmp_path):
     config = config_of(tmp_path, [{"name": "probe", "set": {"finetune.mode": "linear"}}])
     [cell] = expand_grid(config)
     assert list(own_settings(config, cell.config)) == ["finetune.mode=linear"]
+
+
+@pytest.mark.parametrize(
+    ("show", "value", "text"),
+    [
+        (show_threshold, 0.30549, "0.305"), (show_threshold, 0.00012, "0.0001"), (show_threshold, 0.99994, "0.9999"),
+        (show_threshold, 0.0, "0.000"), (show_threshold, 1.0, "1.000"), (show_share, 0.03, "3 %"),
+        (show_share, 0.002, "0.2 %"), (show_share, 0.9975, "99.8 %"), (show_share, 0.0, "0 %"),
+        (show_share, 1.0, "100 %"),
+        (show_p, 0.0496, ".0496"), (show_p, 0.05004, ".05004"), (show_p, 0.05, ".050"), (show_p, 0.023, ".023"),
+        (show_p, 1.0, "1.000"),
+    ],
+)  # fmt: skip
+def test_rounding_turns_no_threshold_share_or_p_value_into_its_end(show, value, text):
+    assert show(value) == text
+
+
+def test_caption_counts_the_trainings_of_every_row(tmp_path):
+    comparison = comparison_of(config_of(tmp_path, seeds=[0, 1]))
+    ensemble = replace(comparison.lines[1], evaluations=comparison.lines[1].evaluations[:1])
+    said = caption(replace(comparison, lines=(comparison.lines[0], ensemble)), None)
+    assert "means over 2 training seeds" in said and f"known: {ensemble.name}: 1. " in said
+    assert "fewer" not in caption(comparison, None)
