@@ -166,13 +166,20 @@ def caption(comparison: Comparison, labelled: int | None) -> str:
 
 
 def _of_trainings(lines: list[Line]) -> str:
-    """How many trainings each row's numbers are means over; those of ensembles, files and failures may be fewer."""
-    seeds = max(len(line.evaluations) for line in lines)
+    """How many trainings each row's numbers are means over; ensembles, files and rows with failures may have fewer."""
+    counts = {line.name: len(line.evaluations) for line in lines}
+    seeds = max(counts.values())
     if seeds == 1:
         return "One training each, so the intervals do not include how much training varies"
-    text = f"Numbers are means over {seeds} training seeds, and the intervals include their spread"
-    fewer = [f"{line.name}: {len(line.evaluations)}" for line in lines if len(line.evaluations) < seeds]
-    return f"{text}; over fewer, whose spread is not or less known: {'; '.join(fewer)}" if fewer else text
+
+    said = [f"Numbers are means over {seeds} training seeds, and the intervals include their spread"]
+    for count in sorted(set(counts.values()) - {seeds}):
+        names = "; ".join(name for name in counts if counts[name] == count)
+        if count == 1:
+            said.append(f"Single models, whose intervals do not include how much training varies: {names}")
+        else:
+            said.append(f"Means over {count} seeds: {names}")
+    return ". ".join(said)
 
 
 def _independent(comparison: Comparison) -> str:

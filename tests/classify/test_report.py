@@ -608,5 +608,5 @@ def test_caption_counts_the_trainings_of_every_row(tmp_path):
     comparison = comparison_of(config_of(tmp_path, seeds=[0, 1]))
     ensemble = replace(comparison.lines[1], evaluations=comparison.lines[1].evaluations[:1])
     said = caption(replace(comparison, lines=(comparison.lines[0], ensemble)), None)
-    assert "means over 2 training seeds" in said and f"known: {ensemble.name}: 1. " in said
+    assert "means over 2 training seeds" in said and f"training varies: {ensemble.name}. " in said
     assert "fewer" not in caption(comparison, None)
