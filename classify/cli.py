@@ -162,7 +162,7 @@ def _few_cases(data: "Data", config: "ClassifyConfig") -> str:
 def _beginning(arguments: argparse.Namespace) -> "tuple[ClassifyConfig, str | None, Checkpoint | None]":
     """The config of a fine-tuning, and the pretraining it begins from: the checkpoint's path and the checkpoint.
 
-    Other programs' weights are no pretraining; they become the config's model.init.
+    Other programs' weights are no pretraining; they become the config's model.init, or a ResNet's finetune.init.
     """
     from classify.settings import ClassifyConfig
 
@@ -191,7 +191,7 @@ def _beginning(arguments: argparse.Namespace) -> "tuple[ClassifyConfig, str | No
     if resnet or is_foreign(path):
         if config is None:
             raise UserError(f"{path}: found weights of another program, expected --config for the data")
-        if resnet:
+        if resnet or config.finetune.model != "vit":  # each then says what it cannot read
             return change_config(config, {"finetune.init": path}), None, None
         return change_config(config, {"model.init": path}), None, None
 

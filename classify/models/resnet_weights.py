@@ -23,7 +23,7 @@ from mae.engine.checkpoint_file import existing
 from mae.engine.distributed import is_main
 from mae.weights.account import Report
 from mae.weights.adapt import as_channels
-from mae.weights.files import digest, read_facebook, read_folder, read_json
+from mae.weights.files import SETTINGS, described_in, digest, read_facebook, read_folder, read_json
 from mae.weights.huggingface import preprocessing_of
 from mae.weights.layouts import FLOATS
 from mae.weights.licenses import UNKNOWN, License, license_of
@@ -130,8 +130,8 @@ def is_resnet(path: str | Path) -> bool:
     """Whether the path holds readable weights of another program's ResNet."""
     path = Path(path)
     try:
-        if path.is_dir():
-            return (path / "config.json").is_file() and holds_a_resnet(read_folder(path))
+        if folder := described_in(path):
+            return (folder / SETTINGS).is_file() and holds_a_resnet(read_folder(path))
         if not path.is_file():
             return False
         raw = read_facebook(path)
@@ -167,7 +167,7 @@ def read_resnet(path: str | Path, settings: FinetuneSettings) -> ResNetSource:
     A one-line UserError for weights that are not such a ResNet, or that would not be the same network here.
     """
     path = existing(path)
-    raw = read_folder(path) if path.is_dir() else read_facebook(path)
+    raw = read_folder(path) if described_in(path) else read_facebook(path)
     if is_ours(raw):
         raise UserError(f"{path}: found a checkpoint of this project, expected another program's weights of a ResNet")
     found = resnet_state_dict_of(raw, str(path))
@@ -319,8 +319,8 @@ def _check_tensors(
 
 def _said(path: Path, found: StateDict, model: str) -> _Said:
     """Statistics and licence, as far as folder, content or name tell them."""
-    if path.is_dir():
-        return _said_by_folder(path, model)
+    if folder := described_in(path):
+        return _said_by_folder(folder, model)
     if "net" in found.wrappers:
         return _Said(
             *MEDMNIST, assumed=("MedMNIST's mean 0.5 and deviation 0.5, as its authors' files lie under `net`",)
@@ -337,7 +337,7 @@ def _said(path: Path, found: StateDict, model: str) -> _Said:
 
 
 def _said_by_folder(folder: Path, model: str) -> _Said:
-    config_file = folder / "config.json"
+    config_file = folder / SETTINGS
     if not config_file.is_file():
         raise UserError(f"{folder}: found no config.json, expected a folder of Hugging Face's or timm's layout")
     config = read_json(config_file)

@@ -19,7 +19,7 @@ from data.privacy import credentialed_by_name, data_sets
 from data.writing import flush_to_disk, replacing
 from mae.engine.checkpoint_file import checkpoint_file
 from mae.engine.digests import content_digest
-from mae.engine.torch_files import Oversized, load_torch_file
+from mae.engine.torch_files import Refused, load_torch_file
 from mae.settings import MAEConfig
 
 FORMAT = "mae-cxr 1"
@@ -179,7 +179,7 @@ def load_checkpoint(path: str | Path, kind: str | None = None, numbers: bool = T
     try:
         file = identity(path)
         raw = load_torch_file(path, held=file in _LOOKED_THROUGH)
-    except Oversized as odd:
+    except Refused as odd:
         raise UserError(f"{path}: {odd}") from None
     except Exception:  # torch raises many kinds of error for a damaged or foreign file
         raise UserError(

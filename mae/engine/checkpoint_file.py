@@ -6,6 +6,9 @@ from pathlib import Path
 
 from data.errors import UserError, printable
 
+ADDRESS = r"\w{2,}:/"  # how an address begins; a Path has one slash of its two, and a drive has one letter
+# what some programs put before a hub's `owner/name`
+HUB = r"^(hf|hf[-_]hub):/?(?=[\w-]+/[\w.-]+$)|^https?:/(huggingface\.co|hf\.co)/(?=[\w-]+/[\w.-]+$)"
 NAMED = 8  # runs of a comparison that a message lists
 
 
@@ -15,7 +18,7 @@ def checkpoint_file(path: str | Path) -> Path:
     if not path.is_dir():
         if not path.is_file():
             raise UserError(
-                f"{path}: found no such file, expected a checkpoint (.pt) or the folder of a run{_of_a_hub(path)}"
+                f"{path}: found no such file, expected a checkpoint (.pt) or the folder of a run{_not_here(path)}"
             )
         return path
 
@@ -49,18 +52,22 @@ def best_of(run: str | Path) -> Path:
 
 
 def existing(path: str | Path) -> Path:
-    """The path of weights; UserError if nothing is there, with advice if the path looks like a name on a hub."""
+    """The path of weights; UserError if nothing is there, with advice on an address or a name on a hub."""
     path = Path(path)
     if path.exists():
         return path
-    raise UserError(f"{path}: found no such file or folder, expected weights{_of_a_hub(path)}")
+    raise UserError(f"{path}: found no such file or folder, expected weights{_not_here(path)}")
 
 
-def _of_a_hub(path: Path) -> str:
-    """What to do with `owner/name`, the form of names on a hub of weights; empty for other paths."""
-    if not re.fullmatch(r"[\w-]+/[\w.-]+", str(path)) or path.parent.exists():
-        return ""
-    return f"; nothing is downloaded here: hf download {path} --local-dir {path.name}, then give that folder"
+def _not_here(path: Path) -> str:
+    """What to do with an address, or with `owner/name`, as names on a hub of weights are; empty for other paths."""
+    name = re.sub(HUB, "", str(path))
+    if re.fullmatch(r"[\w-]+/[\w.-]+", name) and (name != str(path) or not path.parent.exists()):
+        folder = Path(name).name
+        return f"; nothing is downloaded here: hf download {name} --local-dir {folder}, then give that folder"
+    if re.match(ADDRESS, name):
+        return "; nothing is downloaded here: download it, then give the file"
+    return ""
 
 
 def stands_somewhere(folder: Path) -> bool:

@@ -7,14 +7,19 @@ instructions of the pickle are read first, without building anything.
 
 import io
 import pickletools
+import re
 import warnings
 import zipfile
 from collections.abc import Sequence
 from math import prod
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
 import torch
+
+from data.errors import printable
+from data.stand_ins import stand_in
 
 ZIP = b"PK\x03\x04"  # how the files of torch.save begin; torch tells them from older ones by this
 LONGEST = 2**26  # bytes of a pickle, which holds names and sizes; the tensors' numbers are stored outside it
@@ -29,22 +34,30 @@ TENSORS = ("torch._utils._rebuild_tensor", "torch._utils._rebuild_qtensor")  # a
 COSTLESS = ("torch.device", "torch._utils._rebuild_meta_tensor_no_storage", "torch._utils._rebuild_wrapper_subclass")
 
 
-class Oversized(ValueError):
-    """The file asks for more than it has; callers put its place before the message."""
+class Refused(ValueError):
+    """The file is none of torch's, asks for more than it has or carries code; callers put its place before this."""
 
 
 def load_torch_file(path: Path, allowed: Sequence[type | tuple[type, str]] = (), held: bool = False) -> Any:
     """What a torch file holds: tensors, plain values and objects of the `allowed` classes, on the CPU.
 
     allowed: classes, or pairs of a class and the name that the file has for it. held: `check_sizes` has passed the file
-    before. Raises Oversized if the file declares more than it has, and torch's own errors for a file that is damaged or
-    not torch's.
+    before. Raises Refused if the file declares more than it has, names other classes, or is a page or a pointer; and
+    torch's own errors for a file that is damaged.
     """
     if not held:
         check_sizes(path)
     with torch.serialization.safe_globals(list(allowed)), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about what torch finds odd: the file is either read or refused
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_archive(path))
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_archive(path))
+        except UnpicklingError as error:
+            if code := re.search(r"GLOBAL (\S+)", str(error)):
+                raise Refused(
+                    f"found a pickle that carries code ({printable(code[1])}), expected tensors and plain values; ask "
+                    "for its state_dict alone, as safetensors"
+                ) from None
+            raise
 
 
 def _is_archive(path: Path) -> bool:
@@ -54,13 +67,16 @@ def _is_archive(path: Path) -> bool:
 
 
 def check_sizes(path: Path) -> None:
-    """Oversized where the file declares more than it has."""
+    """Refused where the file declares more than it has."""
     size = path.stat().st_size
     if _is_archive(path):
         _check_archive(path, size)
         return
     with path.open("rb") as file:
-        older = io.BytesIO(file.read(LONGEST))
+        start = file.read(LONGEST)
+    if instead := stand_in(start):
+        raise Refused(f"found {instead}, expected a torch file")
+    older = io.BytesIO(start)
 
     # a file of torch before 1.6: the content, and then the numbers of its storages
     for _ in range(OLDER_HEADS):
@@ -77,12 +93,12 @@ def _check_archive(path: Path, size: int) -> None:
         if len(pickles) != 1:
             raise ValueError(f"found {len(pickles)} pickles, expected the one of torch.save")
         if any(member.compress_type != zipfile.ZIP_STORED for member in members):
-            raise Oversized("found compressed tensors, expected them as torch.save writes them")
+            raise Refused("found compressed tensors, expected them as torch.save writes them")
         if sum(member.file_size for member in members) > size:
-            raise Oversized(f"found members of more bytes than the file's {size:,}, expected a whole archive")
+            raise Refused(f"found members of more bytes than the file's {size:,}, expected a whole archive")
 
         if pickles[0].file_size > LONGEST:
-            raise Oversized(f"found names and sizes of {pickles[0].file_size:,} bytes, expected at most {LONGEST:,}")
+            raise Refused(f"found names and sizes of {pickles[0].file_size:,} bytes, expected at most {LONGEST:,}")
         folder = pickles[0].filename.removesuffix("data.pkl") + "data/"
         records = {
             member.filename.removeprefix(folder): member.file_size
@@ -121,12 +137,12 @@ class _Declared:
         self.largest = 1  # largest product of the numbers that a class is called with
 
     def check(self, size: int) -> None:
-        """Oversized where a file of `size` bytes cannot have what it asks for."""
+        """Refused where a file of `size` bytes cannot have what it asks for."""
         asked = max(sum(self.storages.values()), self.largest)
         if asked > size:
-            raise Oversized(f"found {size:,} bytes that ask for {asked:,}, expected a whole file")
+            raise Refused(f"found {size:,} bytes that ask for {asked:,}, expected a whole file")
         if self.tensors > OFTEN * size + SMALL:
-            raise Oversized(f"found {size:,} bytes that spread over {self.tensors:,}, expected a number for each place")
+            raise Refused(f"found {size:,} bytes that spread over {self.tensors:,}, expected a number for each place")
 
     def follow(self, file: io.BytesIO) -> None:
         stack: list[Any] = []
@@ -189,7 +205,7 @@ class _Declared:
         item = ITEM_SIZES.get(kind_name, 1)
         size = count * item
         if self.records and size > self.records.get(key, 0):
-            raise Oversized(f"found a storage of {size:,} bytes in {self.records.get(key, 0):,}, expected all of them")
+            raise Refused(f"found a storage of {size:,} bytes in {self.records.get(key, 0):,}, expected all of them")
         self.storages[key] = max(size, self.storages.get(key, 0))
         return _Storage(size, item)
 
@@ -230,4 +246,4 @@ def _expect_name(key: Any) -> None:
     """Names are texts and numbers: hashing a tuple in a tuple in a … would crash the process."""
     parts = key if isinstance(key, tuple) else (key,)
     if any(isinstance(part, tuple) for part in parts):
-        raise Oversized("found tuples in each other for a name, expected texts and numbers")
+        raise Refused("found tuples in each other for a name, expected texts and numbers")

@@ -2,7 +2,6 @@
 
 import argparse
 import hashlib
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,9 @@ from torch import Tensor
 
 from data.errors import UserError, printable
 from data.plain_values import read_json_values
+from data.stand_ins import ENOUGH, stand_in
 from mae.engine.digests import bits_of
-from mae.engine.torch_files import Oversized, load_torch_file
+from mae.engine.torch_files import Refused, load_torch_file
 
 
 class NumpyValue:
@@ -34,6 +34,8 @@ OF_NUMPY: list[tuple[type, str]] = [
     for name in ("dtype", "ndarray", f"{core}.multiarray.scalar", f"{core}.multiarray._reconstruct")
 ]
 NAMES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+SETTINGS = "config.json"
+DESCRIBED_BY = {"model_type", "pretrained_cfg"}  # of a transformers' folder, and of timm's
 
 
 def leads_out(path: Path) -> bool:
@@ -57,7 +59,9 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except Exception:  # a stranger's file can make its reader raise many things
-        raise UserError(f"{path}: found a truncated or damaged file, expected safetensors") from None
+        with path.open("rb") as file:
+            instead = stand_in(file.read(ENOUGH))
+        raise UserError(f"{path}: found {instead or 'a truncated or damaged file'}, expected safetensors") from None
 
 
 def is_safetensors(path: Path) -> bool:
@@ -75,24 +79,34 @@ def read_pickle(path: Path, allowed: Sequence[type] = ()) -> Any:
     """
     try:
         return load_torch_file(path, [*allowed, *OF_NUMPY])
-    except Oversized as odd:
+    except Refused as odd:
         raise UserError(f"{path}: {odd}") from None
-    except Exception as error:  # likewise
-        if code := re.search(r"GLOBAL (\S+)", str(error)):
-            raise UserError(
-                f"{path}: found a pickle that carries code ({printable(code[1])}), expected tensors and plain values"
-            ) from None
+    except Exception:  # likewise
         raise UserError(
             f"{path}: found an unreadable file, expected weights (safetensors, or a torch file of tensors)"
         ) from None
 
 
-def read_folder(folder: Path) -> Any:
-    """What a folder in Hugging Face's layout holds: one file's content, or the tensors of several with an index."""
+def described_in(path: Path) -> Path | None:
+    """The folder whose config.json describes the weights at a path: itself, or the one that a file of its lies in."""
+    if path.is_dir():
+        return path
+    config = path.parent / SETTINGS
+    if path.name not in (*NAMES, SETTINGS) or not config.is_file():
+        return None
+    return path.parent if DESCRIBED_BY & read_json(config).keys() else None
+
+
+def read_folder(path: Path) -> Any:
+    """What a folder in Hugging Face's layout holds: one file's content, or the tensors of several with an index.
+
+    The path of one of its files, instead of the folder's, says which weights are meant if there are several.
+    """
+    folder = path if path.is_dir() else path.parent
     there = [folder / name for name in NAMES if (folder / name).is_file()]
     if not there:
         raise UserError(f"{folder}: found no weights, expected {NAMES[0]} or {NAMES[2]}")
-    found = there[0]
+    found = path if path in there else there[0]
     _expect_own(found)
     if found.suffix != ".json":
         return read_weights(found)

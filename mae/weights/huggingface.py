@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import UserError, printable
-from mae.weights.files import read_folder, read_json, read_weights
+from mae.weights.files import SETTINGS, described_in, read_folder, read_json, read_weights
 from mae.weights.layouts import NO_BIASES
 from mae.weights.licenses import license_of
 from mae.weights.source import Facts, Source, Target, as_levels, make_source
@@ -23,15 +23,16 @@ def huggingface_source(source: str | Path | Mapping[str, Any], target: Target) -
     if isinstance(source, Mapping):
         return of_huggingface(state_dict_of(source, "state dict", ["huggingface"]), target)
     path = Path(source)
-    if path.is_file():
+    folder = described_in(path)
+    if folder is None:
         return of_huggingface(state_dict_of(read_weights(path), str(path), ["huggingface"]), target)
-    if not (path / "config.json").is_file():
+    if not (folder / SETTINGS).is_file():
         raise UserError(f"{path}: found no config.json, expected a folder of Hugging Face's layout")
 
-    config = read_json(path / "config.json")
+    config = read_json(folder / SETTINGS)
     found = state_dict_of(read_folder(path), str(path), ["huggingface"])
-    facts = replace(_facts(config, path / "config.json"), license=license_of(path))
-    facts = replace(facts, **preprocessing_of(path / "preprocessor_config.json"))
+    facts = replace(_facts(config, folder / SETTINGS), license=license_of(folder))
+    facts = replace(facts, **preprocessing_of(folder / "preprocessor_config.json"))
     made = make_source(found, target, facts)
     _check_against(made, config)
     return made
@@ -48,7 +49,7 @@ def _facts(config: dict[str, Any], place: Path) -> Facts:
         if name not in config:
             raise UserError(f"{place}: found no {name}, expected the config.json of a ViTMAE or ViT")
     for name in NUMBERS:
-        _expect_numbers(config, name, place)
+        expect_numbers(config, name, place)
     for name in ("norm_pix_loss", "qkv_bias"):
         _expect_truth(config, name, place)
     activation = config.get("hidden_act", "gelu")
@@ -65,11 +66,13 @@ def _facts(config: dict[str, Any], place: Path) -> Facts:
     )
 
 
-def _expect_numbers(config: Mapping[str, Any], name: str, place: Path) -> None:
+def expect_numbers(config: Mapping[str, Any], name: str, place: Path) -> None:
     """UserError if the setting is there and not a number above 0 of its kind; an image size may have two."""
     values = config.get(name, 1)
     kind = (int, float) if name == "layer_norm_eps" else (int,)
-    several = values if isinstance(values, list) and name == "image_size" and len(values) == 2 else [values]
+    several = (
+        values if isinstance(values, list) and name in ("image_size", "img_size") and len(values) == 2 else [values]
+    )
     for value in several:
         if not isinstance(value, kind) or isinstance(value, bool) or not 0 < value < LARGEST:
             raise UserError(f"{place}: found {name} {_shown(values)}, expected a number above 0")
@@ -89,9 +92,8 @@ def preprocessing_of(path: Path) -> dict[str, Any]:
     config = read_json(path) if path.is_file() else {}
     for name in ("do_normalize", "do_rescale"):
         _expect_truth(config, name, path)
-    if config.get("do_normalize") is False:
-        return {"pixel_mean": 0.0, "pixel_std": 1.0}
-    if "image_mean" not in config or "image_std" not in config:
+    as_they_are = config.get("do_normalize") is False
+    if not as_they_are and ("image_mean" not in config or "image_std" not in config):
         return {}
 
     white = 255.0  # in the units of mean and deviation
@@ -100,6 +102,8 @@ def preprocessing_of(path: Path) -> dict[str, Any]:
         if isinstance(factor, tuple) or factor <= 0:
             raise UserError(f"{path}: found rescale_factor {_shown(factor)}, expected a number above 0")
         white *= factor
+    if as_they_are:
+        return {"pixel_mean": 0.0, "pixel_std": 1 / white}
     return {f"pixel_{name}": as_levels(config[f"image_{name}"], white, path) for name in ("mean", "std")}
 
 

@@ -101,6 +101,12 @@ TO_OURS = {
     program: {theirs: ours for layout in layouts for ours, theirs in layout.items()}
     for program, layouts in {"timm": [TIMM], "huggingface": [HUGGINGFACE, HUGGINGFACE_5, HUGGINGFACE_MODULES]}.items()
 }
+# tensors of a ViT that no table has: each belongs to a module that changes what is computed
+IN_A_VIT = re.compile(
+    r"blocks\.|patch_embed\.|vit\.(encoder|layers?)\.|vit\.embeddings\.(?!mask_token)"
+    r"|(vit\.)?(norm_pre|pre_norm|ln_pre|embed_norm)\.|(vit\.)?(reg_|regist|dist_|prompt|rope|rotary|rel_pos|relative_pos)"
+)
+IN_A_DECODERS_BLOCK = re.compile(r"(decoder_blocks|decoder\.decoder_layers|decoder\.decoder_encoder\.layer)\.(?=\d+\.)")
 NO_BIASES = "has no biases: zeros, the same"
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -154,7 +160,7 @@ def translate(tensors: Mapping[str, Tensor], program: str, place: str) -> Transl
     found = _under_our_names(tensors, program, place)
     if not any(name.startswith("decoder.") for name in found.weights.keys() - {"decoder.mask_token"}):
         found = found.without_decoder()  # a stray mask token is no decoder
-    _check_is_a_vit(found, place)
+    _check_is_a_vit(found, tensors, place)
 
     # then the layout of the tensors
     _make_float(found)
@@ -171,6 +177,8 @@ def _under_our_names(tensors: Mapping[str, Tensor], program: str, place: str) ->
     unexpected = []
     for name, tensor in tensors.items():
         ours = rename(name, TO_OURS[program])
+        if ours is None and IN_A_DECODERS_BLOCK.match(name):  # of a decoder that computes something else
+            ours = IN_A_DECODERS_BLOCK.sub("decoder.blocks.", name, count=1)
         if ours is None or (ours in weights and torch.equal(tensor, weights[ours])):
             unexpected.append(name)  # the latter: a duplicate under another version's name
             continue
@@ -214,16 +222,26 @@ def _make_float(found: Translation) -> None:
             found.note(name, f"{tensor.dtype} → float32".replace("torch.", ""))
 
 
-def _check_is_a_vit(found: Translation, place: str) -> None:
+def _check_is_a_vit(found: Translation, tensors: Mapping[str, Tensor], place: str) -> None:
     """UserError if this is no plain ViT: features would be wrong, whatever the report said."""
     weights = found.weights
-    _check_tokens(weights, "encoder", len(weights["encoder.embed.weight"]), place)
+    width = len(weights["encoder.embed.weight"])
+    _check_tokens(weights, "encoder", width, place)
     if any(name.startswith("decoder.") for name in weights):
-        width = weights["decoder.embed.bias"].numel() if "decoder.embed.bias" in weights else 0
-        _check_tokens(weights, "decoder", width, place)
+        decoder_width = weights["decoder.embed.bias"].numel() if "decoder.embed.bias" in weights else 0
+        _check_tokens(weights, "decoder", decoder_width, place)
     for name in found.unexpected:
-        if re.match(r"blocks\.|norm_pre\.|dist_|reg_|vit\.(encoder\.)?layers?\.|vit\.embeddings\.(dist|reg)", name):
+        if IN_A_VIT.match(name) or _may_be_tokens(name, tensors[name], width):
             raise UserError(f"{place}: found {name}, expected a plain Vision Transformer, which has none")
+
+
+def _may_be_tokens(name: str, tensor: Tensor, width: int) -> bool:
+    """Whether a ViT's own tensor, of no module inside it, has the form of tokens or positions, whatever its name.
+
+    Registers and prompts have many names. Tokens that stand for hidden patches are not used without a mask.
+    """
+    is_its_own = "." not in name.removeprefix("vit.")
+    return is_its_own and "mask" not in name and tensor.ndim > 1 and tensor.shape[-1] == width
 
 
 def _check_tokens(weights: Mapping[str, Tensor], room: str, width: int, place: str) -> None:

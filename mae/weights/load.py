@@ -32,20 +32,20 @@ def load_huggingface(source: str | Path | Mapping[str, Tensor], say: Say = print
     """
     target = Target(**wishes)
     source = source if isinstance(source, Mapping) else existing(source)
-    return convert(checked(huggingface_source(source, target)), target, say)
+    return convert(checked(huggingface_source(source, target), target), target, say)
 
 
 def load_facebook(path: str | Path, say: Say = print, **wishes: Any) -> MaskedAutoencoder:
     """A `.pth` of facebookresearch/mae, of pretraining (with or without decoder) or fine-tuning; else as above."""
     target = Target(**wishes)
-    return convert(checked(facebook_source(existing(path), target)), target, say)
+    return convert(checked(facebook_source(existing(path), target), target), target, say)
 
 
 def load_timm(source: str | Path | Mapping[str, Tensor], say: Say = print, **wishes: Any) -> MaskedAutoencoder:
     """A timm ViT's state dict (.pth, .bin, .safetensors, in memory) or folder; the decoder is fresh; else as above."""
     target = Target(**wishes)
     source = source if isinstance(source, Mapping) else existing(source)
-    return convert(checked(timm_source(source, target)), target, say)
+    return convert(checked(timm_source(source, target), target), target, say)
 
 
 def convert(source: Source, target: Target, say: Say = print) -> MaskedAutoencoder:
@@ -62,22 +62,34 @@ def convert(source: Source, target: Target, say: Say = print) -> MaskedAutoencod
 # ---------------------------------------------------------------- steps of a conversion
 
 
-def checked(source: Source) -> Source:
-    """The source; UserError unless its tensors are all those of its model."""
+def checked(source: Source, target: Target) -> Source:
+    """The source, as far as the target uses it; UserError unless its tensors are all those of its model."""
+    source = _kept(source, target)
     with torch.device("meta"):
         wanted = build_mae(**model_arguments(source, Target())).state_dict()
     weights = source.found.weights
     for name, tensor in weights.items():
         if name not in wanted or wanted[name].shape != tensor.shape:
             expected = tuple(wanted[name].shape) if name in wanted else "none"
-            raise UserError(f"{source.place}: found {name} {tuple(tensor.shape)}, expected {expected}")
+            found = f"found {name} {tuple(tensor.shape)}, expected {expected}"
+            raise UserError(f"{source.place}: {found}{_way_round(name, source)}")
 
     # a decoder may be missing as a whole
     for name in sorted(wanted.keys() - weights.keys() - {*STATISTICS}):
         if source.decoder is not None or not name.startswith("decoder."):
-            raise UserError(f"{source.place}: found no tensor for {name}, expected all of encoder and, if any, decoder")
+            found = f"found no tensor for {name}, expected all of encoder and, if any, decoder"
+            raise UserError(f"{source.place}: {found}{_way_round(name, source)}")
     expect_finite(weights, source.place)
     return source
+
+
+def _way_round(name: str, source: Source) -> str:
+    """What to do about a decoder that is none of ours: the encoder beside it may be a good one."""
+    if not name.startswith("decoder."):
+        return ""
+    return (
+        f"; to use its encoder alone, give another model.decoder_depth than its {source.decoder_sizes['decoder_depth']}"
+    )
 
 
 def _kept(source: Source, target: Target) -> Source:

@@ -11,11 +11,11 @@ from mae.engine.distributed import is_main
 from mae.engine.optim import seeded
 from mae.model import NORM_PIXEL_LOSS, PRESETS
 from mae.settings import MAEConfig, ModelSettings
-from mae.weights.files import digest, read_facebook, read_json
+from mae.weights.files import SETTINGS, described_in, digest, read_facebook, read_json
 from mae.weights.huggingface import huggingface_source, of_huggingface
 from mae.weights.load import Say, checked, convert, model_arguments
 from mae.weights.source import Levels, Source, Target, own_source, same_levels
-from mae.weights.state_dicts import holds_a_model, state_dict_of
+from mae.weights.state_dicts import state_dict_of
 from mae.weights.timm import is_of_facebook, of_facebook, of_timm, timm_source
 
 Kind = TypeVar("Kind", bound=MAEConfig)
@@ -75,7 +75,7 @@ def _source_of(config: MAEConfig) -> tuple[Source, Target]:
         pixel_mean=mean,
         pixel_std=std,
     )
-    return checked(open_source(expand(model.init, "model.init"), target)), target
+    return checked(open_source(expand(model.init, "model.init"), target), target), target
 
 
 def _statistics_given(model: ModelSettings) -> tuple[Levels | None, Levels | None]:
@@ -94,10 +94,10 @@ def _given(model: ModelSettings, name: str) -> Any:
 def open_source(path: str | Path, target: Target) -> Source:
     """Weights of any known kind, told by content: ours, Hugging Face's, facebookresearch's, timm's."""
     path = existing(path)
-    if path.is_dir() and not (path / "config.json").is_file() and (is_run(path) or runs_in(path)):
+    if path.is_dir() and not (path / SETTINGS).is_file() and (is_run(path) or runs_in(path)):
         path = checkpoint_file(path)
-    if path.is_dir():
-        if (path / "config.json").is_file() and "pretrained_cfg" in read_json(path / "config.json"):
+    if folder := described_in(path):
+        if (folder / SETTINGS).is_file() and "pretrained_cfg" in read_json(folder / SETTINGS):
             return timm_source(path, target)
         return huggingface_source(path, target)
 
@@ -113,17 +113,16 @@ def open_source(path: str | Path, target: Target) -> Source:
 
 
 def is_foreign(path: str | Path) -> bool:
-    """Whether the path holds readable weights that are not a checkpoint of ours."""
+    """Whether the path holds what another program wrote, of whatever kind, and not a checkpoint of ours."""
     path = Path(path)
     if path.is_dir():
-        return (path / "config.json").is_file()
+        return (path / SETTINGS).is_file()
     if not path.is_file():
         return False
     try:
-        raw = read_facebook(path)
+        return described_in(path) is not None or not is_ours(read_facebook(path))
     except UserError:
         return False
-    return not is_ours(raw) and holds_a_model(raw)
 
 
 def is_ours(raw: Any) -> bool:

@@ -27,6 +27,8 @@ PREFERRED = ("state_dict", "model", "model_state_dict", "module", "teacher")
 # DataParallel, torch.compile, FSDP and activation checkpointing put these before, or into, the names of what they hold
 HOLDERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 
+_ALONE = "; save the one that is meant in a file of its own"
+
 
 @dataclass(frozen=True)
 class StateDict:
@@ -85,11 +87,6 @@ def _state_dict(raw: Any, place: str, landmarks: Mapping[str, str], kind: str) -
     )
 
 
-def holds_a_model(raw: Any) -> bool:
-    """Whether another program's Vision Transformer is in what a file holds."""
-    return any(_has_landmark(found, LANDMARKS.values()) for found in _mappings(raw, LANDMARKS.values()))
-
-
 def holds_a_resnet(raw: Any) -> bool:
     """Whether another program's ResNet is in what a file holds."""
     return any(_has_landmark(found, RESNET_LANDMARKS.values()) for found in _mappings(raw, RESNET_LANDMARKS.values()))
@@ -135,7 +132,7 @@ def _the_one(raw: Any, place: str, landmarks: Collection[str], kind: str) -> _Fo
         raise UserError(f"{place}: found no {wanted}, expected the state dict of one {kind}")
     if len(models) > 1 and _preference(models[0]) == _preference(models[1]):
         names = ", ".join(sorted(".".join(found.path) for found in models))
-        raise UserError(f"{place}: found {len(models)} models ({names}), expected the state dict of one {kind}")
+        raise UserError(f"{place}: found {len(models)} models ({names}), expected the state dict of one {kind}{_ALONE}")
     return models[0]
 
 
@@ -187,7 +184,9 @@ def _own_names(
     ]
     if len(places) != 1:
         prefixes = ", ".join(sorted(prefix for _, prefix in places))
-        raise UserError(f"{place}: found {len(places)} models ({prefixes}), expected the state dict of one {kind}")
+        raise UserError(
+            f"{place}: found {len(places)} models ({prefixes}), expected the state dict of one {kind}{_ALONE}"
+        )
     [(program, prefix)] = places
     if program != "huggingface":
         return program, {bare.removeprefix(prefix): old for bare, old in plain.items() if bare.startswith(prefix)}

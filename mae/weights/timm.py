@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from data.errors import UserError
-from mae.weights.files import read_facebook, read_folder, read_json, read_weights
+from data.errors import UserError, printable
+from mae.weights.files import SETTINGS, described_in, read_facebook, read_folder, read_json, read_weights
+from mae.weights.huggingface import expect_numbers
 from mae.weights.licenses import license_of
 from mae.weights.source import Facts, Source, Target, as_levels, fitting_grids, make_source
 from mae.weights.state_dicts import StateDict, state_dict_of
@@ -28,10 +29,11 @@ def timm_source(source: str | Path | Mapping[str, Any], target: Target) -> Sourc
     if isinstance(source, Mapping):
         return of_timm(state_dict_of(source, "state dict", ["timm"]), target)
     path = Path(source)
-    if path.is_file():
+    folder = described_in(path)
+    if folder is None:
         return of_timm(state_dict_of(read_weights(path), str(path), ["timm"]), target)
     found = state_dict_of(read_folder(path), str(path), ["timm"])
-    return of_timm(found, target, _facts_of_folder(path))
+    return of_timm(found, target, _facts_of_folder(folder))
 
 
 def of_facebook(found: StateDict, target: Target) -> Source:
@@ -53,7 +55,7 @@ def is_of_facebook(found: StateDict) -> bool:
 
 def _facts_of_folder(folder: Path) -> Facts:
     """timm's facts, with the folder's licence and the statistics that its images were standardised by."""
-    config = read_json(folder / "config.json")
+    config = read_json(folder / SETTINGS)
     trained = config.get("pretrained_cfg")
     if not isinstance(trained, dict):
         raise UserError(f"{folder}: found no settings for pretrained_cfg in config.json, expected those of timm")
@@ -61,10 +63,28 @@ def _facts_of_folder(folder: Path) -> Facts:
     for name in ("mean", "std"):
         if name in trained:
             statistics[f"pixel_{name}"] = as_levels(trained[name], 1, folder)
+    return replace(TIMM_FACTS, license=license_of(folder), **statistics, **_arguments_of(config, folder))
+
+
+def _arguments_of(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """What the arguments that its model was built with say, and no tensor shows."""
     arguments = config.get("model_args")
-    without = arguments.get("no_embed_class") if isinstance(arguments, dict) else None
-    class_position = not without if isinstance(without, bool) else None
-    return replace(TIMM_FACTS, license=license_of(folder), class_position=class_position, **statistics)
+    if not isinstance(arguments, dict):
+        return {}
+    activation = arguments.get("act_layer")
+    if activation not in (None, "gelu"):
+        raise UserError(f"{folder / SETTINGS}: found act_layer {printable(activation)}, expected gelu")
+
+    given = {name: value for name, value in arguments.items() if value is not None}
+    for name in ("num_heads", "img_size"):
+        expect_numbers(given, name, folder / SETTINGS)
+    size = given.get("img_size")
+    without = given.get("no_embed_class")
+    return {
+        "heads": given.get("num_heads"),
+        "image_size": size if isinstance(size, list) else None,  # positions of a square show their grid themselves
+        "class_position": not without if isinstance(without, bool) else None,
+    }
 
 
 def _of_either(found: StateDict, target: Target, facts: Facts) -> Source:

@@ -21,6 +21,7 @@ USED_BY_ALL = {
     "data.environment",
     "data.signals",
     "data.locks",
+    "data.stand_ins",
     "data.folders",
     "data.config",
     "data.settings",

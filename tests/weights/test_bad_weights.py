@@ -2,12 +2,24 @@
 
 import argparse
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from code_carrier import Code
-from foreign_weights import HEADS, edit_json, folder_of, quiet, reference_file, timm_weights, tiny
+from foreign_weights import (
+    HEADS,
+    WIDTH,
+    edit_json,
+    folder_of,
+    quiet,
+    reference_file,
+    same,
+    timm_weights,
+    tiny,
+    with_decoder,
+)
 from safetensors.torch import load_file, save_file
 from tiny_world import call
 
@@ -114,6 +126,9 @@ def test_a_bad_folder_is_one_clear_line(what, said, tmp_path):
         "model.norm_eps=1e-5": "found norm_eps 1e-06, expected 1e-05 by model.norm_eps",
         "data.image_size=14": "model.patch_size: found 4, expected a divisor of the image size",
         "model.init=facebook/vit-mae-base": "nothing is downloaded here: hf download facebook/vit-mae-base",
+        "model.init=hf-hub:timm/vit.mae": "nothing is downloaded here: hf download timm/vit.mae --local-dir vit.mae",
+        "model.init=https://huggingface.co/a/b": "nothing is downloaded here: hf download a/b --local-dir b",
+        "model.init=https://dl.fbaipublicfiles.com/mae/m.pth": "nothing is downloaded here: download it, then give",
         "model.init=${NO_SUCH_PLACE}": "${NO_SUCH_PLACE} is not set",
     }.items(),
 )
@@ -141,6 +156,88 @@ def test_what_is_no_plain_vit_is_refused(name, said):
     with pytest.raises(UserError) as error:
         load_timm(timm_weights() | {name: torch.ones(1)}, say=quiet, heads=HEADS)
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("register_tokens", "storage_tokens", "prompt_embeddings", "cls_pos_embed", "view_embed"),
+        *("patch_embed.norm.weight", "ln_pre.weight", "rope.freqs", "rel_pos_bias.relative_position_bias_table"),
+    ],
+)
+def test_what_changes_the_tokens_is_refused_whatever_its_name(name, tmp_path):
+    with pytest.raises(UserError, match=f"found {re.escape(name)}, expected a plain Vision Transformer"):
+        load_timm(timm_weights() | {name: torch.ones(1, 4, WIDTH)}, say=quiet, heads=HEADS)
+
+
+@pytest.mark.parametrize("name", ["embeddings.text_embeddings.weight", "embeddings.detection_tokens"])
+def test_what_a_vits_embeddings_add_is_refused(name, tmp_path):
+    folder = folder_of(tiny(), tmp_path / "weights")
+    save_file(load_file(folder / "model.safetensors") | {f"vit.{name}": torch.ones(4, WIDTH)}, folder / "more")
+    (folder / "more").rename(folder / "model.safetensors")
+    with pytest.raises(UserError, match=f"found vit.{name}, expected a plain Vision Transformer"):
+        load_huggingface(folder, say=quiet)
+
+
+def test_heads_queues_and_mask_tokens_of_other_trainings_are_no_hindrance():
+    others = {"masked_embed": (1, WIDTH), "queue": (WIDTH, 64), "pre_logits.fc.weight": (4, WIDTH), "logit_scale": ()}
+    weights = timm_weights() | {name: torch.ones(shape) for name, shape in others.items()}
+    report = load_timm(weights, say=quiet, heads=HEADS).report
+    assert {*others} < {*report.unexpected}
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "said"),
+    [
+        ("decoder_blocks.0.ls1.gamma", (8,), r"found decoder.blocks.0.ls1.gamma \(8,\), expected none"),
+        ("decoder_blocks.0.cross_attn.q.weight", (8, 8), "found decoder.blocks.0.cross_attn.q.weight"),
+        # MRM's decoder predicts images of twice the side
+        ("decoder_pred.weight", (4 * 48, 8), r"found decoder.predict.weight \(192, 8\), expected \(48, 8\)"),
+    ],
+)
+def test_a_decoder_of_another_kind_is_refused_and_its_encoder_alone_can_be_used(name, shape, said, tmp_path):
+    weights = with_decoder(timm_weights())
+    path = reference_file(tmp_path / "mae.pth", weights | {name: torch.ones(shape)})
+    wishes = {"say": quiet, "heads": HEADS, "decoder_heads": 2}
+    with pytest.raises(UserError, match=said + ".*another model.decoder_depth than its 1"):
+        load_facebook(path, **wishes)
+
+    encoder = load_facebook(path, decoder_depth=2, **wishes).encoder
+    plain = load_facebook(reference_file(tmp_path / "plain.pth", weights), **wishes).encoder
+    assert same(encoder, plain)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    {
+        "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 447000000\n": "a git-lfs pointer",
+        "<!DOCTYPE html><html>Sign in</html>": "an HTML page",
+    }.items(),
+)
+@pytest.mark.parametrize("name", ["mae.pth", "mae.safetensors"])
+def test_what_lies_in_the_place_of_weights_is_named(name, content, said, world, tmp_path):
+    (tmp_path / name).write_text(content)
+    for words in (["--checkpoint", tmp_path / name], [f"model.init={tmp_path / name}"]):
+        outcome = call(mae_finetune, "--config", world.config, *words, f"run={tmp_path}/run")
+        assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+        assert f"{name}: found {said}" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("change", "content", "said"),
+    [
+        ([], {"conv_proj.weight": torch.ones(2)}, "found no patch_embed.proj.weight"),
+        ([], [timm_weights()], "found no state dict"),
+        ([], {"state_dict": timm_weights(), "place": Path("runs")}, "carries code (pathlib."),
+        (["finetune.model=resnet18"], timm_weights(), "found no layer1.0.conv1.weight"),
+    ],
+)
+def test_a_given_checkpoint_is_read_or_its_own_fault_is_said(change, content, said, world, tmp_path):
+    torch.save(content, tmp_path / "weights.pt")
+    words = ["--checkpoint", tmp_path / "weights.pt", *change, f"run={tmp_path}/run"]
+    outcome = call(mae_finetune, "--config", world.config, *words)
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+    assert said in outcome.err
 
 
 def test_foreign_weights_need_a_config_for_the_data(tmp_path):

@@ -69,6 +69,22 @@ def test_bin_and_shards_are_read_as_one_safetensors_file_is(tmp_path):
     assert same(whole, load_huggingface(tensors, quiet, heads=3, decoder_heads=2, pixel_mean=0.5, pixel_std=0.25))
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "config.json"])
+def test_a_file_of_a_folder_is_what_the_folder_says_of_it(name, tmp_path):
+    folder = folder_of(tiny(norm_eps=1e-4, pixel_mean=(0.1, 0.2, 0.3), pixel_std=0.7), tmp_path / "weights", "mit")
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    whole = load_huggingface(folder, say=quiet)
+    one = load_huggingface(folder / name, say=quiet)
+    assert same(one, whole)
+    assert (one.encoder.norm.eps, one.report.license, one.report.assumed) == (1e-4, "mit", ())
+
+
+def test_a_config_of_something_else_says_nothing_of_the_file_beside_it(tmp_path):
+    folder = folder_of(tiny(), tmp_path / "weights")
+    (folder / "config.json").write_text('{"lr": 0.1}')
+    assert load_huggingface(folder / "model.safetensors", say=quiet, heads=3, decoder_heads=2).report.assumed
+
+
 def test_a_cross_decoder_is_left_out_and_said(tmp_path):
     said = []
     save_huggingface(tiny(decoder="cross"), tmp_path, say=said.append)

@@ -28,7 +28,7 @@ from data.errors import UserError
 from mae.engine.checkpoint import load_checkpoint, load_weights
 from mae.model import mae_from
 from mae.pretrain import pretrain
-from mae.weights import load_facebook, resolve, starting_point
+from mae.weights import load_facebook, load_huggingface, resolve, starting_point
 from mae.weights.source import IMAGENET
 
 HEADS_OF_BOTH = {"model.heads": HEADS, "model.decoder_heads": 2}
@@ -98,6 +98,22 @@ def test_predictions_are_in_the_units_that_the_config_says(tmp_path):
         three = colour(colour.encoder.standardize(images), 0.5, noise).pred.unflatten(2, (-1, 3))  # b m p·p c
         one = folded(folded.encoder.standardize(images), 0.5, noise).pred  # b m p·p
     torch.testing.assert_close(one, three.mean(-1), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("said", "std"),
+    [
+        ({"do_normalize": False}, 1.0),
+        ({"do_normalize": False, "do_rescale": False}, 1 / 255),
+        ({"do_normalize": False, "rescale_factor": 1 / 127.5}, 0.5),
+    ],
+)
+def test_pixels_that_are_not_normalised_have_the_scale_that_their_folder_says(said, std, tmp_path):
+    folder = folder_of(tiny(), tmp_path / "weights")
+    edit_json(folder / "preprocessor_config.json", **said)
+    model = load_huggingface(folder, say=quiet)
+    assert not model.encoder.mean.any()
+    torch.testing.assert_close(model.encoder.std.flatten(), torch.full((3,), std))
 
 
 def test_what_a_file_says_is_not_said_otherwise(tmp_path):

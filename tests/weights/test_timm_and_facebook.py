@@ -142,6 +142,23 @@ def test_a_timm_folder_brings_its_statistics_and_licence(tmp_path):
     assert start.meta["license"] == "apache-2.0"
 
 
+def test_a_timm_folder_says_what_no_tensor_shows(tmp_path):
+    def load(**arguments):
+        settings = {"architecture": "vit", "pretrained_cfg": {}, "model_args": arguments}
+        (tmp_path / "config.json").write_text(json.dumps(settings))
+        return load_timm(tmp_path, say=quiet)
+
+    save_file(timm_weights(grid=4), tmp_path / "model.safetensors")
+    model = load(num_heads=4, img_size=[8, 32], act_layer=None)
+    assert (model.encoder.blocks[0].attention.heads, model.encoder.grid) == (4, (2, 8))
+    for arguments, said in (
+        ({"num_heads": 4, "act_layer": "quick_gelu"}, "found act_layer quick_gelu, expected gelu"),
+        ({"num_heads": "four"}, 'found num_heads "four", expected a number above 0'),
+    ):
+        with pytest.raises(UserError, match=said):
+            load(**arguments)
+
+
 @pytest.mark.parametrize("positions", ["zero", "own"])
 def test_a_pretraining_file_of_the_reference_loads_with_its_decoder(positions, tmp_path):
     weights = with_decoder(timm_weights())
