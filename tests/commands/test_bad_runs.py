@@ -29,10 +29,10 @@ def test_a_checkpoint_that_is_none(world, tmp_path):
         "text.pt": "found an unreadable or foreign file, expected a checkpoint",
         "empty.pt": "found an unreadable or foreign file, expected a checkpoint",
         "torn.pt": "found an unreadable or foreign file, expected a checkpoint",
-        "module.pt": "found an unreadable or foreign file, expected a checkpoint",
+        "module.pt": "found a pickle that carries code (torch.nn.modules.linear.Linear), expected tensors",
         "archive.zip": "found an unreadable or foreign file, expected a checkpoint",
-        "foreign.pt": "found a torch file of another program, expected a checkpoint",
-        "list.pt": "found a torch file of another program, expected a checkpoint",
+        "foreign.pt": "found weights of another program, expected --config for the data",
+        "list.pt": "found weights of another program, expected --config for the data",
     }.items():
         line = mistake(finetune, "--checkpoint", tmp_path / name, f"finetune.run={tmp_path}/run", keep=tmp_path)
         assert line.startswith(f"error: {tmp_path / name}: {found}")

@@ -31,13 +31,13 @@ def test_a_run_folder_that_brings_code_is_refused_and_not_run(world: World, tmp_
     run.mkdir()
     carrier(run / "last.pt", ran)
     line = mistake(pretrain, *words, keep=tmp_path)
-    assert line.startswith(f"error: {run}/last.pt: found an unreadable or foreign file")
+    assert line.startswith(f"error: {run}/last.pt: found a pickle that carries code")
     carrier(run / "previous.pt", ran)
     outcome = call(pretrain, *words)
     warning, error = outcome.err.splitlines()
     assert outcome.code == 2
-    assert warning.startswith(f"warning: {run}/last.pt: found an unreadable or foreign file")
-    assert error.startswith(f"error: {run}/previous.pt: found an unreadable or foreign file")
+    assert warning.startswith(f"warning: {run}/last.pt: found a pickle that carries code")
+    assert error.startswith(f"error: {run}/previous.pt: found a pickle that carries code")
     assert not ran.exists()
 
 
@@ -51,7 +51,7 @@ def test_a_checkpoint_given_that_brings_code_is_refused_and_not_run(world: World
         assert str(path) in mistake(main, *words, keep=tmp_path)
     (tmp_path / "classifier").mkdir()
     carrier(tmp_path / "classifier/best.pt", tmp_path / "ran")
-    assert "best.pt: found an unreadable" in mistake(evaluate, tmp_path / "classifier", keep=tmp_path)
+    assert "best.pt: found a pickle that carries code" in mistake(evaluate, tmp_path / "classifier", keep=tmp_path)
     assert not (tmp_path / "ran").exists()
 
 

@@ -149,8 +149,9 @@ def test_a_checkpoint_that_brings_code_is_refused_and_not_run(tmp_path):
     torch.save({"format": FORMAT, "kind": "mae", "meta": Code(tmp_path / "ran")}, tmp_path / "a.pt")
     (tmp_path / "b.pt").write_bytes(pickle.dumps(Code(tmp_path / "ran")))
     torch.save(nn.Linear(2, 3), tmp_path / "c.pt")
-    for name in "abc":
-        assert "found an unreadable or foreign file, expected a checkpoint" in refusal(tmp_path / f"{name}.pt")
+    for name in "ac":
+        assert "found a pickle that carries code (" in refusal(tmp_path / f"{name}.pt")
+    assert "found an unreadable or foreign file, expected a checkpoint" in refusal(tmp_path / "b.pt")
     assert not (tmp_path / "ran").exists()
 
 
