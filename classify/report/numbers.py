@@ -5,6 +5,9 @@ import re
 
 from classify.metrics import Interval
 
+ROUNDING = 1e-9  # what is left of a difference of 0; its sign says nothing
+USUAL_LEVELS = (0.01, 0.05, 0.1)  # of tests
+
 
 def show(interval: Interval, signed: bool = False) -> str:
     """`.755 [.735, .774]`; signed: `+.012 [-.003, +.027]`; what is not known is a dash."""
@@ -16,14 +19,12 @@ def show(interval: Interval, signed: bool = False) -> str:
 
 
 def show_number(value: float | None, signed: bool = False) -> str:
-    """`.755`, `1.000`, signed `+.012`; `–` where it is not known."""
+    """`.755`, `1.000`, signed `+.012`; `–` where it is not known. `-.000` is below 0, as an interval's end may be."""
     if value is None or math.isnan(value):
         return "–"
-    text = format(round(value, 3) + 0.0, "+.3f" if signed else ".3f")  # and no -.000
+    exact = 0.0 if abs(value) < ROUNDING else value
+    text = format(exact, "+.3f" if signed else ".3f")
     return re.sub(r"^([+-]?)0\.", r"\1.", text)
-
-
-USUAL_LEVELS = (0.01, 0.05, 0.1)  # of tests
 
 
 def show_p(value: float, named: bool = False) -> str:

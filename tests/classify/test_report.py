@@ -30,7 +30,7 @@ from classify.report.facts import facts, notices
 from classify.report.figures import COLOURS, Row, svg
 from classify.report.html import first_warnings, report_html, with_names_apart
 from classify.report.mistakes import draw_mistakes, mistakes_of, strips
-from classify.report.numbers import show_p, show_share, show_threshold
+from classify.report.numbers import show_number, show_p, show_share, show_threshold
 from classify.report.operating import confusion_rows
 from classify.report.reconstructions import draw_reconstructions, panels
 from classify.report.runs import own_settings
@@ -602,6 +602,12 @@ def test_own_settings_name_what_a_row_changed(tmp_path):
 )  # fmt: skip
 def test_rounding_turns_no_threshold_share_or_p_value_into_its_end(show, value, text):
     assert show(value) == text
+
+
+def test_an_interval_that_holds_zero_shows_the_sign_of_both_ends():
+    ends = [show_number(value, signed=True) for value in (-0.0002, 0.0002, -1e-17, -0.0)]
+    assert ends == ["-.000", "+.000", "+.000", "+.000"]
+    assert show_number(-0.0002) == "-.000"
 
 
 def test_caption_counts_the_trainings_of_every_row(tmp_path):
