@@ -27,6 +27,8 @@ OWN = "phantom.json"  # marks the synthetic tree that is laid out like MIMIC-CXR
 PATHS = {
     "MIMIC-CXR": re.compile(r"(^|/)p1\d/p1\d{7}(/|$)|(^|/)mimic-cxr(-jpg)?/|(^|/)[0-9a-f]{8}(-[0-9a-f]{8}){4}(\.|/|$)"),
     "CheXpert": re.compile(r"(^|/)CheXpert-v1\.0[^/]*/|(^|/)patient\d{5}/study\d+/view\d+_(frontal|lateral)\."),
+    "BRAX": re.compile(r"(^|/)brax/1\.\d|(^|/)id_[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}/Study_[\d.]+(/|$)"),
+    "VinDr-CXR": re.compile(r"(^|/)vindr-p?cxr/", re.IGNORECASE),  # of children too; its files have digests for names
 }
 MIMIC_TABLES = re.compile(r"mimic-cxr-[\d.]+-\w[\w-]*\.csv(\.gz)?|cxr-(record|study)-list\.csv(\.gz)?")
 

@@ -178,7 +178,7 @@ class DataSettings(Settings):
     )
     credentialed: bool | None = Field(
         None,
-        description="whether images and ids must stay private; null: for MIMIC-CXR and CheXpert, however they are read",
+        description="whether images and ids must stay private; null: for MIMIC-CXR, CheXpert, BRAX and VinDr-CXR",
     )
     share: Literal["private", "group"] = Field(
         "private",

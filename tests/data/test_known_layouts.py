@@ -1,4 +1,4 @@
-"""MIMIC-CXR and CheXpert are recognised whatever source reads them, and other data are not taken for them."""
+"""MIMIC-CXR, CheXpert and others are recognised whatever source reads them, and other data are not taken for them."""
 
 import gzip
 from pathlib import Path
@@ -89,12 +89,33 @@ def test_chexpert_is_known(tmp_path):
     assert is_private("folder", tmp_path / "CheXpert-v1.0-small/valid")
 
 
+@pytest.mark.parametrize(
+    "place",
+    [
+        "images/id_0084b42f-a2f1-4bb8-9d3a-6a6a7a2d1c3e/Study_12345678.87654321/Series_1.2/image-3-4.png",
+        "brax/1.1.0/images/a.png",
+        "physionet.org/files/vindr-cxr/1.0.0/train/0005e8e3701dfb1dd93d53e2ff537b6e.dicom",
+        "VinDr-PCXR/test/a.dicom",
+    ],
+)
+def test_other_sets_of_physionet_are_known_by_folder_and_in_lists(place, tmp_path):
+    image = tmp_path / "mine" / place
+    image.parent.mkdir(parents=True)
+    image.write_bytes(b"")
+    assert is_private("images", tmp_path / "mine")
+    assert is_private("images", image.parent)
+    (tmp_path / "lists").mkdir()
+    pd.DataFrame({"path": [place], "label": [0]}).to_csv(tmp_path / "lists/list.csv", index=False)
+    assert is_private("table", tmp_path / "lists", table="list.csv")
+
+
 def test_other_data_are_not_taken_for_them(mimic, tmp_path):
     """Even where they lie beside each other."""
     (tmp_path / "CheXpert-v1.0").mkdir()
     (tmp_path / "mimic").symlink_to(mimic)
     write_table(tmp_path / "open", count=3)
     (tmp_path / "open/p1/p12").mkdir(parents=True)
+    (tmp_path / "open/id_7/Study_1").mkdir(parents=True)
     (tmp_path / "open/123e4567-e89b-12d3-a456-426614174000.png").write_bytes(b"")
     for source in ("images", "table", "folder"):
         assert not is_private(source, tmp_path / "open")
