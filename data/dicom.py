@@ -24,6 +24,7 @@ from pydicom.multival import MultiValue
 from pydicom.pixels import get_decoder, pixel_array
 from pydicom.tag import Tag
 from pydicom.uid import (
+    UID,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
@@ -170,7 +171,7 @@ def _parse_dicom(data: bytes) -> Any:
 
     pixels = _value(dataset, "PixelData")
     if pixels is None:
-        refuse(f"no {_named('PixelData')}", "an image")
+        refuse(f"no {_named('PixelData')}{_of_class(dataset)}", "an image")
     if not isinstance(pixels, bytes):
         refuse(f"no bytes in {_named('PixelData')}", "an image")
     _check_transfer_syntax(dataset)
@@ -210,6 +211,13 @@ def _named(keyword: str) -> str:
     """Rows (0028,0010)"""
     tag = Tag(keyword)
     return f"{keyword} ({tag.group:04X},{tag.element:04X})"
+
+
+def _of_class(dataset: Any) -> str:
+    """What an object without pixels is: archives send reports and presentation states along with the images."""
+    uid = UID(str(getattr(getattr(dataset, "file_meta", None), "MediaStorageSOPClassUID", "")))
+    # a name of the standard; what a file gives as its UID is not repeated
+    return f" in an object of class {uid.name.replace(' Storage', '')}" if uid.type == "SOP Class" else ""
 
 
 def _check_transfer_syntax(dataset: Any) -> None:

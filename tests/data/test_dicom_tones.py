@@ -164,10 +164,20 @@ def test_dicom_that_is_not_one_radiograph_is_refused_with_its_reason(tmp_path, c
     assert reason in refusal(save(dicom(STORED, **change), tmp_path / "a.dcm"))
 
 
-def test_dicom_without_pixels_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("uid", "what"),
+    [
+        ("1.2.840.10008.5.1.4.1.1.88.11", " in an object of class Basic Text SR,"),
+        ("1.2.840.10008.5.1.4.1.1.11.1", " in an object of class Grayscale Softcopy Presentation State,"),
+        ("1.2.840.10008.1.2.1", ","),
+        ("1.2.3.4", ","),
+    ],
+)
+def test_dicom_without_pixels_is_refused_and_named_by_its_class(uid, what, tmp_path):
     image = dicom(STORED)
     del image.PixelData
-    assert "no PixelData (7FE0,0010)" in refusal(save(image, tmp_path / "a.dcm"))
+    image.file_meta.MediaStorageSOPClassUID = uid
+    assert f"no PixelData (7FE0,0010){what}" in refusal(save(image, tmp_path / "a.dcm"))
 
 
 def test_no_patient_attribute_reaches_a_message_or_a_log(tmp_path, caplog):
