@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What a machine with a GPU has to show, in at most nine minutes: tests, speed, and a short run that learns something.
 #
-#     bash benchmarks/cuda.sh OUT [STORE]      → OUT/cuda.json and OUT/cuda.log
+#     bash benchmarks/cuda.sh [OUT [STORE]]      → OUT/cuda.json and OUT/cuda.log; OUT: runs/cuda
 #
 # From a checkout, without installation and without network; wheels of what is missing are taken from .gpu/ where there
 # is such a folder (docs/speed.md). STORE: a folder with a `manifest.csv` of images (../shared/data/nih) for the short
@@ -9,17 +9,17 @@
 # the next goes on. DEVICE=cpu runs the same parts in small, to see that they run.
 set -u
 
-if [ $# -lt 1 ]; then
-    echo "error: benchmarks/cuda.sh: found no folder for results, expected one: bash benchmarks/cuda.sh OUT" >&2
-    exit 2
-fi
-mkdir -p "$1" || exit 2
-OUT=$(cd "$1" && pwd)
+OUT=${1:-${OUT:-runs/cuda}}
+mkdir -p "$OUT" || exit 2
+OUT=$(cd "$OUT" && pwd)
 STORE=${2:-}
 DEVICE=${DEVICE:-cuda}
-PYTHON=${PYTHON:-python3}
 cd "$(dirname "$0")/.." || exit 2
 export PYTHONPATH="$PWD"
+if [ -z "${PYTHON:-}" ]; then
+    PYTHON=python3
+    [ -x .venv/bin/python ] && PYTHON=.venv/bin/python
+fi
 
 if compgen -G ".gpu/*.whl" > /dev/null; then
     "$PYTHON" -m pip install --quiet --no-index --no-deps .gpu/*.whl >> "$OUT/cuda.log" 2>&1

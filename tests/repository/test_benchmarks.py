@@ -178,23 +178,25 @@ def test_pretrain_step_compares_speed_and_memory(tmp_path):
     assert str(tmp_path) not in printed
 
 
-def refused_by_cuda_sh(folder: Path, python: str | Path) -> str:
-    """The one line in which cuda.sh refuses to run with this Python."""
+def refused_by_cuda_sh(folder: Path, python: str | Path, *words: str) -> str:
+    """The one line in which cuda.sh, called in this folder, refuses to run with this Python."""
     done = subprocess.run(
-        ["bash", str(ROOT / "benchmarks/cuda.sh"), str(folder / "out")],
+        ["bash", str(ROOT / "benchmarks/cuda.sh"), *words],
         capture_output=True,
         text=True,
         env=in_checkout(PYTHON=str(python)),
+        cwd=folder,
     )
     assert done.returncode == 2
     [line] = done.stderr.splitlines()
     return line
 
 
-def test_without_a_gpu_cuda_sh_says_so_in_one_line(tmp_path):
+@pytest.mark.parametrize("words", [(), ("out",)])
+def test_without_a_gpu_cuda_sh_says_so_in_one_line(words, tmp_path):
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")
-    line = refused_by_cuda_sh(tmp_path, sys.executable)
+    line = refused_by_cuda_sh(tmp_path, sys.executable, *words)
     assert line.startswith("error: benchmarks/cuda.sh: found no CUDA device") and "expected one" in line
 
 
