@@ -155,12 +155,17 @@ def study_numbers(table: pd.DataFrame, patients_known: bool) -> np.ndarray:
     Studies are told apart by patient too, because many data sets number the studies of each patient anew. An image id
     that stands for an unknown patient does not say whose study it is, so there the study's own id has to be enough.
     """
-    patient = table["patient_id"]
-    if not patients_known:
-        patient = patient.mask(patient == table["image_id"], "")
-
+    patient = known_patients(table, patients_known)
     studies = pd.DataFrame({"patient": patient, "study": table["study_id"]}).groupby(["patient", "study"], sort=False)
     return studies.ngroup().to_numpy()
+
+
+def known_patients(table: pd.DataFrame, patients_known: bool) -> pd.Series:
+    """The patients of the table's images as texts; "" where an image id stands for an unknown one."""
+    patient = table["patient_id"].astype(str)
+    if patients_known:
+        return patient
+    return patient.mask(patient == table["image_id"], "")
 
 
 def undecided_studies(table: pd.DataFrame, patients_known: bool) -> pd.DataFrame:

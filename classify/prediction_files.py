@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit, logit
 
-from classify.cases import labelled_rows, study_numbers
+from classify.cases import check_unit, known_patients, labelled_rows, study_numbers
 from classify.metrics import choose_threshold
 from classify.scores import in_units
 from classify.settings import PLURALS, ClassifyConfig, RowSettings
@@ -45,7 +45,7 @@ class PredictionFile:
     ids_are: Literal["image", "study"]
     kind: Kind
     column: str  # the one with the numbers
-    table: pd.DataFrame  # id, value, and where the file has them patient_id, label
+    table: pd.DataFrame  # id, value, text of its cell, and where the file has them patient_id, label
 
 
 @dataclass(frozen=True)
@@ -132,6 +132,7 @@ def _read(path: Path, config: ClassifyConfig, data: Data) -> PredictionFile:
     commas = table["value"].astype(str).str.fullmatch(r"\s*-?\d*,\d+\s*")
     if commas.any():
         raise UserError(f"{path}: column {scored}: found {table['value'][commas].iloc[0]}, expected decimal points")
+    table["text"] = table["value"]
     table["value"] = pd.to_numeric(table["value"], errors="coerce").astype(np.float64)
     if label is not None:
         table["label"] = read_words(table["label"], WORDS, path).astype(np.float64)
@@ -154,7 +155,7 @@ def _check_probabilities(file: PredictionFile) -> None:
     if len(outside):
         raise UserError(
             f"{file.place}: found {len(outside):,} of {len(values):,} numbers outside 0..1 in column {file.column}, "
-            f"such as {outside[0]:g}, expected probabilities; call the column logit or rating if it has these"
+            f"such as {float(outside[0])!r}, expected probabilities; call the column logit or rating if it has these"
         )
 
 
@@ -228,7 +229,7 @@ def _joined(file: PredictionFile, data: Data) -> pd.DataFrame:
     by_id = table.set_index(ids)
     found = images[keys.isin(ids)]
     of_image = keys[keys.isin(ids)]
-    joined = found.assign(value=of_image.map(by_id["value"]))
+    joined = found.assign(value=of_image.map(by_id["value"]), text=of_image.map(by_id["text"]))
     if "label" in table:
         _check_labels(file, joined.assign(theirs=of_image.map(by_id["label"]), id=of_image))
     return joined
@@ -240,8 +241,11 @@ def _image_keys(file: PredictionFile, images: pd.DataFrame) -> tuple[pd.Series, 
     if "own_id" in images:
         ways.append((images["own_id"], str))
     paths = images["path"].astype(str)
-    ways += [(paths.map(way), way) for way in (_path, _name, _stem)]
-    ways.append((images["image_id"], _stem))  # ids with an ending that ours do not have
+    ways += [(paths.map(way), way) for way in (_path, _name)]
+    # without their ending; UIDs have further dots, which are no endings
+    ways += [(paths.map(_without_ending), way) for way in (_name, _without_ending)]
+    ways.append((images["image_id"], _without_ending))  # ids with an ending that ours do not have
+    ways += [(keys, _stem) for keys in (paths.map(_stem), images["image_id"])]
 
     best, most = ways[0], -1
     for keys, way in ways:
@@ -260,19 +264,27 @@ def _name(text: str) -> str:
     return PurePosixPath(text).name
 
 
+def _without_ending(text: str) -> str:
+    return PurePosixPath(text).stem
+
+
 def _stem(text: str) -> str:
+    """Without `.nii.gz` or the like."""
     return PurePosixPath(text).name.partition(".")[0]
 
 
 def _study_keys(file: PredictionFile, data: Data) -> tuple[pd.Series, pd.Series]:
     """Studies by patient and study where the file names both, else by study; UserError where that is not enough."""
     images = data.manifest.table
-    if "patient_id" in file.table:
-        together = images["patient_id"].astype(str) + "\n" + images["study_id"].astype(str)
-        return together, file.table["patient_id"].astype(str) + "\n" + file.table["id"]
+    ours = known_patients(images, data.manifest.patients_known)
+    if "patient_id" in file.table and file.table["patient_id"].notna().any():
+        theirs = file.table["patient_id"].fillna("")
+        if not data.manifest.patients_known:  # tables of ours have an image id in the place of an unknown patient
+            theirs = theirs.mask(theirs.isin(images["image_id"]), "")
+        return ours + "\n" + images["study_id"].astype(str), theirs + "\n" + file.table["id"]
 
-    of_file = images[images["study_id"].isin(file.table["id"])]
-    patients = of_file.groupby("study_id")["patient_id"].nunique()
+    of_file = images["study_id"].isin(file.table["id"])
+    patients = ours[of_file].groupby(images["study_id"][of_file]).nunique()
     shared = patients[patients > 1]
     if len(shared):
         example = _example(pd.Series(shared.index))
@@ -300,7 +312,8 @@ def _units(
     """The units of a split with logit and score; UserError unless the file has a number for each."""
     wanted = labelled_rows(data.split(split), split, config.data.target)
     wanted = wanted[~wanted["row"].isin(data.store.unreadable)]  # found while a model was evaluated
-    wanted = wanted.assign(value=wanted["image_id"].map(joined.set_index("image_id")["value"]))
+    by_image = joined.set_index("image_id")
+    wanted = wanted.assign(value=wanted["image_id"].map(by_image["value"]))
 
     # counted in the file's own units
     known = data.manifest.patients_known
@@ -313,17 +326,21 @@ def _units(
     for problem, is_so in (("no row", ~listed), ("no number", broken)):
         lacking = ids[is_so[ids.index]]
         if len(lacking):
+            cell = by_image["text"].get(wanted["image_id"][lacking.index[0]])
+            shown = f" ({quoted(cell)})" if isinstance(cell, str) else ""
             raise UserError(
                 f"{file.place}: found {problem} for {len(lacking):,} of {len(ids):,} labelled {what}{_example(lacking)}"
-                f", expected a number in column {file.column} for each"
+                f"{shown}, expected a number in column {file.column} for each"
             )
-    return _scored(wanted, file, scale, config, known)
+    return _scored(wanted, split, file, scale, config, data)
 
 
 def _scored(
-    wanted: pd.DataFrame, file: PredictionFile, scale: Scale, config: ClassifyConfig, known: bool
+    wanted: pd.DataFrame, split: str, file: PredictionFile, scale: Scale, config: ClassifyConfig, data: Data
 ) -> pd.DataFrame:
-    """Images that have a number → units with logit and score."""
+    """Images that have a number → units with logit and score; UserError for studies that have no one label."""
+    check_unit(wanted, split, config, data.manifest)
+    known = data.manifest.patients_known
     values = wanted["value"].to_numpy(np.float64)
     scores = scale.score(values)
     logits = values if file.kind == "logit" else finite_logits(scores)
@@ -358,7 +375,7 @@ def _chosen(
     rule = config.finetune.threshold
     validation = joined[(joined["split"] == "validate") & joined["label"].notna() & np.isfinite(joined["value"])]
     if rule != "half" and validation["label"].nunique() == 2:
-        units = _scored(validation, file, scale, config, data.manifest.patients_known)
+        units = _scored(validation, "validate", file, scale, config, data)
         kind = PLURALS[config.evaluate.unit]
         return choose_threshold(units["label"], units["score"], rule), f"chosen on {len(units):,} validation {kind}"
 

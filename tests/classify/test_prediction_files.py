@@ -278,3 +278,62 @@ def test_other_separators_than_commas_are_read_and_decimal_commas_named(place, o
     table.to_csv(tmp_path / "reader.csv", sep=between, decimal=",", index=False)
     with pytest.raises(UserError, match=r"column score: found 0,\d+, expected decimal points"):
         predictions_of(row, config(place), opened)
+
+
+# ---------------------------------------------------------------- what other programs and spreadsheets write
+
+
+def test_uids_keep_the_dots_that_are_no_endings(place, opened, tmp_path):
+    uids = [f"1.2.840.{number}" for number in range(len(opened.manifest.table))]
+    table = opened.manifest.table.assign(path=[f"/scans/{uid}.dcm" for uid in uids])
+    scans = Data(replace(opened.manifest, table=table), opened.store)
+    test = rows(scans)
+    names = test["path"].map(lambda path: Path(path).stem)
+    for written in (names, names + ".dcm", names + ".png"):
+        found = read(pd.DataFrame({"id": written, "score": probabilities(test)}), place, scans, tmp_path)
+        assert len(found.units) == len(test)
+
+
+@pytest.mark.parametrize("cell", ["TRUE", "63.7%", "1,234.5", "#REF!", "inf"])
+def test_a_cell_that_is_no_number_is_shown_where_it_may_be(place, opened, tmp_path, table, cell):
+    cells = table["score"].astype(str).where(table.index > 0, cell)
+    damaged = table[["image_id"]].assign(logit=cells)
+    assert f"such as {table['image_id'][0]} ({cell})" in refused(damaged, place, opened, tmp_path)
+    secret = Data(replace(opened.manifest, credentialed=True), opened.store)
+    assert cell not in refused(damaged, place, secret, tmp_path)
+
+
+def test_a_number_just_outside_is_not_rounded_into_the_range(place, opened, tmp_path, table):
+    line = refused(table.assign(score=table["score"].where(table.index > 0, 1.0000001)), place, opened, tmp_path)
+    assert "outside 0..1 in column score, such as 1.0000001, expected" in line
+
+
+@pytest.mark.parametrize("split", ["validate", "test"])
+def test_studies_with_two_labels_are_told_before_the_file_is_joined(place, opened, tmp_path, split):
+    pairs = in_pairs(opened)
+    table = pairs.manifest.table.copy()
+    first = table.index[table["split"] == split][0]
+    table.loc[first, "label"] = 1 - table.loc[first, "label"]
+    undecided = Data(replace(pairs.manifest, table=table), pairs.store)
+    scores = pd.DataFrame({"image_id": table["image_id"], "score": probabilities(table)})
+    scores.to_csv(tmp_path / "reader.csv", index=False)
+    row = RowSettings(name="Reader A", predictions=str(tmp_path / "reader.csv"))
+    with pytest.raises(UserError, match=f"found 1 studies in split '{split}' with normal and abnormal images"):
+        predictions_of(row, config(place, evaluate__unit="study"), undecided)
+
+
+@pytest.mark.parametrize("written", [None, "", "image_id"])
+def test_studies_are_joined_where_patients_are_unknown(place, opened, tmp_path, written):
+    pairs = in_pairs(opened)
+    table = pairs.manifest.table
+    unknown = Data(
+        replace(pairs.manifest, table=table.assign(patient_id=table["image_id"]), patients_known=False), pairs.store
+    )
+    by_study = rows(unknown).drop_duplicates("study_id")
+    by_study = by_study.assign(score=probabilities(by_study))
+    if written is not None:
+        by_study["patient_id"] = by_study[written] if written else ""
+    columns = ["study_id", "score"] + (["patient_id"] if written is not None else [])
+    found = read(by_study[columns], place, unknown, tmp_path, evaluate__unit="study")
+    expected = by_study.set_index("study_id")["score"].to_dict()
+    assert found.units.set_index("study_id")["score"].to_dict() == expected
