@@ -36,6 +36,12 @@ class Line:
         return self.described["Model"]
 
     @property
+    def train_images(self) -> list[int]:
+        """How many labelled images each of its trainings had, as draws of whole patients differ; [] for a file."""
+        counts = [evaluation.summary["meta"]["train_images"] for evaluation in self.evaluations]
+        return [count for count in counts if count is not None]
+
+    @property
     def labels(self) -> np.ndarray:
         return self.evaluations[0].predictions["label"].to_numpy()  # n
 

@@ -106,7 +106,7 @@ class Efficiency(NamedTuple):
     """A row's AUC by the number of labelled images it was trained on."""
 
     row: Row
-    images: Sequence[int]
+    images: Sequence[float]  # means over its trainings
     aucs: Sequence[Interval]
 
 
@@ -129,7 +129,7 @@ def label_efficiency(rows: Sequence[Efficiency], limits: tuple[float, float]) ->
     return figure
 
 
-def _apart(ticks: Sequence[int]) -> list[int]:
+def _apart(ticks: Sequence[float]) -> list[float]:
     """The ticks that are far enough apart to be read on a logarithmic axis."""
     least = (ticks[-1] / ticks[0]) ** (1 / 7) if len(ticks) > 7 else 1.0
     kept = [ticks[0]]

@@ -4,15 +4,16 @@ from collections.abc import Iterator
 
 from classify.comparison import Comparison, Line
 from classify.report.numbers import show
+from classify.report.tables import counts_text
 
 
-def lines_by_name(comparison: Comparison) -> dict[str, list[tuple[int, Line]]]:
-    """Each trained row's lines with the number of labelled images they were trained on, fewest first."""
-    found: dict[str, list[tuple[int, Line]]] = {}
+def lines_by_name(comparison: Comparison) -> dict[str, list[tuple[float, Line]]]:
+    """Each trained row's lines with the mean number of labelled images of its trainings, fewest first."""
+    found: dict[str, list[tuple[float, Line]]] = {}
     for line in comparison.lines:
-        count = line.evaluations[0].summary["meta"]["train_images"]
-        if count is not None:
-            found.setdefault(line.name, []).append((count, line))
+        counts = line.train_images
+        if counts:
+            found.setdefault(line.name, []).append((sum(counts) / len(counts), line))
     return {name: sorted(lines, key=lambda each: each[0]) for name, lines in found.items()}
 
 
@@ -21,10 +22,17 @@ def efficiency_rows(comparison: Comparison) -> Iterator[dict[str, str]]:
     if len(comparison.budgets) < 2:
         return
     by_name = lines_by_name(comparison)
-    counts = sorted({images for lines in by_name.values() for images, _ in lines})
+
+    # a column for each number of images, fewest first
+    columns: dict[str, float] = {}
+    for lines in by_name.values():
+        for mean, line in lines:
+            columns.setdefault(counts_text(line.train_images), mean)
+    in_order = sorted(columns, key=lambda column: columns[column])
+
     for name, lines in by_name.items():
-        of_row = {images: show(line.intervals["auc"]) for images, line in lines}
-        yield {"Model": name} | {f"{images:,} images": of_row.get(images, "–") for images in counts}
+        of_row = {counts_text(line.train_images): show(line.intervals["auc"]) for _, line in lines}
+        yield {"Model": name} | {f"{images} images": of_row.get(images, "–") for images in in_order}
 
 
 EFFICIENCY = (

@@ -120,17 +120,15 @@ def heading(comparison: Comparison, labelled: int | None) -> str:
 
 
 def images_of(comparison: Comparison, labelled: int | None) -> str:
-    """How many labelled images the rows of a budget were trained on: `100`, or `90 to 100` where rows differ."""
-    trained_on = [_trained_on(line) for line in comparison.lines_of(labelled)]
-    counts = [count for count in trained_on if count is not None]  # a file of predictions does not say it
+    """How many labelled images the trainings of a budget had: `100`, or `90 to 100` where rows or draws differ."""
+    return counts_text([count for line in comparison.lines_of(labelled) for count in line.train_images])
+
+
+def counts_text(counts: list[int]) -> str:
+    """`100` where all are the same, else the fewest and the most: `90 to 100`."""
     if min(counts) == max(counts):
         return f"{counts[0]:,}"
     return f"{min(counts):,} to {max(counts):,}"
-
-
-def _trained_on(line: Line) -> int | None:
-    images: int | None = line.evaluations[0].summary["meta"]["train_images"]
-    return images
 
 
 def summary_of_all(comparison: Comparison) -> dict[str, Any]:
@@ -222,11 +220,11 @@ def _notes(lines: list[Line]) -> str:
 
 
 def _own_images(comparison: Comparison, labelled: int | None) -> str:
-    """How many images each row was trained on, if rows differ, as their own settings can cause."""
-    lines = [line for line in comparison.lines_of(labelled) if _trained_on(line) is not None]
-    if len({_trained_on(line) for line in lines}) == 1:
+    """How many images each row was trained on, if rows differ, as their own settings and failures can cause."""
+    counts = {line.name: counts_text(line.train_images) for line in comparison.lines_of(labelled) if line.train_images}
+    if len(set(counts.values())) == 1:
         return ""
-    rows = [f"{line.name}: {_trained_on(line):,}" for line in lines]
+    rows = [f"{name}: {count}" for name, count in counts.items()]
     return f" Labelled training images by row: {'; '.join(rows)}."
 
 

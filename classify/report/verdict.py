@@ -121,8 +121,7 @@ def largest_budget(comparison: Comparison) -> int | None:
     """The label budget whose rows were trained on most images."""
 
     def images(labelled: int | None) -> int:
-        counts = [line.evaluations[0].summary["meta"]["train_images"] for line in comparison.lines_of(labelled)]
-        return max(count for count in counts if count is not None)  # a file of predictions does not say it
+        return max(count for line in comparison.lines_of(labelled) for count in line.train_images)
 
     return max(comparison.budgets, key=images)
 

@@ -56,7 +56,7 @@ def comparison_table(comparison: Comparison) -> pd.DataFrame:
         summary = line.evaluations[0].summary
         row: dict[str, Any] = {
             **line.described,
-            "labelled images": summary["meta"]["train_images"],
+            "labelled images": _mean_images(line),
             "split": comparison.config.compare.split,
             "unit": summary["unit"],
             "n": summary["n"],
@@ -229,7 +229,7 @@ def _row_as_json(comparison: Comparison, line: Line) -> dict[str, Any]:
         **line.described,
         "labelled": line.labelled,
         "failed": list(line.failed),
-        "labelled_images": line.evaluations[0].summary["meta"]["train_images"],
+        "labelled_images": _mean_images(line),
         "split": comparison.config.compare.split,
         "n": len(line.labels),
         "pretrained_on": seen,
@@ -237,6 +237,12 @@ def _row_as_json(comparison: Comparison, line: Line) -> dict[str, Any]:
         "intervals": {name: _interval_as_json(interval) for name, interval in line.intervals.items()},
         "seeds": [_seed_as_json(comparison, evaluation) for evaluation in line.evaluations],
     }
+
+
+def _mean_images(line: Line) -> int | None:
+    """How many labelled images its trainings had on average, as a whole number; None for a file."""
+    counts = line.train_images
+    return round(sum(counts) / len(counts)) if counts else None
 
 
 def _interval_as_json(interval: Any) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from classify.report.curves import roc
 from classify.report.facts import facts, notices
 from classify.report.figures import COLOURS, Row, svg
 from classify.report.html import first_warnings, report_html, with_names_apart
+from classify.report.labels import efficiency_rows
 from classify.report.mistakes import draw_mistakes, mistakes_of, strips
 from classify.report.numbers import show_number, show_p, show_share, show_threshold
 from classify.report.operating import confusion_rows
@@ -38,6 +39,7 @@ from classify.report.sections import comparison_text, first_sections
 from classify.report.stage_one import stage_one_rows
 from classify.report.tables import caption, contrast_caption
 from classify.report.training import kept_epoch
+from classify.report.warnings import warnings
 from classify.report.write import write_comparison
 from classify.settings import ClassifyConfig
 from data.config import change_config, make_config
@@ -485,6 +487,30 @@ def test_rows_of_other_training_images_say_how_many(tmp_path):
     text = comparison_text(comparison)
     assert list(sections(text)) == ["90 to 100 labelled training images"]
     assert "Labelled training images by row: MAE: 100; ResNet-18: 90." in text
+
+
+def test_one_patient_with_most_cases_of_a_class_is_a_warning(tmp_path):
+    comparison = comparison_of(config_of(tmp_path, [RESNET]))
+    predictions = comparison.lines[0].evaluations[0].predictions
+    positives = predictions.index[predictions["label"] == 1]
+    for count, warned in ((len(positives) // 2, False), (len(positives) // 2 + 1, True), (len(positives), False)):
+        predictions.loc[positives[:count], "patient_id"] = "secret-patient"
+        said = [line for line in warnings(comparison) if line.startswith("One patient has more than half")]
+        assert bool(said) == warned  # one patient for a whole class has notes of its own
+        assert "secret" not in " ".join(said)
+
+
+def test_draws_of_other_sizes_are_a_range_whichever_seed_is_first(tmp_path):
+    comparison = comparison_of(config_of(tmp_path, seeds=[0, 1, 2], labelled=[20, None]))
+    for line in comparison.lines_of(20):
+        for evaluation, count in zip(line.evaluations, (20, 23, 21), strict=True):
+            evaluation.summary["meta"]["train_images"] = count
+    text = comparison_text(comparison)
+    assert list(sections(text)) == ["20 to 23 labelled training images", "100 labelled training images"]
+    assert "Labelled training images by row" not in text
+    assert next(iter(efficiency_rows(comparison))).keys() == {"Model", "20 to 23 images", "100 images"}
+    write_comparison(comparison, tmp_path)
+    assert pd.read_csv(tmp_path / "comparison.csv")["labelled images"].tolist() == [21, 21, 100, 100]
 
 
 @pytest.mark.parametrize(("split", "mark"), [("validate", ", tested on validation images"), ("test", "")])
