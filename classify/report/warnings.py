@@ -10,9 +10,8 @@ from classify.comparison import Comparison
 from data.labels import words
 
 WARNING = "warning: "  # how the audit begins its own
-MOST = (
-    0.5  # of a class's cases: with half of them one patient's, 95 % intervals held the truth in 80 to 90 of 100 draws
-)
+# of a class's cases: with half of them one patient's, 95 % intervals held the truth in 80 to 90 of 100 draws
+MOST = 0.5
 
 
 def warnings(comparison: Comparison) -> tuple[str, ...]:
