@@ -28,6 +28,14 @@ class Batch(NamedTuple):
     def to(self, device: torch.device) -> "Batch":
         return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
 
+    def pin_memory(self) -> "Batch":
+        """In memory from which a GPU copies while it computes."""
+        return Batch(*(tensor.pin_memory() for tensor in self))
+
+    def without_images(self) -> "Batch":
+        """What names the images, without the memory that they take."""
+        return self._replace(images=self.images.new_empty(0))
+
     def parts(self, count: int) -> list["Batch"]:
         """The batch in `count` equal parts."""
         images = self.images.chunk(count)
@@ -192,7 +200,6 @@ class Loader:
         self.seed = seed
         self.share = share
         self.batch_size = max(min(batch_size, len(table)), 1)  # of all ranks together, where it is shuffled
-        self.pin = torch.cuda.is_available()
 
     def __len__(self) -> int:
         """Batches per epoch; a shuffled epoch leaves its last, smaller one out (batch statistics)."""
@@ -224,7 +231,4 @@ class Loader:
         labels = self.labels[chosen]
         if self.store.unreadable:  # another image stands in for it: that must not get its label, nor be scored
             labels[np.isin(rows, list(self.store.unreadable))] = np.nan
-        batch = Batch(torch.from_numpy(images[:, None]), torch.from_numpy(labels), torch.from_numpy(rows))
-        if self.pin:
-            batch = Batch(*(tensor.pin_memory() for tensor in batch))
-        return batch
+        return Batch(torch.from_numpy(images[:, None]), torch.from_numpy(labels), torch.from_numpy(rows))

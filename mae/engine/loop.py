@@ -117,7 +117,7 @@ class _Run:
         self.reached = False  # the goal of a stage that has one
         self.position = self._resume()
         begin()
-        self.pending: list[tuple[Tensor, Batch]] = []  # updates not looked at yet, with their batches
+        self.pending: list[tuple[Tensor, Batch]] = []  # updates not looked at yet, with what names their images
         self.validated: dict[str, Any] = {}  # facts of the validation at this step, for last.pt
         self.saved = replace(self.position)  # where last.pt stands
         self.owed: dict[str, Checkpoint] = {}  # by file: weights to keep that the disk has not taken yet
@@ -148,7 +148,7 @@ class _Run:
         with closing(on_device(stage.batches.epoch(position.epoch, position.batch), stage.device)) as batches:
             for batch, moved in self.watch.waiting(batches):
                 set_learning_rate(stage.optimizer, stage.learning_rate(position.step))
-                self.pending.append((self.update(moved, position.epoch), batch))
+                self.pending.append((self.update(moved, position.epoch), batch.without_images()))
                 position.step += 1
                 position.batch += 1
                 self.progress.advance(stage.batches.batch_size)

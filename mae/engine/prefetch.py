@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -26,25 +26,38 @@ def on_device(batches: Iterator[AnyBatch], device: torch.device) -> Generator[tu
             yield batch, batch.to(device)
         return
 
-    # a new thread's current device is the first GPU, and it would take memory there
-    with closing(read_ahead(batches, AHEAD, lambda: torch.cuda.set_device(device))) as read:
+    # a new thread's current device is the first GPU, and it would take memory there; `cuda` alone names no GPU
+    number = torch.cuda.current_device() if device.index is None else device.index
+
+    def begin() -> None:
+        torch.cuda.set_device(number)
+
+    with closing(read_ahead(batches, AHEAD, begin, ready=lambda batch: batch.pin_memory())) as read:
         yield from _copied_ahead(read, device)
 
 
 def read_ahead(
-    batches: Iterator[Item], count: int, begin: Callable[[], None] = lambda: None
+    batches: Iterator[Item],
+    count: int,
+    begin: Callable[[], None] = lambda: None,
+    ready: Callable[[Item], Item] = lambda batch: batch,
 ) -> Generator[Item, None, None]:
     """The same batches in the same order; a thread reads up to `count` of them before they are asked for.
 
-    begin: called in that thread first.
+    begin: called in that thread first. ready: called there with each batch; returns what is handed on.
     """
     end = object()  # batches may be anything, None included
+
+    def read() -> Any:
+        batch = next(batches, end)
+        return batch if batch is end else ready(batch)  # type: ignore[arg-type]
+
     with ThreadPoolExecutor(1, thread_name_prefix="reader", initializer=begin) as reader:
         try:
-            coming = deque(reader.submit(next, batches, end) for _ in range(count))
+            coming = deque(reader.submit(read) for _ in range(count))
             while (batch := coming.popleft().result()) is not end:
-                coming.append(reader.submit(next, batches, end))
-                yield batch  # type: ignore[misc]
+                coming.append(reader.submit(read))
+                yield batch
         finally:
             reader.shutdown(cancel_futures=True)
             if isinstance(batches, Generator):  # it closes its files, and its own readers

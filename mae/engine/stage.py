@@ -21,6 +21,14 @@ class Batch(Protocol):
 
     def to(self, device: torch.device) -> Self: ...
 
+    def pin_memory(self) -> Self:
+        """In memory from which a GPU copies while it computes."""
+        ...
+
+    def without_images(self) -> Self:
+        """What names the images, without the memory that they take."""
+        ...
+
     def parts(self, count: int) -> list[Self]:
         """The batch in `count` equal parts."""
         ...

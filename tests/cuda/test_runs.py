@@ -3,7 +3,9 @@
 import os
 import socket
 import time
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from forked import Forked
 from stage_runs import Runner, Stop, assert_same_runs
 from tiny_world import tiny_config
 
-from data.loader import Data, Loader
+from data.loader import Batch, Data, Loader
 from mae import load_checkpoint
 from mae.engine.checkpoint import load_weights
 from mae.engine.prefetch import on_device, read_ahead
@@ -50,6 +52,38 @@ def test_batches_are_not_overwritten_while_they_are_worked_on(place, opened):
             weights = torch.tanh(weights @ weights)
         sums.append(moved.images.sum() + 0 * weights.sum().nan_to_num().long())
     assert [int(one) for one in sums] == [int(batch.images.sum()) for batch in loader.epoch(0)]
+
+
+@pytest.fixture
+def pretended_gpu(monkeypatch) -> list[str]:
+    """What is asked of a GPU that is not there, by code that copies batches to it: pinning, and setting the device."""
+    asked: list[str] = []
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(torch._C, "_cuda_setDevice", lambda number: asked.append(f"GPU {number}"), raising=False)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: asked.append("pin") or tensor)
+    monkeypatch.setattr(Batch, "to", lambda batch, device: batch)
+    return asked
+
+
+@pytest.mark.parametrize(("name", "number"), [("cuda", 2), ("cuda:1", 1)])
+def test_a_reader_gets_its_gpu_by_number_and_pins_what_it_reads(name, number, pretended_gpu, opened):
+    """`device: auto` means `cuda`, and torch gives a GPU to a thread only by its number."""
+    loader = Loader(opened, opened.split("train"), 5, seed=1)
+    arrived = [batch for batch, _ in on_device(loader.epoch(2), torch.device(name))]
+    assert pretended_gpu == [f"GPU {number}"] + ["pin"] * 3 * len(loader)
+    assert all(one.images.equal(two.images) for one, two in zip(arrived, loader.epoch(2), strict=True))
+
+
+def test_a_cpu_reads_without_a_gpu_that_is_there(pretended_gpu, opened):
+    """It may be full, or another program's alone."""
+    loader = Loader(opened, opened.split("train"), 5, seed=1)
+    assert len(list(on_device(loader.epoch(), torch.device("cpu")))) == len(loader)
+    assert pretended_gpu == []
 
 
 def test_a_reader_is_so_far_ahead_and_no_further():

@@ -1,18 +1,21 @@
 """Laws of the loop, with a stage of a few numbers: what is kept, validated, logged and skipped."""
 
 import math
+import weakref
 
 import pytest
 import torch
-from stage_runs import Stop
+from stage_runs import PRETRAIN_STEPS, Stop
 from tiny_world import tiny_config
 from toy_stage import Toy, spoiling, toy_stage
 
+import mae.pretrain
 from classify.finetune import finetune
 from data.errors import UserError
 from mae import load_checkpoint
 from mae.engine.loop import evaluating, fit
 from mae.engine.tracker import read_metrics
+from mae.pretrain import pretrain
 from mae.rehearsal import looks
 
 
@@ -153,3 +156,20 @@ def test_gradients_are_clipped_where_asked(limit, config, tmp_path, monkeypatch)
     fit(toy_stage(config, settings={"clip_grad": limit}, schedule={"epochs": 1}), tmp_path)
     assert all(norm <= 0.01001 for norm in norms) if limit else max(norms) > 0.05
     assert read_metrics(tmp_path)[0]["train/gradient_norm"] > 0.05  # before clipping
+
+
+def test_images_are_let_go_before_the_loop_looks_at_their_updates(place, opened, tmp_path, monkeypatch):
+    """Of updates that are not looked at yet it keeps what names their images: many batches would fill a memory."""
+    step = mae.pretrain.pretrain_step
+    images: list[weakref.ref] = []
+    alive: list[int] = []
+
+    def watched(model, batch, epoch, settings, seed):
+        images.append(weakref.ref(batch.images))
+        alive.append(sum(image() is not None for image in images))
+        return step(model, batch, epoch, settings, seed)
+
+    monkeypatch.setattr(mae.pretrain, "pretrain_step", watched)
+    pretrain(tiny_config(place, run=str(tmp_path / "run"), pretrain__epochs=1, engine__log_every=1000), opened)
+    assert len(alive) == PRETRAIN_STEPS > 3
+    assert max(alive) <= 2
