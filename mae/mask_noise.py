@@ -47,7 +47,7 @@ def by_content(draws: Tensor, patches: Tensor) -> Tensor:
 def coloured(colour: Literal["red", "green", "blue"], seed: int, draws: Tensor, grid: tuple[int, int]) -> Tensor:
     """(b n): a pattern of the bank for each image, shifted and mirrored by its draws (b 5): arXiv 2407.13036."""
     rows, columns = grid
-    bank = _bank(colour, seed, grid).to(draws.device)  # B h w
+    bank = _bank(colour, seed, grid, draws.device)  # B h w
     which = (draws[:, 0] * BANK).long()
     down = (draws[:, 1] * rows).long()
     right = (draws[:, 2] * columns).long()
@@ -62,8 +62,8 @@ def coloured(colour: Literal["red", "green", "blue"], seed: int, draws: Tensor, 
     return bank[which[:, None, None], y[:, :, None], x[:, None, :]].flatten(1)  # b n
 
 
-@lru_cache(maxsize=8)
-def _bank(colour: str, seed: int, grid: tuple[int, int]) -> Tensor:
+@lru_cache(maxsize=8)  # on its device: a copy in each step would make the host wait
+def _bank(colour: str, seed: int, grid: tuple[int, int], device: torch.device) -> Tensor:
     """(B h w): white noise through a low-pass, band-pass or high-pass filter; the same in every run of a seed."""
     rows, columns = grid
     white = torch.from_numpy(np.random.default_rng(seed).standard_normal((BANK, rows, columns)))
@@ -72,4 +72,4 @@ def _bank(colour: str, seed: int, grid: tuple[int, int]) -> Tensor:
     squared = torch.fft.fftfreq(rows).square()[:, None] + torch.fft.fftfreq(columns).square()  # h w
     fine, coarse = (torch.exp(-2 * (np.pi * deviation) ** 2 * squared) for deviation in (FINE, COARSE))
     passes = {"red": coarse, "green": fine - coarse, "blue": 1 - fine}
-    return torch.fft.ifft2(torch.fft.fft2(white) * passes[colour]).real.float()
+    return torch.fft.ifft2(torch.fft.fft2(white) * passes[colour]).real.float().to(device)

@@ -208,3 +208,14 @@ def test_a_step_copies_nothing_to_its_device(kind, place, monkeypatch):
     for copy in (lambda: torch.tensor([1, 2], device=beside), lambda: torch.ones(2).to(beside)):
         with pytest.raises(Waited, match=r"copies|crosses"), no_waits(beside):
             copy()
+
+
+def test_patterns_of_masks_are_copied_to_the_device_once(place, monkeypatch):
+    config = config_of(place, pretrain__masking="green")
+    beside = torch.device("meta")
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # meta has no autocast
+    model = model_of("mae").train().to(beside)
+    batch = batch_of(8).to(beside)
+    step_of("mae", config)(model, batch, 1)
+    with no_waits(beside):
+        step_of("mae", config)(model, batch, 2)
