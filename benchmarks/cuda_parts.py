@@ -21,6 +21,8 @@ from typing import Any, NoReturn
 ROOT = Path(__file__).resolve().parents[1]
 WHOLE = 540  # seconds
 TAIL = 15  # lines of a failed part's output that the JSON keeps
+NEEDED = ["torch", "einops", "numpy", "pandas", "scipy", "sklearn", "pydicom", "PIL", "yaml", "pydantic"]
+NEEDED += ["tensorboard", "tqdm", "matplotlib", "jinja2", "safetensors"]
 COMMAND = "from {room}.cli import {name}; {name}()"
 
 
@@ -156,8 +158,12 @@ def main() -> None:
     parser.add_argument("--part", action="append", default=[], help="this part alone; may be repeated")
     arguments = parser.parse_args()
 
-    if find_spec("torch") is None:
-        refuse(f"found no torch in {sys.executable}, expected a Python that has it; give PYTHON=/path/to/python")
+    for name in NEEDED:
+        if find_spec(name) is None:
+            refuse(
+                f"found no {name} in {sys.executable}, expected a Python that has it; give PYTHON=/path/to/python, or "
+                f"put its wheel into .gpu/ ({arguments.out}/cuda.log has what pip said of those that are there)"
+            )
     import torch  # after --help
 
     if arguments.device == "cuda" and not torch.cuda.is_available():

@@ -208,6 +208,19 @@ def test_without_torch_cuda_sh_says_so_in_one_line(tmp_path):
     assert line.startswith("error: benchmarks/cuda.sh: found no torch in ") and "PYTHON=/path/to/python" in line
 
 
+def test_cuda_sh_names_a_package_that_is_missing_before_nine_minutes_of_failures(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    parts = import_module("cuda_parts")
+    monkeypatch.setattr(parts, "find_spec", lambda name: None if name == "pydantic" else find_spec(name))
+    monkeypatch.setattr(sys, "argv", ["cuda_parts.py", str(tmp_path), "--device", "cpu"])
+    with pytest.raises(SystemExit) as ended:
+        parts.main()
+    assert ended.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: benchmarks/cuda.sh: found no pydantic in ") and ".gpu/" in line
+    assert not (tmp_path / "cuda.json").exists()
+
+
 @pytest.mark.slow  # 45 s: make test-slow
 @pytest.mark.skipif(find_spec("transformers") is None, reason="transformers, which ours is compared with, is missing")
 def test_cuda_sh_records_a_part_that_fails_and_goes_on(tmp_path, monkeypatch):
