@@ -10,7 +10,6 @@ first of the run. The step alone repeats the same update on a batch that is alre
 
 import argparse
 import json
-import math
 import statistics
 import subprocess
 import sys
@@ -60,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
     add("--images", type=int, default=4096, help="images of the store, most of them to train on")
     add("--precision", choices=("fp32", "tf32", "bf16", "fp16"), default="fp32")
     add("--compile", action="store_true")
-    add("--epochs", type=int, help="default: what takes about twenty seconds")
+    add("--epochs", type=int, default=4, help="each also saves last.pt, which takes a GPU longer than an epoch's steps")
     add("--json", type=Path, metavar="FILE")
     return parser
 
@@ -70,7 +69,7 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     write_images(folder / "noise.npz", arguments)
     alone = step_alone(settings, arguments)
 
-    epochs = arguments.epochs or max(math.ceil(20 * alone / arguments.images), 3)
+    epochs = arguments.epochs
     settings |= {"pretrain.epochs": epochs, "pretrain.validate_every": epochs}
     words = [f"{key}={value}" for key, value in settings.items()]
     config = folder / "config.yaml"
