@@ -14,7 +14,6 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from sklearn.covariance import ledoit_wolf_shrinkage
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -106,6 +105,8 @@ class Spread:
     @classmethod
     def of(cls, rows: np.ndarray) -> "Spread":
         """The spread of training images (n d), two of them at least."""
+        from sklearn.covariance import ledoit_wolf_shrinkage  # here: it changes os.environ, and only trainings need it
+
         n, d = rows.shape
         mean = rows.mean(axis=0)
         away = rows - mean

@@ -31,9 +31,9 @@ from classify.trained import model_of
 from data.errors import UserError
 from data.settings import Tone, height_and_width
 from data.writing import keep_private, restoring_umask, write_text
-from mae.engine.checkpoint import Checkpoint, expect_fit, load_checkpoint, load_weights
+from mae.engine.checkpoint import Checkpoint, load_checkpoint
 from mae.engine.run import commit
-from mae.model import mae_from
+from mae.reconstruct import model_of as autoencoder_of
 from mae.weights import save_encoder, save_huggingface
 from mae.weights.licenses import spoken
 from mae.weights.reading import Reading
@@ -116,9 +116,7 @@ def _tone_of(checkpoint: Checkpoint) -> Tone | None:
 def _export_mae(exported: Exported, folder: str | Path, say: Callable[[str], None]) -> None:
     loaded = exported.checkpoint
     config = loaded.config
-    expect_fit(lambda: mae_from(config.model, config.data.image_size), loaded)
-    model = mae_from(config.model, config.data.image_size)
-    load_weights(model, loaded)
+    model = autoencoder_of(loaded)
     save_huggingface(
         model,
         folder,

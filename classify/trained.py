@@ -17,6 +17,7 @@ from classify.settings import ClassifyConfig, Unit
 from classify.start import config_of, file_digest
 from data.errors import UserError
 from mae.engine.checkpoint import Checkpoint, expect_fit, load_checkpoint, load_weights
+from mae.engine.optim import seeded
 from mae.engine.run import device_of
 
 AT_ONCE = 64  # images in a forward pass
@@ -140,6 +141,7 @@ def model_of(checkpoint: Checkpoint, device: torch.device) -> Model:
     """A checkpoint's network with its weights, in evaluation mode; UserError where they do not fit."""
     config = config_of(checkpoint)
     expect_fit(lambda: build_model(config), checkpoint)
-    model = build_model(config)
+    with seeded(config.seed):  # its initial weights are drawn, then replaced
+        model = build_model(config)
     load_weights(model, checkpoint)
     return model.to(device).eval()

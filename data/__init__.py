@@ -17,3 +17,7 @@ def __getattr__(name: str) -> Any:  # PEP 562: importing the package stays insta
     if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:  # what completion in a notebook offers
+    return [*globals(), *__all__]

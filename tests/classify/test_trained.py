@@ -1,8 +1,14 @@
 """A checkpoint as it is used computes what evaluation computes."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
+from checkout import ROOT
+from saved_classifiers import save_classifier
 from tiny_world import World
 
 from classify.models.build import build_model
@@ -64,3 +70,21 @@ def test_a_classifier_says_its_shapes_without_values(world: World, model):
     with torch.device("meta"):
         made = build_model(config)
         assert made(torch.empty(3, 1, 12, 12)).shape == (3,)
+
+
+@pytest.mark.parametrize("model", ["vit", "resnet18"])
+def test_reading_a_classifier_draws_nothing_from_the_users_generator(model, tmp_path):
+    path, _, _ = save_classifier(tmp_path, "one", finetune__model=model)
+    before = torch.get_rng_state()
+    load_trained(path, "cpu")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_importing_what_answers_changes_neither_the_environment_nor_the_users_generator():
+    code = """
+import os, random
+before = dict(os.environ), random.getstate()
+from classify import Predictor
+assert (dict(os.environ), random.getstate()) == before
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})

@@ -362,3 +362,11 @@ def test_wheel_names_the_commands(installed):
 def test_every_command_is_found_by_its_name(name):
     assert callable(getattr(commands, name))
     assert callable(getattr(import_module(COMMANDS[name]), name))
+
+
+@pytest.mark.parametrize("room", ("data", "mae", "classify"))
+def test_what_a_package_offers_is_listed_before_it_is_asked_for(room):
+    package = import_module(room)
+    assert set(package.__all__) <= set(dir(package))
+    for name in package.__all__:
+        assert getattr(package, name).__doc__, f"{room}.{name}"
