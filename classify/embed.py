@@ -19,6 +19,7 @@ from classify.settings import Pool
 from classify.start import config_of
 from classify.trained import model_of
 from data.errors import UserError, printable
+from data.folders import written_by_one
 from data.inputs import Input, find_inputs, read_inputs
 from data.privacy import credentialed_places, terms
 from data.signals import beginning_anew
@@ -125,7 +126,7 @@ def embed(
 
     out.parent.mkdir(parents=True, exist_ok=True)
     reasons: list[str | None] = []
-    with beginning_anew(), writing(out) as file:
+    with beginning_anew(), written_by_one(out), writing(out) as file:
         with closing(_rows(embedder, inputs, reasons, workers)) as rows:
             count = write_rows(file, rows, embedder.width)
         flush_to_disk(file)

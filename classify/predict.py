@@ -28,6 +28,7 @@ from classify.explain import heatmaps, judged, overlay
 from classify.settings import Unit
 from classify.trained import Trained
 from data.errors import UserError
+from data.folders import written_by_one
 from data.inputs import Images, Input, as_inputs, find_inputs, with_studies
 from data.labels import words
 from data.privacy import credentialed_places, terms
@@ -210,10 +211,11 @@ def predict(
     seen = None
     if pictures is not None:
         seen = _writing_heat(pictures, answers, operating)
-    with _keeping_what_is_done(lambda: table_of(inputs, answers, unit, operating), out, say):
-        score(inputs, answers, workers, seen)
-    table = table_of(inputs, answers, unit, operating)
-    write_table(out, table)
+    with written_by_one(out):
+        with _keeping_what_is_done(lambda: table_of(inputs, answers, unit, operating), out, say):
+            score(inputs, answers, workers, seen)
+        table = table_of(inputs, answers, unit, operating)
+        write_table(out, table)
     if not answers.read.any():
         raise UserError(f"{out}: found none of {len(inputs):,} inputs readable, expected some; see the reasons there")
     for told in _summary(answers, table, line):

@@ -1,4 +1,4 @@
-"""A folder written whole or not at all, by one command at a time."""
+"""A folder written whole or not at all, and files that belong together: by one command at a time."""
 
 import shutil
 from collections.abc import Collection, Iterator
@@ -7,6 +7,22 @@ from pathlib import Path
 
 from data.errors import UserError, printable
 from data.locks import FILES, locked
+
+
+def busy(path: Path) -> str:
+    return f"{path}: found another command that writes it, expected none; wait for it"
+
+
+@contextmanager
+def written_by_one(path: Path) -> Iterator[None]:
+    """In the block only this command writes the file `path` and what belongs to it; UserError where another does."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    with locked(partial, busy(path), wait=False):
+        try:
+            yield
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextmanager
@@ -23,7 +39,7 @@ def replacing_folder(path: Path, names: Collection[str]) -> Iterator[Path]:
     _expect_replaceable(path, names)
 
     partial.mkdir(parents=True, exist_ok=True)
-    with locked(partial, f"{path}: found another command that writes it, expected none; wait for it", wait=False):
+    with locked(partial, busy(path), wait=False):
         _empty(partial)  # of what a killed command left
         try:
             yield partial

@@ -9,9 +9,9 @@ from tiny_world import World, call, files, mistake, succeed
 
 import data.folders
 import data.locks
-from classify.cli import compare, evaluate, export
+from classify.cli import compare, embed, evaluate, export, predict
 from data.errors import UserError
-from data.folders import replacing_folder
+from data.folders import replacing_folder, written_by_one
 from data.locks import locked
 
 ROWS = "compare.rows=[{name: ViT}]"
@@ -41,6 +41,17 @@ def test_a_second_comparison_is_refused(world, tmp_path):
     assert line.startswith(f"error: {tmp_path}/grid: found another mae-compare at work there, expected none")
     assert [path.name for path in tmp_path.glob("grid/*")] == ["lock"]
     succeed(compare, *words)
+
+
+@pytest.mark.parametrize(("command", "name"), [(embed, "new.npy"), (predict, "new.csv")])
+def test_a_second_command_that_writes_the_same_file_is_refused(command, name, world, tmp_path):
+    words = [world.images / "0000.png", "--checkpoint", world.classifier, "--out", tmp_path / name]
+    with written_by_one(tmp_path / name):
+        line = mistake(command, *words, keep=world.root)
+        assert line == f"error: {tmp_path / name}: found another command that writes it, expected none; wait for it"
+        assert not list(tmp_path.glob("new*"))
+    succeed(command, *words)
+    assert not list(tmp_path.glob(".*"))
 
 
 # ---------------------------------------------------------------- exports
