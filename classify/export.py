@@ -29,6 +29,7 @@ from classify.settings import ClassifyConfig
 from classify.start import config_of, file_digest
 from classify.trained import model_of
 from data.errors import UserError
+from data.folders import written_by_one
 from data.settings import Tone, height_and_width
 from data.writing import keep_private, restoring_umask, write_text
 from mae.engine.checkpoint import Checkpoint, load_checkpoint
@@ -267,17 +268,18 @@ def _export_onnx(exported: Exported, path: Path, say: Callable[[str], None]) -> 
     model = model_of(exported.checkpoint, torch.device("cpu"))
     reading = exported.reading
     path.parent.mkdir(parents=True, exist_ok=True)
-    difference = write_onnx(
-        model,
-        calibration=Decisions.of(exported.checkpoint).calibration,
-        size=(reading.height, reading.width),
-        path=path,
-        metadata=metadata_of(exported),
-    )
-    if data_file(path).exists():
-        exported = replace(exported, beside=data_file(path).name)
-        say(f"{path}: its weights are in {exported.beside} beside it: move both")
-    write_text(card, classifier_card(exported, architecture=None))
+    with written_by_one(path):
+        difference = write_onnx(
+            model,
+            calibration=Decisions.of(exported.checkpoint).calibration,
+            size=(reading.height, reading.width),
+            path=path,
+            metadata=metadata_of(exported),
+        )
+        if data_file(path).exists():
+            exported = replace(exported, beside=data_file(path).name)
+            say(f"{path}: its weights are in {exported.beside} beside it: move both")
+        write_text(card, classifier_card(exported, architecture=None))
     licence = spoken(exported.checkpoint.meta.get("license"))
     say(f"{path}: written; probabilities within {difference:.1g} of ours on random images; licence {licence}")
     _say_duties(consumers_duties(exported, onnx=True), card, say)

@@ -17,7 +17,11 @@ def busy(path: Path) -> str:
 def written_by_one(path: Path) -> Iterator[None]:
     """In the block only this command writes the file `path` and what belongs to it; UserError where another does."""
     partial = path.with_name(f".{path.name}.partial")
-    partial.mkdir(parents=True, exist_ok=True)
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+    except OSError as error:  # a read-only folder, say: speak of the file that was asked for
+        error.filename = str(path)
+        raise
     with locked(partial, busy(path), wait=False):
         try:
             yield

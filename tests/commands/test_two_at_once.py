@@ -43,14 +43,16 @@ def test_a_second_comparison_is_refused(world, tmp_path):
     succeed(compare, *words)
 
 
-@pytest.mark.parametrize(("command", "name"), [(embed, "new.npy"), (predict, "new.csv")])
+@pytest.mark.parametrize(("command", "name"), [(embed, "new.npy"), (predict, "new.csv"), (export, "new.onnx")])
 def test_a_second_command_that_writes_the_same_file_is_refused(command, name, world, tmp_path):
-    words = [world.images / "0000.png", "--checkpoint", world.classifier, "--out", tmp_path / name]
+    images = [] if command is export else [world.images / "0000.png"]
+    words = [*images, "--checkpoint", world.classifier, "--out", tmp_path / name]
     with written_by_one(tmp_path / name):
         line = mistake(command, *words, keep=world.root)
         assert line == f"error: {tmp_path / name}: found another command that writes it, expected none; wait for it"
         assert not list(tmp_path.glob("new*"))
     succeed(command, *words)
+    assert (tmp_path / name).exists()
     assert not list(tmp_path.glob(".*"))
 
 
