@@ -16,6 +16,9 @@ def busy(path: Path) -> str:
 @contextmanager
 def written_by_one(path: Path) -> Iterator[None]:
     """In the block only this command writes the file `path` and what belongs to it; UserError where another does."""
+    if path.exists() and not path.is_file():  # a pipe or a terminal
+        yield
+        return
     partial = path.with_name(f".{path.name}.partial")
     try:
         partial.mkdir(parents=True, exist_ok=True)
