@@ -45,7 +45,7 @@ class PredictionFile:
     ids_are: Literal["image", "study"]
     kind: Kind
     column: str  # the one with the numbers
-    table: pd.DataFrame  # id, value, text of its cell, and where the file has them patient_id, label
+    table: pd.DataFrame  # id, value, cell (as it stands there), and where the file has them patient_id, label
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def _read(path: Path, config: ClassifyConfig, data: Data) -> PredictionFile:
     commas = table["value"].astype(str).str.fullmatch(r"\s*-?\d*,\d+\s*")
     if commas.any():
         raise UserError(f"{path}: column {scored}: found {table['value'][commas].iloc[0]}, expected decimal points")
-    table["text"] = table["value"]
+    table["cell"] = table["value"]
     table["value"] = pd.to_numeric(table["value"], errors="coerce").astype(np.float64)
     if label is not None:
         table["label"] = read_words(table["label"], WORDS, path).astype(np.float64)
@@ -229,7 +229,7 @@ def _joined(file: PredictionFile, data: Data) -> pd.DataFrame:
     by_id = table.set_index(ids)
     found = images[keys.isin(ids)]
     of_image = keys[keys.isin(ids)]
-    joined = found.assign(value=of_image.map(by_id["value"]), text=of_image.map(by_id["text"]))
+    joined = found.assign(value=of_image.map(by_id["value"]), cell=of_image.map(by_id["cell"]))
     if "label" in table:
         _check_labels(file, joined.assign(theirs=of_image.map(by_id["label"]), id=of_image))
     return joined
@@ -326,7 +326,7 @@ def _units(
     for problem, is_so in (("no row", ~listed), ("no number", broken)):
         lacking = ids[is_so[ids.index]]
         if len(lacking):
-            cell = by_image["text"].get(wanted["image_id"][lacking.index[0]])
+            cell = by_image["cell"].get(wanted["image_id"][lacking.index[0]])
             shown = f" ({quoted(cell)})" if isinstance(cell, str) else ""
             raise UserError(
                 f"{file.place}: found {problem} for {len(lacking):,} of {len(ids):,} labelled {what}{_example(lacking)}"

@@ -216,8 +216,9 @@ def _named(keyword: str) -> str:
 def _of_class(dataset: Any) -> str:
     """What an object without pixels is: archives send reports and presentation states along with the images."""
     uid = UID(str(getattr(getattr(dataset, "file_meta", None), "MediaStorageSOPClassUID", "")))
-    # a name of the standard; what a file gives as its UID is not repeated
-    return f" in an object of class {uid.name.replace(' Storage', '')}" if uid.type == "SOP Class" else ""
+    if uid.type != "SOP Class" or "Image" in uid.name:  # a UID of the file's own is not repeated
+        return ""
+    return f" in an object of class {uid.name.removesuffix(' Storage')}"
 
 
 def _check_transfer_syntax(dataset: Any) -> None:
