@@ -42,6 +42,12 @@ class Line:
         return [count for count in counts if count is not None]
 
     @property
+    def mean_train_images(self) -> float | None:
+        """Their mean; None for a file."""
+        counts = self.train_images
+        return sum(counts) / len(counts) if counts else None
+
+    @property
     def labels(self) -> np.ndarray:
         return self.evaluations[0].predictions["label"].to_numpy()  # n
 

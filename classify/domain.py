@@ -24,8 +24,8 @@ from data.draws import uniform
 from data.errors import UserError
 from data.loader import Data, Loader
 from mae.engine import distributed
-from mae.engine.checkpoint import Checkpoint, NotSaved, load_checkpoint, load_weights, save_checkpoint
-from mae.engine.optim import seeded
+from mae.engine.checkpoint import Checkpoint, NotSaved, load_checkpoint, save_checkpoint
+from mae.engine.optim import with_weights_of
 from mae.engine.run import holding
 from mae.masking import take
 from mae.model import MaskedAutoencoder, normalize_patches
@@ -320,10 +320,7 @@ def learn_domain(
     If they cannot be learnt, `meta` holds the reason.
     """
     config = config_of(checkpoint)
-    with seeded(config.seed):  # its initial weights are drawn, then replaced
-        model = build_model(config)
-    load_weights(model, checkpoint)
-    model.to(device).eval()
+    model = with_weights_of(checkpoint, lambda: build_model(config)).to(device).eval()
     autoencoder = None
     began_from = None
     if pretraining is not None:

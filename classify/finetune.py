@@ -86,10 +86,10 @@ def finetune(
     check_fit(config, pretrained)
     device = training_device(config)
     folder = run_folder(config, checkpoint)
-    check_run(folder, config, RESUMABLE)
     keep_private(credentialed_by(config, pretrained), config.data.share)
-
-    data = data or open_data(config.data)
+    if data is None:
+        check_run(folder, config, RESUMABLE)  # before anything is decoded
+        data = open_data(config.data)
     splits = splits_of(data, config)
     check_unit(splits.validate, "validate", config, data.manifest)
 

@@ -16,8 +16,8 @@ from classify.scores import full_precision
 from classify.settings import ClassifyConfig, Unit
 from classify.start import config_of, file_digest
 from data.errors import UserError
-from mae.engine.checkpoint import Checkpoint, expect_fit, load_checkpoint, load_weights
-from mae.engine.optim import seeded
+from mae.engine.checkpoint import Checkpoint, expect_fit, load_checkpoint
+from mae.engine.optim import with_weights_of
 from mae.engine.run import device_of
 
 AT_ONCE = 64  # images in a forward pass
@@ -141,7 +141,4 @@ def model_of(checkpoint: Checkpoint, device: torch.device) -> Model:
     """A checkpoint's network with its weights, in evaluation mode; UserError where they do not fit."""
     config = config_of(checkpoint)
     expect_fit(lambda: build_model(config), checkpoint)
-    with seeded(config.seed):  # its initial weights are drawn, then replaced
-        model = build_model(config)
-    load_weights(model, checkpoint)
-    return model.to(device).eval()
+    return with_weights_of(checkpoint, lambda: build_model(config)).to(device).eval()

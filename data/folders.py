@@ -9,8 +9,17 @@ from data.errors import UserError, printable
 from data.locks import FILES, locked
 
 
-def busy(path: Path) -> str:
-    return f"{path}: found another command that writes it, expected none; wait for it"
+@contextmanager
+def _held(path: Path) -> Iterator[Path]:
+    """The folder beside `path` that is held while `path` is written; UserError where another command holds it."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+    except OSError as error:  # a read-only folder, say: speak of the path that was asked for
+        error.filename = str(path)
+        raise
+    with locked(partial, f"{path}: found another command that writes it, expected none; wait for it", wait=False):
+        yield partial
 
 
 @contextmanager
@@ -19,13 +28,7 @@ def written_by_one(path: Path) -> Iterator[None]:
     if path.exists() and not path.is_file():  # a pipe or a terminal
         yield
         return
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.mkdir(parents=True, exist_ok=True)
-    except OSError as error:  # a read-only folder, say: speak of the file that was asked for
-        error.filename = str(path)
-        raise
-    with locked(partial, busy(path), wait=False):
+    with _held(path) as partial:
         try:
             yield
         finally:
@@ -39,14 +42,12 @@ def replacing_folder(path: Path, names: Collection[str]) -> Iterator[Path]:
     An earlier folder of the same kind is replaced whole. Raises UserError, before anything is written, if `path` holds
     files of other names, or if another command is writing it.
     """
-    partial = path.with_name(f".{path.name}.partial")
     before = path.with_name(f".{path.name}.before")
     if before.is_dir() and not path.exists():  # killed between the two renames below
         before.rename(path)
     _expect_replaceable(path, names)
 
-    partial.mkdir(parents=True, exist_ok=True)
-    with locked(partial, busy(path), wait=False):
+    with _held(path) as partial:
         _empty(partial)  # of what a killed command left
         try:
             yield partial

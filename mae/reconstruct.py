@@ -23,8 +23,8 @@ from data.writing import keep_private, restoring_umask
 from mae.contact_sheet import save_picture, sheet
 from mae.denormalize import applied, continue_borders, statistics
 from mae.encoder import Encoder
-from mae.engine.checkpoint import Checkpoint, expect_fit, load_weights
-from mae.engine.optim import seeded
+from mae.engine.checkpoint import Checkpoint, expect_fit
+from mae.engine.optim import with_weights_of
 from mae.masking import put, random_masking, take
 from mae.model import MaskedAutoencoder, mae_from
 from mae.patches import patchify, unpatchify
@@ -90,11 +90,12 @@ def _to_grey(encoder: Encoder, patches: Tensor) -> Tensor:
 def model_of(checkpoint: Checkpoint) -> MaskedAutoencoder:
     """The masked autoencoder of a pretraining's checkpoint, in evaluation mode."""
     config = checkpoint.config
-    expect_fit(lambda: mae_from(config.model, config.data.image_size), checkpoint)
-    with seeded(config.seed):  # its initial weights are drawn, then replaced
-        model = mae_from(config.model, config.data.image_size).eval()
-    load_weights(model, checkpoint)
-    return model
+
+    def build() -> MaskedAutoencoder:
+        return mae_from(config.model, config.data.image_size)
+
+    expect_fit(build, checkpoint)
+    return with_weights_of(checkpoint, build).eval()
 
 
 # ---------------------------------------------------------------- the command

@@ -4,14 +4,13 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import t
 
 from classify.metrics.checks import check_level, check_seeds, group_codes
-from classify.metrics.differences import combined, difference_by_t, square_and_add
+from classify.metrics.differences import combined, difference_by_t, spreads_that_reach, square_and_add
 from classify.metrics.estimates import Difference, Interval
 from classify.metrics.influence import Influence, Model, influence
 from classify.metrics.intervals import as_model, interval_of
-from classify.metrics.patients import Spread, join, patients_of, seed_spread
+from classify.metrics.patients import join, patients_of, seed_spread
 
 NO_CASES = "undefined: a class has no cases"
 
@@ -38,30 +37,29 @@ def group_difference(
     members = [np.asarray(in_a, bool), np.asarray(in_b, bool)]
     if members[0].shape != labels.shape or members[1].shape != labels.shape or (members[0] & members[1]).any():
         raise ValueError("groups of cases must be of the cases' shape (n,), and no case may be in both")
+    seeds = (len(scores), len(scores))
     if not all(inside.any() for inside in members):
-        return _unknown(np.nan, NO_CASES, level, len(scores))
+        return Difference.unknown(np.nan, level, NO_CASES, seeds)
 
     codes = group_codes(groups, len(labels))
     model = as_model(scores, thresholds, logits)
     a, b = (_group(name, labels, model, codes, inside, level) for inside in members)
     estimates = a.estimates - b.estimates
     estimate = float(estimates.mean())
+    note = a.interval.note or b.interval.note
     sides = square_and_add(a.interval, b.interval, _correlation(a.sums, b.sums))
     if np.isnan(sides).any():
-        return _unknown(estimate, a.interval.note or b.interval.note, level, len(scores))
+        return Difference.unknown(estimate, level, note, seeds)
 
     of_seeds = seed_spread(estimates)
     same_cases = a.sums.any() and np.allclose(a.sums, b.sums, rtol=1e-12, atol=0)
     if estimate == 0 and same_cases:
-        return difference_by_t(name, estimate, of_seeds, level, (len(scores),) * 2)
+        return difference_by_t(name, estimate, of_seeds, level, seeds)
 
-    # both sides as variances, to which that of seeds is added; the fewest patients decide how well they are known
-    freedom = max(1.0, float(min(a.fewest, b.fewest) - 1))
-    spreads = []
-    for side in sides:
-        variance = (side / float(t.ppf((1 + level) / 2, freedom))) ** 2
-        spreads.append(join([Spread(variance, freedom, freedom), of_seeds]))
-    return combined(name, estimate, spreads, level, (len(scores),) * 2, note=a.interval.note or b.interval.note)
+    # the variance of seeds is added to that of each side
+    of_patients = spreads_that_reach(sides, min(a.fewest, b.fewest), level)
+    spreads = [join([side, of_seeds]) for side in of_patients]
+    return combined(name, estimate, spreads, level, seeds, note)
 
 
 class _Group(NamedTuple):
@@ -84,10 +82,6 @@ def _group(name: str, labels: np.ndarray, model: Model, codes: np.ndarray, insid
         sums=np.bincount(codes[inside], parts, int(codes.max()) + 1),
         fewest=int(patients_of(own.strata, codes[inside]).min()),
     )
-
-
-def _unknown(estimate: float, note: str, level: float, seeds: int) -> Difference:
-    return Difference(estimate, (np.nan, np.nan), level, note=note, p_value=np.nan, seeds=(seeds, seeds))
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> float:

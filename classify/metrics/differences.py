@@ -79,7 +79,7 @@ def _difference(
     if np.isnan(estimate) or codes.max() == 0:
         notes = (interval_of(name, found, codes, level).note for found in (of_a, of_b))
         note = next(note for note in notes if note)
-        return Difference(estimate, (np.nan, np.nan), level, note=note, p_value=np.nan, seeds=seeds)
+        return Difference.unknown(estimate, level, note, seeds)
 
     parts = difference_of_parts(of_a.parts.mean(0), of_b.parts.mean(0))
     of_patients = patient_spread(parts, of_a.strata | of_b.strata, codes)
@@ -128,10 +128,16 @@ def _from_both(
     """The interval of a - b from those of a and b, where patients show no variance in the difference."""
     a = interval_of(name, of_a, codes, level)
     b = interval_of(name, of_b, codes, level)
-    freedom = max(1.0, float(patients_of(of_a.strata | of_b.strata, codes).min() - 1))
-    quantile = float(t.ppf((1 + level) / 2, freedom))
-    spreads = [Spread((side / quantile) ** 2, freedom, freedom) for side in square_and_add(a, b)]
+    fewest = int(patients_of(of_a.strata | of_b.strata, codes).min())
+    spreads = spreads_that_reach(square_and_add(a, b), fewest, level)
     return combined(name, estimate, spreads, level, seeds, note=AS_ONE_CASE)
+
+
+def spreads_that_reach(sides: tuple[float, float], fewest: int, level: float) -> list[Spread]:
+    """Both sides of an interval as spreads; `fewest`, the patients of the smallest stratum, says how well known."""
+    freedom = max(1.0, float(fewest - 1))
+    quantile = float(t.ppf((1 + level) / 2, freedom))
+    return [Spread((side / quantile) ** 2, freedom, freedom) for side in sides]
 
 
 def combined(
@@ -142,6 +148,7 @@ def combined(
     It is tested by the one towards 0; for a difference of 0, by the larger.
     """
     down, up = (float(t.ppf((1 + level) / 2, side.cautious)) * np.sqrt(side.variance) for side in sides)
+
     if estimate == 0:
         tested = max(sides, key=lambda side: side.variance)
     else:

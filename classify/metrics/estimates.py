@@ -34,6 +34,11 @@ class Difference(Interval):
     freedom: float = np.inf
     seeds: tuple[int, int] = (1, 1)
 
+    @classmethod
+    def unknown(cls, estimate: float, level: float, note: str, seeds: tuple[int, int]) -> "Difference":
+        """One that has no interval and no test, for the reason that `note` gives."""
+        return cls(estimate, (np.nan, np.nan), level, note=note, p_value=np.nan, seeds=seeds)
+
     @property
     def of_methods(self) -> bool:
         """Whether the uncertainty includes training again, on both sides."""

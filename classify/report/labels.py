@@ -11,9 +11,9 @@ def lines_by_name(comparison: Comparison) -> dict[str, list[tuple[float, Line]]]
     """Each trained row's lines with the mean number of labelled images of its trainings, fewest first."""
     found: dict[str, list[tuple[float, Line]]] = {}
     for line in comparison.lines:
-        counts = line.train_images
-        if counts:
-            found.setdefault(line.name, []).append((sum(counts) / len(counts), line))
+        mean = line.mean_train_images
+        if mean is not None:
+            found.setdefault(line.name, []).append((mean, line))
     return {name: sorted(lines, key=lambda each: each[0]) for name, lines in found.items()}
 
 

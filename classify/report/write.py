@@ -240,9 +240,8 @@ def _row_as_json(comparison: Comparison, line: Line) -> dict[str, Any]:
 
 
 def _mean_images(line: Line) -> int | None:
-    """How many labelled images its trainings had on average, as a whole number; None for a file."""
-    counts = line.train_images
-    return round(sum(counts) / len(counts)) if counts else None
+    mean = line.mean_train_images
+    return None if mean is None else round(mean)
 
 
 def _interval_as_json(interval: Any) -> dict[str, Any]:

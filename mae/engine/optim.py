@@ -2,14 +2,16 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from data.errors import UserError
-from mae.engine.checkpoint import is_dense
+from mae.engine.checkpoint import Checkpoint, is_dense, load_weights
 from mae.settings import Precision
+
+Network = TypeVar("Network", bound=nn.Module)
 
 Group = dict[str, Any]  # of parameters, as torch.optim takes it
 
@@ -20,6 +22,14 @@ def seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # not CUDA's, which fork_rng would not restore
         yield
+
+
+def with_weights_of(checkpoint: Checkpoint, build: Callable[[], Network]) -> Network:
+    """The network that `build` makes, with a checkpoint's weights; torch's global generator is left as found."""
+    with seeded(0):  # initial weights are drawn, then replaced
+        model = build()
+    load_weights(model, checkpoint)
+    return model
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
