@@ -83,7 +83,8 @@ class CrossDecoder(nn.Module):
         self.recompute = False  # recompute activations in the backward pass instead of keeping them; set for training
 
         self.mask_token = token(width)
-        self.depth_weights = nn.Parameter(torch.randn(depth, encoder_depth + 1) / (encoder_depth + 1) ** 0.5)
+        depth_weights = torch.empty(depth, encoder_depth + 1)
+        self.depth_weights = nn.Parameter(nn.init.normal_(depth_weights, std=(encoder_depth + 1) ** -0.5))
         self.blocks = nn.ModuleList(CrossBlock(width, heads, encoder_width, eps=eps) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps)
         self.predict = Linear(width, pixels)

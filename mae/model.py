@@ -11,6 +11,7 @@ from data.errors import UserError, did_you_mean
 from data.settings import Size, height_and_width
 from mae.decoder import CrossDecoder, Decoder
 from mae.encoder import Encoder
+from mae.engine.shapes import shapes_only
 from mae.masking import mask_of, random_masking, take
 from mae.patches import patchify
 from mae.settings import ModelSettings
@@ -218,7 +219,7 @@ def mae_from(settings: ModelSettings, image_size: Size) -> MaskedAutoencoder:
 def check_sizes(settings: ModelSettings, image_size: Size) -> None:
     """UserError if the sizes do not fit together. It builds nothing, so that it can run before hours of decoding."""
     one_of_each = settings.model_copy(update={"depth": 1, "decoder_depth": 1})  # all blocks are alike
-    with torch.device("meta"):
+    with shapes_only():
         mae_from(one_of_each, image_size)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from data.settings import height_and_width
 from mae.cost import forward_memory, process_memory, step_flops, step_memory
 from mae.engine.optim import autocast
+from mae.engine.shapes import shapes_only
 from mae.masking import random_masking
 from mae.model import MaskedAutoencoder, mae_from
 from mae.settings import MAEConfig, OptimizerSettings
@@ -39,7 +40,7 @@ class Cost:
 def pretraining_cost(config: MAEConfig) -> Cost:
     """Counted from the model that the config describes, on tensors without values; `compile` is left out."""
     settings = config.pretrain
-    with torch.device("meta"):
+    with shapes_only():
         model = _model(config)
         keep, masked = random_masking(torch.empty(1, model.patches), settings.mask_ratio)
 
@@ -107,7 +108,7 @@ def pretraining_memory(config: MAEConfig, part: int, device: torch.device) -> in
     if config.pretrain.probe_every is not None:
         counted.append(forward_memory(lambda: _features(config, part)))
 
-    with torch.device("meta"):
+    with shapes_only():
         model = _model(config)
     trained = sum(parameter.nbytes for parameter in model.parameters())
     return process_memory(max(counted), trained * copies(config.pretrain.optimizer), device)

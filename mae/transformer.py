@@ -136,4 +136,4 @@ def drop_path(noise: Tensor, rates: Tensor) -> Tensor:
 
 def token(width: int) -> nn.Parameter:
     """A learned token (1 1 d)."""
-    return nn.Parameter(torch.randn(1, 1, width) * 0.02)
+    return nn.Parameter(nn.init.normal_(torch.empty(1, 1, width), std=0.02))

@@ -19,6 +19,7 @@ from data.privacy import credentialed_by_name, data_sets
 from data.writing import flush_to_disk, replacing
 from mae.engine.checkpoint_file import checkpoint_file
 from mae.engine.digests import content_digest
+from mae.engine.shapes import shapes_only
 from mae.engine.torch_files import Refused, load_torch_file
 from mae.settings import MAEConfig
 
@@ -341,7 +342,7 @@ def load_weights(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
 
 def expect_fit(build: Callable[[], torch.nn.Module], checkpoint: Checkpoint) -> None:
     """As `check_weights`, before memory is allocated: settings only claim sizes, the weights really have them."""
-    with torch.device("meta"):
+    with shapes_only():
         check_weights(build(), checkpoint)
 
 

@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from data.errors import UserError
@@ -13,6 +12,7 @@ from data.settings import height_and_width
 from mae.encoder import Encoder
 from mae.engine.checkpoint import expect_finite
 from mae.engine.checkpoint_file import existing
+from mae.engine.shapes import shapes_only
 from mae.model import NORM_PIXEL_LOSS, PRESETS, MaskedAutoencoder, build_mae
 from mae.weights.account import Report
 from mae.weights.adapt import as_channels, fold_to_grey, resample
@@ -65,7 +65,7 @@ def convert(source: Source, target: Target, say: Say = print) -> MaskedAutoencod
 def checked(source: Source, target: Target) -> Source:
     """The source, as far as the target uses it; UserError unless its tensors are all those of its model."""
     source = _kept(source, target)
-    with torch.device("meta"):
+    with shapes_only():
         wanted = build_mae(**model_arguments(source, Target())).state_dict()
     weights = source.found.weights
     for name, tensor in weights.items():
