@@ -7,6 +7,7 @@ here once. So no later code asks whether a text is text, a list holds itself, or
 import json
 import re
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -135,10 +136,7 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", WITH_POINT, list("-+012
 def parse_yaml(text: str, place: str) -> Any:
     """Plain values of a YAML text; UserError if it is not YAML, or expands to far more than it says."""
     try:
-        loader = _Loader(text)  # which looks for characters that YAML does not allow
-        node = loader.get_single_node()
-        _expect_bounded(node)
-        value = None if node is None else loader.construct_document(node)
+        value = _parsed(text)
     except Refused as odd:
         raise UserError(f"{place}: {odd}") from None
     except yaml.YAMLError as error:
@@ -148,6 +146,14 @@ def parse_yaml(text: str, place: str) -> Any:
     except Exception as error:  # a tag such as !!bool before another word may raise anything
         raise NotYaml(f"{place}: not valid YAML: {type(error).__name__} in a value") from None
     return plain(value, place)
+
+
+@lru_cache(maxsize=32)  # a command reads its run's config.yaml several times, and each takes some 20 ms
+def _parsed(text: str) -> Any:
+    loader = _Loader(text)  # which looks for characters that YAML does not allow
+    node = loader.get_single_node()
+    _expect_bounded(node)
+    return None if node is None else loader.construct_document(node)
 
 
 def comment_in(text: str) -> str:

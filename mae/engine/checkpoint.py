@@ -4,6 +4,7 @@ import math
 import shlex
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -30,6 +31,8 @@ NUMBERS = ("weights", "optimizer", "state")
 # files that this process has checked, by their `identity`, and whether their numbers were checked too:
 # a command reads some files ten times, and checking a gigabyte takes seconds
 _LOOKED_THROUGH: dict[tuple[int, ...], bool] = {}
+_SAID: dict[tuple[int, ...], "Checkpoint"] = {}  # and what the last of them say, without their numbers
+REMEMBERED = 32  # files
 
 
 @dataclass(frozen=True)
@@ -170,13 +173,29 @@ def _shallow(checkpoint: Checkpoint) -> dict[str, Any]:
 def load_checkpoint(path: str | Path, kind: str | None = None, numbers: bool = True) -> Checkpoint:
     """Read a checkpoint to CPU, tensors and plain values only (`weights_only`). A run's folder means its best.pt.
 
-    numbers: false if only its settings are wanted; weights stay on the disk until they are used.
+    numbers: false if only what it says is wanted; its weights, optimizer and state are left out then.
 
     Raises UserError if the file is missing, is no checkpoint of this project or is of another kind, and if its content
     was changed since it was written or a weight is not finite. To look for the fault in such a file, read it with
     `torch.load`.
     """
     path = checkpoint_file(path)
+    if not numbers and (said := _remembered(path)):
+        return _expect_kind(said, kind)
+
+    file, raw = _read(path)
+    digests = raw.pop("digests", None)
+    checkpoint = _expect_kind(_whole(raw, path), kind)
+
+    looked_at_numbers = _LOOKED_THROUGH.get(file)
+    if looked_at_numbers is None or (numbers and not looked_at_numbers):
+        _look_through(checkpoint, raw, digests, path, numbers)
+        _LOOKED_THROUGH[file] = numbers
+    return checkpoint if numbers else _remember(checkpoint, file)
+
+
+def _read(path: Path) -> tuple[tuple[int, ...], dict[str, Any]]:
+    """The identity and the content of a file of ours; UserError for any other."""
     try:
         file = identity(path)
         raw = load_torch_file(path, held=file in _LOOKED_THROUGH)
@@ -188,17 +207,31 @@ def load_checkpoint(path: str | Path, kind: str | None = None, numbers: bool = T
         ) from None
     if not isinstance(raw, dict) or raw.pop("format", None) != FORMAT:
         raise UserError(f"{path}: found a torch file of another program, expected a checkpoint ({FORMAT})")
+    return file, raw
 
-    digests = raw.pop("digests", None)
-    checkpoint = _whole(raw, path)
+
+def _expect_kind(checkpoint: Checkpoint, kind: str | None) -> Checkpoint:
     if kind and checkpoint.kind != kind:
-        raise UserError(f"{path}: found a checkpoint of kind {checkpoint.kind}, expected {kind}{_advice(checkpoint)}")
-
-    looked_at_numbers = _LOOKED_THROUGH.get(file)
-    if looked_at_numbers is None or (numbers and not looked_at_numbers):
-        _look_through(checkpoint, raw, digests, path, numbers)
-        _LOOKED_THROUGH[file] = numbers
+        raise UserError(
+            f"{checkpoint.place}: found a checkpoint of kind {checkpoint.kind}, expected {kind}{_advice(checkpoint)}"
+        )
     return checkpoint
+
+
+def _remember(checkpoint: Checkpoint, file: tuple[int, ...]) -> Checkpoint:
+    """What the checkpoint says. It is remembered: commands ask some files five times, and torch reads slowly."""
+    said = replace(checkpoint, weights={}, optimizer=None, state={})
+    _SAID[file] = deepcopy(said)
+    if len(_SAID) > REMEMBERED:
+        del _SAID[next(iter(_SAID))]
+    return said
+
+
+def _remembered(path: Path) -> Checkpoint | None:
+    """What the file says, if it was asked before and is the same file still."""
+    if not path.exists() or identity(path) not in _SAID:
+        return None
+    return replace(deepcopy(_SAID[identity(path)]), place=str(path))
 
 
 def identity(path: Path) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -108,6 +109,33 @@ def test_a_file_is_looked_through_once_and_again_after_any_change(tmp_path, monk
     path.write_bytes(raw)
     load_checkpoint(path)
     assert looked[3:] == [True, True]
+
+
+def test_what_a_file_says_is_remembered_until_the_file_changes(tmp_path, monkeypatch):
+    path = tmp_path / "last.pt"
+    save_checkpoint(checkpoint_of(5.0), path)
+    really = mae.engine.checkpoint.load_torch_file
+    read = []
+    monkeypatch.setattr(
+        mae.engine.checkpoint, "load_torch_file", lambda path, held: (read.append(path), really(path, held=held))[1]
+    )
+    for _ in range(3):
+        said = load_checkpoint(path, numbers=False)
+        assert said.meta == {"n": 5}
+        assert not said.weights and not said.state and said.optimizer is None
+        said.meta["n"] = 7  # the caller's own copy
+    assert len(read) == 1
+    assert load_checkpoint(path).weights and len(read) == 2
+
+    moved = tmp_path / "moved.pt"
+    path.rename(moved)
+    assert load_checkpoint(moved, numbers=False).place == str(moved)
+    with pytest.raises(UserError, match="expected classifier"):
+        load_checkpoint(moved, "classifier", numbers=False)
+    with pytest.raises(UserError, match=re.escape(str(path))):
+        load_checkpoint(path, numbers=False)
+    save_checkpoint(checkpoint_of(3.0), moved)
+    assert load_checkpoint(moved, numbers=False).meta == {"n": 3}
 
 
 @pytest.mark.parametrize("part", ["settings", "optimizer", "state"])
