@@ -4,6 +4,7 @@ import math
 import shlex
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
@@ -229,9 +230,10 @@ def _remember(checkpoint: Checkpoint, file: tuple[int, ...]) -> Checkpoint:
 
 def _remembered(path: Path) -> Checkpoint | None:
     """What the file says, if it was asked before and is the same file still."""
-    if not path.exists() or identity(path) not in _SAID:
-        return None
-    return replace(deepcopy(_SAID[identity(path)]), place=str(path))
+    with suppress(OSError):  # without a file, reading it says what is missing
+        if said := _SAID.get(identity(path)):
+            return replace(deepcopy(said), place=str(path))
+    return None
 
 
 def identity(path: Path) -> tuple[int, ...]:
