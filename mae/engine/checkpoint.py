@@ -148,6 +148,8 @@ def check_kept(folder: Path, last: Checkpoint, epochs: Collection[int]) -> None:
 def check_finished(folder: Path, last: Checkpoint) -> None:
     """UserError unless the best.pt that belongs to the folder's last checkpoint is there, and whole."""
     best = folder / "best.pt"
+
+    # a run whose every validation was not finite has none
     if not best.exists() and last.progress.get("best") == -math.inf:
         raise Diverged(
             f"{folder}: found no validation with finite numbers, expected one for best.pt; "
@@ -158,6 +160,7 @@ def check_finished(folder: Path, last: Checkpoint) -> None:
             f"{best}: found no such file, expected the best weights of this finished run; put it back, start another "
             "run (run=…), or remove this folder"
         )
+
     if load_checkpoint(best, last.kind).progress.get("best") != last.progress.get("best"):
         raise UserError(
             f"{best}: found the weights of another epoch than the best one, expected those; they were not written "

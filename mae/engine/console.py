@@ -1,14 +1,13 @@
 """What trainings say when they start and when they end: the same form for both stages."""
 
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 
 import torch
 
-from data.errors import UserError
 from mae.engine import distributed
-from mae.engine.checkpoint import Checkpoint, load_checkpoint
+from mae.engine.checkpoint import Checkpoint
+from mae.engine.run import saved_with
 from mae.settings import MAEConfig
 
 WIDTH = 12  # letters of the first column
@@ -23,18 +22,10 @@ def start_facts(
     folder: Path, begins: str, device: torch.device, config: MAEConfig, images: str, batch: str
 ) -> dict[str, str]:
     """The facts that every training prints first; a resumed run also says from where it continues."""
-    epoch = _saved_epoch(folder)
-    if epoch is not None:
-        begins = f"{folder} after epoch {epoch}, continued; it began from {begins}"
+    saved = saved_with(folder)
+    if saved:
+        begins = f"{folder} after epoch {saved.epoch}, continued; it began from {begins}"
     return {"begins from": begins, "device": device_text(device, config), "images": images, "batch": batch}
-
-
-def _saved_epoch(folder: Path) -> int | None:
-    """How many epochs the folder's run has completed; None if there is no run, or one that will be refused."""
-    for name in ("last.pt", "previous.pt"):
-        with suppress(UserError):
-            return load_checkpoint(folder / name, numbers=False).epoch
-    return None
 
 
 def device_text(device: torch.device, config: MAEConfig) -> str:

@@ -77,7 +77,7 @@ def check_run(
     """
     # config.yaml is for people; the run resumes from the checkpoint. The two may disagree, or one may be missing
     made = _made_with(folder / "config.yaml")
-    saved = _saved_with(folder)
+    saved = saved_with(folder)
     branch = "pretrain" in resumable.sections and config.pretrain.continue_from is not None
     if not (branch or stands_somewhere(folder)):
         _expect_nothing_lost(folder)
@@ -161,23 +161,23 @@ def settings_of_run(folder: Path) -> dict[str, Any] | None:
     made = _made_with(folder / "config.yaml")
     if made:
         return made
-    saved = _saved_with(folder)
+    saved = saved_with(folder)
     return saved.settings if saved else None
 
 
-class _Saved(NamedTuple):
+class Saved(NamedTuple):
     """The settings that a run's checkpoint was saved with, and how many epochs it has completed."""
 
     settings: dict[str, Any]
     epoch: int
 
 
-def _saved_with(folder: Path) -> _Saved | None:
+def saved_with(folder: Path) -> Saved | None:
     """From the run's checkpoint; None if none can be read. The training will report that."""
     for name in ("last.pt", "previous.pt"):
         with suppress(UserError):
             checkpoint = load_checkpoint(folder / name, numbers=False)
-            return _Saved(with_new_names(checkpoint.settings, checkpoint.place), checkpoint.epoch)
+            return Saved(with_new_names(checkpoint.settings, checkpoint.place), checkpoint.epoch)
     return None
 
 

@@ -3,6 +3,7 @@
 import os
 import pickle
 import re
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +36,19 @@ def refusal(path: Path, kind: str | None = None) -> str:
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+def watched(monkeypatch, name: str, note: Callable) -> list:
+    """What `note` says of the arguments of each call of a function of checkpoint.py, which works as ever."""
+    really = getattr(mae.engine.checkpoint, name)
+    noted = []
+
+    def called(*given, **named):
+        noted.append(note(*given, **named))
+        return really(*given, **named)
+
+    monkeypatch.setattr(mae.engine.checkpoint, name, called)
+    return noted
 
 
 def test_a_checkpoint_reads_back_as_written(tmp_path):
@@ -89,11 +103,7 @@ def test_a_bit_that_flipped_in_a_weight_is_refused(tmp_path):
 def test_a_file_is_looked_through_once_and_again_after_any_change(tmp_path, monkeypatch):
     path = tmp_path / "last.pt"
     save_checkpoint(checkpoint_of(5.0), path)
-    really = mae.engine.checkpoint._expect_unchanged
-    looked = []
-    monkeypatch.setattr(
-        mae.engine.checkpoint, "_expect_unchanged", lambda *given: (looked.append(given[-1]), really(*given))
-    )
+    looked = watched(monkeypatch, "_expect_unchanged", lambda *given: given[-1])
     for numbers in (False, True, True, False):  # the process that wrote the file knows what it says
         assert load_checkpoint(path, numbers=numbers).meta == {"n": 5}
     assert looked == [True]
@@ -114,11 +124,7 @@ def test_a_file_is_looked_through_once_and_again_after_any_change(tmp_path, monk
 def test_what_a_file_says_is_remembered_until_the_file_changes(tmp_path, monkeypatch):
     path = tmp_path / "last.pt"
     save_checkpoint(checkpoint_of(5.0), path)
-    really = mae.engine.checkpoint.load_torch_file
-    read = []
-    monkeypatch.setattr(
-        mae.engine.checkpoint, "load_torch_file", lambda path, held: (read.append(path), really(path, held=held))[1]
-    )
+    read = watched(monkeypatch, "load_torch_file", lambda path, held: path)
     for _ in range(3):
         said = load_checkpoint(path, numbers=False)
         assert said.meta == {"n": 5}
