@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -273,17 +274,19 @@ def working(process, name: str) -> int | None:
     for number in members(process):
         if number == process.pid:
             continue
-        places = [str(link.readlink()) for link in _open_files(number)]
-        if any(f"/{name}/" in place for place in places):
+        if any(f"/{name}/" in place for place in _open_files(number)):
             return number
     return None
 
 
-def _open_files(number: int) -> list[Path]:
-    try:
-        return [link for link in Path(f"/proc/{number}/fd").iterdir() if link.is_symlink()]
-    except OSError:
-        return []
+def _open_files(number: int) -> list[str]:
+    """Where the open files of a process lie, those left out that it closes meanwhile."""
+    places = []
+    with suppress(OSError):
+        for link in Path(f"/proc/{number}/fd").iterdir():
+            with suppress(OSError):
+                places.append(str(link.readlink()))
+    return places
 
 
 def test_a_killed_cell_is_shown_as_failed_and_tried_again(world, alone, tmp_path):
