@@ -3,6 +3,7 @@
 from einops import rearrange
 from torch import Tensor, nn
 
+from mae.convolution import Conv3x3
 from mae.linear import Linear
 
 LARGE = 8  # side in pixels; from this size on a third convolution halves the patch once more
@@ -24,7 +25,7 @@ class PatchConvolutions(nn.Module):
         layers: list[nn.Module] = []
         side = patch_size
         for number, stride in enumerate(strides):
-            layers += [nn.Conv2d(channels if number else in_channels, channels, 3, stride, padding=1), nn.GELU()]
+            layers += [Conv3x3(channels if number else in_channels, channels, stride, bias=True), nn.GELU()]
             side = -(-side // stride)
         self.convolutions = nn.Sequential(*layers)
         self.project = Linear(channels * side * side, width)
