@@ -276,24 +276,24 @@ def spoilt(**changed: Tensor) -> Content:
         (torchvision("resnet50"), {}, "found a resnet50, expected resnet18 by finetune.model; give"),
         (torchvision(), {"finetune.stem": "small"}, "found the imagenet stem, expected small by finetune.stem"),
         (torchvision(kernel=3), {"finetune.stem": "imagenet"}, "found the small stem, expected imagenet"),
-        (torchvision(kernel=5), {}, "found conv1.weight (64, 3, 5, 5), expected a stem of 7x7 or 3x3"),
+        (torchvision(kernel=5), {}, "found conv1.weight (8, 3, 5, 5), expected a stem of 7x7 or 3x3"),
         (torchvision(channels=4), {}, "found 4 channels in conv1.weight, expected 1 or 3"),
         (torchvision(channels=1), {"model.in_channels": 3}, "found weights for 1 channel(s), expected 3"),
         (torchvision(channels=1), {"finetune.init_mean": [0.1, 0.2, 0.3], "finetune.init_std": 0.5}, "found 3"),
         (without("layer3.1.bn2.running_var"), {}, "found no tensor for layer3.1.bn2.running_var, expected those of a"),
         (without("conv1.weight"), {}, "found no conv1.weight, expected a stem of one convolution"),
-        (spoilt(conv1__bias=torch.ones(64)), {}, "found conv1.bias, expected a stem of one convolution without bias"),
-        (spoilt(layer1__0__se__fc1__weight=torch.ones(4, 64, 1, 1)), {}, "found layer1.0.se.fc1.weight, expected"),
-        (spoilt(layer2__1__conv2__weight=torch.ones(128, 4, 3, 3)), {}, "found layer2.1.conv2.weight (128, 4, 3, 3)"),
-        (spoilt(bn1__running_var=-torch.ones(64)), {}, "found a variance below 0 in bn1.running_var"),
-        (spoilt(bn1__weight=torch.ones(64, dtype=torch.int64)), {}, "found torch.int64 in bn1.weight"),
-        (spoilt(bn1__bias=torch.full((64,), torch.nan)), {}, "bn1.bias: found NaN or infinity"),
+        (spoilt(conv1__bias=torch.ones(8)), {}, "found conv1.bias, expected a stem of one convolution without bias"),
+        (spoilt(layer1__0__se__fc1__weight=torch.ones(4, 8, 1, 1)), {}, "found layer1.0.se.fc1.weight, expected"),
+        (spoilt(layer2__1__conv2__weight=torch.ones(16, 4, 3, 3)), {}, "found layer2.1.conv2.weight (16, 4, 3, 3)"),
+        (spoilt(bn1__running_var=-torch.ones(8)), {}, "found a variance below 0 in bn1.running_var"),
+        (spoilt(bn1__weight=torch.ones(8, dtype=torch.int64)), {}, "found torch.int64 in bn1.weight"),
+        (spoilt(bn1__bias=torch.full((8,), torch.nan)), {}, "bn1.bias: found NaN or infinity"),
         (lambda: {"patch_embed.proj.weight": torch.ones(8, 3, 4, 4)}, {}, "found no layer1.0.conv1.weight or embedder"),
         (lambda: {"a": torchvision_weights(), "b": torchvision_weights()}, {}, "found 2 models (a, b), expected"),
         (lambda: {"epoch": 3}, {}, "found no state dict, expected names with tensors"),
     ],
 )  # fmt: skip
-def test_what_is_no_such_resnet_is_one_line(wide, tmp_path, content, changes, said):
+def test_what_is_no_such_resnet_is_one_line(tmp_path, content, changes, said):
     file = pth(tmp_path / "weights.pth", content())
     with pytest.raises(UserError) as error:
         resnet_start(resnet_config(tmp_path, file, changes), quiet)
