@@ -282,6 +282,10 @@ def measure_in_turn(case: str, options: Options, batch: int) -> tuple[dict[str, 
         seconds |= measure({name: step}, options.rounds, options.device)
         peaks[name] = torch.cuda.max_memory_allocated()
         del step
+
+        # in the log even if the time ends with the next system
+        taken = statistics.median(seconds[name])
+        print(f"{name}: {batch / taken:.0f} images/s, {peaks[name] / 1e9:.1f} GB", flush=True)
     return seconds, peaks
 
 
