@@ -116,13 +116,31 @@ def process_group(device: torch.device, minutes: float = 30) -> Iterator[None]:
     # a rank that loses another one says so in one line; its own errors are shown in full
     here = rank()
     try:
-        yield
+        with _kept_on_failure(dist.group.WORLD):
+            yield
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error).lower():
             raise
         raise UserError(f"rank {here}: lost another rank ({str(error).splitlines()[0]}); see its output") from None
     finally:
         dist.destroy_process_group()
+
+
+_FAILED: list[Any] = []  # groups
+
+
+@contextmanager
+def _kept_on_failure(group: Any) -> Iterator[None]:
+    """Hold a group for good if the training in it fails.
+
+    A traceback keeps DDP's reducer for longer than the group. As the last to hold it, the reducer would end the group
+    with Python's lock in hand, and wait for a thread of gloo's that may be waiting for this lock: for ever.
+    """
+    try:
+        yield
+    except BaseException:
+        _FAILED.append(group)
+        raise
 
 
 def data_parallel(model: nn.Module, device: torch.device) -> nn.Module:

@@ -134,6 +134,14 @@ def test_a_rank_notices_within_a_minute_that_another_has_died_and_says_so(tmp_pa
     assert "rank 0: lost another rank" in errors
 
 
+def test_what_a_failed_training_leaves_is_freed_without_waiting(tmp_path):
+    """torch 2.13 waits for ever where DDP's reducer is the last to hold a group of gloo's."""
+    place = {"WORLD_SIZE": "1", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    rank = forked.Forked(WORLDS / "two_ranks.py", "fail", tmp_path, **place)
+    _, errors = rank.communicate(timeout=60)
+    assert (rank.wait(), (tmp_path / "failed").exists()) == (0, True), errors
+
+
 def test_one_ranks_bad_batch_is_skipped_by_all(place, done):
     assert done.count("update skipped") == 4
     named = [row["skipped_images"] for row in read_metrics(place / "skipped") if "skipped_images" in row]

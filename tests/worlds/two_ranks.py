@@ -3,18 +3,21 @@
 Starting two ranks takes far longer than what they do here, so one start does all the work that ends well.
 """
 
+import ctypes
 import os
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from tiny_world import tiny_config
 
 import classify.dashboard
 from classify.cases import labelled_splits
 from classify.finetune import finetune_stage
+from data.errors import UserError
 from data.loader import Loader, open_data
 from mae.engine import distributed
 from mae.engine.loop import fit
@@ -106,5 +109,20 @@ def lose_one(folder: Path) -> None:
         fit(replace(stage, step=dying), folder / "lost")
 
 
+def fail(folder: Path) -> None:
+    """A rank fails by itself, and what its traceback held is freed while gloo's thread waits for Python's lock."""
+    distributed.launched = lambda: True
+    sys.setswitchinterval(60)  # seconds: the lock is kept until something gives it up
+    with pytest.raises(UserError), distributed.process_group(CPU):
+        held = [distributed.Replica(torch.nn.Linear(2, 3)), torch.distributed.group.WORLD]
+        raise RuntimeError("gloo has lost a rank")
+
+    work = held.pop().allreduce([torch.ones(3)])
+    del work  # so that gloo's thread frees it, for which it needs the lock
+    ctypes.PyDLL(None).usleep(300_000)  # which this call keeps
+    held.clear()
+    (folder / "failed").touch()
+
+
 if __name__ == "__main__":
-    {f.__name__: f for f in (together, lose_one)}[sys.argv[1]](Path(sys.argv[2]))
+    {f.__name__: f for f in (together, lose_one, fail)}[sys.argv[1]](Path(sys.argv[2]))
