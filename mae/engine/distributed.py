@@ -134,7 +134,8 @@ def _kept_on_failure(group: Any) -> Iterator[None]:
     """Hold a group for good if the training in it fails.
 
     A traceback keeps DDP's reducer for longer than the group. As the last to hold it, the reducer would end the group
-    with Python's lock in hand, and wait for a thread of gloo's that may be waiting for this lock: for ever.
+    with Python's lock in hand, and wait for a thread of gloo's that may be waiting for this lock: for ever (issue 56297
+    of pytorch).
     """
     try:
         yield
