@@ -137,6 +137,8 @@ class HeatFolder:
         self.notes = notes
         self.inputs = inputs
         self.names = names_of(str(one.path) for one in inputs)
+
+        # a place of its own
         if folder.exists() and not folder.is_dir():
             raise UserError(f"--heatmaps: {folder}: found a file, expected a folder")
         for path in paths:
@@ -145,6 +147,8 @@ class HeatFolder:
                     f"--heatmaps: {folder}: found a folder inside of {path}, expected one elsewhere: next time its "
                     "pictures would be taken for radiographs"
                 )
+
+        # no image of the user's is overwritten
         images = {one.path.resolve() for one in inputs if one.path.parent.resolve() == folder.resolve()}
         for name in self.names.values():
             if (folder / f"{name}.png").resolve() in images:

@@ -104,6 +104,7 @@ def difference_by_t(name: str, estimate: float, spread: Spread, level: float, se
         return Difference(
             estimate, (estimate, estimate), level, note=ALIKE, p_value=1.0, standard_error=0.0, seeds=seeds
         )
+
     reach = float(t.ppf((1 + level) / 2, spread.cautious)) * error
     return Difference(
         estimate,
