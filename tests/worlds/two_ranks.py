@@ -6,11 +6,11 @@ Starting two ranks takes far longer than what they do here, so one start does al
 import ctypes
 import os
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from tiny_world import tiny_config
 
@@ -113,7 +113,7 @@ def fail(folder: Path) -> None:
     """A rank fails by itself, and what its traceback held is freed while gloo's thread waits for Python's lock."""
     distributed.launched = lambda: True
     sys.setswitchinterval(60)  # seconds: the lock is kept until something gives it up
-    with pytest.raises(UserError), distributed.process_group(CPU):
+    with suppress(UserError), distributed.process_group(CPU):
         held = [distributed.Replica(torch.nn.Linear(2, 3)), torch.distributed.group.WORLD]
         raise RuntimeError("gloo has lost a rank")
 
