@@ -48,6 +48,7 @@ from pydicom.uid import (
 from data.aspect import pixel_aspect
 from data.jpeg import bits_of, check_scans, has_coarse_colours
 from data.refusal import (
+    OF_ANOTHER_CLASS,
     LacksPlugin,
     NotNow,
     UnreadableImage,
@@ -218,7 +219,7 @@ def _of_class(dataset: Any) -> str:
     uid = UID(str(getattr(getattr(dataset, "file_meta", None), "MediaStorageSOPClassUID", "")))
     if uid.type != "SOP Class" or "Image" in uid.name:  # a UID of the file's own is not repeated
         return ""
-    return f" in an object of class {uid.name.removesuffix(' Storage')}"
+    return f" {OF_ANOTHER_CLASS} {uid.name.removesuffix(' Storage')}"
 
 
 def _check_transfer_syntax(dataset: Any) -> None:

@@ -23,7 +23,7 @@ from data.errors import UserError
 from data.images import read_fitted
 from data.manifest import Manifest
 from data.preparation import allowed, describe_store
-from data.refusal import NotNow, UnreadableImage, may_pass, trouble
+from data.refusal import NotNow, UnreadableImage, is_damage, may_pass, trouble
 from data.settings import DataSettings, Resize, Size, Tone, height_and_width
 from data.store import Postponed, make_array
 from data.store_integrity import pixel_digest
@@ -45,6 +45,7 @@ class ImageFiles:
         self.index = {image_id: row for row, image_id in enumerate(table["image_id"])}
         self.fingerprint: str = describe_store(settings, table)["fingerprint"]
         self.unreadable: set[int] = set()
+        self.damaged = 0
         self.secret = manifest.credentialed  # paths hold ids
         self.allowed = allowed(settings.max_rejected, len(table))
         self.how = (settings.image_size, settings.resize, settings.tone)
@@ -161,15 +162,16 @@ class ImageFiles:
         for row, reason in zip(rows.tolist(), reasons, strict=True):
             if reason and row not in self.unreadable:
                 self.unreadable.add(row)
+                self.damaged += is_damage(reason)
                 tqdm.write(f"warning: {self._said(row, reason)}; left out", file=sys.stderr)
 
-        found = len(self.unreadable)
-        if found > self.allowed:
+        if self.damaged > self.allowed:
             raise UserError(
-                f"data.store: found {found} unreadable files so far, expected at most {self.allowed} of {len(self):,}; "
-                f"the warnings above name them; mend them, or go on without: data.max_rejected={2 * found}"
+                f"data.store: found {self.damaged} unreadable files so far, expected at most {self.allowed} of "
+                f"{len(self):,}; the warnings above name them; mend them, or go on without: "
+                f"data.max_rejected={2 * self.damaged}"
             )
-        if all(reasons) and (len(rows) > 1 or found == len(self)):
+        if all(reasons) and (len(rows) > 1 or len(self.unreadable) == len(self)):
             raise UserError(f"data.store: found none of {len(rows)} files of a batch readable, expected some")
 
     def _said(self, row: int, reason: str) -> str:

@@ -17,7 +17,7 @@ from data.locks import locked
 from data.manifest import Manifest, open_manifest
 from data.moved_stores import digest_of, moved_store
 from data.privacy import credentialed_sources
-from data.refusal import UnreadableImage
+from data.refusal import UnreadableImage, is_damage
 from data.rejections import read_rejections, rejection_lines, waiting_for_plugins
 from data.settings import DataConfig, DataSettings, Size
 from data.store import Decoded, ImageStore, Postponed, StoreWriter, decode_rows
@@ -289,11 +289,12 @@ def _write(settings: DataSettings, folder: Path, table: pd.DataFrame, descriptio
             f"{folder / 'rejected.partial.csv'}: found none of {len(table)} files readable, expected some; see the "
             f"reasons there, mend the files or data.root, delete {folder} and run again"
         )
-    if writer.rejected > most:
+    damaged = sum(map(is_damage, writer.reasons().values()))
+    if damaged > most:
         raise UserError(
-            f"{folder / 'rejected.partial.csv'}: found {writer.rejected} unreadable of {len(table)} files, expected at "
+            f"{folder / 'rejected.partial.csv'}: found {damaged} unreadable of {len(table)} files, expected at "
             f"most {most}; see the reasons there, mend the files or data.root, delete {folder} and run again, or go "
-            f"on without them: data.max_rejected={writer.rejected}"
+            f"on without them: data.max_rejected={damaged}"
         )
     writer.finish(description)
     forget_plan(folder)

@@ -5,6 +5,7 @@ from mmap import mmap
 from typing import NoReturn
 
 BYTES_A_PIXEL = 9  # of a progressive JPEG in colour: three coefficients of 16 bits, and three colours
+OF_ANOTHER_CLASS = "in an object of class"  # in a reason: an intact DICOM file that is meant to hold no image
 MAX_PIXELS = 150_000_000  # refused before allocation; below the point where Pillow itself refuses
 
 
@@ -68,6 +69,11 @@ def trouble(error: BaseException) -> str:
 def refuse(found: str, expected: str) -> NoReturn:
     """Raise UnreadableImage; `read_image` puts the path before it."""
     raise UnreadableImage(f"found {found}, expected {expected}")
+
+
+def is_damage(reason: str) -> bool:
+    """Whether a refused file should have been an image: archives send reports and the like along with the images."""
+    return OF_ANOTHER_CLASS not in reason
 
 
 def check_size(width: int, height: int) -> None:

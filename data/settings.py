@@ -186,8 +186,8 @@ class DataSettings(Settings):
     )
     max_rejected: MaxRejected = Field(
         None,
-        description="most unreadable files that may be left out, a count or a share; with more, the command stops; "
-        "null: 10, or 1 % if more",
+        description="most unreadable files that may be left out, a count or a share (DICOM objects other than images "
+        "do not count); with more, the command stops; null: 10, or 1 % if more",
     )
     store: Store = Field(
         "stores", description="folder of the decoded, memory-mapped stores; false reads the files anew in every epoch"

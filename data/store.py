@@ -282,7 +282,7 @@ class StoreWriter:
 
     def reasons(self) -> dict[str, str]:
         """image_id → why it is rejected."""
-        return {image_id: line["reason"] for image_id, line in self._rejections().items()}
+        return {image_id: reason for image_id, _, reason, _ in self._rejected_lines()}
 
     def lacking(self) -> dict[int, str]:
         """Rejected row → the plugins that were there, if it was for want of another."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from classify.cases import FEW
-from classify.comparison import Comparison
+from classify.comparison import Comparison, FailedRow, Line
 from data.labels import words
 
 WARNING = "warning: "  # how the audit begins its own
@@ -104,13 +104,22 @@ def _counted(count: int, noun: str) -> str:
 
 
 def _failed(comparison: Comparison) -> Iterator[str]:
-    """Which trainings did not finish; their row shows only the others."""
+    """Which trainings did not finish; their row shows only the others, and a budget without any has no table."""
     for line in comparison.lines:
         if line.failed:
             total = len(line.failed) + len(line.evaluations)
-            yield f"Failed: {len(line.failed)} of {total} trainings of {line.name} ({'; '.join(line.failed)})."
+            yield f"Failed: {len(line.failed)} of {total} trainings of {_with_labels(comparison, line)}."
     for row in comparison.failed_rows:
-        yield f"Failed: all trainings of {row.name} ({'; '.join(row.failed)})."
+        yield f"Failed: all trainings of {_with_labels(comparison, row)}."
+
+
+def _with_labels(comparison: Comparison, row: Line | FailedRow) -> str:
+    """A row that failed, its label budget where there are several, and why."""
+    rows: list[Line | FailedRow] = [*comparison.lines, *comparison.failed_rows]
+    labels = ""
+    if len({other.labelled for other in rows}) > 1:
+        labels = " with all labels" if row.labelled is None else f" with {row.labelled:,} labels"
+    return f"{row.name}{labels} ({'; '.join(row.failed)})"
 
 
 def _few_cases(comparison: Comparison) -> Iterator[str]:

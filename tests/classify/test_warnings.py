@@ -123,3 +123,13 @@ def test_failed_trainings_are_named(place):
         "Failed: 1 of 2 trainings of A (a-seed1: out of memory).",
         "Failed: all trainings of C (c-seed0: diverged; c-seed1: diverged).",
     )
+
+
+def test_failed_trainings_are_named_with_their_labels_where_budgets_differ(place):
+    gone = [FailedRow({"Model": "C"}, labelled, ("diverged",)) for labelled in (None, 1200)]
+    some = replace(line("A", failed=("out of memory",)), labelled=35)
+    assert warnings(compared(place, some, failed_rows=gone)) == (
+        "Failed: 1 of 2 trainings of A with 35 labels (out of memory).",
+        "Failed: all trainings of C with all labels (diverged).",
+        "Failed: all trainings of C with 1,200 labels (diverged).",
+    )

@@ -3,6 +3,7 @@
 import pandas as pd
 import pytest
 from interrupted_reading import spoil, stop_at
+from radiograph_files import STORED, dicom, save
 from tiny_world import tiny_config, write_table
 
 from data.errors import UserError
@@ -123,6 +124,35 @@ def test_how_many_files_may_be_unreadable_can_be_set(limit, stops, tmp_path, cap
     with pytest.raises(UserError, match=r"found 12 unreadable of 60 files.*go on without them: data.max_rejected=12$"):
         prepare(tiny_config(tmp_path, data__max_rejected=limit))
     assert len(prepare(tiny_config(tmp_path, data__max_rejected=12))) == 48  # as it says; nothing is decoded again
+
+
+def test_reports_among_images_are_left_out_and_are_no_unreadable_images(tmp_path, capsys):
+    images = tmp_path / "images"
+    images.mkdir()
+    for number in range(3):
+        save(dicom(STORED + number), images / f"{number}.dcm")
+    report = dicom(STORED)
+    del report.PixelData
+    report.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.88.11"
+    for number in range(12):
+        save(report, images / f"report{number}.dcm")
+    folder = {"data__source": "images", "data__root": str(images)}
+    assert len(prepare(tiny_config(tmp_path, data__max_rejected=0, **folder))) == 3
+    assert "12 of 15 unreadable, found no PixelData (7FE0,0010) in an object of class Basic Text SR" in (
+        capsys.readouterr().err
+    )
+    files = open_data(tiny_config(tmp_path, data__max_rejected=0, data__store=False, **folder).data).store
+    [read] = files.read([files.rows(["0.dcm", *(f"report{number}.dcm" for number in range(12))])])
+    assert len(files.unreadable) == 12 and (read == read[0]).all()
+
+    (images / "broken.dcm").write_bytes(b"nothing")
+    with pytest.raises(UserError, match=r"found 1 unreadable of 16 files, expected at most 0;.*data.max_rejected=1$"):
+        prepare(tiny_config(tmp_path, data__max_rejected=0, **folder))
+    for number in range(3):
+        (images / f"{number}.dcm").unlink()
+    (images / "broken.dcm").unlink()
+    with pytest.raises(UserError, match=r"found none of 12 files readable"):
+        prepare(tiny_config(tmp_path, **folder))
 
 
 def test_a_limit_of_rejected_files_is_a_count_or_a_share(tmp_path):
