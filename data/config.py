@@ -315,6 +315,8 @@ def _explain(error: ValidationError, place: str, overrides: Mapping[str, Any], o
     expected = re.sub(r"^\w+ should be", "expected", message)
     expected = expected.replace("an object", "a mapping").replace("a valid array", "a list")
     expected = re.sub(r"^[A-Z][a-z]+ should", "expected to", expected)
+    if first["type"] == "string_type" and isinstance(found, bool):
+        expected += "; a text such as 'no' needs its quotes"
     return f"{place}: {key}: found {json.dumps(found)}, {expected}"
 
 

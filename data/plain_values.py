@@ -102,7 +102,7 @@ def _name(key: Any, name: str) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML with the numbers of YAML 1.2, without silently repeated keys, and not endlessly deep."""
+    """YAML with the numbers of YAML 1.2, names as they are written, none given twice, and not endlessly deep."""
 
     def fetch_flow_collection_start(self, TokenClass: Any) -> None:
         if self.flow_level > DEEPEST:  # thousands of brackets would take seconds
@@ -117,6 +117,12 @@ class _Loader(yaml.SafeLoader):
             if key.value in seen:
                 raise yaml.YAMLError(f"line {key.start_mark.line + 1}: {key.value!r} is given twice")
             seen.add(key.value)
+
+        # a column called No is neither false nor off
+        self.flatten_mapping(node)
+        for key, _ in node.value:
+            if key.tag.endswith((":bool", ":float")):
+                key.tag = "tag:yaml.org,2002:str"
         return super().construct_mapping(node, deep)
 
 

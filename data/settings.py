@@ -17,7 +17,7 @@ Patients = Annotated[File | tuple[File, ...] | None, either("Input should be a C
 Name = Annotated[str, Field(min_length=1)]
 Names = Annotated[
     tuple[Name, ...] | None,
-    either("Input should be a name, or a list of such, or null"),
+    either("Input should be a name, or a list of such, or null; a name such as 'no' needs its quotes"),
     BeforeValidator(lambda given: _as_names(given)),
 ]
 Value = str | int | float  # of a column, as a config writes it

@@ -203,6 +203,26 @@ def test_what_yaml_had_once_for_numbers_is_text(text, tmp_path):
     assert error_of(f"seed={text}") == f'command line: seed: found "{text}", expected a valid integer'
 
 
+@pytest.mark.parametrize("name", ["No", "yes", "on", "OFF", "true", "1.50", "1e3", "7"])
+def test_names_are_what_is_written(name):
+    assert load_config("demo", ["data.where={" + name + ": 3}"]).data.where == {name: (3,)}
+
+
+def test_names_are_what_is_written_in_merged_mappings_too(tmp_path):
+    text = """
+data: {source: table, where: &both {No: 3, on: 5}}
+compare: {pretrainings: {off: {data.where: {<<: *both, on: 7}}}}
+"""
+    config = load_config(config_file(tmp_path, text))
+    assert config.data.where == {"No": (3,), "on": (5,)}
+    assert config.compare.pretrainings == {"off": {"data.where": {"No": 3, "on": 7}}}
+
+
+@pytest.mark.parametrize("override", ["data.normal=no", "data.normal=[Yes]", "data.target=No", "data.columns.view=on"])
+def test_words_that_yaml_takes_for_true_or_false_are_told_to_need_quotes(override):
+    assert error_of(override).endswith("such as 'no' needs its quotes")
+
+
 def test_a_decimal_comma_means_no_other_setting():
     assert error_of("pretrain={mask_ratio: 0,75: }") == "command line: pretrain.75 is unknown; see --print-config"
 
