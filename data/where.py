@@ -55,9 +55,10 @@ def _emptied(before: pd.Series, after: pd.Series) -> list[str]:
 def _require_column(table: pd.DataFrame, column: str, source: str) -> None:
     names = [str(name) for name in table.columns if name not in NOT_ASKED]
     if column not in names:
+        unkept = " (columns of free text are not kept)" if source == "table" else ""
         raise UserError(
             f"data.where: found no column {printable(column)} in source {source}, expected one of "
-            f"{printable(', '.join(names))}{did_you_mean(column, names)}"
+            f"{printable(', '.join(names))}{unkept}{did_you_mean(column, names)}"
         )
 
 

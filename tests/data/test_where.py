@@ -76,6 +76,12 @@ def test_a_column_that_is_not_there_is_named_with_what_may_be_meant(tmp_path, ta
         manifest_of(tmp_path, {"Pixel": 128})
 
 
+def test_a_column_that_is_not_kept_is_told_to_be_so(tmp_path):
+    with_columns(tmp_path, report=[f"{number} words\nof a report" for number in range(60)])
+    with pytest.raises(UserError, match=r"found no column report in .*view.* \(columns of free text are not kept\)"):
+        manifest_of(tmp_path, {"report": "7"})
+
+
 def test_values_that_nothing_has_are_told_with_those_that_are_there(tmp_path, table):
     with pytest.raises(UserError, match=r"^data.where: pixels: found 128.0 \(40\), .*expected some of 256$"):
         manifest_of(tmp_path, {"pixels": 256}, data__views=[])
