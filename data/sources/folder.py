@@ -44,7 +44,7 @@ def read(settings: DataSettings, root: Path) -> tuple[pd.DataFrame, list[str]]:
         if any(_holds_masks(folder) for folder in above[1:-1]):
             left_out["in folders of masks"] += 1
             continue
-        _check_class(root, above[:-1], split)
+        _check_class(root, above[:-1], split, settings.labelled)
         rows.append({"image_id": image, "path": f"{root}/{image}", "split": split, "class": above[0]})
     if not rows:
         raise UserError(
@@ -54,12 +54,13 @@ def read(settings: DataSettings, root: Path) -> tuple[pd.DataFrame, list[str]]:
 
     # what each class is, reported before anything is trained
     table = pd.DataFrame(rows)
-    counts = Counter(str(name) for name in table["class"])
-    otherwise = ", or data.source=images if these are no classes"
-    classes = told_apart(list(counts), settings.normal, f"data.root: {root}", "class folders", otherwise)
-    table["label"] = table["class"].map(classes.label)
-
-    notes = [classes.note(counts)]
+    notes: list[str] = []
+    if settings.labelled:
+        counts = Counter(str(name) for name in table["class"])
+        otherwise = ", or data.source=images if these are no classes"
+        classes = told_apart(list(counts), settings.normal, f"data.root: {root}", "class folders", otherwise)
+        table["label"] = table["class"].map(classes.label)
+        notes.append(classes.note(counts))
     for reason, count in left_out.items():
         notes.append(reason if reason.startswith("folder") else f"{count:,} images left out: {reason}")
     return manifest_table(table, settings.source), notes + found.notes()
@@ -81,11 +82,12 @@ def split_of(name: str) -> str | None:
     return SPLIT_FOLDERS.get("".join(words))
 
 
-def _check_class(root: Path, folders: list[str], split: str | None) -> None:
+def _check_class(root: Path, folders: list[str], split: str | None, labelled: bool) -> None:
     """UserError where a folder that would be a class, or one below it, is called like a split or a normal class."""
     name, *below = folders
     for inner in below:
-        if split_of(inner) or (says_normal(inner) and not says_normal(name)):  # normal ones among abnormal ones
+        mixed = says_normal(inner) and not says_normal(name)  # normal ones among abnormal ones
+        if split_of(inner) or (labelled and mixed):
             found = quoted(f"{inner} inside {name}", "a class or split inside another folder")
             raise UserError(
                 f"data.root: {root}: found {found}, which would be a class; "

@@ -108,6 +108,21 @@ def test_what_tables_say_of_labels_and_splits_does_not_count(tmp_path, archive):
         assert any("2 images left out" in note and "test images" in note for note in both.manifest.notes)
 
 
+@pytest.mark.parametrize("folders", [("COVID", "Viral"), ("A/normal", "B"), ("normal", "healthy", "controls")])
+def test_class_folders_need_not_say_what_is_normal(tmp_path, folders):
+    for split in ("train", "val", "test"):
+        for number, folder in enumerate(folders):
+            place = tmp_path / "classes" / split / folder
+            place.mkdir(parents=True)
+            Image.fromarray(radiograph(False, np.random.default_rng(number))).save(place / "0.png")
+    _, both = opened(tmp_path, {"source": "folder", "root": str(tmp_path / "classes")})
+    mine = both.split("train")
+    mine = mine[mine["row"] >= FIRST_ROW]
+    assert len(mine) == 2 * len(folders) and mine["label"].isna().all()
+    for split in ("validate", "test"):
+        assert (both.split(split)["row"] < FIRST_ROW).all()
+
+
 def test_settings_of_the_labelled_set_are_not_theirs(tmp_path, archive):
     _, both = opened(tmp_path, archive, data__where={"label": 1}, data__sample=3, data__normal=None)
     assert int((both.split("train")["row"] >= FIRST_ROW).sum()) == COUNT
