@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from tiny_world import call, tiny_config
@@ -10,12 +11,13 @@ from classify.cli import export
 from classify.finetune import finetune
 from data.draws import uniform
 from data.errors import UserError
-from data.loader import open_data
+from data.loader import Batch, open_data
 from mae import build_mae, load_checkpoint
 from mae.mask_noise import BANK, mask_noise
 from mae.masking import put, random_masking
 from mae.patches import patchify, unpatchify
-from mae.pretrain import check_model, pretrain
+from mae.pretrain import check_model, pretrain, pretrain_step
+from mae.settings import PretrainSettings
 from mae.weights import starting_point
 
 GRID = (5, 7)
@@ -110,6 +112,40 @@ def test_an_image_of_one_grey_is_masked_at_random():
     noise = noise_of("content", torch.zeros(2, 1, 20, 28), [3, 8])
     plain = uniform(0, "mask", 0, torch.tensor([3, 8]), 35)
     assert noise.argsort(1).equal(plain.argsort(1))
+
+
+@pytest.mark.parametrize("masking", ["random", *MASKINGS])
+def test_patches_to_predict_are_drawn_from_the_masked_ones_at_random(masking):
+    """By a model that notes which patches it is asked for."""
+    asked = []
+    model = model_of(decoder="cross", norm_pixel_loss=False)
+    model.decoder.register_forward_pre_hook(lambda module, given: asked.append(given[1:]))
+    settings = PretrainSettings.model_validate(
+        {"mask_ratio": 0.6, "predict_ratio": 0.2, "masking": masking, "augment": {"enabled": False}}
+    )
+    count = 500
+    plain = np.full((count, 1, 20, 28), 110, np.uint8)
+    plain[:, :, :12, :12] = np.random.default_rng(0).integers(0, 255, (12, 12))  # 9 patches vary
+    batch = Batch(torch.from_numpy(plain), torch.zeros(count), torch.arange(count))
+    with torch.no_grad():
+        pretrain_step(model, batch, 0, settings, 0)
+    [(keep, predicted)] = asked
+    assert predicted.shape == (count, 7)
+
+    # each masked patch is asked for as often as any other
+    hidden = 1 - torch.zeros(count, 35).scatter(1, keep, 1.0)
+    chosen = torch.zeros(count, 35).scatter(1, predicted, 1.0)
+    assert (chosen <= hidden).all()
+    shares = chosen.sum(0) / hidden.sum(0)
+    assert (shares - 7 / 21).abs().max() < 0.13
+
+    # at the edge of a spot as often as within it
+    beside = 1 - hidden.reshape(count, *GRID)[:, :, 1:]
+    of_all, of_chosen = (
+        (each * beside).sum() / each.sum()
+        for each in (part.reshape(count, *GRID)[:, :, :-1] for part in (hidden, chosen))
+    )
+    assert abs(of_all - of_chosen) < 0.04
 
 
 # ---------------------------------------------------------------- what the loss sees
