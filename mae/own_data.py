@@ -24,8 +24,10 @@ from data.image_sizes import sampled_sizes
 from data.images import read_fitted
 from data.locks import locked
 from data.manifest import open_manifest
+from data.places import expect_unlabelled, told_as
 from data.privacy import credentialed_sources
 from data.refusal import UnreadableImage
+from data.settings import DataSettings
 from data.sources.detect import Detected
 from data.workers import usable_cores
 from data.writing import keep_private, write_text
@@ -70,6 +72,7 @@ class Facts:
     place: str  # the data's root
     table: pd.DataFrame  # the manifest's
     device: torch.device
+    unlabelled: int = 0  # images of `data.unlabelled`
 
     def labels(self, split: str) -> pd.Series:
         """The labels of a split's images that have one."""
@@ -77,8 +80,8 @@ class Facts:
 
     @property
     def images(self) -> int:
-        """The number of training images."""
-        return int((self.table["split"] == "train").sum())
+        """The number of training images of stage one."""
+        return int((self.table["split"] == "train").sum()) + self.unlabelled
 
     @property
     def kind(self) -> Device:
@@ -161,7 +164,8 @@ def _chosen(found: Detected, run: str, given: dict[str, Any], command: str, more
     """The config, and its text with a reason beside each pick. The command line takes precedence."""
     data = {f"data.{name}": value for name, value in found.settings.items()}
     first = _made([Pick(key, value) for key, value in {"run": run, **data}.items()], given)
-    facts = Facts(found.settings["root"], open_manifest(first.data).table, device_of(first.device))
+    table = open_manifest(first.data).table
+    facts = Facts(found.settings["root"], table, device_of(first.device), _count_unlabelled(first.data))
     _expect_both_splits(facts)
     extra = list(more(facts))  # a command that cannot run says so before anything is measured
 
@@ -186,11 +190,21 @@ def _chosen(found: Detected, run: str, given: dict[str, Any], command: str, more
     return _made(picks, {}), header + _as_yaml(picks)
 
 
+def _count_unlabelled(settings: DataSettings) -> int:
+    """The images of `data.unlabelled`: only pretraining has them."""
+    further = settings.of_unlabelled()
+    if further is None:
+        return 0
+    expect_unlabelled(settings)
+    with told_as("data.unlabelled"):
+        return len(open_manifest(further).table)
+
+
 def _expect_both_splits(facts: Facts) -> None:
-    held_out = int((facts.table["split"] == "validate").sum())
-    if not facts.images or not held_out:
+    train, held_out = (int((facts.table["split"] == split).sum()) for split in ("train", "validate"))
+    if not train or not held_out:
         raise UserError(
-            f"--data: {facts.place}: found {facts.images:,} images for training and {held_out:,} for validation, "
+            f"--data: {facts.place}: found {train:,} images for training and {held_out:,} for validation, "
             "expected some for each; give more images"
         )
 
@@ -244,7 +258,11 @@ def _of_images(facts: Facts, given: dict[str, Any]) -> list[Pick]:
     labelled = len(facts.labels("train"))
     if labelled:
         picks += [
-            Pick("finetune.epochs", recipe.finetune_epochs, f"for {labelled:,} labelled training images"),
+            Pick(
+                "finetune.epochs",
+                recipe_for(facts.kind, labelled).finetune_epochs,
+                f"for {labelled:,} labelled training images",
+            ),
             Pick("finetune.optimizer.base_lr", FINETUNE_LR[width], rate),
             Pick("finetune.batch_size", good_batch("finetune", labelled), "an epoch has several steps"),
         ]

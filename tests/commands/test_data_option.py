@@ -10,9 +10,11 @@ from odd_folders import FOLDERS, TRAINS, OddFolder, classes, plain, save
 from tiny_world import call, mistake, succeed
 
 import mae.own_data
+import mae.recipes
 from classify.cli import compare
 from data.config import load_config
 from mae.cli import pretrain
+from mae.recipes import Recipe
 from mae.weights import without_weights
 
 # the chosen settings would take minutes; only size, patch and batch are left to be chosen
@@ -199,3 +201,19 @@ def test_images_are_not_enlarged_for_a_few_odd_ones(tmp_path):
     succeed(pretrain, "--data", tmp_path / "xrays", *QUICK, "--print-config")
     config = yaml.safe_load(succeed(pretrain, "--data", tmp_path / "xrays", *QUICK, "--print-config"))
     assert config["data"]["image_size"] == 64  # the longer side is 100, and a CPU is given 64
+
+
+def test_images_for_pretraining_alone_count_in_what_is_chosen_for_it(tmp_path, monkeypatch):
+    few = Recipe(up_to=50, side=28, width="micro", epochs=7, finetune_epochs=5)
+    many = Recipe(up_to=1000, side=28, width="micro", epochs=3, finetune_epochs=2)
+    monkeypatch.setitem(mae.recipes.RECIPES, "cpu", (few, many))
+    classes(tmp_path / "xrays", 24)
+    plain(tmp_path / "archive", 30)
+    quick = [word for word in QUICK if "epochs" not in word]
+    words = ["--data", tmp_path / "xrays", "--print-config", *quick]
+    more = [f"data.unlabelled=[{{source: images, root: {tmp_path}/archive}}]"]
+    for given, epochs in (([], 7), (more, 3)):
+        config = yaml.safe_load(succeed(pretrain, *words, *given))
+        assert (config["pretrain"]["epochs"], config["finetune"]["epochs"]) == (epochs, 5)
+    line = mistake(pretrain, *words, "data.unlabelled=[{source: images, root: nowhere}]", keep=tmp_path)
+    assert line == "error: data.unlabelled.0: nowhere: no such folder"
