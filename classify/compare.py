@@ -8,7 +8,7 @@ from typing import Any
 from classify.batch_sizes import with_batch_sizes
 from classify.cases import splits_of
 from classify.comparison import Comparison, Declared, FailedRow, Line, describe
-from classify.contrasts import candidates, declared
+from classify.contrasts import candidates, declared, untested
 from classify.cost import finetuning_cost, pretraining_cost
 from classify.evaluate import Evaluation, evaluate
 from classify.extra_rows import check_extra_rows, extra_names, with_extra_rows
@@ -78,7 +78,10 @@ def compare(config: ClassifyConfig, say: Say = print, jobs: int = 1) -> Comparis
     for line in left_out(config, images):
         say(line)
     cells = list(expand_grid(config, images))
-    tested = declared(config, candidates(cells, extra_names(config, cells)))
+    rows = candidates(cells, extra_names(config, cells))
+    tested = declared(config, rows)
+    for line in untested(config, rows):
+        say(line)
     _keep_private(config, cells)
     check_answers(config.report.checklist)
     check_columns(config.report.subgroups, data_of(config.data).manifest.table.columns)

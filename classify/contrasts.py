@@ -3,11 +3,12 @@
 No result is known here, and nothing is tested that is not named here. classify/comparison.py computes the contrasts.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from classify.comparison import Declared
-from classify.grid import Cell
+from classify.grid import Cell, row_names
 from classify.settings import ClassifyConfig
 from data.errors import UserError, did_you_mean
 from mae.engine.run import flat
@@ -61,7 +62,7 @@ def _weights(cell: Cell) -> str | None:
 
 
 def declared(config: ClassifyConfig, rows: Sequence[Candidate]) -> tuple[Declared, ...]:
-    """The contrasts of a comparison, before anything is trained.
+    """The contrasts of a comparison, before anything is trained, without those that `untested` tells.
 
     Raises UserError if one names an unknown row, a row twice, or rows that share no label budget, or repeats another.
     """
@@ -70,6 +71,8 @@ def declared(config: ClassifyConfig, rows: Sequence[Candidate]) -> tuple[Declare
 
     found: list[Declared] = []
     for number, given in enumerate(config.compare.contrasts):
+        if _left_out(given.a, config, rows) or _left_out(given.b, config, rows):
+            continue
         place = f"compare.contrasts.{number}"
         a = _row(given.a, rows, f"{place}.a")
         b = _row(given.b, rows, f"{place}.b")
@@ -87,10 +90,31 @@ def declared(config: ClassifyConfig, rows: Sequence[Candidate]) -> tuple[Declare
     return tuple(found)
 
 
-def baseline(config: ClassifyConfig, rows: Sequence[Candidate]) -> Candidate:
-    """The row that the others are tested against by default."""
+def untested(config: ClassifyConfig, rows: Sequence[Candidate]) -> list[str]:
+    """What is not tested this time, as `compare.labelled` leaves out a row of it, a line each."""
+    lines = []
+    for given in config.compare.contrasts or ():
+        gone = [name for name in (given.a, given.b) if _left_out(name, config, rows)]
+        if gone:
+            lines.append(f"compare.contrasts: {given.a} against {given.b}: left out, as {gone[0]} is")
+    if config.compare.contrasts is None and baseline(config, rows) is None:
+        lines.append(f"compare.baseline: {config.compare.baseline}: left out, so nothing is tested against it")
+    return lines
+
+
+def _left_out(name: str, config: ClassifyConfig, rows: Sequence[Candidate]) -> bool:
+    """Whether it is a row of the config, or its ensemble, that stands at none of this time's label budgets."""
+    names = row_names(config.compare)
+    shown = names.get(name) or names.get(re.sub(r", ensemble of \d+$", "", name))
+    return shown is not None and all(row.name != shown for row in rows)
+
+
+def baseline(config: ClassifyConfig, rows: Sequence[Candidate]) -> Candidate | None:
+    """The row that the others are tested against by default; None if it is left out this time."""
     if config.compare.baseline is None:
         return [row for row in rows if row.config is not None][-1]
+    if _left_out(config.compare.baseline, config, rows):
+        return None
     return _row(config.compare.baseline, rows, "compare.baseline")
 
 
@@ -119,7 +143,9 @@ def _default(config: ClassifyConfig, rows: Sequence[Candidate]) -> Iterator[Decl
     against = baseline(config, rows)
     named = {row.name for row in config.compare.rows}
     rows = [row for row in rows if row.config is not None or row.name in named or row is against]
-    pairs = [*_with_and_without_pretraining(rows), *_against_baseline(against, rows)]
+    pairs = list(_with_and_without_pretraining(rows))
+    if against is not None:
+        pairs += _against_baseline(against, rows)
 
     seen: set[frozenset[str]] = set()
     for a, b in pairs:

@@ -8,7 +8,7 @@ import torch
 
 from classify.batch_sizes import with_batch_sizes
 from classify.cases import LabelledSplits, budgets_of, labelled_splits, splits_of
-from classify.contrasts import candidates, declared
+from classify.contrasts import candidates, declared, untested
 from classify.cost import Spent, finetuning_flops, pretraining_flops_of, spent
 from classify.dry_run import VALIDATED, few_of
 from classify.extra_rows import check_extra_rows, extra_names
@@ -102,7 +102,8 @@ def plan(config: ClassifyConfig, jobs: int = 1) -> str:
     datasets = _Datasets()
     images = datasets.labelled(config.data, config.finetune.sample_covers) if counts_images(config.compare) else None
     cells = list(expand_grid(config, images))
-    declared(config, candidates(cells, extra_names(config, cells)))
+    rows = candidates(cells, extra_names(config, cells))
+    declared(config, rows)
     for cell in cells:
         check_settings(config, cell)
     check_pretrainings(cells, datasets.prepared)
@@ -130,7 +131,7 @@ def plan(config: ClassifyConfig, jobs: int = 1) -> str:
             measured += 1
 
     # a line each, then the sum
-    lines = left_out(config, images)
+    lines = [*left_out(config, images), *untested(config, rows)]
     left = 0.0
     for run in runs:
         todo = run.steps - done[run.name]

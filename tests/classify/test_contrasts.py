@@ -12,7 +12,7 @@ import pytest
 from tiny_world import tiny_config
 
 from classify.comparison import Comparison, Contrast, Declared, FailedRow, Line
-from classify.contrasts import candidates, declared
+from classify.contrasts import candidates, declared, untested
 from classify.extra_rows import ensemble_name, extra_names
 from classify.grid import expand_grid
 from classify.provenance import Facts
@@ -125,6 +125,40 @@ def test_declared_contrasts_stand_as_they_are(place):
     given = [["ResNet-18", "MAE, fine-tuned"], {"a": "Random ViT", "b": "ResNet-18", "margin": 0.02}]
     assert pairs(place, rows, contrasts=given) == [("ResNet-18", "MAE, fine-tuned"), ("Random ViT", "ResNet-18")]
     assert pairs(place, rows, contrasts=[]) == []
+
+
+FEW = {"name": "Few", "labelled": ["all"], "pretraining": ["mae"]}
+
+
+@pytest.mark.parametrize("name", ["Few", "Few/mae", "Few, ensemble of 3"])
+def test_contrasts_with_rows_that_are_left_out_this_time_are_left_out_too(place, name):
+    rows = [MAE, FEW, VIT, RESNET]
+    given = {
+        "rows": rows,
+        "contrasts": [[name, "Random ViT"], ["MAE, fine-tuned", "ResNet-18"]],
+        "ensembles": True,
+        "seeds": [0, 1, 2],
+        "pretrainings": {"mae": {}},
+    }
+    config = tiny_config(place, compare=given)
+    fewer = change_config(config, {"compare.labelled": [7]})
+    line = f"compare.contrasts: {name} against Random ViT: left out, as {name} is"
+    for each, left in ((config, []), (fewer, [line])):
+        cells = list(expand_grid(each))
+        known = candidates(cells, extra_names(each, cells))
+        assert untested(each, known) == left
+        assert len(declared(each, known)) == 2 - len(left)
+    wrong = change_config(fewer, {"compare.contrasts": [["Fewer", "Random ViT"]]})
+    with pytest.raises(UserError, match="found 'Fewer', expected a row's name"):
+        declared(wrong, candidates(expand_grid(wrong)))
+
+
+def test_a_baseline_that_is_left_out_this_time_is_not_tested_against(place):
+    settings = {"rows": [MAE, VIT, RESNET, FEW], "pretrainings": {"mae": {}}, "baseline": "Few"}
+    config = tiny_config(place, compare=settings | {"labelled": [7]})
+    known = candidates(expand_grid(config))
+    assert [(each.a, each.b) for each in declared(config, known)] == [("MAE, fine-tuned", "Random ViT")]
+    assert untested(config, known) == ["compare.baseline: Few: left out, so nothing is tested against it"]
 
 
 def test_a_row_of_one_pretraining_may_be_called_by_both_names(place):
