@@ -23,7 +23,7 @@ from classify.settings import (
     share_of,
 )
 from classify.start import PREPROCESSING, check_fit, resolved
-from data.config import change_config, expand
+from data.config import change_config, expand, single_settings
 from data.errors import UserError, did_you_mean
 from data.loader import Data
 from data.manifest import digest
@@ -331,11 +331,11 @@ def _changes(
     """What a row changes in the config: its pretraining's settings; then the label budget's and its own, which win."""
     earlier: dict[str, Any] = {}
     if pretraining is not None:  # they hold in both stages
-        earlier = flat(_settings_of(grid, pretraining))
+        earlier = single_settings(_settings_of(grid, pretraining))
     own: dict[str, Any] = {}
     if labelled is not None:
         own["finetune.sample"] = labelled
-    own |= flat(row.set)
+    own |= single_settings(row.set)
     return earlier, budgets.get(own.get("finetune.sample"), {}) | own
 
 
@@ -619,6 +619,7 @@ def _check_pretrained(cell: Cell, pretraining: ClassifyConfig) -> None:
     pairs = []
     for name in PREPROCESSING:
         pairs.append((f"data.{name}", getattr(pretraining.data, name), getattr(cell.config.data, name)))
+    pairs.append(("data.unlabelled", pretraining.data.unlabelled, cell.config.data.unlabelled))
     pairs.append(("model", pretraining.model, cell.config.model))
     pairs.append(("pretrain", pretraining.pretrain, cell.config.pretrain))
     for name, before, after in pairs:

@@ -7,7 +7,14 @@ import pytest
 from tiny_world import tiny_config
 
 from classify.cases import label_budget, labelled_splits
-from classify.grid import expand_grid, labelled_images, left_out, row_names, trials_of
+from classify.grid import (
+    check_settings,
+    expand_grid,
+    labelled_images,
+    left_out,
+    row_names,
+    trials_of,
+)
 from classify.plan import plan
 from classify.row_differences import differences_between_rows
 from data.config import load_config, make_config
@@ -380,6 +387,43 @@ def test_a_value_that_cannot_be_is_named_before_anything_is_trained(place):
     [cell] = expand_grid(grid(place, tune={"finetune.drop_path": [0.1, 2.0]}))
     with pytest.raises(UserError, match=r"compare\.tune: A: finetune\.drop_path: found 2\.0, expected"):
         trials_of(cell)
+
+
+# ---------------------------------------------------------------- rows of the data
+
+
+@pytest.mark.parametrize("where", [{"pixels": 128}, {}, {"a.b": 7}, {"view": "AP", "No": [1, 2]}])
+@pytest.mark.parametrize("nested", [False, True])
+def test_rows_chosen_by_columns_are_chosen_anew_in_both_stages(place, where, nested):
+    given = {"data": {"where": where}} if nested else {"data.where": where}
+    rows = [{"name": "A", "pretraining": ["p"]}, {"name": "B", "set": given}, {"name": "C"}]
+    config = tiny_config(
+        place, data__where={"view": "PA"}, compare__rows=rows, compare__pretrainings={"p": given}, compare__seeds=[3]
+    )
+    a, b, c = expand_grid(config)
+    expected = {name: tuple(value) if isinstance(value, list) else (value,) for name, value in where.items()}
+    for each in (a.pretrain_config, a.config, b.config):
+        assert each.data.where == expected
+    assert c.config.data.where == {"view": ("PA",)}
+
+
+def test_a_single_column_is_changed_beside_the_others(place):
+    given = {"data.where.sex": "F"}
+    rows = [{"name": "A", "pretraining": ["p"]}, {"name": "B", "set": given}]
+    config = tiny_config(place, data__where={"view": "PA"}, compare__rows=rows, compare__pretrainings={"p": given})
+    for cell in expand_grid(config):
+        assert cell.config.data.where == {"view": ("PA",), "sex": ("F",)}
+
+
+def test_images_for_pretraining_alone_are_the_pretrainings(place):
+    more = {"data.unlabelled": [{"source": "images", "root": "archive"}]}
+    config = grid(place, [{"name": "A", "pretraining": ["p"], "set": more}], pretrainings={"p": {}})
+    [cell] = expand_grid(config)
+    with pytest.raises(UserError, match=r"^compare.rows: A: found data.unlabelled changed, expected it as its pretra"):
+        check_settings(config, cell)
+    config = grid(place, [{"name": "A", "pretraining": ["p"]}], pretrainings={"p": more})
+    [cell] = expand_grid(config)
+    assert cell.pretrain_config.data.unlabelled == cell.config.data.unlabelled != ()
 
 
 # ---------------------------------------------------------------- what differs
