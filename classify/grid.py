@@ -30,6 +30,7 @@ from data.manifest import digest
 from data.places import expect_unlabelled
 from data.privacy import with_settings
 from data.settings import DataSettings
+from mae.branch import check_planned
 from mae.engine.run import Resumable, check_run, flat, training_device
 from mae.pretrain import RESUMABLE as PRETRAIN_RESUMABLE
 from mae.pretrain import check_begun, check_model
@@ -539,8 +540,12 @@ def check_pretrainings(cells: Iterable[Cell], data_of: Callable[[DataSettings], 
     """UserError if a pretraining could not begin, or resume, with its images and weights. Not checked without data."""
     configs = pretrainings_of(cells)
     for config in configs.values():
+        before = continued(config, configs)
+        if before is not None:  # for which it has to wait
+            check_planned(config, configs[before], Path(expand(config.run, "run")), PRETRAIN_RESUMABLE)
+            continue
         data = data_of(config.data)
-        if data is not None and continued(config, configs) is None:  # else it has to wait for another one
+        if data is not None:
             check_begun(config, data)
 
 

@@ -32,6 +32,7 @@ from data.config import expand
 from data.loader import Data
 from data.manifest import open_manifest
 from data.settings import DataSettings
+from mae.branch import begins_after
 from mae.dry_run import UNKNOWN, part_of, prepared_data, pretraining_images, random_data
 from mae.engine.checkpoint import latest_checkpoint
 from mae.engine.console import duration
@@ -65,6 +66,7 @@ class _Run:
     epochs: int
     batch_size: int
     flops: int  # of an image
+    spared: int = 0  # epochs that another run trains for it
 
     @property
     def kind(self) -> Kind:
@@ -73,17 +75,21 @@ class _Run:
 
     @property
     def steps(self) -> int:
-        """All of them; if the number of images is not known, one for each epoch."""
-        return self.epochs * max((self.images or 0) // self.batch_size, 1)
+        """All of its own; if the number of images is not known, one for each epoch."""
+        return (self.epochs - self.spared) * self.steps_per_epoch
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return max((self.images or 0) // self.batch_size, 1)
 
     @property
     def validations(self) -> int:
         section = self.config.pretrain if self.stage == "pretrain" else self.config.finetune
-        return looks(self.epochs, section.validate_every)
+        return looks(self.epochs - self.spared, section.validate_every)
 
     @property
     def probes(self) -> int:
-        return looks(self.epochs, self.config.pretrain.probe_every if self.stage == "pretrain" else None)
+        return looks(self.epochs - self.spared, self.config.pretrain.probe_every if self.stage == "pretrain" else None)
 
     def steps_done(self) -> int:
         """Steps at the last checkpoint; all of them if nothing is left to do."""
@@ -92,7 +98,8 @@ class _Run:
             return 0
         if last.epoch >= self.epochs:
             return self.steps
-        return min(int(last.progress.get("step", 0)), self.steps - 1)
+        done = int(last.progress.get("step", 0)) - self.spared * self.steps_per_epoch
+        return min(done, self.steps - 1)
 
 
 def plan(config: ClassifyConfig, jobs: int = 1) -> str:
@@ -224,6 +231,7 @@ def _pretraining(config: ClassifyConfig, datasets: "_Datasets") -> _Run:
         epochs=config.pretrain.epochs,
         batch_size=min(config.pretrain.batch, images or config.pretrain.batch),
         flops=pretraining_flops_of(config),
+        spared=min(begins_after(config), config.pretrain.epochs - 1),
     )
 
 

@@ -5,6 +5,7 @@ keeps after epoch 100 are those of a run of 110 epochs, of which only the last t
 branch equals that run, bit for bit: hence all settings and images must be the same.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 
 from data.config import change_config, expand
 from data.errors import UserError
-from mae.engine.checkpoint import Checkpoint, load_checkpoint
+from mae.engine.checkpoint import Checkpoint, kept_name, load_checkpoint
 from mae.engine.checkpoint_file import stands_somewhere
 from mae.engine.run import Resumable, flat
 from mae.settings import MAEConfig
@@ -34,6 +35,14 @@ def branch_of(config: MAEConfig, folder: Path) -> Checkpoint | None:
     return load_checkpoint(expand(config.pretrain.continue_from, PLACE), "mae")
 
 
+def begins_after(config: MAEConfig) -> int:
+    """The epochs that another run has trained for this one; 0 if there are none, or the file's name does not tell."""
+    if config.pretrain.continue_from is None:
+        return 0
+    named = re.fullmatch(r"epoch(\d+)\.pt", Path(config.pretrain.continue_from).name)
+    return int(named[1]) if named else 0
+
+
 def as_begun(config: MAEConfig, branch: Checkpoint) -> MAEConfig:
     """The config with auto replaced by the values that the other run began with."""
     made = branch.config
@@ -47,26 +56,52 @@ def as_begun(config: MAEConfig, branch: Checkpoint) -> MAEConfig:
 
 def check_branch(config: MAEConfig, branch: Checkpoint, seen: torch.Tensor, resumable: Resumable) -> None:
     """UserError if the run could not have begun as the other one did."""
-    made = branch.config
-    begun = made.model_dump(mode="json")
+    _expect_same_settings(config, branch.config, branch.place, resumable)
+    if not torch.as_tensor(branch.fact("seen")).equal(seen):
+        raise UserError(f"{branch.place}: found a run on other images (or with no store), expected this config's")
+    _expect_not_cooled(config, branch.config, branch.place, branch.epoch)
+
+
+def check_planned(config: MAEConfig, other: MAEConfig, folder: Path, resumable: Resumable) -> None:
+    """The same as far as settings tell, while the other run has yet to be trained.
+
+    folder: the run's own. UserError also if the other run will not keep the weights that are asked for.
+    """
+    if config.pretrain.continue_from is None or stands_somewhere(folder):
+        return
+    path = Path(expand(config.pretrain.continue_from, PLACE))
+    _expect_same_settings(config, other, str(path), resumable)
+    epoch = begins_after(config)
+    if not epoch:
+        return
+    kept = [kept_name(each) for each in other.pretrain.keep_epochs]
+    if path.name not in kept and not path.exists():
+        keeps = ", ".join(kept) or "no epochs"
+        raise UserError(f"{path}: found a run that keeps {keeps}, expected {epoch} in its pretrain.keep_epochs")
+    _expect_not_cooled(config, other, str(path), epoch)
+
+
+def _expect_same_settings(config: MAEConfig, other: MAEConfig, place: str, resumable: Resumable) -> None:
+    begun = other.model_dump(mode="json")
     wanted = config.model_dump(mode="json")
     then = flat({name: begun[name] for name in resumable.sections})
     now = flat({name: wanted[name] for name in resumable.sections})
     for key in sorted(then.keys() | now.keys()):
         before, after = then.get(key), now.get(key)
-        if before != after and key not in OWN and not resumable.may_change(key, before, after):
-            raise UserError(f"{branch.place}: found a run made with {key} = {before}, expected {after}")
-    if not torch.as_tensor(branch.fact("seen")).equal(seen):
-        raise UserError(f"{branch.place}: found a run on other images (or with no store), expected this config's")
+        if before in (after, "auto") or key in OWN or resumable.may_change(key, before, after):
+            continue
+        raise UserError(f"{place}: found a run made with {key} = {before}, expected {after}")
 
-    # neither of the two may have begun to cool down
-    for name, each in (("its run", made), ("this one", config)):
+
+def _expect_not_cooled(config: MAEConfig, other: MAEConfig, place: str, epoch: int) -> None:
+    """UserError if either of the two has begun to cool down by that epoch, or keeps an earlier one anew."""
+    for name, each in (("its run", other), ("this one", config)):
         cools_from = each.pretrain.epochs - each.pretrain.optimizer.cooldown_epochs
-        if branch.epoch > cools_from or each.pretrain.epochs <= branch.epoch - (each is made):
+        if epoch > cools_from or each.pretrain.epochs <= epoch - (each is other):
             raise UserError(
-                f"{branch.place}: found weights after epoch {branch.epoch}, expected some from before {name} cools "
-                f"down, at epoch {cools_from:g}"
+                f"{place}: found weights after epoch {epoch}, expected some from before {name} cools down, at epoch "
+                f"{cools_from:g}"
             )
-    earlier = [epoch for epoch in config.pretrain.keep_epochs if epoch <= branch.epoch]
+    earlier = [each for each in config.pretrain.keep_epochs if each <= epoch]
     if earlier:
-        raise UserError(f"pretrain.keep_epochs: found {earlier[0]}, expected epochs after {branch.epoch} of {PLACE}")
+        raise UserError(f"pretrain.keep_epochs: found {earlier[0]}, expected epochs after {epoch} of {PLACE}")

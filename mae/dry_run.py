@@ -23,6 +23,7 @@ from data.settings import DataSettings, Size, height_and_width
 from data.store import ImageStore
 from data.workers import usable_cores
 from mae.batch_size import with_batch_size
+from mae.branch import begins_after
 from mae.engine.console import duration
 from mae.engine.machine import free_memory, memory_in_use
 from mae.engine.run import training_device
@@ -117,23 +118,27 @@ def _speed(size: int, cost: Cost, rehearsed: Rehearsal, device: torch.device, so
     )
 
 
+def _epochs(config: MAEConfig) -> int:
+    """How many it trains itself."""
+    return max(config.pretrain.epochs - begins_after(config), 1)
+
+
 def _steps(config: MAEConfig, images: int) -> int:
-    return config.pretrain.epochs * max(images // min(config.pretrain.batch, images), 1)
+    return _epochs(config) * max(images // min(config.pretrain.batch, images), 1)
 
 
 def _seconds(config: MAEConfig, rehearsed: Rehearsal, images: int) -> float:
     settings = config.pretrain
-    validations = looks(settings.epochs, settings.validate_every)
-    probes = looks(settings.epochs, settings.probe_every)
+    validations = looks(_epochs(config), settings.validate_every)
+    probes = looks(_epochs(config), settings.probe_every)
     return rehearsed.whole_run(_steps(config, images), validations, probes)
 
 
 def _whole_run(config: MAEConfig, rehearsed: Rehearsal, images: int | None) -> str:
     if images is None:
         return "whole run    not known: the images are not there; see data.root"
-    settings = config.pretrain
     return (
-        f"whole run    {duration(_seconds(config, rehearsed, images))}: {settings.epochs:,} epochs of {images:,} "
+        f"whole run    {duration(_seconds(config, rehearsed, images))}: {_epochs(config):,} epochs of {images:,} "
         f"images, {_steps(config, images):,} steps, with validations ({rehearsed.validate:.2g} s each) and the files "
         "and pictures after each"
     )

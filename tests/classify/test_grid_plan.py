@@ -1,6 +1,7 @@
 """What a grid's config means: names, label budgets, draws, settings to tune, and what differs between rows."""
 
 import json
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -8,6 +9,7 @@ from tiny_world import tiny_config
 
 from classify.cases import label_budget, labelled_splits
 from classify.grid import (
+    check_pretrainings,
     check_settings,
     expand_grid,
     labelled_images,
@@ -15,7 +17,7 @@ from classify.grid import (
     row_names,
     trials_of,
 )
-from classify.plan import plan
+from classify.plan import _Datasets, _runs, plan
 from classify.row_differences import differences_between_rows
 from data.config import load_config, make_config
 from data.errors import UserError
@@ -424,6 +426,79 @@ def test_images_for_pretraining_alone_are_the_pretrainings(place):
     config = grid(place, [{"name": "A", "pretraining": ["p"]}], pretrainings={"p": more})
     [cell] = expand_grid(config)
     assert cell.pretrain_config.data.unlabelled == cell.config.data.unlabelled != ()
+
+
+# ---------------------------------------------------------------- pretrainings that go on from others
+
+CONSTANT = {"pretrain.optimizer.schedule": "constant", "pretrain.optimizer.warmup_epochs": 0, "pretrain.epochs": 7}
+
+
+def branching(place, run="branches", **short):
+    """A grid whose pretraining `short` goes on from `long`."""
+    kept = "{run}/pretrain-long-seed{seed}/epoch003.pt"
+    own = {key.replace("__", "."): value for key, value in short.items()}
+    long = {name.removeprefix("long."): own.pop(name) for name in list(own) if name.startswith("long.")}
+    pretrainings = {
+        "short": {"pretrain.continue_from": kept, "pretrain.epochs": 5} | own,
+        "long": {"pretrain.keep_epochs": [2, 3]} | long,
+    }
+    rows = [{"name": "S", "pretraining": ["short"]}, {"name": "L", "pretraining": ["long"]}]
+    changed = {f"compare.{name}": value for name, value in {"rows": rows, "pretrainings": pretrainings}.items()}
+    return tiny_config(place, run=f"{place}/{run}", **CONSTANT | changed)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"pretrain__mask_ratio": 0.5}, "found a run made with pretrain.mask_ratio = 0.75, expected 0.5"),
+        ({"long__data.uncertain": "positive"}, "found a run made with data.uncertain = positive, expected unknown"),
+        ({"long__pretrain.keep_epochs": [2]}, "a run that keeps epoch002.pt, expected 3 in its pretrain.keep_epochs"),
+        (
+            {"long__pretrain.keep_epochs": []},
+            "found a run that keeps no epochs, expected 3 in its pretrain.keep_epochs",
+        ),
+        ({"pretrain__epochs": 3}, "after epoch 3, expected some from before this one cools down"),
+        ({"pretrain__optimizer.cooldown_epochs": 2.5}, "expected some from before this one cools down, at epoch 2.5"),
+        ({"long__pretrain.optimizer.cooldown_epochs": 5}, "expected some from before its run cools down, at epoch 2"),
+        ({"pretrain__keep_epochs": [3]}, "pretrain.keep_epochs: found 3, expected epochs after 3"),
+    ],
+)
+def test_a_beginning_that_cannot_be_is_told_before_the_other_is_trained(place, changed, said):
+    with pytest.raises(UserError) as caught:
+        check_pretrainings(expand_grid(branching(place, **changed)), lambda settings: None)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {},
+        {"pretrain__optimizer.cooldown_epochs": 2, "pretrain__validate_every": 5},
+        {"pretrain__batch_size": "auto"},
+        {"long__pretrain.batch_size": "auto"},
+        {"pretrain__keep_epochs": [5]},
+    ],
+)
+def test_a_beginning_that_can_be_is_not_refused(place, changed):
+    check_pretrainings(expand_grid(branching(place, **changed)), lambda settings: None)
+
+
+def test_a_run_that_has_begun_needs_its_beginning_no_more(place):
+    config = branching(place, "begun", **{"long__pretrain.keep_epochs": []})
+    [short, _] = expand_grid(config)
+    folder = Path(short.pretrain_config.run)
+    folder.mkdir(parents=True)
+    (folder / "last.pt").write_bytes(b"")
+    check_pretrainings([*expand_grid(config)], lambda settings: None)
+
+
+def test_a_dry_run_counts_the_epochs_that_a_pretraining_trains_itself(place, opened):
+    told = plan(branching(place, "planned"))
+    assert "trainings    4: 2 pretrainings, 2 cells; 0 done, 0 begun" in told
+    runs = {run.name: run for run in _runs(list(expand_grid(branching(place, "planned"))), _Datasets())}
+    short, long = (runs[f"pretrain-{name}-seed0"] for name in ("short", "long"))
+    assert short.steps == 2 * long.steps / 7
+    assert (short.validations, long.validations) == (2, 7)
 
 
 # ---------------------------------------------------------------- what differs
