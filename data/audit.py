@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from data.errors import printable
 from data.manifest import Manifest
 from data.sources import SPLITS
 from data.store import ImageStore
@@ -252,7 +253,7 @@ def _leak_across(pair: dict[str, Any], sizes: dict[str, int], names: Mapping[int
     count = len(pair["twins"])
     examples = ""
     if names:
-        shown = [f"{names[row]} = {names[twin]}" for row, twin, _ in pair["twins"][:EXAMPLES]]
+        shown = [printable(f"{names[row]} = {names[twin]}") for row, twin, _ in pair["twins"][:EXAMPLES]]
         examples = f"; such as {', '.join(shown)}"
     text = f"{count:,} of {sizes[later]:,} {later} images stand in {earlier} too ({_kinds(pair)}){examples}"
     return Leak("leak", text, count)

@@ -19,11 +19,11 @@ import numpy as np
 from tqdm import tqdm
 
 from data.environment import ranks_here
-from data.errors import UserError
+from data.errors import LONGEST, UserError, printable
 from data.images import read_fitted
 from data.manifest import Manifest
 from data.preparation import allowed, describe_store
-from data.refusal import NotNow, UnreadableImage, is_damage, may_pass, trouble
+from data.refusal import NotNow, UnreadableImage, is_damage, may_pass, trouble, without_path
 from data.settings import DataSettings, Resize, Size, Tone, height_and_width
 from data.store import Postponed, make_array
 from data.store_integrity import pixel_digest
@@ -163,7 +163,7 @@ class ImageFiles:
             if reason and row not in self.unreadable:
                 self.unreadable.add(row)
                 self.damaged += is_damage(reason)
-                tqdm.write(f"warning: {self._said(row, reason)}; left out", file=sys.stderr)
+                tqdm.write(f"warning: {printable(self._said(row, reason), LONGEST)}; left out", file=sys.stderr)
 
         if self.damaged > self.allowed:
             raise UserError(
@@ -179,7 +179,7 @@ class ImageFiles:
         if not self.secret:
             return reason
         path = self.paths[row]
-        why = reason.removeprefix(f"{path}: ")
+        why = without_path(reason, path)
         if why == reason or path in why:
             why = "its file cannot be read"
         return f"image {row} in the order of ids: {why}"

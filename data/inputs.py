@@ -29,7 +29,7 @@ from data.image_files import read_some
 from data.images import fit_pixels
 from data.known_layouts import TABLES
 from data.privacy import salt_of
-from data.refusal import UnreadableImage
+from data.refusal import UnreadableImage, without_path
 from data.settings import DataSettings, height_and_width
 from data.sex_and_age import find_column
 from data.sources import csv_columns, read_csv
@@ -337,7 +337,7 @@ class _Reader:
             if reason is None:
                 images[place, 0] = image
             else:
-                reason = reason.removeprefix(f"{self.inputs[number].path}: ")
+                reason = without_path(reason, self.inputs[number].path)
             reasons.append(reason)
         return Images(asked.numbers, images, reasons)
 

@@ -71,6 +71,11 @@ def refuse(found: str, expected: str) -> NoReturn:
     raise UnreadableImage(f"found {found}, expected {expected}")
 
 
+def without_path(message: str, path: object) -> str:
+    """The reason in the line of an UnreadableImage about that path, in which blanks of any kind and number are one."""
+    return message.removeprefix(" ".join(f"{path}:".split()) + " ")
+
+
 def is_damage(reason: str) -> bool:
     """Whether a refused file should have been an image: archives send reports and the like along with the images."""
     return OF_ANOTHER_CLASS not in reason

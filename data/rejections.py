@@ -6,6 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from data.errors import printable
+from data.refusal import without_path
 from data.writing import read_csv
 
 MOST = 3  # reasons that are told
@@ -50,4 +51,4 @@ def _why(line: dict[str, str], plugins: str) -> str:
     """The reason without the path before it; for a missing plugin, how to get one."""
     if line.get("plugins"):
         return ANOTHER if "python-gdcm" in plugins or "gdcm" not in line["reason"] else GDCM
-    return printable(line["reason"].removeprefix(f"{line['path']}: "), LONGEST)
+    return printable(without_path(line["reason"], line["path"]), LONGEST)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from data.config import SHIPPED, shipped_data
 from data.draws import uniform
-from data.errors import UserError
+from data.errors import LONGEST, UserError, printable
 from data.images import read_fitted
 from data.refusal import UnreadableImage
 from data.settings import DataSettings
@@ -159,11 +159,11 @@ def reconstruct_files(checkpoint: Checkpoint, words: Iterable[str], out: Path, v
             image = _read(checkpoint, path)
         except UnreadableImage as reason:
             unreadable += 1
-            print(f"error: {reason}", file=sys.stderr, flush=True)
+            print(f"error: {printable(reason, LONGEST)}", file=sys.stderr, flush=True)
             continue
         pictures = pictures_of(model, image.to(device), view)
         write(pictures, out / name, notes, view)
-        print(f"{path} → {out / name}{SHEET}", flush=True)
+        print(printable(f"{path} → {out / name}{SHEET}", LONGEST), flush=True)
     return unreadable
 
 

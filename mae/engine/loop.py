@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from data.errors import Diverged, NotFinite, UserError, printable
+from data.errors import LONGEST, Diverged, NotFinite, UserError, printable
 from data.privacy import data_sets
 from data.signals import Stopped, noting_signals
 from mae.engine import distributed
@@ -212,7 +212,8 @@ class _Run:
             names = [name for share in shares for name in share]
             self.tracker.note(step, skipped_images=names)
             more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-            what = f"loss or gradient is not finite at step {step} (images {', '.join(names[:5])}{more})"
+            shown = printable(", ".join(names[:5]), LONGEST)
+            what = f"loss or gradient is not finite at step {step} (images {shown}{more})"
             if position.skipped_in_a_row >= self.settings.skip_limit:
                 raise Diverged(
                     f"{self.folder}: {what}, {position.skipped_in_a_row} updates in a row; the last good checkpoint "

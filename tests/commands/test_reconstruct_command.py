@@ -1,5 +1,6 @@
 """mae-reconstruct: its sheets and pictures, what they say, and its mistakes."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -156,6 +157,19 @@ def test_unreadable_images_are_a_line_each_and_the_others_are_shown(place, tmp_p
     assert first == f"error: {tmp_path}/nowhere.png: found no such file or directory, expected a readable image file"
     assert second.startswith(f"error: {tmp_path}/text.png: found other bytes, expected JPEG, PNG or DICOM")
     assert files(tmp_path / "out") == ["a-sheet.png", "b-sheet.png"]
+
+
+def test_no_name_ends_a_line_or_moves_the_cursor(place, tmp_path):
+    odd = ["two\nlines", "an\x1b[31mescape", "half\udcff"]
+    for name in odd:
+        shutil.copy(place / "images/a.png", tmp_path / f"{name}.png")
+        (tmp_path / f"{name} empty.png").touch()
+    outcome = call(command, "--checkpoint", checkpoint(place), tmp_path, "--out", tmp_path / "out")
+    for text in (outcome.out, outcome.err):
+        lines = [line for line in text.split("\n") if str(tmp_path) in line]
+        assert len(lines) == len(odd)
+        assert all(line.isprintable() for line in text.split("\n"))
+    assert {f"{name}-sheet.png" for name in odd} == set(files(tmp_path / "out"))
 
 
 def test_nothing_is_made_where_nothing_can_be_shown(place, tmp_path):

@@ -1,12 +1,15 @@
 """Laws of files that cannot be read: they are listed, the rest goes on, and too many stop the command."""
 
+import numpy as np
 import pandas as pd
 import pytest
 from interrupted_reading import spoil, stop_at
+from PIL import Image
 from radiograph_files import STORED, dicom, save
-from tiny_world import tiny_config, write_table
+from tiny_world import radiograph, tiny_config, write_table
 
 from data.errors import UserError
+from data.inputs import find_inputs, read_inputs
 from data.loader import open_data
 from data.manifest import open_manifest
 from data.preparation import prepare
@@ -46,6 +49,26 @@ def test_why_files_are_unreadable_is_said_the_most_frequent_reason_first(tmp_pat
     assert reasons[1].startswith("1 of 60 unreadable, ") and reasons[2].endswith("; 1 more for other reasons")
     prepare(config)  # again, of the finished store
     assert len(capsys.readouterr().err.splitlines()) == 4
+
+
+ODD = ["two  blanks", " first", "last ", "a\ttab", "two\nlines", "an\x1b[31mescape", "a\u3000wide one"]
+
+
+def test_names_are_not_taken_for_reasons(tmp_path, capsys):
+    config = tiny_config(tmp_path, data__source="images", data__root=str(tmp_path / "odd"))
+    for number, name in enumerate(ODD):
+        (tmp_path / "odd" / name).mkdir(parents=True)
+        (tmp_path / "odd" / name / f"{name}.png").write_bytes(b"")
+        for other in range(3):
+            image = Image.fromarray(radiograph(False, np.random.default_rng(3 * number + other)))
+            image.save(tmp_path / "odd" / f"{number}-{other}.png")
+    prepare(config)
+    _, told = capsys.readouterr().err.splitlines()
+    assert told == "7 of 28 unreadable, found an empty file, expected JPEG, PNG or DICOM"
+
+    inputs = find_inputs([tmp_path / "odd"], say=lambda text: None)
+    reasons = [reason for images in read_inputs(inputs, config.data) for reason in images.reasons if reason]
+    assert reasons == ["found an empty file, expected JPEG, PNG or DICOM"] * 7
 
 
 def test_a_plugin_that_may_help_is_named_with_the_way_to_get_it(tmp_path):
