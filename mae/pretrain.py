@@ -330,10 +330,10 @@ def pretrain_step(model: MaskedAutoencoder, batch: Batch, epoch: int, settings: 
         return uniform(seed, purpose, epoch, batch.numbers, count)
 
     noise = mask_noise(settings.masking, seed, draw, patches, encoder.grid)  # b n
-    lots = None
+    predict_noise = None
     if settings.predict_ratio is not None and settings.masking != "random":  # else the plainest would be predicted
-        lots = draw("predicted", noise.shape[1])
-    return model(images, settings.mask_ratio, noise, settings.predict_ratio, settings.visible_loss, lots).loss
+        predict_noise = draw("predicted", noise.shape[1])
+    return model(images, settings.mask_ratio, noise, settings.predict_ratio, settings.visible_loss, predict_noise).loss
 
 
 # ---------------------------------------------------------------- validation

@@ -19,7 +19,7 @@ from classify.grid import (
 )
 from classify.plan import _Datasets, _runs, plan
 from classify.row_differences import differences_between_rows
-from data.config import load_config, make_config
+from data.config import change_config, load_config, make_config
 from data.errors import UserError
 from data.manifest import sample_patients
 
@@ -250,6 +250,15 @@ def test_a_budget_of_all_images_is_no_table_of_its_own(every, place):
 def test_more_images_than_there_are_is_one_line(place):
     message = refusal(place, 40, labelled=[2, 41])
     assert message == "compare.labelled: found 41, expected at most the 40 labelled training images"
+
+
+def test_all_labels_are_not_a_sample_of_them(place):
+    sampled = change_config(grid(place, labelled=[7, None]), {"finetune.sample": 11})
+    with pytest.raises(UserError, match=r"^finetune.sample: found 11 beside all in compare.labelled, expected one of"):
+        list(expand_grid(sampled, 40))
+    for labelled, expected in ((7,), 7), ((None,), 11):
+        [cell] = expand_grid(change_config(sampled, {"compare.labelled": labelled}), 40)
+        assert cell.labelled == expected
 
 
 def test_each_seed_has_a_subset_of_its_own_and_all_rows_the_same(place, opened):
