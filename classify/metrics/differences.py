@@ -146,7 +146,7 @@ def combined(
 ) -> Difference:
     """The difference whose interval reaches down and up by a spread of its own for each side.
 
-    It is tested by the one towards 0; for a difference of 0, by the larger.
+    It is tested by the one towards 0; for a difference of 0, by the larger. Non-inferiority is about the lower end.
     """
     down, up = (float(t.ppf((1 + level) / 2, side.cautious)) * np.sqrt(side.variance) for side in sides)
 
@@ -164,6 +164,7 @@ def combined(
         standard_error=error,
         freedom=tested.cautious,
         seeds=seeds,
+        below=(float(np.sqrt(sides[0].variance)), sides[0].cautious),
     )
 
 

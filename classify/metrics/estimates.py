@@ -26,13 +26,15 @@ class Difference(Interval):
     """The difference a - b of one metric on the same cases.
 
     `seeds` are how many a and b have. One seed is one trained model, so with a 1 the difference says nothing of the
-    methods. p-value and interval are made from `standard_error` and its degrees of `freedom`.
+    methods. p-value and interval are made from `standard_error` and its degrees of `freedom`. Where an interval reaches
+    down and up by different errors, these are those towards 0, and `below` has those downwards.
     """
 
     p_value: float = 1.0
     standard_error: float = np.nan
     freedom: float = np.inf
     seeds: tuple[int, int] = (1, 1)
+    below: tuple[float, float] | None = None
 
     @classmethod
     def unknown(cls, estimate: float, level: float, note: str, seeds: tuple[int, int]) -> "Difference":
@@ -55,6 +57,7 @@ class Difference(Interval):
             return np.nan
 
         above = self.estimate + margin
-        if self.standard_error == 0:
+        error, freedom = self.below or (self.standard_error, self.freedom)
+        if error == 0:
             return float(above <= 0)
-        return float(t.sf(above / self.standard_error, self.freedom))
+        return float(t.sf(above / error, freedom))

@@ -146,6 +146,25 @@ def test_non_inferiority_is_one_sided_and_moved_by_the_margin():
     assert found.non_inferior(0.1) == pytest.approx(wanted)
 
 
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 7, 150])
+@pytest.mark.parametrize("level", [0.8, 0.95])
+def test_non_inferiority_agrees_with_the_lower_end_of_the_interval(n, level):
+    """Also where it does not reach as far down as up: with all cases of a class one patient's, or without a mistake."""
+    labels, a, b, patients = two_models(31)
+    rng = np.random.default_rng(n)
+    one_patients = np.r_[np.ones(n), np.zeros(23)], np.r_[np.zeros(n), np.arange(1, 24)]
+    apart = one_patients[0] * 9
+    cases = [
+        (labels, a, b, patients),
+        (one_patients[0], apart + rng.normal(size=n + 23), rng.normal(size=n + 23), one_patients[1]),
+        (one_patients[0], apart, apart + rng.uniform(size=n + 23), None),
+    ]
+    for truth, first, second, whose in cases:
+        for found in (auc_difference(truth, *pair, whose, level) for pair in ((first, second), (second, first))):
+            if -1 < found.interval[0] < 0:
+                assert found.non_inferior(-found.interval[0]) == pytest.approx((1 - level) / 2)
+
+
 def test_a_model_is_not_inferior_to_itself_by_any_margin():
     labels, a = sample(30)
     found = auc_difference(labels, a, a)
