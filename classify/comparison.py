@@ -4,7 +4,8 @@ Nothing here needs the images, the store or a checkpoint: predictions and `Facts
 comparison's files again from what can be committed (classify/report/read.py).
 """
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -216,16 +217,45 @@ class Comparison:
         rows: list[Line | FailedRow] = [*self.lines, *self.failed_rows]
         found = []
         for labelled in dict.fromkeys(row.labelled for row in rows):
-            of_budget = {row.name: row for row in rows if row.labelled == labelled}
+            of_budget = [row for row in rows if row.labelled == labelled]
             for declared in self.declared:
-                if declared.a in of_budget and declared.b in of_budget:
-                    found.append(_contrast(declared, of_budget[declared.a], of_budget[declared.b]))
+                a, b = (self._row(name, of_budget) for name in (declared.a, declared.b))
+                if a is not None and b is not None and _is_known(a, b):
+                    found.append(_contrast(declared, a, b))
         return _adjusted(found)
+
+    def _row(self, name: str, of_budget: Sequence[Line | FailedRow]) -> Line | FailedRow | None:
+        """The row of that name among those of a label budget; None if it was not to stand there.
+
+        Two rows have no line because trainings failed: an ensemble that lacks a seed, and a file's row where no
+        training of the budget finished.
+        """
+        by_name = {row.name: row for row in of_budget}
+        if name in by_name:
+            return by_name[name]
+        labelled = of_budget[0].labelled
+        members = by_name.get(of_ensemble(name))
+        if members is not None and members.failed:
+            return FailedRow({"Model": name}, labelled, members.failed)
+        files = [row.name for row in self.config.compare.rows if row.predictions is not None]
+        if name in files and all(isinstance(row, FailedRow) for row in of_budget):
+            return FailedRow({"Model": name}, labelled, ())
+        return None
 
     @property
     def tests(self) -> int:
         """How many tests the family has: a contrast with a margin is two."""
         return sum(1 if contrast.declared.margin is None else 2 for contrast in self.contrasts)
+
+
+def of_ensemble(name: str) -> str:
+    """The name of the row whose ensemble has this name; another name as it is."""
+    return re.sub(r", ensemble of \d+$", "", name)
+
+
+def _is_known(a: Line | FailedRow, b: Line | FailedRow) -> bool:
+    """Whether the contrast is this label budget's: one of two files, which have no training, is that of the others."""
+    return isinstance(a, Line) or isinstance(b, Line) or bool(a.failed or b.failed)
 
 
 def _contrast(declared: Declared, a: Line | FailedRow, b: Line | FailedRow) -> Contrast:

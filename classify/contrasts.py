@@ -3,11 +3,10 @@
 No result is known here, and nothing is tested that is not named here. classify/comparison.py computes the contrasts.
 """
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from classify.comparison import Declared
+from classify.comparison import Declared, of_ensemble
 from classify.grid import Cell, row_names
 from classify.settings import ClassifyConfig
 from data.errors import UserError, did_you_mean
@@ -105,7 +104,7 @@ def untested(config: ClassifyConfig, rows: Sequence[Candidate]) -> list[str]:
 def _left_out(name: str, config: ClassifyConfig, rows: Sequence[Candidate]) -> bool:
     """Whether it is a row of the config, or its ensemble, that stands at none of this time's label budgets."""
     names = row_names(config.compare)
-    shown = names.get(name) or names.get(re.sub(r", ensemble of \d+$", "", name))
+    shown = names.get(name) or names.get(of_ensemble(name))
     return shown is not None and all(row.name != shown for row in rows)
 
 

@@ -121,7 +121,9 @@ def largest_budget(comparison: Comparison) -> int | None:
     """The label budget whose rows were trained on most images."""
 
     def images(labelled: int | None) -> int:
-        return max(count for line in comparison.lines_of(labelled) for count in line.train_images)
+        lines = comparison.lines_of(labelled)
+        # an ensemble has learnt from the draws of all its seeds
+        return max(n for line in lines if "ensemble" not in line.evaluations[0].summary for n in line.train_images)
 
     return max(comparison.budgets, key=images)
 

@@ -17,7 +17,7 @@ from classify.extra_rows import ensemble_name, extra_names
 from classify.grid import expand_grid
 from classify.provenance import Facts
 from classify.report.tables import contrast_rows
-from classify.report.verdict import MODELS, OF_SOME, answer, outcome, verdict
+from classify.report.verdict import MODELS, OF_SOME, answer, largest_budget, outcome, verdict
 from data.config import change_config
 from data.errors import UserError
 
@@ -375,6 +375,41 @@ def test_a_failed_row_is_named_and_still_counts_among_the_tests(place):
     assert 'Not computed: "A" against "CCC" (not every training of "CCC" finished).' in said
     assert 'Not computed: "A" against "DDDD" (not every training of "DDDD" finished).' in said
     assert [row["AUC difference"] for row in contrast_rows(comparison, None)][1:] == ["not computed"] * 2
+
+
+@pytest.mark.parametrize("lost", [1, 2, 3])
+def test_an_ensemble_that_lacks_a_seed_still_counts_among_the_tests(place, lost):
+    gone = tuple(f"a-seed{seed}: diverged" for seed in range(lost))
+    lines, failed = [line("BB", 0, 3)], [FailedRow({"Model": "A"}, None, gone)]
+    if lost < 3:
+        lines, failed = [line("A", 2, 3 - lost, failed=gone), *lines], []
+    contrasts = [Declared("BB", "A, ensemble of 3", margin=0.05), Declared("A, ensemble of 3", "A")]
+    comparison = compared(place, lines, contrasts, failed)
+    assert comparison.tests == 3
+    [against, own] = comparison.contrasts
+    assert against.why_not == 'not every training of "A, ensemble of 3" finished'
+    assert own.why_not == 'not every training of "A, ensemble of 3" and "A" finished'
+    assert compared(place, [line("A", 2, 3), line("BB", 0, 3)], contrasts).contrasts == ()  # at no budget of its own
+
+
+def test_a_file_counts_at_a_budget_of_which_no_training_finished(place):
+    files = [{"name": "Reader", "predictions": "a.csv"}, {"name": "Other", "predictions": "b.csv"}]
+    contrasts = [Declared("A", "Reader"), Declared("Reader", "Other")]
+    gone = FailedRow({"Model": "A"}, 7, ("a-seed0: diverged",))
+    comparison = compared(place, [line(name, 1, 1) for name in ("A", "Reader", "Other")], contrasts, [gone])
+    comparison = replace(comparison, config=tiny_config(place, compare__rows=[{"name": "A"}, *files]))
+    found = [(each.a, each.b, each.labelled, each.why_not) for each in comparison.contrasts]
+    assert found == [
+        ("A", "Reader", None, ""),
+        ("Reader", "Other", None, ""),
+        ("A", "Reader", 7, 'not every training of "A" finished'),
+    ]
+
+
+def test_an_ensembles_draws_make_no_budget_the_largest(place):
+    few = [line("A", 1, 3, labelled=20), line("A, ensemble of 3", 1, 1, labelled=20)]
+    few[1].evaluations[0].summary.update({"meta": {"train_images": 57}, "ensemble": ["a-seed0", "a-seed1", "a-seed2"]})
+    assert largest_budget(compared(place, [*few, line("A", 1, 3, labelled=31)], [])) == 31
 
 
 def test_holm_is_over_all_budgets_and_margins(place):
