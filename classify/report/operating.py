@@ -6,6 +6,7 @@ from functools import lru_cache
 import numpy as np
 
 from classify.comparison import Comparison, Line
+from classify.decisions import origin_of_threshold
 from classify.metrics import (
     RATES,
     DecisionCurve,
@@ -65,8 +66,11 @@ def _of_validation(summary: dict, fixed: str, rate: float) -> float | None:  # t
 def operating_rows(comparison: Comparison) -> Iterator[dict[str, str]]:
     for line, name, point in points(comparison):
         chosen = "validation" if point.chosen_on == "validation" else "these cases"
-        if name == OWN and "file" in line.evaluations[0].summary:
-            chosen = str(line.evaluations[0].summary["file"]["threshold"])
+        first = line.evaluations[0]
+        if name == OWN and "file" in first.summary:
+            chosen = str(first.summary["file"]["threshold"])
+        elif name == OWN and first.config.finetune.threshold == "half":
+            chosen = origin_of_threshold("half")
         yield {
             "Model": line.name,
             "At": name,
@@ -166,7 +170,8 @@ def decision_rows(comparison: Comparison) -> Iterator[dict[str, str]]:
 
 
 DECISIONS = (
-    "Net benefit of acting by the calibrated probability, minus that of acting on all or on none, whichever is higher. "
-    "Net benefit: cases rightly acted on, minus false alarms weighted by the cost that the threshold implies, per case "
-    "tested. At 10 % a false alarm costs a ninth of a missed case. The prevalence is that of these cases."
+    "Net benefit of acting by the probability (calibrated, where a row has a calibration), minus that of acting on all "
+    "or on none, whichever is higher. Net benefit: cases rightly acted on, minus false alarms weighted by the cost "
+    "that the threshold implies, per case tested. At 10 % a false alarm costs a ninth of a missed case. The prevalence "
+    "is that of these cases."
 )

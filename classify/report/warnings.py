@@ -12,6 +12,7 @@ from data.labels import words
 WARNING = "warning: "  # how the audit begins its own
 # of a class's cases: with half of them one patient's, 95 % intervals held the truth in 80 to 90 of 100 draws
 MOST = 0.5
+CHOSEN_ON = "epochs and thresholds were chosen on them"
 
 
 def warnings(comparison: Comparison) -> tuple[str, ...]:
@@ -134,8 +135,29 @@ def _few_cases(comparison: Comparison) -> Iterator[str]:
             continue
         few = [f"{count:,} {name}" for count, name in zip(found, names, strict=True) if count < FEW]
         if few:
-            why = "epochs and thresholds were chosen on them" if split == "validate" else "the numbers rest on them"
+            why = CHOSEN_ON if split == "validate" else "the numbers rest on them"
             yield f"Few cases: {' and '.join(few)} in split {split} (fewer than {FEW}); {why}."
+
+    # a label budget may cover validation too
+    left = _left_to_choose_on(comparison)
+    few = [f"{count:,} {name}" for name, count in left.items() if count < FEW]
+    if few:
+        yield (
+            f"Few cases: {' and '.join(few)} in split validate as the smallest label budget leaves it (fewer than "
+            f"{FEW}); {CHOSEN_ON}."
+        )
+
+
+def _left_to_choose_on(comparison: Comparison) -> dict[str, int]:
+    """The fewest validation images of a class that any training was chosen by, where these are not the whole split."""
+    whole = comparison.facts.classes.get("validate")
+    least: dict[str, int] = {}
+    for evaluation in comparison.evaluations:
+        cases = evaluation.summary.get("meta", {}).get("validate_cases") or {}  # earlier versions do not say
+        for name, count in cases.items():
+            least[name] = min(count, least.get(name, count))
+    names = words(comparison.config.data.target)
+    return {} if whole is None or least == dict(zip(names, whole, strict=True)) else least
 
 
 def _one_patient(comparison: Comparison) -> Iterator[str]:

@@ -32,7 +32,7 @@ from classify.report.html import first_warnings, report_html, with_names_apart
 from classify.report.labels import efficiency_rows
 from classify.report.mistakes import draw_mistakes, mistakes_of, strips
 from classify.report.numbers import show_number, show_p, show_share, show_threshold
-from classify.report.operating import confusion_rows
+from classify.report.operating import confusion_rows, operating_rows
 from classify.report.reconstructions import draw_reconstructions, panels
 from classify.report.runs import own_settings
 from classify.report.sections import comparison_text, first_sections
@@ -460,7 +460,7 @@ def test_a_row_with_a_budget_of_its_own_stands_under_it(tmp_path):
 
 
 def test_a_budget_of_the_whole_config_needs_no_mention(tmp_path):
-    config = change_config(config_of(tmp_path), {"finetune.sample": 20, "compare.labelled": [None, 20]})
+    config = change_config(config_of(tmp_path), {"finetune.sample": 20, "compare.labelled": [20]})
     cells = list(expand_grid(config))
     assert [cell.labelled for cell in cells] == [20, 20]
     assert [Path(cell.run).name for cell in cells] == ["mae-mae75-seed0", "resnet-18-seed0"]
@@ -573,7 +573,11 @@ def test_a_caption_names_what_is_taken_as_independent(known, unit, plural, tmp_p
     assert f"its variance is over {plural} and, where" in contrast_caption(found)
 
 
-def test_a_threshold_that_is_fixed_is_not_called_chosen():
+def test_a_threshold_that_is_fixed_is_not_called_chosen(tmp_path):
+    rows = [{"name": "A", "set": {"finetune.threshold": "half"}}, {"name": "B"}]
+    found = comparison_of(config_of(tmp_path, rows))
+    chosen = {(row["Model"], row["At"]): row["Chosen on"] for row in operating_rows(found)}
+    assert (chosen["A", "own threshold"], chosen["B", "own threshold"]) == ("fixed at 0.5", "validation")
     assert origin_of_threshold("half") == "fixed at 0.5"
     assert origin_of_threshold("youden") == "chosen on validation (rule youden)"
 

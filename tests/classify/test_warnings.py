@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
+import pytest
 from tiny_world import tiny_config
 
 from classify.cases import FEW
@@ -114,6 +115,20 @@ def test_few_cases_of_a_class_are_said_of_each_split(place):
     said = warnings(compared(place, line("A", n=2 * FEW - 1), **facts))
     assert said[0].startswith(f"Few cases: {FEW - 1} normal in split validate (fewer than {FEW})")
     assert said[1].startswith(f"Few cases: {FEW - 1} abnormal in split test")
+
+
+@pytest.mark.parametrize("split", ["test", "validate"])
+def test_few_cases_that_a_label_budget_left_to_choose_on_are_said(place, split):
+    def chosen_on(name: str, *counts: int) -> Line:
+        cases = dict(zip(("normal", "abnormal"), counts, strict=True))
+        return line(name, checkpoint="c0", meta={"validate_cases": cases})
+
+    lines = [chosen_on("A", 7, FEW), chosen_on("B", 5, FEW), chosen_on("C", FEW, FEW), line("File", meta={})]
+    [said] = warnings(compared(place, *lines, split=split))
+    assert said.startswith("Few cases: 5 normal in split validate as the smallest label budget leaves it (fewer than")
+    assert warnings(compared(place, *lines[2:], split=split)) == ()
+    whole = {"classes": {"validate": (5, FEW)}}  # no label budget has cut it
+    assert len(warnings(compared(place, lines[1], split=split, **whole))) == (split == "test")
 
 
 def test_failed_trainings_are_named(place):
