@@ -4,6 +4,7 @@ Exploratory: no group was declared as a contrast. For each column the largest ga
 adjusted for all pairs of groups in all columns of the row (Holm).
 """
 
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations, pairwise
@@ -23,6 +24,7 @@ AGES = (18, 40, 60, 80)  # years at which a group of ages begins
 VALUES = 30  # most groups that text values make, the most frequent ones: all of their pairs are tested
 MOST = 10  # distinct numbers of a column; up to so many, each is a group
 UNKNOWN = "unknown"
+NUMBER = r"-?[0-9]+(\.[0-9]*)?"  # `²` is a digit too, and no number
 METRICS = ("auc", "recall", "specificity")
 OF_CASES = ("image_id", "patient_id", "study_id", "label", "logit", "score", "calibrated", "predicted")
 
@@ -196,7 +198,7 @@ def _ordered(values: pd.Series) -> list[str]:
 
     def place(value: str) -> tuple[bool, float, str]:
         first = value.removeprefix("under ").split(" ")[0]
-        number = float(first) if first.replace(".", "", 1).lstrip("-").isdigit() else 0.0
+        number = float(first) if re.fullmatch(NUMBER, first) else 0.0
         return _is_rest(value), number - value.startswith("under "), value
 
     return sorted(values.unique(), key=place)

@@ -179,6 +179,15 @@ def test_many_numbers_are_quarters_and_few_are_values():
     assert set(values_of(pd.Series([np.nan] * 12, name="x"))) == {"unknown"}
 
 
+@pytest.mark.parametrize("strange", ["² beds", "٣ beds", "--5", "-", ".", "1.2.3", "under ¹"])
+def test_values_that_begin_like_numbers_are_text(strange):
+    sites = np.repeat([strange, "-7 beds", "3. floor", "11 beds", "west"], 2 * LEAST)
+    found = breakdown(line({"site": sites}, n=len(sites)), ["site"])
+    names = [group.value for group in found.groups]
+    assert set(names) == set(sites)
+    assert names[0] == "-7 beds" and names[-2:] == ["3. floor", "11 beds"]
+
+
 def test_the_usual_columns_are_looked_at_where_there_is_something_to_see():
     found = line({"view": ["AP", "PA"] * 105, "sex": ["F"] * 210, "race": ["a", "b"] * 105})
     assert columns_of(found, None) == ["view"]
