@@ -192,7 +192,7 @@ def _predictions(
                 f"compare.rows: {row.name}: threshold: found {row.threshold:g}, expected it in 0..1, as the numbers of "
                 f"{file.place} are"
             )
-        threshold = float(scale.score(np.array(row.threshold)))
+        threshold = _for_units(float(scale.score(np.array(row.threshold))), file, config)
         how = f"{row.threshold:g} as given"
     else:
         threshold, how = _chosen(found, file, scale, config, data)
@@ -386,7 +386,17 @@ def _chosen(
             f"give the row threshold: {(scale.low + scale.high) / 2:g}, or another rating from which on a case is "
             "abnormal"
         )
-    return 0.5, f"a probability of 0.5, as {why}"
+    return _for_units(0.5, file, config), f"a probability of 0.5, as {why}"
+
+
+def _for_units(threshold: float, file: PredictionFile, config: ClassifyConfig) -> float:
+    """A threshold that was not chosen among the units' scores: a study whose mean is just there reaches it.
+
+    The last bits of a mean depend on how it was computed.
+    """
+    if config.evaluate.unit == "image" or file.ids_are == "study":
+        return threshold
+    return round(threshold, DIGITS) if file.kind == "rating" else threshold * (1 - 10**-DIGITS)
 
 
 def _example(ids: pd.Series) -> str:

@@ -186,6 +186,20 @@ def test_equal_ratings_of_studies_stay_equal(place, opened, tmp_path):
     assert found.units["score"].nunique() == found.units["logit"].nunique() == 1
 
 
+@pytest.mark.parametrize("kind", ["rating", "probability"])
+def test_a_study_whose_mean_is_the_threshold_reaches_it(place, opened, tmp_path, kind):
+    opened = in_pairs(opened)
+    images = rows(opened)[["image_id", "study_id"]]
+    for threshold in np.arange(1, 20) / 20 if kind == "probability" else np.arange(1, 7):
+        low, high = (0, 1) if kind == "probability" else (0, 7)
+        numbers = [float(threshold)] * 6 + [low, low, high, high]
+        settings = {"threshold": float(threshold)}
+        ordered = images.sort_values("study_id")[["image_id"]].assign(**{kind: numbers})
+        found = read(ordered, place, opened, tmp_path, settings, evaluate__unit="study")
+        assert (found.units["score"] >= found.threshold).sum() == 4
+        assert found.how == f"{threshold:g} as given"
+
+
 def in_pairs(opened: Data) -> Data:
     """The same images, in studies of two images of one label."""
     table = opened.manifest.table.sort_values(["split", "label", "image_id"])
