@@ -243,15 +243,24 @@ def check_out(out: Path, paths: Sequence[str]) -> None:
         raise UserError(f"--out: {out}: found a folder, expected a file such as {out / 'predictions.csv'}")
     if out.suffix.lower() != ".csv":
         raise UserError(f"--out: found {out.name!r}, expected a name that ends in .csv")
-    if any(out.resolve() == Path(path).resolve() for path in paths):
-        raise UserError(f"--out: {out}: found one of the inputs, expected another file")
-    if out.exists() and out.stat().st_size and not read_first_line(out).startswith(",".join(COLUMNS)):
-        raise UserError(f"--out: {out}: found a file that is no table of predictions, expected another name")
+    for file in (out, partial_of(out)):
+        if any(file.resolve() == Path(path).resolve() for path in paths):
+            raise UserError(f"--out: {file}: found one of the inputs, expected another file")
+        if file.is_dir():
+            raise UserError(f"--out: {file}: found a folder, expected none, or a table of predictions")
+        if file.exists() and file.stat().st_size and not read_first_line(file).startswith(",".join(COLUMNS)):
+            raise UserError(f"--out: {file}: found a file that is no table of predictions, expected another name")
+
+
+def partial_of(out: Path) -> Path:
+    """Where the table lies, as far as it is known, if the command ends early; it is removed by one that does not."""
+    return out.with_suffix(".partial.csv")
 
 
 def _expect_no_input(out: Path, inputs: Sequence[Input]) -> None:
-    if any(one.path.name == out.name and one.path.resolve() == out.resolve() for one in inputs):
-        raise UserError(f"--out: {out}: found one of the inputs, expected another file")
+    for file in (out, partial_of(out)):
+        if any(one.path.name == file.name and one.path.resolve() == file.resolve() for one in inputs):
+            raise UserError(f"--out: {file}: found one of the inputs, expected another file")
 
 
 def _credentialed(members: Sequence[Trained], paths: Sequence[str]) -> list[str]:
@@ -265,7 +274,7 @@ def _credentialed(members: Sequence[Trained], paths: Sequence[str]) -> list[str]
 @contextmanager
 def _keeping_what_is_done(table: Callable[[], pd.DataFrame], out: Path, say: Callable[[str], object]) -> Iterator[None]:
     """If the block ends early, write what is known so far beside `out`; else remove such a file of an earlier run."""
-    partial = out.with_suffix(".partial.csv")
+    partial = partial_of(out)
     try:
         with beginning_anew():
             yield

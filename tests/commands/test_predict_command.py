@@ -126,6 +126,19 @@ def test_every_mistake_is_one_line(world: World, tmp_path, words, line):
     assert not (tmp_path / "new.csv").exists()
 
 
+@pytest.mark.parametrize("kind", ["input", "a text", "a folder"])
+def test_what_lies_in_the_place_of_the_partial_table_is_kept(world: World, tmp_path, kind):
+    partial = tmp_path / "new.partial.csv"
+    given = world.images / "0000.png"
+    if kind == "a folder":
+        partial.mkdir()
+    else:
+        partial.write_text(f"path\n{given}\n")
+    words = [partial if kind == "input" else given, "--out", tmp_path / "new.csv"]
+    line = mistake(predict, "--checkpoint", world.classifier, *words, keep=tmp_path)
+    assert line.startswith(f"error: --out: {partial}: found ")
+
+
 def test_each_image_gets_its_own_picture_and_array(world: World, tmp_path):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
