@@ -155,7 +155,7 @@ class _Grid:
             self.first.setdefault(cell.row, cell)
         self.choices: dict[int, Choice] = {}
         for row, cell in self.first.items():
-            kept = kept_choice(cell) if cell.choices else None
+            kept = kept_choice(cell, data_of(cell.config.data)) if cell.choices else None
             if kept:
                 self.choices[row] = kept
         self.cells = cells
@@ -273,7 +273,7 @@ class _Grid:
             self._expect_done(trial.folder, "a setting to tune")
             cost = _cost_of(trial)
             costs.append((cost["train_seconds"], cost["train_flops"]))
-        return choose(first, diverged, costs)
+        return choose(first, diverged, costs, self.data_of(first.config.data))
 
     # ------------------------------------------------------------ what was found
 
@@ -299,7 +299,8 @@ class _Grid:
 
         # rows that are not trained: files, ensembles
         lines, failed = self._lines()
-        lines = with_extra_rows(self.config, self.data_of, lines)
+        data_of = self._data_of_runs()
+        lines = with_extra_rows(self.config, data_of, lines)
         evaluations = [evaluation for line in lines for evaluation in line.evaluations]
         _check_cases(evaluations)
 
@@ -317,7 +318,16 @@ class _Grid:
             tuning=tuple(asdict(choice) for choice in self.choices.values()),
         )
         mistakes = draw_mistakes(found, self.data_of(self.config.data))
-        return replace(found, mistakes=mistakes, heatmaps=draw_heatmaps(found, self.data_of))
+        return replace(found, mistakes=mistakes, heatmaps=draw_heatmaps(found, data_of))
+
+    def _data_of_runs(self) -> DataOf:
+        """The data by the settings of finished runs, too: these name where the images were when a run was made."""
+        now = {}
+        for cell in self.cells:
+            outcome = self.outcomes[cell.folder]
+            if isinstance(outcome, Evaluation):
+                now[outcome.config.data] = cell.config.data
+        return lambda settings: self.data_of(now.get(settings, settings))
 
     def _lines(self) -> tuple[tuple[Line, ...], tuple[FailedRow, ...]]:
         """A line for each table row: the evaluations of its cells, which differ by their seeds alone.
@@ -409,5 +419,6 @@ def _how_to_evaluate(config: ClassifyConfig, cell: Cell) -> dict[str, Any]:
     """Overrides of a run's config: the comparison's own way to evaluate, on this machine, and what may be shown now."""
     settings = config.evaluate.model_dump(mode="json") | {"split": config.compare.split}
     overrides = {f"evaluate.{key}": value for key, value in settings.items()}
+    overrides["data.store"] = cell.config.data.store  # the ledger lies beside it
     shown = {"report.images": cell.config.report.images, "report.subgroups": config.report.subgroups}
     return overrides | shown | {"device": config.device, "threads": config.threads}

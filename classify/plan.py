@@ -207,7 +207,7 @@ def _runs(cells: list[Cell], datasets: "_Datasets") -> Iterator[_Run]:
 
         # the first seed's training will be one of its trials
         first = rows.setdefault(cell.row, cell)
-        kept = kept_choice(first) if cell.choices else None
+        kept = kept_choice(first, datasets.prepared(first.config.data)) if cell.choices else None
         if cell.choices and not kept and cell is first:
             for trial in trials_of(cell):
                 yield _finetuning(trial, "tune", datasets)

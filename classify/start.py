@@ -124,7 +124,19 @@ def _is_at_home(checkpoint: Checkpoint) -> bool:
             names = [run_folder(config, None), run_folder(config, checkpoint.meta.get("pretrained_from"))]
     except UserError:  # a variable that is not set here, so it is another machine's
         return False
+    names += [served for name in names if (served := served_by(name))]
     return folder in [name.resolve() for name in names]
+
+
+def served_by(trial: Path) -> Path | None:
+    """The folder to which a comparison moves a trial of tuning that won; None for the folder of any other run.
+
+    A trial of `<grid>/<cell>` is `<grid>/tune/<cell>-<8 hexadecimal digits>` (classify/grid.py).
+    """
+    named = re.fullmatch(r"(.+)-[0-9a-f]{8}", trial.name)
+    if trial.parent.name != "tune" or named is None:
+        return None
+    return trial.parent.parent / named[1]
 
 
 def _paths_needed(config: ClassifyConfig, sections: Collection[str]) -> list[str]:

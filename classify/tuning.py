@@ -7,13 +7,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from classify.cases import splits_of
 from classify.finetune import RESUMABLE
 from classify.grid import Cell, trials_of
 from data.config import expand
-from data.errors import Diverged
+from data.errors import Diverged, UserError
+from data.loader import Data
 from data.writing import read_json, write_json
 from mae.engine.checkpoint import load_checkpoint
 from mae.engine.run import flat
+from mae.pretrain import RESUMABLE as PRETRAIN_RESUMABLE
 
 
 @dataclass(frozen=True)
@@ -30,18 +33,22 @@ class Choice:
     runs: list[str]  # names of the folders
     seconds: list[float | None]  # of training, and so on
     flops: list[int | None]
-    made_with: str  # digest of all else that these runs depended on
+    made_with: str  # digest of the other settings that these runs depended on
+    images: str | None = None  # fingerprint of the images and labels that were learnt and judged by
+    pretraining: str | None = None  # digest of the seed and the data of the pretraining
 
     @property
     def setting(self) -> dict[str, Any]:
         return self.settings[self.chosen]
 
 
-def choose(cell: Cell, diverged: Collection[str], costs: Sequence[tuple[float | None, int | None]]) -> Choice:
+def choose(
+    cell: Cell, diverged: Collection[str], costs: Sequence[tuple[float | None, int | None]], data: Data
+) -> Choice:
     """The setting with the highest validation score of its best epoch, the first of equals; it is written down.
 
     cell: at the first seed, its trials done. diverged: the folder names of trials that diverged.
-    costs: seconds and FLOPs of each trial.
+    costs: seconds and FLOPs of each trial. data: the cell's.
     """
     trials = trials_of(cell)
     scores = [None if trial.folder in diverged else _score(trial) for trial in trials]
@@ -63,6 +70,8 @@ def choose(cell: Cell, diverged: Collection[str], costs: Sequence[tuple[float | 
         seconds=[seconds for seconds, _ in costs],
         flops=[flops for _, flops in costs],
         made_with=_digest(trials),
+        images=_images(cell, data),
+        pretraining=_pretraining(cell),
     )
     write_json(_place(cell), asdict(choice))
     return choice
@@ -79,10 +88,12 @@ def serve_first_seed(cell: Cell, choice: Choice) -> None:
         trial.rename(run)
 
 
-def kept_choice(cell: Cell) -> Choice | None:
+def kept_choice(cell: Cell, data: Data | None) -> Choice | None:
     """The earlier choice for the cell's row, among the very same settings, all else equal; None if there is none.
 
-    It stands even if its trials are gone: they may be deleted.
+    It stands even if its trials are gone: they may be deleted. So it knows by itself which images, labels and
+    pretraining it was made with: UserError if these are others by now. data: the cell's; None: not at hand, not
+    compared.
     """
     try:
         choice = Choice(**read_json(_place(cell)))
@@ -92,7 +103,38 @@ def kept_choice(cell: Cell) -> Choice | None:
         return None
     if type(choice.chosen) is not int or not 0 <= choice.chosen < len(choice.settings):
         return None
+
+    # a choice of an earlier version does not say
+    if data is not None and choice.images not in (None, _images(cell, data)):
+        raise UserError(_of_others(cell, "images or labels"))
+    if choice.pretraining not in (None, _pretraining(cell)):
+        raise UserError(_of_others(cell, "a pretraining"))
     return choice
+
+
+def _of_others(cell: Cell, what: str) -> str:
+    return (
+        f"{_place(cell)}: found a setting that was chosen with {what} other than today's, expected the same; choose "
+        "another folder (run=…), or remove this file and the trainings of its row"
+    )
+
+
+def _images(cell: Cell, data: Data) -> str:
+    """The images and labels that the cell's trials learn from and are judged by."""
+    return f"{data.store.fingerprint} {splits_of(data, cell.config).fingerprint()}"
+
+
+def _pretraining(cell: Cell) -> str | None:
+    """16 hexadecimal digits of what the pretraining depends on and `_digest` does not know: its seed and its data."""
+    if cell.pretrain_config is None:
+        return None
+    wanted = cell.pretrain_config.model_dump(mode="json")
+    kept = {}
+    for key, value in flat({section: wanted[section] for section in PRETRAIN_RESUMABLE.sections}).items():
+        if key not in PRETRAIN_RESUMABLE.free:
+            entries = PRETRAIN_RESUMABLE.binding(value, key.rpartition(".")[0])
+            kept[key] = value if entries is None else entries
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _place(cell: Cell) -> Path:

@@ -45,11 +45,11 @@ class Resumable:
 
         # in a list of sections, such as data.sources, the keys that are free in the section are free in its entries
         section = key.rpartition(".")[0]
-        then = self._binding(before, section)
-        now = self._binding(after, section)
+        then = self.binding(before, section)
+        now = self.binding(after, section)
         return then is not None and then == now
 
-    def _binding(self, entries: Any, section: str) -> list[dict[str, Any]] | None:
+    def binding(self, entries: Any, section: str) -> list[dict[str, Any]] | None:
         """What may not change in a list of sections; None if it is no such list."""
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             return None

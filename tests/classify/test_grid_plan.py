@@ -1,12 +1,15 @@
 """What a grid's config means: names, label budgets, draws, settings to tune, and what differs between rows."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from saved_classifiers import save_classifier
 from tiny_world import tiny_config
 
+from classify import tuning
 from classify.cases import label_budget, labelled_splits
 from classify.grid import (
     check_pretrainings,
@@ -19,11 +22,16 @@ from classify.grid import (
 )
 from classify.plan import _Datasets, _runs, plan
 from classify.row_differences import differences_between_rows
+from classify.start import config_of, with_paths_given
+from classify.tuning import choose, kept_choice
 from data.config import change_config, load_config, make_config
 from data.errors import UserError
+from data.loader import Data
 from data.manifest import sample_patients
+from mae import load_checkpoint
 
 TWO = [{"name": "A", "pretraining": ["p", "q"]}, {"name": "B", "pretraining": ["p"]}, {"name": "C"}]
+MORE = [{"source": "images", "root": "archive"}]
 PRETRAININGS = {"p": {}, "q": {"pretrain.mask_ratio": 0.5}}
 
 
@@ -400,6 +408,72 @@ def test_a_value_that_cannot_be_is_named_before_anything_is_trained(place):
         trials_of(cell)
 
 
+@pytest.mark.parametrize(
+    ("pretrainings", "seeds", "said"),
+    [({}, [5], "a pretraining"), ({"data.unlabelled": MORE}, None, "a pretraining"), ({}, None, "images or labels")],
+)
+def test_a_choice_stands_for_the_images_labels_and_pretraining_it_was_made_with(
+    place, opened, tmp_path, monkeypatch, pretrainings, seeds, said
+):
+    def first(given: dict, pretraining_seeds=None):
+        own = {"pretrainings": {"p": given}, "pretraining_seeds": pretraining_seeds, "labelled": [31]}
+        rates = {"finetune.optimizer.base_lr": [0.01, 0.03, 0.02]}
+        config = grid(place, [{"name": "A", "pretraining": ["p"]}], tune=rates, **own)
+        [cell] = expand_grid(change_config(config, {"run": str(tmp_path)}), images=40)
+        return cell
+
+    (tmp_path / "tune").mkdir()
+    monkeypatch.setattr(tuning, "_score", lambda trial: trial.config.finetune.optimizer.base_lr)
+    made = choose(first({}), (), [(None, None)] * 3, opened)
+    assert made.chosen == 1
+    assert kept_choice(first({}), opened) == kept_choice(first({}), None) == made
+
+    # the first image of each class takes the other's label
+    table = opened.manifest.table.copy()
+    train = table[table["split"] == "train"]
+    for label in (0, 1):
+        table.loc[train.index[train["label"] == label][0], "label"] = 1 - label
+    changed = Data(replace(opened.manifest, table=table), opened.store) if said == "images or labels" else opened
+    changed_cell = first(pretrainings, seeds)
+    changed_cell = replace(changed_cell, config=first({}).config)  # what the trials' own settings tell is told already
+    place_of_choice = tmp_path / "tune" / f"{changed_cell.folder}.json"
+    with pytest.raises(UserError) as caught:
+        kept_choice(changed_cell, changed)
+    expected = f"{place_of_choice}: found a setting that was chosen with {said} other than today's, expected the same;"
+    assert str(caught.value).startswith(expected)
+
+    # an earlier version's choice does not say what it was made with
+    written = json.loads(place_of_choice.read_text())
+    place_of_choice.write_text(json.dumps({**written, "images": None, "pretraining": None}))
+    assert kept_choice(changed_cell, changed).chosen == 1
+
+
+@pytest.mark.parametrize(
+    ("named", "lies", "at_home"),
+    [
+        ("grid/tune/a-seed0-0123abcd", "grid/a-seed0", True),
+        ("grid/tune/a-seed0-0123abcd", "grid/tune/a-seed0-0123abcd", True),
+        ("grid/tune/a-seed0-0123abcd", "grid/b-seed0", False),
+        ("grid/tune/a-seed0-0123abcd", "other/a-seed0", False),
+        ("grid/tune/a-seed0", "grid/a", False),
+        ("grid/else/a-seed0-0123abcd", "grid/a-seed0", False),
+    ],
+)
+def test_a_trial_that_became_a_run_of_the_grid_is_still_at_home(tmp_path, named, lies, at_home):
+    path, _, _ = save_classifier(tmp_path, "a", finetune__run=f"{tmp_path}/{named}")
+    moved = tmp_path / lies / "best.pt"
+    moved.parent.mkdir(parents=True)
+    path.rename(moved)
+    (moved.parent / "config.yaml").touch()
+    checkpoint = load_checkpoint(moved)
+    config = config_of(checkpoint)
+    if at_home:
+        assert with_paths_given(config, checkpoint, {}, "mae-evaluate RUN", run=False) == config
+    else:
+        with pytest.raises(UserError, match="found a checkpoint outside the run folder"):
+            with_paths_given(config, checkpoint, {}, "mae-evaluate RUN", run=False)
+
+
 # ---------------------------------------------------------------- rows of the data
 
 
@@ -427,7 +501,7 @@ def test_a_single_column_is_changed_beside_the_others(place):
 
 
 def test_images_for_pretraining_alone_are_the_pretrainings(place):
-    more = {"data.unlabelled": [{"source": "images", "root": "archive"}]}
+    more = {"data.unlabelled": MORE}
     config = grid(place, [{"name": "A", "pretraining": ["p"], "set": more}], pretrainings={"p": {}})
     [cell] = expand_grid(config)
     with pytest.raises(UserError, match=r"^compare.rows: A: found data.unlabelled changed, expected it as its pretra"):

@@ -11,7 +11,8 @@ import yaml
 from PIL import Image
 from tiny_world import ONE_EPOCH, SETTINGS, call, mistake, radiograph, succeed, write_config, write_table
 
-from classify.cli import compare, evaluate, finetune
+from classify.cli import compare, evaluate, finetune, report
+from classify.ledger import openings
 from data.cli import prepare as main
 from data.config import make_config
 from data.loader import open_data
@@ -89,6 +90,29 @@ def test_a_comparison_is_not_made_again(moved):
     assert before
     succeed(compare, *MAKE_GRID)
     assert {path: path.stat().st_mtime_ns for path in Path("runs/grid").rglob("last.pt")} == before
+
+
+def test_a_grid_whose_images_and_stores_were_moved_is_finished(tmp_path):
+    """Its ensembles and heatmaps read them where they are now, and the ledger is that beside the stores."""
+    write_table(tmp_path / "images")
+    write_config(tmp_path / "tiny.yaml", SETTINGS | ONE_EPOCH | RELATIVE | {"run": str(tmp_path / "grid")})
+    rows = "compare.rows=[{name: V, ensemble: true, set: {finetune.mode: linear}}]"
+    words = ["--config", tmp_path / "tiny.yaml", rows, "compare.seeds=[0, 1]", "compare.split=test"]
+
+    def places(name: str) -> list[str]:
+        return [f"data.root={tmp_path}/{name}images", f"data.store={tmp_path}/{name}stores"]
+
+    succeed(compare, *words, *places(""))
+    for name in ("images", "stores"):
+        (tmp_path / name).rename(tmp_path / f"new-{name}")
+    (tmp_path / "grid/v-seed1/predictions/test.json").unlink()  # as if the grid had been stopped before
+    succeed(compare, *words, *places("new-"))
+    assert not (tmp_path / "images").exists() and not (tmp_path / "stores").exists()
+    looks = [Path(line["run"]).name for line in openings(tmp_path / "new-stores")]
+    assert looks == ["v-seed0", "v-seed1", "v-ensemble", "v-seed1"]
+    before = (tmp_path / "grid/report.html").read_bytes()
+    succeed(report, tmp_path / "grid")
+    assert (tmp_path / "grid/report.html").read_bytes() == before
 
 
 def test_whole_paths_in_the_config_may_be_changed(moved):
