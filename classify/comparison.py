@@ -37,6 +37,11 @@ class Line:
         return self.described["Model"]
 
     @property
+    def is_ensemble(self) -> bool:
+        """Whether it is the mean of another row's seeds, which has learnt from the draws of all of them."""
+        return "ensemble" in self.evaluations[0].summary
+
+    @property
     def train_images(self) -> list[int]:
         """How many labelled images each of its trainings had, as draws of whole patients differ; [] for a file."""
         counts = [evaluation.summary["meta"]["train_images"] for evaluation in self.evaluations]

@@ -356,7 +356,7 @@ def _selection(comparison: Comparison) -> str:
 
 
 def _ensembles(comparison: Comparison) -> str:
-    names = [line.name for line in comparison.lines if "ensemble" in line.evaluations[0].summary]
+    names = [line.name for line in comparison.lines if line.is_ensemble]
     if names:
         return f"{listed(names)}: the mean of the seeds' calibrated probabilities"
     return "No models were combined"

@@ -121,7 +121,8 @@ def heading(comparison: Comparison, labelled: int | None) -> str:
 
 def images_of(comparison: Comparison, labelled: int | None) -> str:
     """How many labelled images the trainings of a budget had: `100`, or `90 to 100` where rows or draws differ."""
-    counts = [count for line in comparison.lines_of(labelled) for count in line.train_images]
+    lines = [line for line in comparison.lines_of(labelled) if not line.is_ensemble]
+    counts = [count for line in lines for count in line.train_images]
     if not counts:  # only rows that are files
         return "all" if labelled is None else f"{labelled:,}"
     return counts_text(counts)

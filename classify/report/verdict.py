@@ -121,9 +121,8 @@ def largest_budget(comparison: Comparison) -> int | None:
     """The label budget whose rows were trained on most images."""
 
     def images(labelled: int | None) -> int:
-        lines = comparison.lines_of(labelled)
-        # an ensemble has learnt from the draws of all its seeds
-        return max(n for line in lines if "ensemble" not in line.evaluations[0].summary for n in line.train_images)
+        lines = [line for line in comparison.lines_of(labelled) if not line.is_ensemble]
+        return max(count for line in lines for count in line.train_images)
 
     return max(comparison.budgets, key=images)
 

@@ -16,7 +16,7 @@ from classify.contrasts import candidates, declared, untested
 from classify.extra_rows import ensemble_name, extra_names
 from classify.grid import expand_grid
 from classify.provenance import Facts
-from classify.report.tables import contrast_rows
+from classify.report.tables import contrast_rows, images_of
 from classify.report.verdict import MODELS, OF_SOME, answer, largest_budget, outcome, verdict
 from data.config import change_config
 from data.errors import UserError
@@ -406,10 +406,12 @@ def test_a_file_counts_at_a_budget_of_which_no_training_finished(place):
     ]
 
 
-def test_an_ensembles_draws_make_no_budget_the_largest(place):
+def test_an_ensembles_draws_are_no_label_budget(place):
     few = [line("A", 1, 3, labelled=20), line("A, ensemble of 3", 1, 1, labelled=20)]
     few[1].evaluations[0].summary.update({"meta": {"train_images": 57}, "ensemble": ["a-seed0", "a-seed1", "a-seed2"]})
-    assert largest_budget(compared(place, [*few, line("A", 1, 3, labelled=31)], [])) == 31
+    comparison = compared(place, [*few, line("A", 1, 3, labelled=31)], [])
+    assert largest_budget(comparison) == 31
+    assert [images_of(comparison, labelled) for labelled in (20, 31)] == ["20", "31"]
 
 
 def test_holm_is_over_all_budgets_and_margins(place):
