@@ -48,9 +48,10 @@ OPACITY = 0.55  # of the hottest pixel; the radiograph stays to be read beneath
 
 # by the rule of benchmarks/heatmaps.py
 DEFAULTS = {"vit": "patch_subsets", "resnet": "patch_subsets"}
+HEAT_OF = "Heat of a "  # how the notes in our pictures begin, by which they are known
 JUDGED = {
-    "vit": "Heat of a ViT is by patch_subsets, which told better than a fixed Gaussian which cells decide",
-    "resnet": "Heat of a ResNet is by patch_subsets, which told better than a fixed Gaussian which cells decide",
+    "vit": f"{HEAT_OF}ViT is by patch_subsets, which told better than a fixed Gaussian which cells decide",
+    "resnet": f"{HEAT_OF}ResNet is by patch_subsets, which told better than a fixed Gaussian which cells decide",
 }
 
 Raw = Callable[[Model, Tensor, Tensor], Tensor]  # (model, standardised images b c h w, sign b) → heat b gh gw

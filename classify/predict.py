@@ -1,7 +1,7 @@
 """Trained classifiers × a user's images → probabilities, decisions and heatmaps: mae-predict, and `Predictor`."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from classify.answers import (
     unit_of,
 )
 from classify.domain import why_unknown
-from classify.explain import heatmaps, judged, overlay
+from classify.explain import HEAT_OF, heatmaps, judged, overlay
 from classify.settings import Unit
 from classify.trained import Trained
 from data.errors import UserError
@@ -154,6 +154,15 @@ class HeatFolder:
             if (folder / f"{name}.png").resolve() in images:
                 raise UserError(f"--heatmaps: {folder}: found the image {name}.png there, expected another folder")
 
+        # nor anything else that is there by these names, but heatmaps of an earlier time
+        for name in self.names.values() if folder.is_dir() else ():
+            files = [folder / f"{name}{ending}" for ending in (".png", ".npy")]
+            there = [file for file in files if file.exists()]
+            if there and not _is_heatmap(files[0]):
+                raise UserError(
+                    f"--heatmaps: {there[0]}: found a file that mae-predict has not written, expected another folder"
+                )
+
     def write(self, places: Sequence[int], pixels: np.ndarray, heat: np.ndarray) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         for place, image, heatmap in zip(places, pixels, heat, strict=True):
@@ -161,6 +170,13 @@ class HeatFolder:
             save_picture(_enlarged(overlay(image, heatmap)), self.folder / f"{name}.png", self.notes)
             with writing(self.folder / f"{name}.npy") as file:
                 np.save(file, heatmap)
+
+
+def _is_heatmap(path: Path) -> bool:
+    """Whether it is a picture that `HeatFolder` has written, by what stands in it."""
+    with suppress(OSError, ValueError, SyntaxError), Image.open(path) as picture:
+        return str(picture.info.get("Description", "")).startswith(HEAT_OF)
+    return False
 
 
 def _enlarged(picture: np.ndarray) -> Image.Image:

@@ -155,6 +155,23 @@ def test_each_image_gets_its_own_picture_and_array(world: World, tmp_path):
         assert picture.size == (22 * 12, 22 * 12) and "docs/prediction.md" in picture.info["Description"]
 
 
+@pytest.mark.parametrize("name", ["0000.png", "0000.npy", None])
+def test_heatmaps_replace_heatmaps_and_nothing_else(world: World, tmp_path, name):
+    for other in ("0001.npy", "0002.png"):  # of no image that is asked about
+        (tmp_path / other).write_text("somebody's")
+    words = ["--checkpoint", world.classifier, world.images / "0000.png", "--out", tmp_path / "out.csv"]
+    if name is None:
+        for _ in range(2):
+            succeed(predict, *words, "--heatmaps", tmp_path)
+        return
+    if name.endswith("png"):
+        shutil.copy(world.images / "0001.png", tmp_path / name)
+    else:
+        np.save(tmp_path / name, np.zeros(3))
+    line = mistake(predict, *words, "--heatmaps", tmp_path, keep=tmp_path)
+    assert f"--heatmaps: {tmp_path}/{name}: found a file that mae-predict has not written" in line
+
+
 # ---------------------------------------------------------------- interrupted, and private
 
 
