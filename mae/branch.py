@@ -59,7 +59,7 @@ def check_branch(config: MAEConfig, branch: Checkpoint, seen: torch.Tensor, resu
     _expect_same_settings(config, branch.config, branch.place, resumable)
     if not torch.as_tensor(branch.fact("seen")).equal(seen):
         raise UserError(f"{branch.place}: found a run on other images (or with no store), expected this config's")
-    _expect_not_cooled(config, branch.config, branch.place, branch.epoch)
+    _expect_not_cooled(config, branch.config, branch.place, branch.trained)
 
 
 def check_planned(config: MAEConfig, other: MAEConfig, folder: Path, resumable: Resumable) -> None:
@@ -93,15 +93,15 @@ def _expect_same_settings(config: MAEConfig, other: MAEConfig, place: str, resum
         raise UserError(f"{place}: found a run made with {key} = {before}, expected {after}")
 
 
-def _expect_not_cooled(config: MAEConfig, other: MAEConfig, place: str, epoch: int) -> None:
+def _expect_not_cooled(config: MAEConfig, other: MAEConfig, place: str, epoch: float) -> None:
     """UserError if either of the two has begun to cool down by that epoch, or keeps an earlier one anew."""
     for name, each in (("its run", other), ("this one", config)):
         cools_from = each.pretrain.epochs - each.pretrain.optimizer.cooldown_epochs
         if epoch > cools_from or each.pretrain.epochs <= epoch - (each is other):
             raise UserError(
-                f"{place}: found weights after epoch {epoch}, expected some from before {name} cools down, at epoch "
+                f"{place}: found weights after epoch {epoch:g}, expected some from before {name} cools down, at epoch "
                 f"{cools_from:g}"
             )
     earlier = [each for each in config.pretrain.keep_epochs if each <= epoch]
     if earlier:
-        raise UserError(f"pretrain.keep_epochs: found {earlier[0]}, expected epochs after {epoch} of {PLACE}")
+        raise UserError(f"pretrain.keep_epochs: found {earlier[0]}, expected epochs after {epoch:g} of {PLACE}")

@@ -64,6 +64,16 @@ class Checkpoint:
             raise UserError(f"{self.place}: found progress.epoch {printable(epoch)}, expected a whole number")
         return epoch
 
+    @property
+    def trained(self) -> float:
+        """The same with the share of the epoch it stands in; the first one, whose length is not known, counts whole."""
+        batch, step = self.progress.get("batch"), self.progress.get("step")
+        if not isinstance(batch, int) or not isinstance(step, int) or batch < 1:
+            return self.epoch
+        if not self.epoch or step <= batch:
+            return self.epoch + 1
+        return self.epoch + batch * self.epoch / (step - batch)
+
     def fact(self, name: str) -> Any:
         """What `meta` says under this name; UserError where it says nothing."""
         if name not in self.meta:

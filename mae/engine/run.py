@@ -95,7 +95,7 @@ def check_run(
         then = flat({name: saved.settings.get(name) for name in resumable.sections})
         known = {key: value for key, value in now.items() if key in then}  # an old checkpoint lacks newer settings
         _expect_same(folder, then, known, resumable, same_epochs=same_epochs and made is None)
-        _expect_not_cooled(folder, saved.epoch, then, known, resumable)
+        _expect_not_cooled(folder, saved.trained, then, known, resumable)
     if facts is not None:
         known = _environment(folder).facts
         if facts and not known:
@@ -140,7 +140,7 @@ def _expect_same(
 
 
 def _expect_not_cooled(
-    folder: Path, reached: int, then: dict[str, Any], now: dict[str, Any], resumable: Resumable
+    folder: Path, reached: float, then: dict[str, Any], now: dict[str, Any], resumable: Resumable
 ) -> None:
     """UserError for more epochs after a constant rate began to cool down: it would jump back to its peak."""
     optimizer = f"{resumable.epochs.rpartition('.')[0]}.optimizer"
@@ -166,10 +166,11 @@ def settings_of_run(folder: Path) -> dict[str, Any] | None:
 
 
 class Saved(NamedTuple):
-    """The settings that a run's checkpoint was saved with, and how many epochs it has completed."""
+    """The settings that a run's checkpoint was saved with, and how far it has come."""
 
     settings: dict[str, Any]
-    epoch: int
+    epoch: int  # completed
+    trained: float  # with the share of the epoch that it stands in
 
 
 def saved_with(folder: Path) -> Saved | None:
@@ -177,7 +178,8 @@ def saved_with(folder: Path) -> Saved | None:
     for name in ("last.pt", "previous.pt"):
         with suppress(UserError):
             checkpoint = load_checkpoint(folder / name, numbers=False)
-            return Saved(with_new_names(checkpoint.settings, checkpoint.place), checkpoint.epoch)
+            settings = with_new_names(checkpoint.settings, checkpoint.place)
+            return Saved(settings, checkpoint.epoch, checkpoint.trained)
     return None
 
 

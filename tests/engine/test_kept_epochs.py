@@ -11,7 +11,7 @@ from data.errors import UserError
 from data.loader import open_data
 from mae import load_checkpoint
 from mae.engine import loop
-from mae.engine.checkpoint import NotSaved
+from mae.engine.checkpoint import Checkpoint, NotSaved
 from mae.engine.schedule import Schedule, warmup_constant
 from mae.pretrain import pretrain
 
@@ -236,6 +236,36 @@ def test_a_run_that_has_cooled_down_is_not_made_longer(run, tmp_path):
         run(tmp_path / "one", **own | {"pretrain__epochs": 4})
     run(tmp_path / "two", **CONSTANT | {"pretrain__epochs": 2})  # which never cools down
     assert load_checkpoint(run(tmp_path / "two", **CONSTANT | {"pretrain__epochs": 3}) / "last.pt").epoch == 3
+
+
+@pytest.mark.parametrize("cooldown", [1, 1.5, 2.75])
+def test_a_cool_down_may_begin_inside_an_epoch_or_be_stopped_there(run, tmp_path, monkeypatch, cooldown):
+    own = CONSTANT | {"pretrain__epochs": 3, "pretrain__optimizer__cooldown_epochs": cooldown}
+    own |= {"pretrain__optimizer__warmup_epochs": 0.125}
+    begins = int((3 - cooldown) * run.steps)
+    for name, last in (("cooling", begins + 2), ("not", begins - 1)):
+        with monkeypatch.context() as patch:
+            run.stopping(patch, last + 1)
+            with pytest.raises(Stop):
+                run(tmp_path / name, **own, engine__save_steps=last)
+        assert load_checkpoint(tmp_path / name / "last.pt").progress["step"] == last
+
+    branching = own | {"pretrain__optimizer__cooldown_epochs": 0, "pretrain__epochs": 4}
+    with pytest.raises(UserError, match=f"cooling down since epoch {3 - cooldown:g}, expected one"):
+        run(tmp_path / "cooling", **own | {"pretrain__epochs": 4})
+    with pytest.raises(UserError, match=f"before its run cools down, at epoch {3 - cooldown:g}$"):
+        run(tmp_path / "branch", **branching, pretrain__continue_from=f"{tmp_path}/cooling/last.pt")
+    if begins > run.steps:  # in its first epoch a run does not know how long epochs are
+        assert load_checkpoint(run(tmp_path / "not", **own | {"pretrain__epochs": 4}) / "last.pt").epoch == 4
+
+
+@pytest.mark.parametrize("steps", [2, 3, 7])
+@pytest.mark.parametrize("epoch", [0, 1, 5])
+def test_how_far_a_run_has_come_is_told_by_its_steps(epoch, steps):
+    for batch in range(steps + 1):
+        progress = {"epoch": epoch, "batch": batch, "step": epoch * steps + batch}
+        found = Checkpoint("mae", {}, {}, progress=progress).trained
+        assert found == pytest.approx(epoch + batch / steps if epoch else int(batch > 0))
 
 
 def test_other_images_are_refused(run, long, tmp_path):
