@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 FLAGS = {"verbose": "engine.verbose=true", "deterministic": "engine.deterministic=true"}  # stand for settings
 
 # an image's loss goes to the floor when nothing about it is drawn anew; a probe of N images says nothing
-OVERFIT = ("pretrain.augment.enabled=false", "pretrain.probe_every=null", "pretrain.select=reconstruction")
+OVERFIT = (
+    *("pretrain.augment.enabled=false", "pretrain.probe_every=null", "pretrain.select=reconstruction"),
+    *("pretrain.continue_from=null", "pretrain.keep_epochs=[]"),
+)
 OVERFIT_EPOCHS = 2000  # at most: each goes through all images, in one update where these fit into a batch
 OVERFIT_RATE = 1e-3  # learning rate: a config's own would be scaled down to a batch of these few images
 
@@ -29,6 +32,8 @@ def overfit_settings(section: str, images: int) -> list[str]:
     return [
         f"{section}.epochs={OVERFIT_EPOCHS}",
         f"{optimizer}.base_lr={OVERFIT_RATE * 256 / images}",
+        f"{optimizer}.schedule=cosine",
+        f"{optimizer}.cooldown_epochs=0.0",
         f"{optimizer}.warmup_epochs=null",
         f"{optimizer}.weight_decay=0.0",
         f"{optimizer}.ema=null",

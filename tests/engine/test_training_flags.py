@@ -8,7 +8,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from tiny_world import World, call, files, mistake, succeed, tiny_config
+import yaml
+from tiny_world import World, call, files, mistake, succeed, tiny_config, write_config
 from toy_stage import toy_stage
 
 from classify.cli import finetune
@@ -64,6 +65,19 @@ def test_overfitting_drives_the_classifiers_loss_to_the_floor(world: World, tmp_
     assert best.meta["validate_auc"] == 1
     assert best.meta["train_images"] == 8
     assert files(world.root) == before
+
+
+@pytest.mark.parametrize(("main", "section"), [(pretrain, "pretrain"), (finetune, "finetune")])
+def test_overfitting_has_a_schedule_of_its_own(main, section, tmp_path):
+    optimizer = {"schedule": "constant", "warmup_epochs": 2, "cooldown_epochs": 3}
+    config = write_config(tmp_path / "c.yaml", {"data.source": "phantom", f"{section}.optimizer": optimizer})
+    if main is pretrain:
+        with config.open("a") as file:
+            file.write("  continue_from: other/epoch005.pt\n  keep_epochs: [5]\n")
+    found = yaml.safe_load(succeed(main, "--config", config, "--overfit", 7, "--print-config"))[section]
+    assert (found["optimizer"]["schedule"], found["optimizer"]["cooldown_epochs"]) == ("cosine", 0)
+    assert found["optimizer"]["warmup_epochs"] is None
+    assert not found.get("continue_from") and not found.get("keep_epochs")
 
 
 @pytest.mark.parametrize("main", [pretrain, finetune])
