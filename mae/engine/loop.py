@@ -29,6 +29,7 @@ from mae.engine.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
+from mae.engine.checkpoint_file import stands_somewhere
 from mae.engine.console import duration
 from mae.engine.hparams import describe_run, end_session, write_hyperparameters
 from mae.engine.memory import keep_freed_memory
@@ -143,7 +144,7 @@ class _Run:
         position = self.position
         save_steps = self.settings.save_steps
         stage.model.train()
-        self.watch = _Watch()
+        self.watch.begin()
         self.validated = {}
         with closing(on_device(stage.batches.epoch(position.epoch, position.batch), stage.device)) as batches:
             for batch, moved in self.watch.waiting(batches):
@@ -215,9 +216,12 @@ class _Run:
             shown = printable(", ".join(names[:5]), LONGEST)
             what = f"loss or gradient is not finite at step {step} (images {shown}{more})"
             if position.skipped_in_a_row >= self.settings.skip_limit:
+                kept = "no checkpoint was written yet"
+                if stands_somewhere(self.folder):
+                    kept = "the last good checkpoint there, last.pt, is kept"
                 raise Diverged(
-                    f"{self.folder}: {what}, {position.skipped_in_a_row} updates in a row; the last good checkpoint "
-                    "there, last.pt, is kept; start another run (run=…) with lower base_lr, clip_grad or precision=fp32"
+                    f"{self.folder}: {what}, {position.skipped_in_a_row} updates in a row; {kept}; start another run "
+                    "(run=…) with lower base_lr, clip_grad or precision=fp32"
                 )
             self.progress.say(f"warning: {self.folder.name}: {what}: update skipped")
         return float(position.skipped)
@@ -452,7 +456,12 @@ class _Watch:
     """Where the time goes between two looks at the device."""
 
     def __init__(self) -> None:
-        self.since = self.last_saved = time.monotonic()
+        self.last_saved = time.monotonic()
+        self.begin()
+
+    def begin(self) -> None:
+        """Time from here on: what came before, such as a validation, was no training."""
+        self.since = time.monotonic()
         self.waited = 0.0  # for data, seconds
 
     def waiting(self, batches: Iterable[Seen]) -> Iterator[Seen]:

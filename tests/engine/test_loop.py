@@ -2,6 +2,7 @@
 
 import math
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from stage_runs import PRETRAIN_STEPS, Stop
 from tiny_world import tiny_config
 from toy_stage import Toy, spoiling, toy_stage
 
+import mae.engine.loop
 import mae.pretrain
 from classify.finetune import finetune
 from data.errors import UserError
@@ -109,10 +111,30 @@ def test_metrics_show_the_mean_loss_of_an_epoch(place, tmp_path):
         assert row["epoch/train_loss"] == pytest.approx(mean, rel=1e-6)
 
 
+def test_epochs_that_are_not_saved_add_up_to_one_that_is(place, tmp_path, monkeypatch):
+    """A training with a goal saves where it looks, and in between after so many minutes, however short its epochs."""
+    seconds = iter(range(10**6))  # each question takes one: fewer than 30 in an epoch
+    monkeypatch.setattr(mae.engine.loop, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    steps = []
+
+    def step(model, batch, epoch):
+        steps.append(epoch)
+        if epoch == 30:
+            raise Stop
+        return model(batch.x).square().mean()
+
+    config = tiny_config(place, engine__save_minutes=1)
+    with pytest.raises(Stop):
+        fit(toy_stage(config, schedule={"epochs": 31}, step=step, goal=0.0), tmp_path)
+    assert 16 < load_checkpoint(tmp_path / "last.pt").epoch <= 30
+
+
 @pytest.mark.parametrize("spoil", ["loss", "gradient"])
 def test_updates_that_are_never_finite_stop_and_keep_the_checkpoint(spoil, place, tmp_path):
     config = tiny_config(place, engine__skip_limit=3)
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError, match=r"at step 3 .*; no checkpoint was written yet; start another run"):
+        fit(toy_stage(config, step=spoiling(spoil, range(1, 99))), tmp_path / "at-once")
+    with pytest.raises(UserError, match=r"last good checkpoint there, last\.pt, is kept; start another run") as caught:
         fit(toy_stage(config, step=spoiling(spoil, range(11, 99))), tmp_path)
     assert "loss or gradient is not finite at step 13" in str(caught.value)
     assert "3 updates in a row" in str(caught.value)
