@@ -84,8 +84,10 @@ class _Run:
 
     @property
     def validations(self) -> int:
-        section = self.config.pretrain if self.stage == "pretrain" else self.config.finetune
-        return looks(self.epochs - self.spared, section.validate_every)
+        if self.stage != "pretrain":
+            return looks(self.epochs - self.spared, self.config.finetune.validate_every)
+        settings = self.config.pretrain
+        return looks(self.epochs - self.spared, settings.validate_every, settings.probe_every)
 
     @property
     def probes(self) -> int:

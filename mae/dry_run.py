@@ -129,7 +129,7 @@ def _steps(config: MAEConfig, images: int) -> int:
 
 def _seconds(config: MAEConfig, rehearsed: Rehearsal, images: int) -> float:
     settings = config.pretrain
-    validations = looks(_epochs(config), settings.validate_every)
+    validations = looks(_epochs(config), settings.validate_every, settings.probe_every)
     probes = looks(_epochs(config), settings.probe_every)
     return rehearsed.whole_run(_steps(config, images), validations, probes)
 

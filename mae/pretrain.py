@@ -85,6 +85,8 @@ def pretrain(
     if not by_heart:
         data = with_unlabelled(data, config.data)
 
+    check_probed(config, data)
+
     # what the run is made with
     images = len(data.split("train"))
     config = with_batch_size(
@@ -125,9 +127,11 @@ def check_settings(config: MAEConfig) -> None:
 def check_begun(config: MAEConfig, data: Data) -> None:
     """UserError if the config's run could not begin or resume, because of what it would begin from.
 
-    The reasons: its folder was made with other images or initial weights, weights that it kept are gone, or
-    `pretrain.continue_from` names nothing that it can continue. Nothing is trained here.
+    The reasons: its folder was made with other images or initial weights, weights that it kept are gone,
+    `pretrain.continue_from` names nothing that it can continue, or the probe that chooses has no labels. Nothing is
+    trained here.
     """
+    check_probed(config, data)
     folder = Path(expand(config.run, "run"))
     if stands_somewhere(folder):
         check_run(folder, config, RESUMABLE, _facts(with_unlabelled(data, config.data), starting_point(config)))
@@ -194,6 +198,19 @@ def check_model(model: ModelSettings, pretrain: PretrainSettings, image_size: Si
         raise UserError("pretrain.visible_loss: found it with model.decoder = cross, expected model.decoder=self")
 
 
+def check_probed(config: MAEConfig, data: Data) -> None:
+    """UserError if the probe is to choose best.pt and can never be made: it takes both classes in both splits."""
+    if config.pretrain.select != "probe":
+        return
+    for split in ("train", "validate"):
+        classes = data.split(split)["label"].nunique()
+        if classes < 2:
+            raise UserError(
+                f"pretrain.select: found probe and labels of {classes} classes among the {split} images, expected 2; "
+                "give pretrain.select=reconstruction"
+            )
+
+
 def _seen(data: Data) -> pd.DataFrame:
     """The images that a pretraining is trained on or selected by."""
     return pd.concat([data.split("train"), data.split("validate")])
@@ -249,6 +266,7 @@ def pretrain_stage(
         step=step,
         validate=validate_and_probe,
         validate_every=settings.validate_every,
+        probe_every=settings.probe_every,
         keep_epochs=settings.keep_epochs,
         name_images=lambda batch: image_names(train, batch, data.manifest.may_show(config.report.images)),
         meta=_meta(data, start) | {"credentialed": _credentialed(config, start)},

@@ -1,6 +1,5 @@
 """A training in small: each part is done once for real, timed and thrown away, to know what the training costs."""
 
-import math
 import os
 import shutil
 import statistics
@@ -47,9 +46,16 @@ class Rehearsal:
         return self.start + steps * self.step + after_epochs + self.finish
 
 
-def looks(epochs: int, every: int | None) -> int:
-    """How many validations or probes a training has: one after every so many epochs and the last; null: none."""
-    return math.ceil(epochs / every) if every else 0
+def looks(epochs: int, *every: int | None) -> int:
+    """How many validations or probes a training has: one after every so many epochs and the last; null: none.
+
+    every: of several numbers, an epoch in which two are due counts once.
+    """
+    due: set[int] = set()
+    for number in every:
+        if number and epochs > 0:
+            due |= {*range(number, epochs, number), epochs}
+    return len(due)
 
 
 def rehearse(stage: AnyStage, held_out: float = 1.0, probe_every: int | None = None, probed: float = 1.0) -> Rehearsal:

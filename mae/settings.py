@@ -198,7 +198,10 @@ class PretrainSettings(Settings):
     # how it is watched
     validate_every: int = Field(1, ge=1, description="epochs between held-out reconstruction losses")
     probe_every: int | None = Field(
-        None, ge=1, description="epochs between probes of the features on labelled images (kNN, logistic); null: none"
+        None,
+        ge=1,
+        description="epochs between probes of the features on labelled images (kNN, logistic), each with a validation; "
+        "null: none",
     )
     select: Literal["reconstruction", "probe"] = Field(
         "reconstruction", description="what chooses best.pt: held-out reconstruction, or the logistic probe"

@@ -74,6 +74,7 @@ class Stage(Generic[Network]):
     step: Callable[[Network, Any, int], Tensor]  # (model, batch, epoch) → loss
     validate: Callable[[Network, int], Validation]  # (model, epochs done)
     validate_every: int = 1
+    probe_every: int | None = None  # epochs between further validations, in which more is looked at
     keep_epochs: Collection[int] = ()  # after which the weights are kept for good
     branch_of: Checkpoint | None = None  # the state of another run, from which this one continues
     goal: float | None = None  # of --overfit: the loss at which the training ends
@@ -91,7 +92,9 @@ class Stage(Generic[Network]):
         """Whether an epoch (the first is 1) ends with a validation; the last one always does."""
         if epoch == self.epochs or epoch in self.keep_epochs:
             return True
-        return looked_at(epoch) if self.goal is not None else epoch % self.validate_every == 0
+        if self.goal is not None:
+            return looked_at(epoch)
+        return epoch % self.validate_every == 0 or (self.probe_every is not None and epoch % self.probe_every == 0)
 
     def learning_rate(self, step: int) -> float:
         return self.schedule.at(step, len(self.batches))

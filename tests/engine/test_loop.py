@@ -36,10 +36,11 @@ def test_the_last_epoch_is_always_validated(config, tmp_path):
 
 @pytest.mark.parametrize("epochs", [1, 5, 7])
 @pytest.mark.parametrize("every", [1, 2, 3, 7, 11])
-def test_a_forecast_counts_as_many_validations_as_a_run_has(config, epochs, every):
-    stage = toy_stage(config, schedule={"epochs": epochs}, validate_every=every)
-    assert looks(epochs, every) == sum(stage.validates_after(epoch) for epoch in range(1, epochs + 1))
-    assert looks(epochs, None) == 0
+@pytest.mark.parametrize("probe", [None, 1, 2, 3, 5])
+def test_a_forecast_counts_as_many_validations_as_a_run_has(config, epochs, every, probe):
+    stage = toy_stage(config, schedule={"epochs": epochs}, validate_every=every, probe_every=probe)
+    assert looks(epochs, every, probe) == sum(stage.validates_after(epoch) for epoch in range(1, epochs + 1))
+    assert looks(epochs, None) == looks(0, every, probe) == 0
 
 
 def test_a_fine_tuning_is_validated_as_often_as_it_is_told(place, tmp_path):

@@ -1,6 +1,7 @@
 """Laws of the probes: what tells images apart is found, what does not is not, and training is not touched."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from tiny_world import tiny_config
 from data.errors import UserError
 from mae import load_checkpoint
 from mae.engine.tracker import read_metrics
-from mae.pretrain import pretrain
+from mae.pretrain import check_begun, pretrain
 from mae.probe import area, knn_scores, logistic_scores, probe
 
 CPU = torch.device("cpu")
@@ -74,6 +75,14 @@ def test_the_probe_reports_and_changes_nothing(place, opened):
     assert load_checkpoint(runs["with"] / "best.pt").progress["best"] == plain.progress["best"]
 
 
+def test_an_epoch_with_a_probe_is_validated_whenever_others_are(place, opened):
+    changed = {"pretrain__probe_every": 2, "pretrain__validate_every": 3, "pretrain__epochs": 7}
+    run = pretrain(tiny_config(place, run=str(place / "often"), **changed), opened)
+    rows = [row for row in read_metrics(run) if "epoch" in row]
+    assert [row["epoch"] for row in rows if "validate/loss" in row] == [2, 3, 4, 6, 7]
+    assert [row["epoch"] for row in rows if "probe/knn_auc" in row] == [2, 4, 6, 7]
+
+
 def test_best_may_follow_the_probe(place, opened):
     changed = {"pretrain__probe_every": 2, "pretrain__select": "probe"}
     run = pretrain(tiny_config(place, run=str(place / "by-probe"), **changed), opened)
@@ -98,6 +107,19 @@ def test_unknown_labels_are_left_out_and_one_class_has_no_probe(place, opened):
         alone = probe(encoder, Loader(opened, train[train["label"] == 1], 7), Loader(opened, held_out, 7), CPU, "fp32")
     assert part == whole
     assert alone == {}
+
+
+@pytest.mark.parametrize("split", ["train", "validate"])
+@pytest.mark.parametrize(("label", "classes"), [(np.nan, 0), (1.0, 1)])
+def test_following_a_probe_without_both_classes_is_one_line_before_training(label, classes, split, place, opened):
+    table = opened.manifest.table
+    table = table.assign(label=table["label"].where(table["split"] != split, label))
+    data = replace(opened, manifest=replace(opened.manifest, table=table))
+    config = tiny_config(place, run=str(place / "one"), pretrain__probe_every=1, pretrain__select="probe")
+    for ask in (pretrain, check_begun):
+        with pytest.raises(UserError, match=f"^pretrain.select: found probe and labels of {classes} classes.* {split}"):
+            ask(config, data)
+    assert not (place / "one").exists()
 
 
 def test_following_a_probe_that_is_never_made_is_one_line(place):
