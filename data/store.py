@@ -194,6 +194,11 @@ class StoreWriter:
         self.images = folder / "images.partial.npy"
         n = len(image_ids)
 
+        # killed between the last two steps of `finish`: all is decoded, under the last name already
+        named = folder / "images.npy"
+        if named.exists() and not self.images.exists():
+            named.replace(self.images)
+
         # a new store, or one that was begun by a version without one of these files
         arrays = [folder / name for name in SCRATCH] + [self.images]
         if not all(path.exists() for path in arrays):

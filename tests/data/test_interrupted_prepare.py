@@ -68,7 +68,9 @@ def test_a_kill_while_finishing_is_mended(name, tmp_path, monkeypatch):
         patch.setattr(Path, "replace", interrupted)
         with pytest.raises(KeyboardInterrupt):
             prepare(tiny_config(tmp_path))
+    paths = stop_at(monkeypatch, 0)
     assert bytes_of(prepare(tiny_config(tmp_path))) == bytes_of(whole)
+    assert not paths  # all was decoded
 
 
 PROGRAM = """
