@@ -267,10 +267,24 @@ def _make_key(path: Path, key: bytes | None = None) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     temporary.unlink(missing_ok=True)
+    key = key or secrets.token_bytes(KEY_BYTES)
     try:
-        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(key or secrets.token_bytes(KEY_BYTES))
-            flush_to_disk(file)
-        path.hardlink_to(temporary)
+        _write_new(temporary, key)
+        try:
+            path.hardlink_to(temporary)
+        except FileExistsError:
+            raise
+        except OSError:  # exFAT and some network file systems have no hard links
+            _write_new(path, key)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _write_new(path: Path, key: bytes) -> None:
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        try:
+            file.write(key)
+            flush_to_disk(file)
+        except OSError:  # a full disk: no part of a key stays
+            path.unlink()
+            raise

@@ -1,8 +1,10 @@
 """Patients and studies by the headers of DICOM files: which images belong together is known, and who it is is not."""
 
+import errno
 import os
 import re
 import shutil
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +50,24 @@ def groups(table: pd.DataFrame, column: str = "patient_id") -> set[frozenset[str
 
 def grouped(whose: dict[str, str]) -> set[frozenset[str]]:
     return groups(pd.DataFrame({"image_id": list(whose), "patient_id": list(whose.values())}))
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOTSUP])
+def test_patients_stay_the_same_where_files_cannot_be_linked(number, tmp_path, monkeypatch):
+    def refused(path: Path, target: Path):
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(Path, "hardlink_to", refused)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "home"))
+    whose = write(tmp_path / "images")
+    config = config_of(tmp_path)
+    prepare(config)
+    first, again = open_manifest(config), open_manifest(config, look_again=True)
+    assert groups(first.table) == grouped(whose)
+    assert first.table["patient_id"].tolist() == again.table["patient_id"].tolist()
+    [key], [salt] = (tmp_path / "home").rglob("key"), (tmp_path / "stores").rglob(SALT)
+    assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 and path.stat().st_size == 32 for path in (key, salt))
+    assert not list(tmp_path.rglob("*.tmp"))
 
 
 def test_files_of_a_patient_belong_together_and_stand_in_one_split(tmp_path):
