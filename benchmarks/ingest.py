@@ -29,11 +29,12 @@ from pydicom.uid import ExplicitVRLittleEndian
 from results import report
 
 from data import jpeg
+from data.environment import usable_cores
 from data.images import SPARE, fit_image, read_fitted, read_image
 from data.phantom_drawing import draw_radiograph
 from data.preparation import CHUNK
 from data.store import decode_rows
-from data.workers import run_jobs, usable_cores
+from data.workers import run_jobs
 
 JPEG, DICOM = (3056, 2544), (3000, 2500)  # height and width of most of MIMIC-CXR, and of a usual detector
 KINDS = {

@@ -33,6 +33,7 @@ from torch.utils.data import DataLoader, Dataset
 from data.augment import DRAWS, augment
 from data.config import make_config
 from data.draws import uniform
+from data.environment import usable_cores
 from data.image_files import ImageFiles
 from data.loader import Data, Loader
 from data.manifest import Manifest, open_manifest
@@ -40,7 +41,6 @@ from data.preparation import describe_store
 from data.settings import AugmentSettings
 from data.store import ImageStore
 from data.store_integrity import described
-from data.workers import usable_cores
 from mae.engine.memory import keep_freed_memory
 
 ALL = AugmentSettings(flip=0.5, erase=0.5)  # every kind of augmentation, at its default strength or more

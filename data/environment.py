@@ -1,8 +1,15 @@
-"""Numbers that launchers such as torchrun write into the environment."""
+"""What launchers and schedulers give a process: numbers in its environment, and cores."""
 
 import os
 
 from data.errors import UserError
+
+
+def usable_cores() -> int:
+    """The cores that this process may use; all that the machine has, if the system does not say."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def ranks_here() -> int:

@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from tqdm import tqdm
 
-from data.environment import ranks_here
+from data.environment import ranks_here, usable_cores
 from data.errors import LONGEST, UserError, printable
 from data.images import read_fitted
 from data.manifest import Manifest
@@ -27,7 +27,7 @@ from data.refusal import NotNow, UnreadableImage, is_damage, may_pass, trouble, 
 from data.settings import DataSettings, Resize, Size, Tone, height_and_width
 from data.store import Postponed, make_array
 from data.store_integrity import pixel_digest
-from data.workers import start_processes, usable_cores
+from data.workers import start_processes
 
 DIGESTED = 64  # images that are read at a time for their digests
 JOB = 8  # images a process reads at a time: many processes share a batch

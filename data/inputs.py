@@ -24,6 +24,7 @@ from PIL import Image
 
 from data.config import SHIPPED, as_typed, shipped_data
 from data.dicom_ids import read_ids
+from data.environment import usable_cores
 from data.errors import UserError, printable
 from data.image_files import read_some
 from data.images import fit_pixels
@@ -36,7 +37,7 @@ from data.sources import csv_columns, read_csv
 from data.sources.columns import suggested
 from data.sources.found_images import ENDINGS, find_images
 from data.store import Postponed, make_array
-from data.workers import FEW, Killed, ThisProcess, run_one_by_one, start_processes, usable_cores
+from data.workers import FEW, Killed, ThisProcess, run_one_by_one, start_processes
 
 BATCH = 16  # images that are read together, by one process
 OTHER_TABLES = (".xlsx", ".xls", ".ods", ".parquet", ".json")

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from data.checksums import Listing, absolute, differing_tables, published_digests, read_listings, summary
 from data.config import expand
+from data.environment import usable_cores
 from data.errors import UserError, quoted, withholding
 from data.images import READER_VERSION, read_fitted
 from data.locks import locked
@@ -23,7 +24,7 @@ from data.settings import DataConfig, DataSettings, Size
 from data.store import Decoded, ImageStore, Postponed, StoreWriter, decode_rows
 from data.store_integrity import described, facts_of, read_description
 from data.store_reuse import forget_plan, take_over
-from data.workers import TRIES, Job, Killed, run_jobs, run_one_by_one, usable_cores
+from data.workers import TRIES, Job, Killed, run_jobs, run_one_by_one
 from data.writing import keep_private, read_json, restoring_umask
 
 AGAIN = 64  # images that are tried once more where the system would not read them

@@ -129,13 +129,6 @@ def _in_parallel(pool: Executor, function: Callable[..., Any], jobs: Sequence[Jo
 # ---------------------------------------------------------------- processes
 
 
-def usable_cores() -> int:
-    """The cores that this process may use; all that the machine has, if the system does not say."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def start_processes(workers: int) -> Executor:
     """A pool of processes, fewer if the system refuses so many. They leave signals to stop to their parent."""
     wanted = workers

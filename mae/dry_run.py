@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 
 from data.config import expand
+from data.environment import usable_cores
 from data.errors import UserError
 from data.image_files import ImageFiles
 from data.images import read_fitted
@@ -21,7 +22,6 @@ from data.preparation import finished_store, known_as
 from data.refusal import UnreadableImage
 from data.settings import DataSettings, Size, height_and_width
 from data.store import ImageStore
-from data.workers import usable_cores
 from mae.batch_size import with_batch_size
 from mae.branch import begins_after
 from mae.engine.console import duration

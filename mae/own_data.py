@@ -19,6 +19,7 @@ import torch
 import yaml
 
 from data.config import beside, expand, load_config, make_config, parse_overrides, single_settings
+from data.environment import usable_cores
 from data.errors import UserError, printable
 from data.image_sizes import sampled_sizes
 from data.images import read_fitted
@@ -29,7 +30,6 @@ from data.privacy import credentialed_sources
 from data.refusal import UnreadableImage
 from data.settings import DataSettings
 from data.sources.detect import Detected
-from data.workers import usable_cores
 from data.writing import keep_private, write_text
 from mae.batch_size import chosen_batch
 from mae.engine import distributed

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pandas as pd
 
+from data.environment import usable_cores
 from data.errors import UserError
 from data.phantom import write_tree
 from data.settings import DataSettings
 from data.sources import mimic_cxr
-from data.workers import usable_cores
 
 
 def read(settings: DataSettings, root: Path) -> tuple[pd.DataFrame, list[str]]:

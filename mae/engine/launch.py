@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from data.environment import variable
+from data.environment import usable_cores, variable
 from data.errors import UserError
 from data.signals import TRY_AGAIN, noting_signals
 
@@ -113,7 +113,7 @@ def _free_port() -> int:
 
 def _environment(rank: int, ranks: int, port: int) -> dict[str, str]:
     """The variables that torchrun would set for a rank; processors are shared, unless OMP_NUM_THREADS is set."""
-    share = max((os.cpu_count() or 1) // ranks, 1)
+    share = max(usable_cores() // ranks, 1)
     return {"OMP_NUM_THREADS": str(share), **os.environ} | {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),

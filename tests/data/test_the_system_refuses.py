@@ -24,6 +24,7 @@ import data.locks
 import data.preparation
 import data.store
 import data.workers
+from data.environment import usable_cores
 from data.errors import UserError
 from data.locks import locked
 from data.preparation import prepare
@@ -188,9 +189,9 @@ def test_files_are_read_in_this_process_where_there_is_no_other(tmp_path, monkey
 
 def test_cores_are_counted_where_nobody_says_which_may_be_used(monkeypatch):
     monkeypatch.delattr(os, "sched_getaffinity")
-    assert data.workers.usable_cores() == os.cpu_count()
+    assert usable_cores() == os.cpu_count()
     monkeypatch.setattr(os, "cpu_count", lambda: None)
-    assert data.workers.usable_cores() == 1
+    assert usable_cores() == 1
 
 
 # ---------------------------------------------------------------- locks

@@ -1,5 +1,6 @@
 """--launch: one command starts several ranks on this machine, and ends as they do."""
 
+import os
 import signal
 import sys
 import time
@@ -13,7 +14,7 @@ from tiny_world import World, make_world
 from data.errors import UserError
 from mae import load_checkpoint
 from mae.cli import launch_ranks
-from mae.engine.launch import ranks_to_launch, run_ranks, without_launch
+from mae.engine.launch import _environment, ranks_to_launch, run_ranks, without_launch
 from mae.engine.run import environment
 
 SAYS = "import os, sys; sys.exit({code} if os.environ['RANK'] == '{rank}' else 0)"
@@ -24,6 +25,15 @@ def ranks_of(*codes: str) -> list[list[str]]:
 
 
 # ---------------------------------------------------------------- how many
+
+
+@pytest.mark.parametrize(("ranks", "threads"), [(1, 7), (2, 3), (3, 2), (7, 1), (11, 1)])
+def test_ranks_share_the_cores_that_the_process_may_use(ranks, threads, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(100, 107)), raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert _environment(0, ranks, 5)["OMP_NUM_THREADS"] == str(threads)
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert _environment(0, ranks, 5)["OMP_NUM_THREADS"] == "5"
 
 
 def test_a_number_is_a_number_of_processes_and_auto_one_a_gpu(monkeypatch):
