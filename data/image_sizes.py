@@ -38,7 +38,7 @@ def image_size_of(path: str) -> tuple[int, int] | None:
 
 
 def _in_archive(path: str) -> tuple[int, int]:
-    archive, _, member = path.partition("#")
+    archive, _, member = path.rpartition("#")
     with ZipFile(archive) as opened:
         shape = read_header(opened, member.partition("/")[0]).shape
     return shape[1], shape[2]

@@ -58,7 +58,7 @@ def fitting(reading: Reading) -> str:
     if reading.resize == "crop":
         return f"ImageOps.fit(image, {size}, Image.Resampling.LANCZOS)"
     # a half pixel is rounded down, as ours is
-    return f"ImageOps.pad(image, {size}, Image.Resampling.LANCZOS, centering=(0.499, 0.499))"
+    return f"ImageOps.pad(image, {size}, Image.Resampling.LANCZOS, centering=(0.49999, 0.49999))"
 
 
 def described(reading: Reading) -> str:

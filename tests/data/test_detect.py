@@ -184,7 +184,9 @@ def test_sizes_are_told_by_headers_alone(tmp_path):
         (tmp_path / name).write_bytes(
             whole[: whole.index(b"IDAT") + 4 if name == "a.png" else whole.index(b"\xff\xda")]
         )
-    names = ["a.png", "b.jpg", "c", "d.npz#train_images/1", "e.png", "nowhere.png"]
+    (tmp_path / "no#1").mkdir()
+    (tmp_path / "d.npz").rename(tmp_path / "no#1/d.npz")
+    names = ["a.png", "b.jpg", "c", "no#1/d.npz#train_images/1", "e.png", "nowhere.png"]
     sizes = [image_size_of(str(tmp_path / name)) for name in names]
     assert sizes == [(17, 31), (29, 13), (19, 23), (7, 11), None, None]
     assert sampled_sizes([str(tmp_path / name) for name in names]).shape == (4, 2)

@@ -15,6 +15,7 @@ from classify.models.build import build_model
 from data.images import fit_image
 from mae.engine.checkpoint import Checkpoint, save_checkpoint
 from mae.weights import save_encoder, save_huggingface
+from mae.weights.reading import Reading, fitting
 
 # Mean difference in grey levels on the images below, which have fine noise. If an image is reduced by much, ours first
 # takes means of blocks, and Lanczos alone does not; bilinear is off by 2.3 to 9.6.
@@ -73,6 +74,15 @@ def test_what_the_readme_says_makes_pad_and_crop_the_same(size, resize, shape, t
         assert "do_center_crop" not in json.loads((folder / "preprocessor_config.json").read_text())
     seen = seen_by_transformers(folder, prepared)
     assert np.abs(seen - fit_image(image, size, resize)).mean() < TOLERANCE
+
+
+@pytest.mark.parametrize("side", [5, 7, 602, 1203, 2047])
+def test_bars_are_as_wide_as_ours_however_wide(side):
+    image = image_of(3, 50)
+    for shape, given in (((side, 50), image), ((50, side), image.T)):
+        line = fitting(Reading(*shape, channels=1, mean=(0.5,), std=(0.2,), resize="pad"))
+        made = eval(line, {"ImageOps": ImageOps, "Image": Image, "image": Image.fromarray(given)})
+        assert np.array_equal(np.asarray(made), fit_image(given, shape, "pad"))
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (512, 640), (97, 203)])
