@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mae.masking import random_masking
+
 Masking = Literal["random", "red", "green", "blue", "content"]
 BANK = 64  # patterns of filtered noise, each of which may be shifted and mirrored
 FINE, COARSE = 0.6, 1.5  # deviations of Gaussian filters, in patches
@@ -42,6 +44,13 @@ def by_content(draws: Tensor, patches: Tensor) -> Tensor:
     mean = spread.mean(1, keepdim=True)
     weights = PLAIN + torch.where(mean > 0, spread / mean.clamp(min=1e-12), 1.0)
     return draws.clamp(min=1e-9).log() / weights
+
+
+def predicted_at_random(noise: Tensor, mask_ratio: float, draws: Tensor) -> Tensor:
+    """Noise (b n) that hides the same patches and orders them by draws (b n), as the lowest of them are predicted."""
+    kept, masked = random_masking(noise, mask_ratio)
+    masked = masked.gather(1, draws.gather(1, masked).argsort(1))
+    return torch.cat([kept, masked], dim=1).argsort(1).to(noise.dtype)  # each patch's place in this order
 
 
 def coloured(colour: Literal["red", "green", "blue"], seed: int, draws: Tensor, grid: tuple[int, int]) -> Tensor:

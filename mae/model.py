@@ -78,14 +78,12 @@ class MaskedAutoencoder(nn.Module):
         noise: Tensor | None = None,
         predict_ratio: float | None = None,
         visible_loss: float = 0.0,
-        predict_noise: Tensor | None = None,
     ) -> Reconstruction:
         """Standardised images (b c h w) → Reconstruction.
 
         noise: (b n), the lowest are kept; None draws it from torch's global generator.
         predict_ratio: share of the n patches to predict: the masked ones with the lowest noise. None predicts
         all masked ones.
-        predict_noise: (b n), take the place of the noise there, if the noise is not purely random.
         visible_loss: weight of an additional loss on the visible patches (decoder self; arXiv 2402.03752).
         """
         # hide patches
@@ -99,8 +97,6 @@ class MaskedAutoencoder(nn.Module):
             if not self.decoder.reads_depths:
                 raise UserError("predict_ratio: found it with the decoder 'self', expected 'cross'")
             predicted = max(int(self.patches * predict_ratio), 1)
-            if predict_noise is not None:
-                masked = masked.gather(1, predict_noise.gather(1, masked).argsort(1))
             masked = masked[:, :predicted]  # b m
 
         # predict what was hidden, and compare

@@ -36,7 +36,7 @@ from mae.engine.prefetch import on_device
 from mae.engine.run import Resumable, check_run, configure_torch, holding, is_finished, start_run, training_device
 from mae.engine.schedule import schedule_of
 from mae.engine.stage import Stage, Validation
-from mae.mask_noise import mask_noise
+from mae.mask_noise import mask_noise, predicted_at_random
 from mae.model import MaskedAutoencoder, check_sizes, mae_from, normalize_patches
 from mae.patches import patchify
 from mae.pretrain_cost import pretraining_memory, step_of
@@ -348,10 +348,9 @@ def pretrain_step(model: MaskedAutoencoder, batch: Batch, epoch: int, settings: 
         return uniform(seed, purpose, epoch, batch.numbers, count)
 
     noise = mask_noise(settings.masking, seed, draw, patches, encoder.grid)  # b n
-    predict_noise = None
     if settings.predict_ratio is not None and settings.masking != "random":  # else the plainest would be predicted
-        predict_noise = draw("predicted", noise.shape[1])
-    return model(images, settings.mask_ratio, noise, settings.predict_ratio, settings.visible_loss, predict_noise).loss
+        noise = predicted_at_random(noise, settings.mask_ratio, draw("predicted", noise.shape[1]))
+    return model(images, settings.mask_ratio, noise, settings.predict_ratio, settings.visible_loss).loss
 
 
 # ---------------------------------------------------------------- validation
