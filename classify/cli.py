@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 OVERFIT = (
     "finetune.augment.enabled=false",
     "finetune.drop_path=0.0",
+    "finetune.drop_patches=0.0",
     "finetune.label_smoothing=0.0",
     "finetune.sample=null",
 )

@@ -284,10 +284,10 @@ def _table_rows(config: ClassifyConfig, images: int | None) -> Iterator[TableRow
     """The rows of all tables, each once, under the label budget that its own settings result in."""
     grid = config.compare
     budgets = _budgets(grid, images)
-    sample = config.finetune.sample
-    if sample is not None and None in budgets and len(budgets) > 1:  # which of the two is meant by all?
+    whole = config.finetune.sample
+    if whole is not None and None in budgets and len(budgets) > 1:  # which of the two is meant by all?
         raise UserError(
-            f"finetune.sample: found {sample:,} beside all in compare.labelled, expected one of the two: the budgets "
+            f"finetune.sample: found {whole:,} beside all in compare.labelled, expected one of the two: the budgets "
             "stand in compare.labelled"
         )
     for row in grid.rows:

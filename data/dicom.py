@@ -488,7 +488,9 @@ def _voi(values: np.ndarray, dataset: Any) -> np.ndarray | None:
     if function == "LINEAR":  # PS3.3 C.11.2.1.2.1
         center -= 0.5
         width -= 1
-    return np.clip((values - center) / max(width, 1e-6) + 0.5, 0, 1)
+        if width == 0:
+            return (values > center).astype(float)
+    return np.clip((values - center) / width + 0.5, 0, 1)
 
 
 def _window(dataset: Any, least: float) -> tuple[float, float] | None:

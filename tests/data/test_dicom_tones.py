@@ -148,6 +148,14 @@ def test_dicom_without_preamble_or_extension_is_read(tmp_path):
     assert differ(read_image(tmp_path / "bare"), whole) == 0
 
 
+@pytest.mark.parametrize("center", [1000.5, 1000, 1000.25])
+def test_a_linear_window_of_width_one_is_a_step(tmp_path, center):
+    """PS3.3 C.11.2.1.2.1: black up to the centre minus a half, itself included, and white above."""
+    grey = read_image(save(dicom(STORED, WindowCenter=center, WindowWidth=1), tmp_path / "a.dcm"))
+    assert set(np.unique(grey)) == {0, 255}
+    assert ((grey == 255) == (center - 0.5 < STORED)).all()
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [

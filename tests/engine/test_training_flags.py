@@ -80,6 +80,14 @@ def test_overfitting_has_a_schedule_of_its_own(main, section, tmp_path):
     assert not found.get("continue_from") and not found.get("keep_epochs")
 
 
+def test_a_classifier_that_overfits_sees_the_same_in_every_epoch(tmp_path):
+    drawn = {"drop_path": 0.3, "drop_patches": 0.5, "label_smoothing": 0.1}
+    config = write_config(tmp_path / "c.yaml", {"data.source": "phantom", "finetune": drawn})
+    found = yaml.safe_load(succeed(finetune, "--config", config, "--overfit", 7, "--print-config"))["finetune"]
+    assert {name: found[name] for name in drawn} == dict.fromkeys(drawn, 0.0)
+    assert not found["augment"]["enabled"]
+
+
 @pytest.mark.parametrize("main", [pretrain, finetune])
 def test_overfitting_that_fails_says_so_with_exit_code_1(main, world: World, tmp_path):
     words = ["--config", world.config, f"run={tmp_path}/x", f"finetune.run={tmp_path}/x"]
