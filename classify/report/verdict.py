@@ -79,8 +79,9 @@ def _against(comparison: Comparison, against: str, contrasts: Sequence[Contrast]
 
 
 def _with_margin(comparison: Comparison, contrast: Contrast) -> str:
+    """One-sided, so at half of alpha (ICH E9, 5.5): it agrees with the lower end of the two-sided interval."""
     margin = show_number(contrast.declared.margin)
-    if contrast.why_not or contrast.p_margin_holm >= alpha(comparison):
+    if contrast.why_not or contrast.p_margin_holm >= alpha(comparison) / 2:
         return f'Not shown: the AUC of "{contrast.a}" is less than {margin} below that of "{contrast.b}".'
     p = show_p(contrast.p_margin_holm, named=True)
     return f'The AUC of "{contrast.a}" is less than {margin} below that of "{contrast.b}" (non-inferior, Holm {p}).'

@@ -434,6 +434,17 @@ def test_non_inferiority_is_said_only_where_it_is_shown(place):
     assert 'Not shown: the AUC of "A" is less than .010 below that of "CCC".' in said
 
 
+def test_non_inferiority_goes_with_the_interval(place):
+    lines = [line("A", 1.5, 2, n=600), line("BB", 1.5, 2, n=600)]
+    [low] = {contrast.auc.interval[0] for contrast in compared(place, lines, [Declared("A", "BB")]).contrasts}
+    for share, shown in ((0.98, False), (1.02, True)):
+        comparison = compared(place, lines, [Declared("A", "BB", margin=-low * share)])
+        [contrast] = comparison.contrasts
+        alone = replace(contrast, p_margin_holm=contrast.p_margin)  # as if it were the only test
+        comparison.__dict__["contrasts"] = (alone,)
+        assert ("(non-inferior" in str(verdict(comparison, None))) is shown
+
+
 def test_no_interval_is_no_outcome(place):
     contrast = Contrast(Declared("A", "BB"), None, why_not="its difference has no interval")
     comparison = compared(place, [line("A", 1, 1), line("BB", 1, 1)], [])
