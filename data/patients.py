@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 
 from data.config import expand
-from data.errors import UserError, quoted
+from data.errors import UserError, printable, quoted
 from data.settings import DataSettings
 from data.sex_and_age import OLDEST, find_column, people_columns, read_people
-from data.sources import COLUMNS, PEOPLE, TAKEN, csv_columns, kinds_of_columns, read_csv
+from data.sources import COLUMNS, PEOPLE, TAKEN, csv_columns, kinds_of_columns, read_csv, without_case_and_zeros
 from data.sources.further import further_columns, without_free_text
 
 ID_NAMES = ("patientid", "subjectid", "patient", "subject", "patientnumber")  # of columns, in plain form
@@ -48,16 +48,18 @@ def _joined(table: pd.DataFrame, path: Path, source: str) -> tuple[pd.DataFrame,
     patients, about_conflicts = _one_row_each(rows)
     places = _places(table["patient_id"], patients.index)
     found = (places >= 0) & known.to_numpy()
+    absent = table["patient_id"][known & ~found]
     if not found.any():
+        spelling = _spelt_otherwise(absent, patients.index)
         raise UserError(
-            f"{path}: found none of the {table['patient_id'].nunique():,} patients of source {source}, "
-            "expected some of them; give data.patients=null if it is the table of other patients"
+            f"{path}: found none of the {absent.nunique():,} patients of source {source}, expected some of them; "
+            f"{spelling or 'give data.patients=null if it is the table of other patients'}"
         )
 
     joined = patients.take(np.where(found, places, 0)).set_index(table.index)
     joined = joined.where(pd.Series(found, table.index), np.nan)
     joined, about_ages = _at_study(joined, table.get("study_date"))
-    notes = [*notes, *about_conflicts, *about_ages, *_missing(table["patient_id"][known & ~found])]
+    notes = [*notes, *about_conflicts, *about_ages, *_missing(absent, patients.index)]
     filled, about_differences = _filled(table, joined)
     what = ", ".join(map(str, joined.columns)) or "nothing, as it has no columns beside the id"
     return filled, [f"{path.name}: {note}" for note in (f"joined by patient: {what}", *notes, *about_differences)]
@@ -179,10 +181,31 @@ def _number(name: str) -> str:
     return re.sub(r"^[pP](?=\d+$)", "", name)
 
 
-def _missing(absent: pd.Series) -> Iterable[str]:
+def _missing(absent: pd.Series, known: pd.Index) -> Iterable[str]:
+    """How many patients the table lacks, and how many of these it may have in another spelling."""
     if absent.empty:
-        return []
-    return [f"lacks {absent.nunique():,} patients, of {len(absent):,} images"]
+        return
+    yield f"lacks {absent.nunique():,} patients, of {len(absent):,} images"
+    spelling = _spelt_otherwise(absent, known)
+    if spelling:
+        yield spelling
+
+
+def _spelt_otherwise(absent: pd.Series, known: pd.Index) -> str:
+    """A note on patients whose ids differ from known ones in case or leading zeros alone; empty if there are none."""
+    spellings = {without_case_and_zeros(name): name for name in known}
+    pairs = []
+    for name in absent.unique():
+        other = spellings.get(without_case_and_zeros(_bare(name)))
+        if other is not None:
+            pairs.append((name, other))
+    if not pairs:
+        return ""
+    example = quoted(printable(" ({} and {})".format(*pairs[0])), instead="")
+    return (
+        f"{len(pairs):,} of these patients' ids differ in case or leading zeros alone from ids there{example}; if they "
+        "are the same, write them alike"
+    )
 
 
 def _filled(table: pd.DataFrame, joined: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:

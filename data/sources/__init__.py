@@ -376,7 +376,7 @@ def spelt_alike(ids: pd.Series) -> list[str]:
     """A note on ids that differ in case or leading zeros alone, as 7 and 007 do: they are read as different ones."""
     plain: dict[str, set[str]] = {}
     for text in ids.dropna().unique():
-        plain.setdefault(re.sub(r"(?<!\d)0+(?=\d)", "", text.casefold()), set()).add(text)
+        plain.setdefault(without_case_and_zeros(text), set()).add(text)
     alike = [sorted(texts) for texts in plain.values() if len(texts) > 1]
     if not alike:
         return []
@@ -385,6 +385,11 @@ def spelt_alike(ids: pd.Series) -> list[str]:
         f"{len(alike):,} {ids.name} are written in several ways that differ in case or leading zeros{example}; if they "
         "are the same, write them alike: they count as different ones"
     ]
+
+
+def without_case_and_zeros(text: str) -> str:
+    """An id without what people often write in two ways."""
+    return re.sub(r"(?<!\d)0+(?=\d)", "", text.casefold())
 
 
 def require_whole(ids: pd.Series, place: Path) -> None:

@@ -86,6 +86,27 @@ def test_leading_zeros_are_part_of_an_id(tmp_path):
     assert "found none of the 30 patients" in line
 
 
+@pytest.mark.parametrize("otherwise", [str.upper, lambda name: f"x00{name[1:]}", lambda name: f"X0{name[1:]}"])
+def test_ids_that_differ_in_case_or_zeros_are_not_joined_and_said(tmp_path, otherwise):
+    images = write_table(tmp_path / "images")
+    images.assign(patient_id="x" + images["patient_id"].str[1:]).to_csv(tmp_path / "images/manifest.csv", index=False)
+    ids = [f"x{number}" for number in range(30)]
+    table = people(age=41).assign(patient_id=[*map(otherwise, ids[:7]), *ids[7:]])
+    said = "7 of these patients' ids differ in case or leading zeros alone from ids there"
+
+    manifest = opened(tmp_path, table)
+    assert set(manifest.table.loc[manifest.table["age"].isna(), "patient_id"]) == set(ids[:7])
+    [note] = [note for note in notes_of(manifest) if "leading zeros" in note]
+    assert note.startswith(f"{said} (x")
+    [note] = [note for note in notes_of(opened(tmp_path, table, data__credentialed=True)) if "leading zeros" in note]
+    assert note.startswith(f"{said};")
+    assert said in refusal(tmp_path, table[:7])
+
+
+def test_a_patient_who_is_missing_is_not_taken_for_a_spelling(tmp_path):
+    assert not [note for note in notes_of(opened(tmp_path, people(age=41)[5:])) if "leading zeros" in note]
+
+
 def test_a_packed_table_is_read(tmp_path):
     write_table(tmp_path / "images")
     with gzip.open(tmp_path / "people.csv.gz", "wt") as file:
