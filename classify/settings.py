@@ -279,7 +279,7 @@ class CompareSettings(Settings):
     rows: tuple[RowSettings, ...] = Field((), description="rows of the table; {name, pretraining, set}")
     ensembles: bool = Field(False, description="add a row for each trained one: the mean of its seeds")
     baseline: str | None = Field(
-        None, description="row that all others are tested against if no contrasts are declared; null: the last"
+        None, description="row that the others are tested against if no contrasts are declared; null: the last trained"
     )
     contrasts: tuple[ContrastSettings, ...] | None = Field(
         None,

@@ -163,9 +163,11 @@ class DataSettings(Settings):
         None, ge=1, description="keep whole patients until there are this many labelled training images; null: all"
     )
     validate_fraction: float = Field(
-        0.1, gt=0, lt=1, description="share of the training patients for validation, where no split is given"
+        0.1, gt=0, lt=1, description="share of the training patients for validation, where none is given"
     )
-    test_fraction: float = Field(0.15, gt=0, lt=1, description="share of the patients for test, where none is given")
+    test_fraction: float = Field(
+        0.15, gt=0, lt=1, description="share of the training patients for test, where none is given"
+    )
     split_seed: int = Field(0, ge=0, description="seed of splits and samples, the same for every training seed")
     image_size: ImageSize = Field(224, description="side of the stored square image, or its [height, width], pixels")
     resize: Resize = Field(

@@ -148,7 +148,7 @@ class EngineSettings(Settings):
         1, ge=1, description="epochs between two sets of TensorBoard pictures; the last epoch always has one"
     )
     skip_limit: int = Field(
-        10, ge=1, description="updates in a row that may be skipped because loss or gradient is not finite"
+        10, ge=1, description="updates in a row, skipped as loss or gradient is not finite, after which the run stops"
     )
     deterministic: bool = Field(False, description="only deterministic algorithms, also on CUDA; slower there")
     verbose: bool = Field(False, description="print a line every log_every steps, not one per epoch")
