@@ -237,7 +237,9 @@ def _open_source(settings: DataSettings, mixed: bool, look_again: bool) -> _Part
     _check(table, place)
     table, about_headers, headers = with_dicom_ids(table, settings, root, look_again)
     if headers:
-        _check_patients(table, str(root), "; they are DICOM's PatientID, which data.dicom_ids=false leaves out")
+        _check_patients(
+            table, str(root), "; these are DICOM's PatientID or StudyInstanceUID, which data.dicom_ids=false leaves out"
+        )
     notes = [*notes, *about_headers]
     patients_known = bool(table["patient_id"].notna().all())
 
@@ -346,14 +348,18 @@ def _check_names(paths: pd.Series) -> None:
 
 
 def _check_patients(table: pd.DataFrame, place: str, more: str = "") -> None:
-    torn = _torn_patients(table)
-    if len(torn):
-        raise UserError(f"{place}: found patients in two splits{_example(torn)}, expected each in one{more}")
+    """UserError for a patient in two splits, or a study of a patient who is not named."""
+    unnamed = table["study_id"].where(table["patient_id"].isna())
+    for whose, ids in (("patients", table["patient_id"]), ("studies of unnamed patients", unnamed)):
+        torn = _torn(ids, table["split"])
+        if len(torn):
+            raise UserError(f"{place}: found {whose} in two splits{_example(torn)}, expected each in one{more}")
 
 
-def _torn_patients(table: pd.DataFrame) -> pd.Series:
-    pairs = table[["patient_id", "split"]].dropna().drop_duplicates()
-    return pairs.loc[pairs["patient_id"].duplicated(), "patient_id"].drop_duplicates()
+def _torn(ids: pd.Series, splits: pd.Series) -> pd.Series:
+    """The ids that stand in more than one split."""
+    pairs = pd.DataFrame({"id": ids, "split": splits}).dropna().drop_duplicates()
+    return pairs.loc[pairs["id"].duplicated(), "id"].drop_duplicates()
 
 
 def _example(ids: pd.Series) -> str:

@@ -78,7 +78,11 @@ def _with_splits(images: pd.DataFrame, root: Path) -> tuple[pd.DataFrame, list[s
         return images, [f"no {' and '.join(LISTS.values())}: these splits are not the official ones"]
     if len(there) < len(LISTS):
         raise UserError(f"{root}: found {there[0]} alone, expected {' and '.join(LISTS.values())}, or neither")
-    listed = {name: split for split, file in LISTS.items() for name in read_lines(root / file)}
+    names = {split: read_lines(root / file) for split, file in LISTS.items()}
+    both = len(set.intersection(*map(set, names.values())))
+    if both:
+        raise UserError(f"{root}: found {both:,} images both in {' and in '.join(there)}, expected each in one")
+    listed = {name: split for split, of_split in names.items() for name in of_split}
     images = images.assign(split=images["image_id"].map(listed))
     known = images["split"].notna()
     notes: list[str] = []

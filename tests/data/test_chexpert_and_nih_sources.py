@@ -143,6 +143,22 @@ def test_nih_image_in_neither_list_is_left_out_and_counted(tmp_path):
     assert len(table) == 17 and "3 images left out: in neither list of a split" in notes
 
 
+def test_nih_image_in_both_lists_is_refused(tmp_path):
+    build_nih_tree(tmp_path, LISTS)
+    train, test = tmp_path / "train_val_list.txt", tmp_path / "test_list.txt"
+    shared = train.read_text().split()[:3]
+    test.write_text("\n".join([*test.read_text().split(), *shared, shared[0]]))
+    line = refusal(tmp_path, "nih-cxr14")
+    assert line == (f"{tmp_path}: found 3 images both in train_val_list.txt and in test_list.txt, expected each in one")
+
+
+def test_a_folder_in_the_place_of_the_newer_csv_is_passed_over(tmp_path):
+    build_nih_tree(tmp_path, LISTS)
+    before = read(tmp_path, "nih-cxr14")[1]
+    (tmp_path / "Data_Entry_2017_v2099.csv").mkdir()
+    assert read(tmp_path, "nih-cxr14")[1] == before
+
+
 def test_unofficial_nih_finding_is_refused(tmp_path):
     build_nih_tree(tmp_path, [*LISTS, "Mass|Cough"], images=False)
     line = refusal(tmp_path, "nih-cxr14")

@@ -7,6 +7,7 @@ from hospital import hospital, opened, refusal, splits
 
 from data.errors import UserError
 from data.manifest import sample_patients
+from data.settings import SourceSettings
 
 # ---------------------------------------------------------------- splits
 
@@ -86,6 +87,19 @@ def test_a_study_without_a_patient_stays_whole(tmp_path):
     assert set(manifest.table["split"]) == {"train", "validate", "test"}
     assert any("each such study, or image without one, counts as a patient" in note for note in manifest.notes)
     assert not manifest.patients_known
+
+
+@pytest.mark.parametrize("mixed", [False, True], ids=["alone", "in a mix"])
+def test_a_study_without_a_patient_stands_in_one_given_split(mixed, tmp_path):
+    table = pd.DataFrame({"path": list("abcdefg"), "label": "0", "study_id": list("1122233"), "split": "train"})
+    table.loc[[1, 3], "split"] = "test"
+    settings = {"source": "mix", "sources": (SourceSettings(source="table", root=str(tmp_path)),)} if mixed else {}
+    said = "manifest.csv: found studies of unnamed patients in two splits (2, such as 1), expected each in one"
+    assert refusal(tmp_path, table, **settings).endswith(said)
+
+    # named patients may have studies of one number
+    opened(tmp_path, table.assign(patient_id=[f"p{number}" for number in range(7)]), **settings)
+    opened(tmp_path, table.assign(split=["test"] * 2 + ["train"] * 5), **settings)
 
 
 # ---------------------------------------------------------------- samples

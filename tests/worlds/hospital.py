@@ -26,7 +26,7 @@ def hospital(seed: int = 0) -> pd.DataFrame:
 
 def opened(root: Path, table: pd.DataFrame, **settings) -> Manifest:
     table.to_csv(root / "manifest.csv", index=False)
-    return open_manifest(DataSettings(source="table", root=str(root), **settings))
+    return open_manifest(DataSettings(**{"source": "table", "root": str(root)} | settings))
 
 
 def refusal(root: Path, table: pd.DataFrame, **settings) -> str:
