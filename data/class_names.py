@@ -59,11 +59,15 @@ Says = Literal["normal", "by contrast", "perhaps", "unknown", "other"]
 
 def plain_words(name: str) -> list[str]:
     """The words of a name, in lower case and without accents; numbers before words are left out, as in `2. Normal`."""
-    bare = unicodedata.normalize("NFKD", name.casefold())
-    bare = "".join(sign for sign in bare if not unicodedata.combining(sign))
-    words = re.findall(r"[^\W_]+", unicodedata.normalize("NFC", bare))
+    words = _words_and_numbers(name)
     named = [word for word in words if not word.isdigit()]
     return named or words
+
+
+def _words_and_numbers(name: str) -> list[str]:
+    bare = unicodedata.normalize("NFKD", name.casefold())
+    bare = "".join(sign for sign in bare if not unicodedata.combining(sign))
+    return re.findall(r"[^\W_]+", unicodedata.normalize("NFC", bare))
 
 
 def says(name: str) -> Says:
@@ -144,12 +148,9 @@ def told_apart(names: Collection[str], given: Collection[str] | None, place: str
 
 def _given(names: Collection[str], given: Collection[str], place: str, what: str) -> list[str]:
     """The class names that are meant; UserError for one that is none of them."""
-    by_plain: dict[str, list[str]] = {}
-    for name in names:
-        by_plain.setdefault("".join(plain_words(name)), []).append(name)
     normal: list[str] = []
     for name in given:
-        meant = [name] if name in names else by_plain.get("".join(plain_words(name)), [])
+        meant = _meant(name, names)
         if not meant:
             shown = quoted(", ".join(names), f"{len(names)} of them")
             hint = quoted(did_you_mean(name, names), instead="")
@@ -158,3 +159,19 @@ def _given(names: Collection[str], given: Collection[str], place: str, what: str
             )
         normal += meant
     return list(dict.fromkeys(normal))
+
+
+def _meant(given: str, names: Collection[str]) -> list[str]:
+    """The names that differ from a given one in case, blanks and signs alone; else in a number that only one has.
+
+    `stage 0` is `Stage_0` and not `Stage 1`, but `no findings` may stand for `2. No findings`.
+    """
+    whole = "".join(_words_and_numbers(given))
+    alike = [name for name in names if "".join(_words_and_numbers(name)) == whole]
+    if alike:
+        return alike
+    letters = "".join(plain_words(given))
+    same = [name for name in names if "".join(plain_words(name)) == letters]
+    if letters == whole:
+        return same
+    return [name for name in same if "".join(_words_and_numbers(name)) == letters]

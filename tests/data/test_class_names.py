@@ -6,7 +6,7 @@ import pytest
 from source_files import read, refusal, touch
 from tiny_world import mistake, write_config
 
-from data.class_names import says
+from data.class_names import says, told_apart
 from data.cli import prepare as main
 from data.config import make_config
 from data.errors import UserError
@@ -125,6 +125,27 @@ def test_one_class_in_two_spellings_is_one(tmp_path):
     assert read(tmp_path / "one", "folder")[0]["label"].tolist() == [0, 0, 1]
 
 
+@pytest.mark.parametrize("given", ["Normal", "normal", " NORMAL", "nor-mal"])
+def test_a_given_name_is_every_spelling_of_it(given):
+    counts = ["Normal", "normal", "NORMAL", "TB", "Normal 2"]
+    assert told_apart(counts, [given], "x", "labels", "").normal == counts[:3]
+
+
+@pytest.mark.parametrize("given", ["Stage 2", "stage_2", "STAGE-2"])
+def test_a_number_in_a_given_name_counts(given):
+    names = ["Stage 1", "Stage 2", "Stage 3", "Stage 5"]
+    assert told_apart(names, [given], "x", "labels", "") == (["Stage 2"], ["Stage 1", "Stage 3", "Stage 5"], [])
+    with pytest.raises(UserError, match=r"found 'stage 7', expected labels of x: Stage 1, Stage 2"):
+        told_apart(names, ["stage 7"], "x", "labels", "")
+
+
+@pytest.mark.parametrize(
+    ("given", "name"), [("no finding", "2. No Finding"), ("7_Clear", "clear"), ("covid", "COVID-19")]
+)
+def test_a_number_that_only_one_side_has_is_no_matter(given, name):
+    assert told_apart([name, "TB"], [given], "x", "labels", "").normal == [name]
+
+
 def test_unlabelled_images_are_unknown(tmp_path):
     assert labels(fill(tmp_path, Normal=1, Sick=2, unlabelled=3)) == {"Normal": 0, "Sick": 1, "unlabelled": None}
     assert read(tmp_path, "folder")[1][0].endswith("; unknown: unlabelled (3 images)")
@@ -137,6 +158,21 @@ def test_what_is_no_class_is_left_out_and_said(tmp_path):
     assert table["image_id"].tolist() == ["COVID/images/a.png", "Normal/images/b.png"]
     assert "2 images left out: in folders of masks" in notes
     assert "1 files passed over: folders, __MACOSX of the system" in notes
+
+
+@pytest.mark.parametrize("name", ["masks", "Mask", "lung_masks", "Mask Images", "segmentations", "annotations"])
+@pytest.mark.parametrize("above", ["", "train/"])
+def test_a_folder_of_masks_beside_the_classes_is_no_class(name, above, tmp_path):
+    touch(tmp_path, f"{above}Normal/1.png", f"{above}TB/1.png", f"{above}TB/2.png", f"{above}{name}/Normal/1.png")
+    touch(tmp_path, f"{above}{name}/1.png", f"{above}{name}/2.png")
+    table, notes = read(tmp_path, "folder")
+    assert table["label"].tolist() == [0, 1, 1]
+    assert "3 images left out: in folders of masks" in notes
+
+
+def test_a_class_may_be_named_after_a_mask(tmp_path):
+    fill(tmp_path, without_mask=2, with_mask=3)
+    assert labels(tmp_path, normal="without mask") == {"without mask": 0, "with mask": 1}
 
 
 @pytest.mark.parametrize(
