@@ -19,7 +19,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 from tqdm import tqdm
 
 from data.config import expand
-from data.errors import UserError
+from data.errors import UserError, as_withheld_here, quoted
 from data.images import quiet
 from data.privacy import keep_salt, salt_of
 from data.refusal import may_pass, trouble
@@ -141,7 +141,7 @@ def read_ids(paths: Sequence[str], salt: bytes) -> np.ndarray:
     found: list[tuple[str, str]] = []
     bar = tqdm(total=len(paths), desc="DICOM headers", unit="file", disable=None, delay=2)
     with quiet(), bar, ThreadPoolExecutor(THREADS) as pool:
-        for ids in pool.map(_read_here, chunks):
+        for ids in pool.map(as_withheld_here(_read_here), chunks):
             found += ids
             bar.update(len(ids))
     hashes = [(_hashed(patient, "patient", salt), _hashed(study, "study", salt)) for patient, study in found]
@@ -171,7 +171,8 @@ def _ids_of(path: str) -> tuple[str, str]:
         return _text(dataset, PATIENT), _text(dataset, STUDY)
     except Exception as error:
         if isinstance(error, OSError | MemoryError) and may_pass(error):
-            raise UserError(f"{path}: found {trouble(error)}, expected to read whose it is; run again") from None
+            place = quoted(path, "a DICOM file")
+            raise UserError(f"{place}: found {trouble(error)}, expected to read whose it is; run again") from None
         return "", ""
 
 

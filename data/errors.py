@@ -2,13 +2,16 @@
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import TypeVar
 
 LONGEST = 2000  # characters of a message: a damaged table may hold a field of megabytes
 ESCAPED = 10  # characters that one may become when escaped
 MASKED = 40  # characters of a text whose shape alone is told
+Given = TypeVar("Given")
+Returned = TypeVar("Returned")
 _withheld: ContextVar[bool] = ContextVar("withheld", default=False)
 
 
@@ -58,6 +61,17 @@ def withholding(secret: bool) -> Iterator[None]:
         yield
     finally:
         _withheld.reset(before)
+
+
+def as_withheld_here(function: Callable[[Given], Returned]) -> Callable[[Given], Returned]:
+    """The function as another thread may call it: what is withheld here is withheld there too."""
+    secret = _withheld.get()
+
+    def call(given: Given) -> Returned:
+        with withholding(secret):
+            return function(given)
+
+    return call
 
 
 def quoted(text: object, instead: str | None = None) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.errors import UserError
+from data.errors import UserError, as_withheld_here, quoted
 from data.refusal import may_pass, raise_if_it_may_pass, trouble
 from data.writing import writing
 
@@ -77,7 +77,7 @@ def exist(paths: Sequence[str]) -> np.ndarray:
     chunks = [paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK)]
     there: list[bool] = []
     with ThreadPoolExecutor(THREADS) as pool:
-        for found in pool.map(_exist_here, chunks):
+        for found in pool.map(as_withheld_here(_exist_here), chunks):
             there += found
     return np.array(there, bool)
 
@@ -92,8 +92,9 @@ def is_there(path: str) -> bool:
         os.stat(path)  # noqa: PTH116 (Path objects take four times as long)
     except OSError as error:
         if may_pass(error):
+            place = quoted(path, "a file that the tables list")
             raise UserError(
-                f"{path}: found {trouble(error)}, expected to learn whether it is there; run again"
+                f"{place}: found {trouble(error)}, expected to learn whether it is there; run again"
             ) from None
         return False
     except ValueError:  # no name for a file

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data.class_names import says
-from data.errors import UserError
+from data.errors import UserError, withholding
 from data.known_layouts import OWN, known_data_set
 from data.sex_and_age import plain_name
 from data.sources import csv_columns
@@ -220,13 +220,15 @@ def _holds(folder: Path, ending: str) -> bool:
 
 def _of_images(folder: Path, labels: bool, classes: bool, tables: list[str]) -> list[Detected]:
     """Class folders, or images without labels. UserError if labels are needed and it is not known where they are."""
-    found = find_images(folder)
+    known = known_data_set(folder)
+    with withholding(known is not None):
+        found = find_images(folder)
     if not found.images:
         return []
     names = _classes(found.images)
     count = f"{len(found.images):,} images"
     shown = f"{len(names)} folders"
-    if known_data_set(folder) is None:  # the folders of a known one are patients
+    if known is None:  # the folders of a known one are patients
         shown = f"folders {', '.join(names[:NAMED])}" + (", …" if len(names) > NAMED else "")
 
     if len(names) > 1 and (classes or any(says(name) not in ("other", "unknown") for name in names)):

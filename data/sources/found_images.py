@@ -5,7 +5,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data.errors import UserError
+from data.errors import UserError, quoted
 from data.refusal import may_pass, trouble
 
 ENDINGS = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".dcm", ".dicom"}
@@ -75,7 +75,8 @@ def _why_not(path: Path) -> str | None:
 def _said(error: OSError) -> str:
     """Why the system gives no file or folder; UserError where that may pass: an image would be lost in silence."""
     if may_pass(error):
-        raise UserError(f"{error.filename}: found {trouble(error)}, expected to read it; run again") from None
+        place = quoted(error.filename, "a file or folder below data.root")
+        raise UserError(f"{place}: found {trouble(error)}, expected to read it; run again") from None
     return (error.strerror or "cannot be opened").lower()
 
 

@@ -1,5 +1,6 @@
 """Laws of credentialed data: consent stays with its data, new files with their owner, ids with those who know them."""
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -11,7 +12,9 @@ from mimic_tree import build_mimic_tree
 from tiny_world import tiny_config, write_table
 
 from data.config import make_config
+from data.dicom_ids import read_ids
 from data.errors import UserError, quoted, withholding
+from data.files_on_disk import exist
 from data.loader import open_data
 from data.manifest import hashed, open_manifest
 from data.preparation import prepare
@@ -25,6 +28,7 @@ from data.privacy import (
     with_settings,
 )
 from data.settings import DataSettings
+from data.sources.found_images import find_images
 from data.writing import as_cell, keep_private, of_cell, read_csv, restoring_umask, write_csv, write_text
 
 
@@ -318,6 +322,29 @@ def test_mistakes_in_a_credentialed_table_quote_nothing_of_it(mistake, tmp_path)
     with pytest.raises(UserError) as caught:
         open_manifest(settings)
     assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize("credentialed", [False, True])
+@pytest.mark.parametrize("kind", ["tables", "folders", "headers"])
+def test_what_the_system_refuses_of_credentialed_data_is_not_quoted(kind, credentialed, tmp_path, monkeypatch):
+    folder = tmp_path / SECRET
+    folder.mkdir()
+    (folder / SECRET).write_bytes(b"x" * 128 + b"DICM")
+    trouble = OSError(errno.EIO, "Input/output error", str(folder))
+    asked = {
+        "tables": exist,
+        "headers": lambda paths: read_ids(paths, b"salt"),
+        "folders": lambda paths: find_images(tmp_path),
+    }
+
+    def fail(*_, **__):
+        raise trouble
+
+    place = {"tables": "data.files_on_disk.os.stat", "headers": "data.dicom_ids.read_partial", "folders": "os.scandir"}
+    monkeypatch.setattr(place[kind], fail)
+    with pytest.raises(UserError, match=r"input/output error.*; run again") as caught, withholding(credentialed):
+        asked[kind]([str(folder / SECRET)])
+    assert (SECRET not in str(caught.value)) == credentialed
 
 
 # ---------------------------------------------------------------- cells
