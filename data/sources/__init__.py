@@ -364,11 +364,12 @@ def require_numbers(ids: pd.Series, place: Path) -> None:
 
 def require_one_spelling(ids: pd.Series, place: Path) -> None:
     """UserError where one number is written in two ways, as 7 and 7.0 are: they would be two patients."""
-    texts = set(ids.dropna())
-    for text in texts:
-        bare = text.removesuffix(".0")
-        if bare != text and bare in texts:
-            both = f"both as {quoted(bare)} and as {quoted(text)}"
+    written: dict[str, str] = {}
+    for text in sorted(ids.dropna().unique()):
+        # 1.2.840.0 is no number: the UID of a study
+        other = written.setdefault(re.sub(r"^([^.,]*\d)[.,]0+$", r"\1", text), text)
+        if other != text:
+            both = f"both as {quoted(other)} and as {quoted(text)}"
             raise UserError(f"{place}: found {ids.name} {both}, expected one spelling")
 
 

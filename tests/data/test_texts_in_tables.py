@@ -59,6 +59,18 @@ def test_one_number_in_two_spellings_is_an_error(table, tmp_path):
     assert manifest_of(tmp_path, table)["patient_id"].nunique() == 30
 
 
+@pytest.mark.parametrize(("one", "other"), [("7", "7.00"), ("7.0", "7.00"), ('"7,0"', "7"), ("p7", "p7.000")])
+def test_a_number_with_any_zeros_behind_its_point_is_one_patient(one, other, table, tmp_path):
+    table["patient_id"] = [one.strip('"'), other, "3", "5", "x"] * 12
+    with pytest.raises(UserError, match=r"found patient_id both as .* and as .*, expected one spelling"):
+        manifest_of(tmp_path, table.drop(columns="split"))
+
+
+def test_a_uid_that_ends_in_a_zero_is_no_number(table, tmp_path):
+    table["patient_id"] = ["1.2.3", "1.2.3.0", "1.2.3.00", "1.2", "2"] * 12
+    assert manifest_of(tmp_path, table.drop(columns="split"))["patient_id"].nunique() == 5
+
+
 @pytest.mark.parametrize(("one", "other"), [("0012", "12"), ("P0012", "p12"), ("ab", "AB")])
 def test_ids_that_differ_in_case_or_zeros_are_said(one, other, table, tmp_path):
     table["patient_id"] = [one, other, "102", "12x", "q"] * 12
