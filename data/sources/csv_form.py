@@ -11,7 +11,7 @@ from data.stand_ins import opened
 
 OTHERS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 BEGINNING = 2**16  # bytes in which a header ends
-SEP_LINE = re.compile(rb'"?sep=(.)"?\r?\n')  # by which Excel names the separator
+SEP_LINE = re.compile(r'"?sep=(.)"?\r?\n')  # by which Excel names the separator, which may be a comma
 
 
 @lru_cache(maxsize=2)  # a header is asked for more than once, and such a table must be read whole for it
@@ -22,10 +22,11 @@ def _with_commas(path: Path, size: int, time: int) -> tuple[bytes, str] | None:
     except (OSError, EOFError, zlib.error, UnicodeError):  # which its reader reports
         return None
 
-    if _rows(text, ","):
+    told = SEP_LINE.match(text)
+    if not told and _rows(text, ","):
         return None
     fitting = []
-    for separator, name in OTHERS.items():
+    for separator, name in ({",": "commas"} | OTHERS if told else OTHERS).items():
         rows = _rows(text, separator)
         if rows:
             fitting.append((rows, name))
@@ -38,7 +39,7 @@ def _with_commas(path: Path, size: int, time: int) -> tuple[bytes, str] | None:
 
 
 def with_commas(path: Path) -> tuple[bytes, str] | None:
-    """The content of a table with commas between its columns, and what stood there; None if it has commas already.
+    """The content of a table with commas between its columns, and what stood there; None if it is such a table already.
 
     None also if no other separator gives every line as many fields as the header: then the table is refused as it
     stands.
@@ -50,7 +51,7 @@ def with_commas(path: Path) -> tuple[bytes, str] | None:
     except (OSError, EOFError, zlib.error):
         return None
     header = re.split(rb"\r\n|\r|\n", start, maxsplit=1)[0]
-    asked = SEP_LINE.match(start)
+    asked = SEP_LINE.match(start.decode("utf-8-sig", errors="replace"))
     if not asked and not any(separator.encode() in header for separator in OTHERS):
         return None
     return _with_commas(path, status.st_size, status.st_mtime_ns)
@@ -58,7 +59,7 @@ def with_commas(path: Path) -> tuple[bytes, str] | None:
 
 def _rows(text: str, separator: str) -> list[list[str]]:
     """The rows of a table, if that is its separator: each has as many fields, and more than one; else no rows."""
-    told = re.match(r'"?sep=(.)"?\r?\n', text)
+    told = SEP_LINE.match(text)
     if told:
         if told[1] != separator:
             return []

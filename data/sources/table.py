@@ -13,6 +13,7 @@ import pandas as pd
 from data.class_names import says, told_apart
 from data.config import as_typed
 from data.errors import UserError, did_you_mean, quoted
+from data.files_on_disk import is_there
 from data.labels import ALL_FINDINGS, LABEL_WORDS, NoSuchFinding, judge
 from data.places import require_folder, require_table
 from data.settings import DataSettings
@@ -35,6 +36,7 @@ from data.sources.columns import named_columns
 from data.sources.csv_form import with_commas
 from data.sources.further import further_columns, without_free_text
 
+LOOKED_AT = 100  # files that tell how paths are spelt
 # how the paths of a table may differ from those on disk, and the function that makes the latter of the former
 SPELLINGS: dict[str, Callable[[str], str]] = {
     "are written with backslashes, read as /": lambda path: path.replace("\\", "/"),
@@ -86,6 +88,8 @@ def _read_table(place: Path, settings: DataSettings) -> tuple[pd.DataFrame, list
     header = csv_columns(place)
     needed = ["path", "label"] if settings.labelled and not target else ["path"]
     named, notes = named_columns(header, settings.columns, needed, place)
+    if target and named.get("label") == target:  # the finding takes the label's place
+        del named["label"]
     other = with_commas(place)
     if other:
         notes = [f"{place.name}: columns are separated by {other[1]}", *notes]
@@ -102,7 +106,7 @@ def _read_table(place: Path, settings: DataSettings) -> tuple[pd.DataFrame, list
     notes += about_names
 
     if target:
-        others = [column for name, column in named.items() if name not in ("path", "label")]
+        others = [column for name, column in named.items() if name != "label" and column != named["path"]]
         table = read_findings(place, [named["path"]], findings)
         table = pd.concat([table, read_csv(place, others, optional=words, words=words)], axis=1)
     else:
@@ -183,10 +187,17 @@ def _joined(root: Path, paths: pd.Series) -> tuple[pd.Series, list[str]]:
     for how, written in SPELLINGS.items():
         other = paths.map(written)
         odd = (other != paths).to_numpy()
-        if not odd.any():
-            continue
-        first = int(odd.argmax())
-        if not (root / paths.iloc[first]).exists() and (root / other.iloc[first]).exists():
+        if _spelt_so(root, paths[odd], other[odd]):
             paths = other
             notes.append(f"{int(odd.sum()):,} paths {how}")
     return paths.where(paths.str.startswith("/"), f"{root}/" + paths), notes
+
+
+def _spelt_so(root: Path, paths: pd.Series, other: pd.Series) -> bool:
+    """Whether the first file that is there in either spelling has the other one; some files may be gone."""
+    for mine, theirs in zip(paths.head(LOOKED_AT), other.head(LOOKED_AT), strict=True):
+        if is_there(str(root / mine)):
+            return False
+        if is_there(str(root / theirs)):
+            return True
+    return False

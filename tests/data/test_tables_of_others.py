@@ -4,6 +4,7 @@ import gzip
 import unicodedata
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from source_files import read, refusal, touch
 
@@ -37,6 +38,15 @@ def test_another_separator_is_read_and_said(separator, name, before, file, tmp_p
     assert table["patient_id"].tolist() == ["p,1", "p2", "p2"]
     assert table["label"].fillna(-1).tolist() == [0, 1, -1]
     assert f"{file}: columns are separated by {name}" in notes
+
+
+@pytest.mark.parametrize("before", ["sep=,\r\n", "\ufeffsep=,\n", '"sep=,"\r\n'], ids=ascii)
+def test_a_line_may_say_that_commas_separate(before, tmp_path):
+    content = before + 'path,label,patient_id\r\na.png,0,"p,1"\r\nb;b.png,1,p2\r\n'
+    table, _ = read(write(tmp_path, content), "table")
+    assert table["image_id"].tolist() == ["a.png", "b;b.png"]
+    assert table["patient_id"].tolist() == ["p,1", "p2"]
+    assert table["label"].tolist() == [0, 1]
 
 
 @pytest.mark.parametrize(
@@ -120,6 +130,22 @@ def test_columns_may_be_named_in_the_config(tmp_path):
     assert "expected different columns" in refusal(tmp_path, "table", columns=columns | {"split": "pid"})
 
 
+@pytest.mark.parametrize("target", [None, "Edema"])
+def test_one_column_may_name_the_file_and_the_image(target, tmp_path):
+    write(tmp_path, "file,label,Edema\na.png,0,1\nb.png,1,0\nc.png,0,\n")
+    table, _ = read(tmp_path, "table", columns={"path": "file", "image_id": "file"}, target=target)
+    assert table["image_id"].tolist() == ["a.png", "b.png", "c.png"]
+    assert table["path"].tolist() == [f"{tmp_path}/{name}.png" for name in "abc"]
+
+
+def test_the_target_may_be_named_as_the_label_too(tmp_path):
+    write(tmp_path, "path,Edema,Fracture\na.png,0,\nb.png,1,1\nc.png,,0\n")
+    expected, _ = read(tmp_path, "table", target="Edema")
+    table, _ = read(tmp_path, "table", columns={"label": "Edema"}, target="Edema")
+    pd.testing.assert_frame_equal(table, expected)
+    assert table["label"].tolist() == [0, 1, 0]
+
+
 def test_patients_under_another_name_are_pointed_out(tmp_path):
     table, notes = read(write(tmp_path, text("path", "label", "subject_id")), "table")
     assert table["patient_id"].isna().all() and table["subject_id"].tolist() == ["x0", "x1", "x2"]
@@ -165,6 +191,19 @@ def test_backslashes_are_read_where_the_files_are_there_without(tmp_path):
     table, notes = read(tmp_path, "table")
     assert table["path"].tolist() == [f"{tmp_path}/images/a.png", f"{tmp_path}/images/b.png"]
     assert "2 paths are written with backslashes, read as /" in notes
+
+
+@pytest.mark.parametrize("gone", [0, 1, 2, 3])
+def test_spellings_are_told_by_any_file_that_is_there(gone, tmp_path):
+    touch(tmp_path, *(f"images/{number}.png" for number in range(5) if number != gone))
+    write(tmp_path, "path,label\n" + "".join(f"images\\{number}.png,0\n" for number in range(5)))
+    assert read(tmp_path, "table")[0]["path"].tolist() == [f"{tmp_path}/images/{number}.png" for number in range(5)]
+
+
+def test_a_name_that_has_a_backslash_keeps_it(tmp_path):
+    touch(tmp_path, "images\\1.png", "images/2.png")
+    write(tmp_path, "path,label\nimages\\0.png,0\nimages\\1.png,1\nimages\\2.png,1\n")
+    assert read(tmp_path, "table")[0]["path"].tolist() == [f"{tmp_path}/images\\{number}.png" for number in range(3)]
 
 
 @pytest.mark.parametrize(("written", "there"), [("NFD", "NFC"), ("NFC", "NFD")])
