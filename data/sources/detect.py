@@ -171,7 +171,7 @@ def _candidates(folder: Path, labels: bool, classes: bool) -> list[Detected]:
         lists = ["manifest.csv"]
     of_tables = [_of_table(folder / name) for name in lists]
 
-    archives = [name for name in names if name.endswith(".npz") and "train_images" in _arrays(folder / name)]
+    archives = [name for name in names if name.lower().endswith(".npz") and "train_images" in _arrays(folder / name)]
     of_archives = [
         Detected({"source": "medmnist", "root": str(folder / name)}, f"{name} has arrays as MedMNIST")
         for name in archives
@@ -195,11 +195,11 @@ def _known(folder: Path, names: list[str]) -> Detected | None:
     if "files" in names and re.search(r"^mimic-cxr-[\d.]+-metadata\.csv|^cxr-record-list\.csv", text, re.M):
         source = "mimic-cxr-dicom" if _holds(folder / "files", ".dcm") else "mimic-cxr-jpg"
         return Detected({"source": source} | root, "files/ and MIMIC-CXR's tables")
-    if any(name.startswith("CheXpert-v1.0") for name in names):
+    if any(name.startswith("CheXpert-v1.0") and (folder / name).is_dir() for name in names):
         return Detected({"source": "chexpert"} | root, "a folder CheXpert-v1.0…")
     if {"train.csv", "valid.csv"} & {*names} and "No Finding" in _header(folder / "train.csv"):
         return Detected({"source": "chexpert"} | root, "train.csv with CheXpert's findings")
-    entries = [name for name in names if re.fullmatch(r"Data_Entry_2017.*\.csv", name)]
+    entries = [name for name in names if re.fullmatch(r"Data_Entry_2017.*\.csv", name) and (folder / name).is_file()]
     if entries and "Finding Labels" in _header(folder / max(entries)):
         return Detected({"source": "nih-cxr14"} | root, f"{max(entries)} of NIH ChestX-ray14")
     return None

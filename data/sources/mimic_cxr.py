@@ -66,7 +66,8 @@ def read(settings: DataSettings, root: Path) -> tuple[pd.DataFrame, list[str]]:
 def _find_csv(folder: Path, kind: str) -> Path | None:
     """The newest `mimic-cxr-<version>-<kind>.csv[.gz]`; of two equal ones the unpacked."""
     name = re.compile(rf"mimic-cxr-(\d+(?:\.\d+)*)-{kind}\.csv(\.gz)?")
-    matches = [match for path in folder.iterdir() if (match := name.fullmatch(path.name))]
+    # an archive that was unpacked into a folder of its name is no CSV
+    matches = [match for path in folder.iterdir() if (match := name.fullmatch(path.name)) and path.is_file()]
     newest = max(matches, key=lambda m: ([int(n) for n in m[1].split(".")], not m[2]), default=None)
     return newest and folder / newest[0]
 

@@ -30,7 +30,7 @@ def read(settings: DataSettings, root: Path) -> tuple[pd.DataFrame, list[str]]:
     Raises UserError for a missing CSV or column, one list without the other, and a finding that is not official.
     """
     require_folder(root)
-    path = max(root.glob("Data_Entry_2017*.csv"), default=None)
+    path = max((path for path in root.glob("Data_Entry_2017*.csv") if path.is_file()), default=None)
     if path is None:
         raise UserError(f"{root}: found no Data_Entry_2017*.csv, expected it here; get it from {WHERE}")
     people = people_columns(csv_columns(path))

@@ -66,6 +66,18 @@ def test_a_train_csv_of_something_else_is_no_chexpert(tmp_path):
     assert source(tmp_path, labels=False) == "images"
 
 
+def test_an_archive_of_chexpert_is_no_chexpert(tmp_path):
+    classes(tmp_path, 3)
+    (tmp_path / "CheXpert-v1.0-small.zip").write_bytes(b"PK\3\4")
+    assert source(tmp_path) == "folder"
+
+
+def test_a_folder_in_the_place_of_a_table_hides_no_other(tmp_path):
+    build_nih_tree(tmp_path, ["No Finding", "Mass"] * 5)
+    (tmp_path / "Data_Entry_2017_v2099.csv").mkdir()
+    assert source(tmp_path) == "nih-cxr14"
+
+
 # ---------------------------------------------------------------- own images
 
 
@@ -117,6 +129,14 @@ def test_a_packed_table_with_a_byte_order_mark_is_read(tmp_path):
     (tmp_path / "list.csv").unlink()
     (tmp_path / "list.csv.gz").write_bytes(gzip.compress(b"\xef\xbb\xbf" + text.encode()))
     assert detect(tmp_path / "list.csv.gz", True).settings["table"] == "list.csv.gz"
+
+
+@pytest.mark.parametrize("name", ["a.npz", "A.NPZ", "a.Npz"])
+def test_an_archive_is_known_whatever_the_case_of_its_ending(name, tmp_path):
+    with (tmp_path / name).open("wb") as file:
+        np.savez(file, train_images=np.zeros((2, 3, 5)))
+    assert detect(tmp_path, True).settings == {"source": "medmnist", "root": f"{tmp_path}/{name}"}
+    assert source(tmp_path / name) == "medmnist"
 
 
 def test_a_config_a_picture_and_nothing_are_no_data(tmp_path):

@@ -98,6 +98,16 @@ def test_unpacked_csv_is_read_rather_than_its_archive(tree):
     assert not (read(tree, "mimic-cxr-jpg")[0]["label"] == 1).all()
 
 
+@pytest.mark.parametrize("kind", ["metadata", "split", "chexpert"])
+def test_a_folder_of_a_csvs_name_does_not_hide_its_archive(tree, kind):
+    table = pd.read_csv(tree / f"mimic-cxr-2.0.0-{kind}.csv")
+    before, _ = read(tree, "mimic-cxr-jpg")
+    (tree / f"mimic-cxr-2.0.0-{kind}.csv").unlink()
+    (tree / f"mimic-cxr-2.0.0-{kind}.csv").mkdir()
+    write_mimic_csv(tree, kind, table, compress=True)
+    pd.testing.assert_frame_equal(read(tree, "mimic-cxr-jpg")[0], before)
+
+
 def test_agreement_drops_labels_on_which_the_labelers_differ(tree):
     def differ(table):
         table.loc[0, ["Lung Opacity", "Pneumonia"]] = np.nan  # from abnormal to unknown
