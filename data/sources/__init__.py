@@ -162,7 +162,7 @@ def read_findings(path: Path, columns: Iterable[str], findings: Collection[str])
     if strange.any():
         row, column = np.argwhere(strange)[0]
         found = f"column {list(findings)[column]}: found {quoted(f'{marks[row, column]:g}')}"
-        raise UserError(f"{path}: {found}, expected 1, 0, -1 or blank")
+        raise UserError(f"{path}: row {row + 2}: {found}, expected 1, 0, -1 or blank")
     return table
 
 

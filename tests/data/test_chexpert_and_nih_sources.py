@@ -74,7 +74,7 @@ def test_chexpert_without_csv_or_in_two_copies_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"Edema": 3}, "column Edema: found 3, expected 1, 0, -1 or blank"),
+        ({"Edema": 3}, "row 2: column Edema: found 3, expected 1, 0, -1 or blank"),
         ({"Path": "a.jpg"}, "row 2: found no patient and study in Path, expected …/patient00001/study1/…"),
         ({"Path": None}, "row 2: found no Path, expected one in every row"),
     ],

@@ -181,7 +181,7 @@ def test_missing_mimic_column_is_named_with_those_found(tree, kind, column):
 @pytest.mark.parametrize(
     ("kind", "change", "expected"),
     [
-        ("chexpert", {"Edema": 2}, "column Edema: found 2, expected 1, 0, -1 or blank"),
+        ("chexpert", {"Edema": 2}, "row 2: column Edema: found 2, expected 1, 0, -1 or blank"),
         ("chexpert", {"Edema": "yes"}, "yes"),
         ("split", {"split": "dev"}, "row 2: found split 'dev', expected one of train, val"),
         ("metadata", {"subject_id": None}, "row 2: found no subject_id, expected one in every row"),
