@@ -175,3 +175,14 @@ def _meant(given: str, names: Collection[str]) -> list[str]:
     if letters == whole:
         return same
     return [name for name in same if "".join(_words_and_numbers(name)) == letters]
+
+
+def holds_masks(name: str) -> bool:
+    """Whether the name of a folder inside a class says that it holds masks of the radiographs beside it."""
+    return "".join(plain_words(name)).removesuffix("s").endswith(("mask", "segmentation", "annotation"))
+
+
+def is_of_masks(name: str) -> bool:
+    """Whether a folder beside the classes says that it holds masks, and nothing else: `without_mask` may be a class."""
+    words = [word for word in plain_words(name) if word not in FILLERS]
+    return len(words) == 1 and words[0].removesuffix("s") in ("mask", "segmentation", "annotation")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from data.class_names import FILLERS, plain_words, says, told_apart
+from data.class_names import FILLERS, holds_masks, is_of_masks, plain_words, says, told_apart
 from data.errors import UserError, quoted
 from data.places import require_folder
 from data.settings import DataSettings
@@ -41,7 +41,7 @@ def read(settings: DataSettings, root: Path) -> tuple[pd.DataFrame, list[str]]:
             left_out["in no class folder"] += 1
             continue
 
-        if _is_of_masks(above[0]) or any(_holds_masks(folder) for folder in above[1:-1]):
+        if is_of_masks(above[0]) or any(holds_masks(folder) for folder in above[1:-1]):
             left_out["in folders of masks"] += 1
             continue
         _check_class(root, above[:-1], split, settings.labelled)
@@ -69,17 +69,6 @@ def read(settings: DataSettings, root: Path) -> tuple[pd.DataFrame, list[str]]:
 def says_normal(name: str) -> bool:
     """Whether a folder's name says that its images are normal, at least if no other name does."""
     return says(name) in ("normal", "by contrast")
-
-
-def _holds_masks(name: str) -> bool:
-    """Whether the name of a folder inside a class says that it holds masks of the radiographs beside it."""
-    return "".join(plain_words(name)).removesuffix("s").endswith(("mask", "segmentation", "annotation"))
-
-
-def _is_of_masks(name: str) -> bool:
-    """Whether a folder beside the classes says that it holds masks, and nothing else: `without_mask` may be a class."""
-    words = [word for word in plain_words(name) if word not in FILLERS]
-    return len(words) == 1 and words[0].removesuffix("s") in ("mask", "segmentation", "annotation")
 
 
 def split_of(name: str) -> str | None:

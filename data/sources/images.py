@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from data.class_names import holds_masks, is_of_masks
 from data.errors import UserError
 from data.places import require_folder
 from data.settings import DataSettings
@@ -22,6 +23,17 @@ def read(settings: DataSettings, root: Path) -> tuple[pd.DataFrame, list[str]]:
         others = found.passed_over.total()
         raise UserError(f"data.root: {root}: found no images among {others:,} files, expected JPEG, PNG or DICOM files")
 
-    notes = [f"{len(found.images):,} images without labels, for pretraining", *found.notes()]
-    table = pd.DataFrame({"image_id": found.images, "path": [f"{root}/{name}" for name in found.images]})
+    images = [name for name in found.images if not _is_mask(name)]
+    if not images:
+        raise UserError(f"data.root: {root}: found images in folders of masks alone, expected radiographs")
+
+    notes = [f"{len(images):,} images without labels, for pretraining", *found.notes()]
+    if len(images) < len(found.images):
+        notes.append(f"{len(found.images) - len(images):,} images left out: in folders of masks")
+    table = pd.DataFrame({"image_id": images, "path": [f"{root}/{name}" for name in images]})
     return manifest_table(table, settings.source), notes
+
+
+def _is_mask(name: str) -> bool:
+    """Whether a folder above says so: sets for segmentation have masks beside the radiographs."""
+    return any(holds_masks(folder) or is_of_masks(folder) for folder in name.split("/")[:-1])

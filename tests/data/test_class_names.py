@@ -160,6 +160,19 @@ def test_what_is_no_class_is_left_out_and_said(tmp_path):
     assert "1 files passed over: folders, __MACOSX of the system" in notes
 
 
+def test_masks_are_no_radiographs_to_pretrain_on(tmp_path):
+    radiographs = ["a.png", "CXR_png/b.png", "unmasked/c.png"]
+    masks = ["masks/a.png", "ManualMask/leftMask/b.png", "set/Mask Images/c.png", "set/lung_segmentation/d.png"]
+    touch(tmp_path, *radiographs, *masks)
+    table, notes = read(tmp_path, "images")
+    assert table["image_id"].tolist() == sorted(radiographs)
+    assert "4 images left out: in folders of masks" in notes
+    for name in radiographs:
+        (tmp_path / name).unlink()
+    with pytest.raises(UserError, match="found images in folders of masks alone, expected radiographs"):
+        read(tmp_path, "images")
+
+
 @pytest.mark.parametrize("name", ["masks", "Mask", "lung_masks", "Mask Images", "segmentations", "annotations"])
 @pytest.mark.parametrize("above", ["", "train/"])
 def test_a_folder_of_masks_beside_the_classes_is_no_class(name, above, tmp_path):
