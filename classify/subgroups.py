@@ -95,11 +95,23 @@ def breakdown(line: Line, columns: Sequence[str]) -> Breakdown:
     return Breakdown(tuple(groups), tuple(_largest(pairs)))
 
 
+def computed_groups(line: Line, column: str) -> list[str]:
+    """The column's groups that `breakdown` computes, without those whose cases have no value in common."""
+    values = values_of(line.evaluations[0].predictions[column])
+    groups = [value for value in _ordered(values) if not _is_rest(value)]
+    return [value for value in groups if _is_enough(line.labels[(values == value).to_numpy()])]
+
+
+def _is_enough(labels: np.ndarray) -> bool:
+    """Whether a group of cases with these labels has enough of each class."""
+    positives = int(labels.sum())
+    return min(positives, len(labels) - positives) >= LEAST
+
+
 def _group(line: Line, column: str, value: str, inside: np.ndarray) -> Subgroup:
     labels = line.labels[inside]
-    positives = int(labels.sum())
-    group = Subgroup(column, value, len(labels), positives)
-    if min(positives, len(labels) - positives) < LEAST:
+    group = Subgroup(column, value, len(labels), positives=int(labels.sum()))
+    if not _is_enough(labels):
         return group
 
     intervals = metric_intervals(

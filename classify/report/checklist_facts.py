@@ -14,10 +14,18 @@ from classify.evaluate import Evaluation
 from classify.models.build import build_model, stem_of
 from classify.models.classifier import Classifier
 from classify.report.numbers import show, show_number, show_share, show_threshold
-from classify.report.tables import case_count, given_thresholds, images_of, summary_of_all, task, units_of
+from classify.report.tables import (
+    case_count,
+    given_thresholds,
+    images_of,
+    independent,
+    independent_ones,
+    summary_of_all,
+    task,
+)
 from classify.report.verdict import answer, largest_budget
 from classify.settings import ClassifyConfig
-from classify.subgroups import columns_of
+from classify.subgroups import LEAST, columns_of, computed_groups
 from data.characteristics import UNKNOWN
 from data.labels import words
 from data.privacy import may_show
@@ -363,11 +371,15 @@ def _ensembles(comparison: Comparison) -> str:
 
 
 def _thresholds(comparison: Comparison) -> str:
-    rules = {RULES[evaluation.config.finetune.threshold] for _, evaluation in trained_rows(comparison)}
+    lines = comparison.lines_of(largest_budget(comparison))
     rows = []
-    for line in comparison.lines_of(largest_budget(comparison)):
+    for line in lines:
         rows.append(f"{line.name} {', '.join(show_threshold(threshold) for threshold in line.thresholds)}")
-    given = given_thresholds(comparison.lines_of(largest_budget(comparison)))
+
+    # where no trained row's is chosen, a fixed one is no exception
+    kinds = {evaluation.config.finetune.threshold for _, evaluation in trained_rows(comparison)}
+    rules = {RULES[kind] for kind in kinds - {"half"} or kinds}
+    given = given_thresholds([line for line in lines if kinds != {"half"} or "file" in line.evaluations[0].summary])
     but = f", except for {'; '.join(given)}" if given else ""
     return f"threshold {listed(sorted(rules))}{but} ({'; '.join(rows)})"
 
@@ -402,17 +414,15 @@ def _metrics(comparison: Comparison) -> str:
 
 def _statistics(comparison: Comparison) -> str:
     config = comparison.config
-    summary = summary_of_all(comparison)
-    whom = "patient" if summary["patients_known"] else units_of(summary).removesuffix("s")
     text = (
-        f"{100 * config.evaluate.level:g} % intervals clustered by {whom}: AUC by DeLong's method on the logit scale, "
-        "other metrics by score intervals"
+        f"{100 * config.evaluate.level:g} % intervals clustered by {independent(comparison)}: AUC by DeLong's method "
+        "on the logit scale, other metrics by score intervals"
     )
     if comparison.contrasts:
         seeds = " and over seeds" if any(not each.of_single_models for each in comparison.contrasts) else ""
         text += (
-            f"; differences in AUC by Student's t with the variance over {whom}s{seeds}, p-values of "
-            f"{comparison.tests} tests adjusted by Holm's method"
+            f"; differences in AUC by Student's t with the variance over {independent_ones(comparison)}{seeds}, "
+            f"p-values of {comparison.tests} tests adjusted by Holm's method"
         )
     return text
 
@@ -473,20 +483,31 @@ def _failures(comparison: Comparison) -> str:
     return f"Wrong answers of the first seed: {'; '.join(rows)}"
 
 
-def _columns(comparison: Comparison) -> list[str]:
+def _groups(comparison: Comparison) -> dict[str, list[str]]:
+    """The columns of subgroups, each with its groups that have results."""
     line = comparison.lines_of(largest_budget(comparison))[0]
-    return columns_of(line, comparison.config.report.subgroups)
+    return {column: computed_groups(line, column) for column in columns_of(line, comparison.config.report.subgroups)}
 
 
 def _fairness(comparison: Comparison) -> str | None:
-    columns = _columns(comparison)
-    if not columns:
+    groups = _groups(comparison)
+    if not groups:
         return None
-    return f"Results by {listed(columns)}, with the largest gap of each (exploratory); nothing was done to reduce gaps"
+    told = [column for column in groups if groups[column]]
+    compared = [column for column in told if len(groups[column]) > 1]
+    texts = []
+    if told:
+        which = "each" if compared == told else listed(compared)
+        gaps = f", with the largest gap of {which} (exploratory)" if compared else ""
+        texts.append(f"Results by {listed(told)}{gaps}")
+    if few := [column for column in groups if column not in told]:
+        texts.append(f"no results by {listed(few)}, as no value has {LEAST} cases of each class")
+    text = f"{'; '.join(texts)}; nothing was done to reduce gaps"
+    return text[0].upper() + text[1:]
 
 
 def _clusters(comparison: Comparison) -> str | None:
-    return "Results by source" if "source" in _columns(comparison) else None
+    return "Results by source" if len(_groups(comparison).get("source", ())) > 1 else None
 
 
 def _unreadable(comparison: Comparison) -> str:

@@ -139,7 +139,11 @@ def confusion_rows(comparison: Comparison) -> Iterator[dict[str, str]]:
 def confusion_caption(comparison: Comparison) -> str:
     text = "Cases by true class and by the class that they are called at the row's own thresholds"
     seeds = len(comparison.config.compare.seeds)
-    return f"{text}, summed over the {seeds} seeds." if seeds > 1 else f"{text}."
+    if seeds == 1:
+        return f"{text}."
+    counts = {len(line.evaluations) for line in comparison.lines_of(largest_budget(comparison))}
+    whose = f"the {seeds} seeds" if counts == {seeds} else "each row's own trainings or files"
+    return f"{text}, summed over {whose}."
 
 
 # ---------------------------------------------------------------- decisions

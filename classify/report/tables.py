@@ -160,7 +160,7 @@ def caption(comparison: Comparison, labelled: int | None) -> str:
     summary = summary_of_all(comparison)
     return (
         f"Split {config.compare.split}: {case_count(summary)}; {show_share(lines[0].labels.mean())} {positive}. "
-        f"In brackets: {100 * config.evaluate.level:g} % intervals clustered by {_independent(comparison)}, for the "
+        f"In brackets: {100 * config.evaluate.level:g} % intervals clustered by {independent(comparison)}, for the "
         f"AUC by DeLong's method on the logit scale, for the other metrics by score intervals. {_of_trainings(lines)}. "
         f"Best epoch and threshold were chosen on validation{_but_for(lines)}."
         f"{_own_images(comparison, labelled)}{_notes(lines)}"
@@ -184,13 +184,14 @@ def _of_trainings(lines: list[Line]) -> str:
     return ". ".join(said)
 
 
-def _independent(comparison: Comparison) -> str:
+def independent(comparison: Comparison) -> str:
     """What is taken as independent of each other: patient, image or study."""
     summary = summary_of_all(comparison)
     return "patient" if summary["patients_known"] else str(summary["unit"])
 
 
-def _independent_ones(comparison: Comparison) -> str:
+def independent_ones(comparison: Comparison) -> str:
+    """The same, in the plural."""
     summary = summary_of_all(comparison)
     return "patients" if summary["patients_known"] else units_of(summary)
 
@@ -289,7 +290,7 @@ def contrast_caption(comparison: Comparison) -> str:
     tests = "the one test" if comparison.tests == 1 else f"all {comparison.tests} tests"
     return (
         f"{chosen}. Differences are on the same cases, with {level} intervals that are not adjusted. p is two-sided; "
-        f"its variance is over {_independent_ones(comparison)} and, where there are several, over training seeds. "
+        f"its variance is over {independent_ones(comparison)} and, where there are several, over training seeds. "
         f"Holm p is adjusted for {tests} of this comparison, over all label budgets; a contrast that could not be "
         "computed counts too. Differences in accuracy are described, not tested."
     )

@@ -25,6 +25,7 @@ from classify.metrics import expected_calibration_error
 from classify.provenance import facts_of
 from classify.report.budgets import budgets_of
 from classify.report.calibrations import calibrated_scores
+from classify.report.checklist_facts import checklist_facts
 from classify.report.curves import roc
 from classify.report.facts import facts, notices
 from classify.report.figures import COLOURS, Row, svg
@@ -32,11 +33,12 @@ from classify.report.html import first_warnings, report_html, with_names_apart
 from classify.report.labels import efficiency_rows
 from classify.report.mistakes import draw_mistakes, mistakes_of, strips
 from classify.report.numbers import show_number, show_p, show_share, show_threshold
-from classify.report.operating import confusion_rows, operating_rows
+from classify.report.operating import confusion_caption, confusion_rows, operating_rows
 from classify.report.reconstructions import draw_reconstructions, panels
 from classify.report.runs import own_settings
 from classify.report.sections import comparison_text, first_sections
 from classify.report.stage_one import stage_one_rows
+from classify.report.subgroup_tables import gap_rows, subgroup_rows
 from classify.report.tables import caption, contrast_caption
 from classify.report.training import kept_epoch
 from classify.report.warnings import warnings
@@ -580,6 +582,57 @@ def test_a_threshold_that_is_fixed_is_not_called_chosen(tmp_path):
     assert (chosen["A", "own threshold"], chosen["B", "own threshold"]) == ("fixed at 0.5", "validation")
     assert origin_of_threshold("half") == "fixed at 0.5"
     assert origin_of_threshold("youden") == "chosen on validation (rule youden)"
+
+
+@pytest.mark.parametrize(
+    ("rules", "said"),
+    [
+        (("half", "half"), "threshold fixed at 0.5 (A "),
+        (("half", "youden"), "chosen on validation by Youden's index, except for A (0.5 by finetune.threshold) (A "),
+        (("f1", "youden"), "chosen on validation by F1 and chosen on validation by Youden's index (A "),
+    ],
+)
+def test_the_checklist_calls_no_threshold_an_exception_from_itself(rules, said, tmp_path):
+    rows = [{"name": name, "set": {"finetune.threshold": rule}} for name, rule in zip("AB", rules, strict=True)]
+    assert said in checklist_facts(comparison_of(config_of(tmp_path, rows)))["thresholds"]
+
+
+@pytest.mark.parametrize(("known", "unit", "one"), [(True, "study", "patient"), (False, "study", "study")])
+def test_the_checklist_names_what_is_taken_as_independent(known, unit, one, tmp_path):
+    comparison = comparison_of(config_of(tmp_path))
+    for each in comparison.evaluations:
+        each.summary.update(unit=unit, patients_known=known)
+    assert f"clustered by {one}: " in checklist_facts(comparison)["statistics"]
+
+
+@pytest.mark.parametrize("women", [0, 7, 19, 23, 30])
+def test_the_checklist_claims_the_subgroups_that_were_computed_and_no_others(women, tmp_path):
+    comparison = comparison_of(config_of(tmp_path, [RESNET]))
+    sex = np.where(np.arange(TESTED) < women, "F", "M")
+    for each in comparison.evaluations:
+        each.predictions["sex"] = sex
+        each.predictions["view"] = np.arange(TESTED) % 5  # five groups, all too small
+        each.predictions["site"] = np.arange(TESTED) % 7  # seven, which become one of rare values
+        each.predictions["source"] = sex
+    wished = {"report.subgroups": ["sex", "view", "source", "site"]}
+    comparison = replace(comparison, config=change_config(comparison.config, wished))
+    groups = [row["Group"] for row in subgroup_rows(comparison) if row["AUC"] != "too few"]
+    computed = {group.partition(":")[0] for group in groups if "values of fewer than" not in group}
+    gaps = {row["Largest gap"].partition(":")[0] for row in gap_rows(comparison)}
+    known = checklist_facts(comparison)
+    assert computed == {"sex", "source"} and gaps == (computed if women >= 20 else set())
+    assert known["fairness"].startswith("Results by sex and source")
+    assert ("with the largest gap of each" in known["fairness"]) == bool(gaps)
+    assert "; no results by view and site, as no value has 10 cases of each class; " in known["fairness"]
+    assert (known["clusters"] is not None) == bool(gaps)
+
+
+def test_the_confusion_table_says_over_how_many_trainings_it_sums(tmp_path):
+    comparison = comparison_of(config_of(tmp_path, seeds=[0, 1, 2]))
+    assert confusion_caption(comparison).endswith("summed over the 3 seeds.")
+    [first, *others] = comparison.lines
+    fewer = replace(first, evaluations=first.evaluations[:2])
+    assert confusion_caption(replace(comparison, lines=(fewer, *others))).endswith("each row's own trainings or files.")
 
 
 def test_kept_epoch_is_the_first_of_the_best():
