@@ -71,8 +71,9 @@ def _shown(seconds: float | None, flops: float | None) -> str:
 def operations(flops: float) -> str:
     """Three digits and the unit that fits: `12.3 TFLOP`."""
     for unit, size in (("EFLOP", 1e18), ("PFLOP", 1e15), ("TFLOP", 1e12), ("GFLOP", 1e9)):
-        if flops >= size:
-            return f"{flops / size:.3g} {unit}"
+        shown = float(f"{flops / size:.3g}")
+        if shown >= 1:  # rounding may have made it 1
+            return f"{shown:g} {unit}"
     return f"{flops / 1e6:.3g} MFLOP"
 
 
@@ -81,14 +82,16 @@ def operations(flops: float) -> str:
 
 def tuning_rows(comparison: Comparison) -> Iterator[dict[str, str]]:
     """The settings that each row tried, and the one it took."""
+    metrics = list(dict.fromkeys("AUC" if choice["metric"] == "auc" else "loss" for choice in comparison.tuning))
     for choice in comparison.tuning:
+        metric = "" if len(metrics) == 1 else f"{'AUC' if choice['metric'] == 'auc' else 'loss'} "
         tried = []
         for setting, score in zip(choice["settings"], choice["scores"], strict=True):
-            tried.append(f"{_setting(setting)}: {'diverged' if score is None else show_number(score)}")
+            tried.append(f"{_setting(setting)}: {'diverged' if score is None else metric + show_number(score)}")
         yield {
             "Model": str(choice["row"]),
             "Labelled images": "all" if choice["labelled"] is None else f"{choice['labelled']:,}",
-            f"Tried, with validation {'AUC' if choice['metric'] == 'auc' else 'loss'}": "; ".join(tried),
+            f"Tried, with validation {' or '.join(metrics)}": "; ".join(tried),
             "Taken": _setting(choice["settings"][choice["chosen"]]),
         }
 

@@ -285,8 +285,8 @@ def _operating_points(checkpoint: Checkpoint, decisions: Decisions) -> list[dict
             rows.append(
                 {
                     "On validation at least": f"{rate} {100 * share:g} %",
-                    "Score from": f"{score:.4f}",
-                    "Probability from": f"{decisions.probability_of(score):.4f}",
+                    "Score from": _score(score),
+                    "Probability from": _score(decisions.probability_of(score)),
                 }
             )
     return rows

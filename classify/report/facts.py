@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from classify.comparison import Comparison
 from classify.report.heatmaps import picture
 from classify.report.mistakes import strips
+from classify.report.numbers import show_share
 from classify.report.reconstructions import Panel, panels
 from classify.report.tables import FLATTERING, UNKNOWN_WEIGHTS, case_count, images_of, summary_of_all, units_of
 from data.config import shipped_credit
@@ -55,7 +56,7 @@ def facts(comparison: Comparison) -> Iterator[tuple[str, str]]:
     yield "Evaluated", case_count(summary)
     positive = words(config.data.target)[1]
     labels = comparison.lines[0].labels
-    yield "Prevalence", f"{100 * labels.mean():.1f} % {positive} ({int(labels.sum()):,})"
+    yield "Prevalence", f"{show_share(labels.mean(), least=1)} {positive} ({int(labels.sum()):,})"
 
     # training and statistics
     images = [f"{images_of(comparison, labelled)} images" for labelled in comparison.budgets]

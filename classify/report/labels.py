@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from classify.comparison import Comparison, Line
 from classify.report.numbers import show
-from classify.report.tables import counts_text
+from classify.report.tables import counts_text, of_which
 
 
 def lines_by_name(comparison: Comparison) -> dict[str, list[tuple[float, Line]]]:
@@ -23,16 +23,26 @@ def efficiency_rows(comparison: Comparison) -> Iterator[dict[str, str]]:
         return
     by_name = lines_by_name(comparison)
 
+    # two budgets of a row can come to the same number of images
+    shared: set[str] = set()
+    for lines in by_name.values():
+        counts = [counts_text(line.train_images) for _, line in lines]
+        shared |= {count for count in counts if counts.count(count) > 1}
+
+    def column(line: Line) -> str:
+        count = counts_text(line.train_images)
+        return f"{count} images{of_which(line.labelled) if count in shared else ''}"
+
     # a column for each number of images, fewest first
     columns: dict[str, float] = {}
     for lines in by_name.values():
         for mean, line in lines:
-            columns.setdefault(counts_text(line.train_images), mean)
-    in_order = sorted(columns, key=lambda column: columns[column])
+            columns.setdefault(column(line), mean)
+    in_order = sorted(columns, key=lambda name: columns[name])
 
     for name, lines in by_name.items():
-        of_row = {counts_text(line.train_images): show(line.intervals["auc"]) for _, line in lines}
-        yield {"Model": name} | {f"{images} images": of_row.get(images, "–") for images in in_order}
+        of_row = {column(line): show(line.intervals["auc"]) for _, line in lines}
+        yield {"Model": name} | {images: of_row.get(images, "–") for images in in_order}
 
 
 EFFICIENCY = (

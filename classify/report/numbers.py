@@ -42,9 +42,9 @@ def show_threshold(value: float, least: int = 3) -> str:
     return f"{value:.{_decimals(value, least, (0, 1))}f}"
 
 
-def show_share(share: float) -> str:
-    """`3 %`; `0.2 %` and `99.8 %` where rounding would make it none or all."""
-    return f"{100 * share:.{_decimals(100 * share, 0, (0, 100))}f} %"
+def show_share(share: float, least: int = 0) -> str:
+    """`3 %`; `0.2 %` and `99.8 %` where rounding would make it none or all. least: decimals."""
+    return f"{100 * share:.{_decimals(100 * share, least, (0, 100))}f} %"
 
 
 def _decimals(value: float, least: int, ends: tuple[float, ...]) -> int:

@@ -113,10 +113,15 @@ def heading(comparison: Comparison, labelled: int | None) -> str:
 
     # two budgets can come to the same number of images
     if [images_of(comparison, other) for other in comparison.budgets].count(images) > 1:
-        text += " (all)" if labelled is None else f" (a sample of {labelled:,})"
+        text += of_which(labelled)
     if comparison.config.compare.split == "validate":
         text += ", tested on validation images"
     return text
+
+
+def of_which(labelled: int | None) -> str:
+    """What tells a budget from another one that came to as many images."""
+    return " (all)" if labelled is None else f" (a sample of {labelled:,})"
 
 
 def images_of(comparison: Comparison, labelled: int | None) -> str:

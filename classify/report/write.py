@@ -71,7 +71,7 @@ def comparison_table(comparison: Comparison) -> pd.DataFrame:
             low, high = interval.interval
             row |= {name: interval.estimate, f"{name} low": low, f"{name} high": high}
         rows.append(row)
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).astype({"labelled images": "Int64"})  # whole numbers beside empty cells too
 
 
 def contrast_table(comparison: Comparison) -> pd.DataFrame:

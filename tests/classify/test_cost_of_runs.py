@@ -134,7 +134,10 @@ def test_counting_leaves_torch_as_it_was(place):
 
 @pytest.mark.parametrize(
     ("flops", "text"),
-    [(5e6, "5 MFLOP"), (1.234e10, "12.3 GFLOP"), (2e12, "2 TFLOP"), (7e15, "7 PFLOP"), (3e18, "3 EFLOP")],
+    [
+        *[(5e6, "5 MFLOP"), (1.234e10, "12.3 GFLOP"), (2e12, "2 TFLOP"), (7e15, "7 PFLOP"), (3e18, "3 EFLOP")],
+        *[(9.994e11, "999 GFLOP"), (9.996e11, "1 TFLOP"), (9.9999e8, "1 GFLOP"), (1.2345e21, "1230 EFLOP")],
+    ],
 )
 def test_operations_have_three_digits_and_a_unit(flops, text):
     assert operations(flops) == text

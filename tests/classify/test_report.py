@@ -4,6 +4,7 @@ import html
 import json
 import re
 from dataclasses import replace
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,23 +27,24 @@ from classify.provenance import facts_of
 from classify.report.budgets import budgets_of
 from classify.report.calibrations import calibrated_scores
 from classify.report.checklist_facts import checklist_facts
+from classify.report.costs import tuning_rows
 from classify.report.curves import roc
 from classify.report.facts import facts, notices
 from classify.report.figures import COLOURS, Row, svg
 from classify.report.html import first_warnings, report_html, with_names_apart
 from classify.report.labels import efficiency_rows
 from classify.report.mistakes import draw_mistakes, mistakes_of, strips
-from classify.report.numbers import show_number, show_p, show_share, show_threshold
+from classify.report.numbers import show, show_number, show_p, show_share, show_threshold
 from classify.report.operating import confusion_caption, confusion_rows, operating_rows
 from classify.report.reconstructions import draw_reconstructions, panels
 from classify.report.runs import own_settings
 from classify.report.sections import comparison_text, first_sections
 from classify.report.stage_one import stage_one_rows
 from classify.report.subgroup_tables import gap_rows, subgroup_rows
-from classify.report.tables import caption, contrast_caption
+from classify.report.tables import caption, contrast_caption, markdown
 from classify.report.training import kept_epoch
 from classify.report.warnings import warnings
-from classify.report.write import write_comparison
+from classify.report.write import comparison_table, write_comparison
 from classify.settings import ClassifyConfig
 from data.config import change_config, make_config
 from data.loader import Data
@@ -479,6 +481,9 @@ def test_two_budgets_of_as_many_images_are_told_apart(tmp_path):
     comparison = comparison_of(config_of(tmp_path, [RESNET], labelled=[100, None]))
     headings = ["100 labelled training images (a sample of 100)", "100 labelled training images (all)"]
     assert list(sections(comparison_text(comparison))) == headings
+    [efficiency] = efficiency_rows(comparison)  # none of the two results is lost
+    sample, whole = (show(line.intervals["auc"]) for line in comparison.lines)
+    assert efficiency == {"Model": "ResNet-18", "100 images (a sample of 100)": sample, "100 images (all)": whole}
     page = Balance(render(comparison, tmp_path))
     assert len(page.ids) == len(set(page.ids))
 
@@ -627,6 +632,27 @@ def test_the_checklist_claims_the_subgroups_that_were_computed_and_no_others(wom
     assert (known["clusters"] is not None) == bool(gaps)
 
 
+@pytest.mark.parametrize("metrics", [("auc", "auc"), ("loss", "auc"), ("loss", "loss")])
+def test_rows_that_were_tuned_by_other_metrics_stand_in_one_table(metrics, tmp_path):
+    rest = {"labelled": None, "settings": [{"finetune.epochs": 3}, {"finetune.epochs": 5}], "chosen": 1}
+    tuning = [{"row": f"{n}", "metric": m, "scores": [None, 0.5], **rest} for n, m in enumerate(metrics)]
+    rows = list(tuning_rows(replace(comparison_of(config_of(tmp_path, [RESNET])), tuning=tuple(tuning))))
+    assert len(markdown(rows).splitlines()) == 4
+    names = ["AUC" if metric == "auc" else "loss" for metric in metrics]
+    for row, name in zip(rows, names, strict=True):
+        [column] = [column for column in row if column.startswith("Tried")]
+        said = f"{name} " if len(set(names)) > 1 else ""
+        assert column == f"Tried, with validation {' or '.join(dict.fromkeys(names))}"
+        assert row[column] == f"epochs=3: diverged; epochs=5: {said}.500"
+
+
+def test_numbers_of_images_are_whole_beside_rows_without(tmp_path):
+    comparison = comparison_of(config_of(tmp_path, [{"name": "A"}, {"name": "B"}]))
+    comparison.lines[1].evaluations[0].summary["meta"]["train_images"] = None
+    text = comparison_table(comparison)[["Model", "labelled images"]].to_csv(index=False)
+    assert text.split() == ["Model,labelled", "images", "A,100", "B,"]
+
+
 def test_the_confusion_table_says_over_how_many_trainings_it_sums(tmp_path):
     comparison = comparison_of(config_of(tmp_path, seeds=[0, 1, 2]))
     assert confusion_caption(comparison).endswith("summed over the 3 seeds.")
@@ -679,6 +705,7 @@ def test_own_settings_name_what_a_row_changed(tmp_path):
         (show_threshold, 0.0, "0.000"), (show_threshold, 1.0, "1.000"), (show_share, 0.03, "3 %"),
         (show_share, 0.002, "0.2 %"), (show_share, 0.9975, "99.8 %"), (show_share, 0.0, "0 %"),
         (show_share, 1.0, "100 %"),
+        (partial(show_share, least=1), 0.0002, "0.02 %"), (partial(show_share, least=1), 1 / 3, "33.3 %"),
         (show_p, 0.0496, ".0496"), (show_p, 0.05004, ".05004"), (show_p, 0.05, ".050"), (show_p, 0.023, ".023"),
         (show_p, 1.0, "1.000"),
     ],

@@ -11,14 +11,16 @@ import torch
 from foreign_weights import folder_of, grey, quiet, tiny
 from PIL import Image
 from saved_classifiers import META, SHALLOW, save_classifier
-from tiny_world import mistake, succeed
+from tiny_world import mistake, succeed, tiny_config
 from transformers_versions import printed_by, printed_with
 
 from classify.cli import export as mae_export
+from classify.decisions import Decisions
 from classify.export import export
 from classify.metrics.recalibration import Calibration
 from classify.models.resnet import SHAPES, build_resnet
 from classify.models.resnet_weights import name_in_transformers, read_resnet
+from classify.report.exported import _operating_points as operating_points_of
 from classify.settings import FinetuneSettings
 from data.settings import height_and_width
 from mae.engine.checkpoint import Checkpoint, save_checkpoint
@@ -214,6 +216,17 @@ def test_a_pretrainings_readme_has_code_that_runs(tmp_path):
         tokens = model.encoder(model.encoder.standardize(image))
     expect_refused(tmp_path / "mae", tmp_path)
     assert printed.splitlines()[-1].endswith(f"(1, 10, 12) {tokens[0, 1:].mean():.6f}")
+
+
+def test_a_readme_rounds_no_threshold_to_one_that_calls_all_or_none(tmp_path):
+    ends = [0.5] * 79 + [0.99999] * 11 + [0.00002] * 9  # from 80, from 91 per cent on
+    meta = META | {"operating": {"image": {"specificity": ends, "sensitivity": [0.3] * 99}}}
+    config = tiny_config(tmp_path)
+    checkpoint = Checkpoint("classifier", config.model_dump(mode="json"), {}, meta)
+    rows = operating_points_of(checkpoint, Decisions.of(checkpoint))
+    assert [row["Score from"] for row in rows[:3]] == ["0.3000"] * 3
+    assert [row["Score from"] for row in rows[3:]] == ["0.99999", "0.99999", "0.00002"]
+    assert all(0 < float(row["Probability from"]) < 1 for row in rows)
 
 
 def test_weights_alone_have_a_readme_too(tmp_path):
