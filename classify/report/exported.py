@@ -67,7 +67,7 @@ model = AutoModelForImageClassification.from_pretrained(folder).eval()
 for name in sys.argv[1:]:
 """
     + OPENED
-    + """    image = image.convert("{mode}")
+    + """    image = image{converted}
 {fit}    with torch.no_grad():
         logits = model(**processor(image, return_tensors="pt")).logits  # 1 2
     probability = logits.softmax(dim=1)[0, 1].item()
@@ -89,7 +89,7 @@ model = ViTModel.from_pretrained(folder, add_pooling_layer=False).eval()
 for name in sys.argv[1:]:
 """
     + OPENED
-    + """    image = image.convert("{mode}")
+    + """    image = image{converted}
 {fit}    with torch.no_grad():
         tokens = model(**processor(image, return_tensors="pt")).last_hidden_state  # 1 1+n d
     print(name, tuple(tokens.shape), f"{{tokens[0, 1:].mean():.6f}}")
@@ -203,7 +203,7 @@ def _use(exported: Exported, architecture: str | None) -> Iterator[str]:
         "includes the calibration."
     )
     yield TRANSFORMERS_CODE.format(
-        mode=exported.reading.mode,
+        converted=exported.reading.converted,
         fit=_fit_in_code(exported.reading),
         decision=_in_code("probability", decisions.probability_threshold, decisions.classes),
     )
@@ -403,7 +403,7 @@ def _use_of_mae(exported: Exported, architecture: str) -> Iterator[str]:
     if architecture != "ViTModel":
         also = " `ViTModel` reads its encoder, `ViTForImageClassification.from_pretrained` begins from it."
     yield f"`{architecture}` of transformers, 4 or 5.{also} Features:"
-    yield ENCODER_CODE.format(mode=exported.reading.mode, fit=_fit_in_code(exported.reading))
+    yield ENCODER_CODE.format(converted=exported.reading.converted, fit=_fit_in_code(exported.reading))
 
 
 def _model_of_mae(exported: Exported, model: MaskedAutoencoder) -> Iterator[str]:

@@ -49,6 +49,11 @@ class Reading:
         """PIL's name for the channels that transformers is given."""
         return "L" if self.channels == 1 else "RGB"
 
+    @property
+    def converted(self) -> str:
+        """PIL code behind an image: colours become grey, as ours do, then as many equal channels as are read."""
+        return '.convert("L")' if self.channels == 1 else '.convert("L").convert("RGB")'
+
 
 def fitting(reading: Reading) -> str:
     """A PIL expression: `image` of any shape → one of the model's shape, within a grey level of our own reading."""
@@ -93,7 +98,7 @@ def before_the_processor(reading: Reading) -> str:
     """For a README: what preprocessor_config.json cannot say of the way images are read."""
     if reading.resize == "squash":
         return f"{described(reading)} preprocessor_config.json says so."
-    fitted = fitting(reading).replace("(image,", f'(image.convert("{reading.mode}"),')
+    fitted = fitting(reading).replace("(image,", f"(image{reading.converted},")
     return f"""{described(reading)} Before the processor, do
 
 ```python

@@ -218,6 +218,12 @@ def test_a_pretrainings_readme_has_code_that_runs(tmp_path):
     assert printed.splitlines()[-1].endswith(f"(1, 10, 12) {tokens[0, 1:].mean():.6f}")
 
 
+def test_a_readmes_code_reads_colours_as_grey(exported):
+    for name, channels in (("mean", 3), ("resnet18-probe", 1)):
+        more = '.convert("RGB")' if channels == 3 else ""
+        assert re.findall(r"image = image(\.convert.*)", code_of(exported[name].folder)) == [f'.convert("L"){more}']
+
+
 def test_a_readme_rounds_no_threshold_to_one_that_calls_all_or_none(tmp_path):
     ends = [0.5] * 79 + [0.99999] * 11 + [0.00002] * 9  # from 80, from 91 per cent on
     meta = META | {"operating": {"image": {"specificity": ends, "sensitivity": [0.3] * 99}}}

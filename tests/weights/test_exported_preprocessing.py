@@ -12,10 +12,10 @@ from tiny_world import succeed, tiny_config
 
 from classify.cli import export as mae_export
 from classify.models.build import build_model
-from data.images import fit_image
+from data.images import fit_image, read_image
 from mae.engine.checkpoint import Checkpoint, save_checkpoint
 from mae.weights import save_encoder, save_huggingface
-from mae.weights.reading import Reading, fitting
+from mae.weights.reading import Reading, before_the_processor, fitting
 
 # Mean difference in grey levels on the images below, which have fine noise. If an image is reduced by much, ours first
 # takes means of blocks, and Lanczos alone does not; bilinear is off by 2.3 to 9.6.
@@ -74,6 +74,19 @@ def test_what_the_readme_says_makes_pad_and_crop_the_same(size, resize, shape, t
         assert "do_center_crop" not in json.loads((folder / "preprocessor_config.json").read_text())
     seen = seen_by_transformers(folder, prepared)
     assert np.abs(seen - fit_image(image, size, resize)).mean() < TOLERANCE
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_colours_become_the_grey_that_we_read(channels, tmp_path):
+    colours = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
+    Image.fromarray(colours).save(tmp_path / "x.png")
+    reading = Reading(7, 7, channels, mean=(0.5,) * channels, std=(0.2,) * channels, resize="pad")
+    line = re.search(r"^image = (.*)  # of PIL$", before_the_processor(reading), re.M)[1]
+    assert reading.converted in line
+    made = eval(line, {"ImageOps": ImageOps, "Image": Image, "image": Image.fromarray(colours)})
+    ours = fit_image(read_image(tmp_path / "x.png"), (7, 7), "pad")
+    assert len(made.getbands()) == channels
+    assert all(np.array_equal(np.asarray(channel), ours) for channel in made.split())
 
 
 @pytest.mark.parametrize("side", [5, 7, 602, 1203, 2047])
