@@ -316,7 +316,10 @@ def _adjusted(contrasts: list[Contrast]) -> tuple[Contrast, ...]:
 
 
 def describe(config: ClassifyConfig, pretrained: bool) -> dict[str, str]:
-    """The table's first columns for a classifier: augmentation is stage two's, masking stage one's."""
+    """The table's first columns for a classifier: augmentation is stage two's, masking stage one's.
+
+    pretrained: in a stage one of the config, and not elsewhere, as weights of `model.init` are.
+    """
     settings = config.finetune
     names = {"vit": "ViT", "resnet18": "ResNet-18", "resnet50": "ResNet-50"}
     model = names[settings.model]
@@ -327,6 +330,8 @@ def describe(config: ClassifyConfig, pretrained: bool) -> dict[str, str]:
     elif pretrained:
         model = "MAE"
         masking = f"{100 * config.pretrain.mask_ratio:g}"
+    elif settings.model == "vit" and config.model.init is not None:
+        model += ", pretrained"
     if settings.mode == "linear":
         model += ", linear probe"
 

@@ -317,10 +317,15 @@ def _training(checkpoint: Checkpoint) -> Iterator[str]:
     labelled = f" on {images:,} labelled images" if images else ""
     yield plain(f"{how}, {epochs(settings.epochs)}{labelled}, {augmented}. Data: {_sources(checkpoint)}.")
 
-    if checkpoint.meta.get("pretrained_from"):
-        yield "Training began from the weights of a pretraining."
-    elif settings.init or config.model.init:
+    if settings.init:
         yield "Training began from another program's weights; which images they have seen is not known here."
+    elif checkpoint.meta.get("seen_elsewhere"):
+        yield (
+            "Training began from another program's weights, or from a pretraining that did; which images those have "
+            "seen is not known here."
+        )
+    elif checkpoint.meta.get("pretrained_from"):
+        yield "Training began from the weights of a pretraining."
     else:
         yield "Training began from random weights."
 

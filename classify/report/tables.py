@@ -2,6 +2,8 @@
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from classify.comparison import Comparison, Line, describe
@@ -9,7 +11,8 @@ from classify.evaluate import Evaluation
 from classify.metrics import HEADLINE, Interval
 from classify.report.numbers import show, show_number, show_p, show_share, show_threshold
 from classify.settings import PLURALS
-from data.errors import ESCAPED, printable
+from data.config import expand
+from data.errors import ESCAPED, UserError, printable
 from data.labels import words
 from data.privacy import terms
 
@@ -36,10 +39,20 @@ def evaluation_row(evaluation: Evaluation) -> dict[str, str]:
     for name in HEADLINE:
         low, high = summary["intervals"][name]
         intervals[name] = Interval(summary["metrics"][name], (low, high))
-    described = describe(evaluation.config, bool(summary["meta"]["pretrained_from"]))
+    described = describe(evaluation.config, _is_pretrained(evaluation))
     if summary["split"] == "validate":
         described["Model"] += " (on validation)"
     return table_row(described, intervals)
+
+
+def _is_pretrained(evaluation: Evaluation) -> bool:
+    """Whether a pretraining made what it began from, and not the file or folder that `model.init` names."""
+    begun_from = evaluation.summary["meta"]["pretrained_from"]
+    init = evaluation.config.model.init
+    if begun_from and init is not None:
+        with suppress(UserError):  # a variable that is not set on this machine
+            return not Path(begun_from).is_relative_to(expand(init, "model.init"))
+    return bool(begun_from)
 
 
 def evaluation_text(evaluations: list[Evaluation]) -> str:

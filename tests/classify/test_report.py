@@ -41,7 +41,7 @@ from classify.report.runs import own_settings
 from classify.report.sections import comparison_text, first_sections
 from classify.report.stage_one import stage_one_rows
 from classify.report.subgroup_tables import gap_rows, subgroup_rows
-from classify.report.tables import caption, contrast_caption, markdown
+from classify.report.tables import caption, contrast_caption, evaluation_row, markdown
 from classify.report.training import kept_epoch
 from classify.report.warnings import warnings
 from classify.report.write import comparison_table, write_comparison
@@ -659,6 +659,26 @@ def test_the_confusion_table_says_over_how_many_trainings_it_sums(tmp_path):
     [first, *others] = comparison.lines
     fewer = replace(first, evaluations=first.evaluations[:2])
     assert confusion_caption(replace(comparison, lines=(fewer, *others))).endswith("each row's own trainings or files.")
+
+
+@pytest.mark.parametrize(
+    ("init", "begun_from", "model", "masking"),
+    [
+        (None, None, "ViT", "–"),
+        (None, "runs/mae/best.pt", "MAE", "75"),
+        ("timm.pth", "timm.pth", "ViT, pretrained", "–"),
+        ("hub/vit", "hub/vit/model.safetensors", "ViT, pretrained", "–"),
+        ("timm.pth", "runs/mae/best.pt", "MAE", "75"),
+        ("${NOT_SET_HERE}/timm.pth", "runs/mae/best.pt", "MAE", "75"),
+    ],
+)
+def test_weights_of_others_are_no_pretraining_of_ours(init, begun_from, model, masking, tmp_path):
+    config = change_config(config_of(tmp_path), {"model.init": init})
+    names = ("accuracy", "precision", "f1", "recall", "auc")
+    summary = {"split": "test", "meta": {"pretrained_from": begun_from}}
+    summary |= {"metrics": dict.fromkeys(names, 0.5), "intervals": dict.fromkeys(names, (0.3, 0.7))}
+    row = evaluation_row(SimpleNamespace(config=config, summary=summary))
+    assert (row["Model"], row["% Masking"]) == (model, masking)
 
 
 def test_kept_epoch_is_the_first_of_the_best():

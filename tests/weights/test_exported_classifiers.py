@@ -21,6 +21,7 @@ from classify.metrics.recalibration import Calibration
 from classify.models.resnet import SHAPES, build_resnet
 from classify.models.resnet_weights import name_in_transformers, read_resnet
 from classify.report.exported import _operating_points as operating_points_of
+from classify.report.exported import _training as training_of
 from classify.settings import FinetuneSettings
 from data.settings import height_and_width
 from mae.engine.checkpoint import Checkpoint, save_checkpoint
@@ -222,6 +223,23 @@ def test_a_readmes_code_reads_colours_as_grey(exported):
     for name, channels in (("mean", 3), ("resnet18-probe", 1)):
         more = '.convert("RGB")' if channels == 3 else ""
         assert re.findall(r"image = image(\.convert.*)", code_of(exported[name].folder)) == [f'.convert("L"){more}']
+
+
+@pytest.mark.parametrize(
+    ("settings", "meta", "said"),
+    [
+        ({}, {}, "random weights"),
+        ({}, {"pretrained_from": "runs/mae/best.pt"}, "the weights of a pretraining"),
+        ({"model__init": "x.pth"}, {"pretrained_from": "x.pth", "seen_elsewhere": True}, "another program's weights"),
+        ({}, {"pretrained_from": "runs/mae/best.pt", "seen_elsewhere": True}, "another program's weights"),
+        ({"finetune__model": "resnet18", "finetune__init": "x.pth"}, {"pretrained_from": "x.pth"}, "another program's"),
+    ],
+)
+def test_a_readme_takes_no_foreign_weights_for_a_pretraining_here(settings, meta, said, tmp_path):
+    config = tiny_config(tmp_path, **settings)
+    [_, sentence] = training_of(Checkpoint("classifier", config.model_dump(mode="json"), {}, META | meta))
+    assert sentence.startswith(f"Training began from {said}")
+    assert ("is not known here" in sentence) == said.startswith("another")
 
 
 def test_a_readme_rounds_no_threshold_to_one_that_calls_all_or_none(tmp_path):
