@@ -85,9 +85,13 @@ MARKUP = re.compile(
 )
 
 
+# what would make the line a list or a quotation: up to the sign that begins it
+BEGINS = re.compile(r"^(\s*\d{1,9}(?=[.)](?:\s|$))|\s*(?=>|[+-](?:\s|$)))")
+
+
 def plain(text: str) -> str:
     """One line of text that Markdown shows as it is, whatever names are in it."""
-    return MARKUP.sub(r"\\\g<0>", printable(text, longest=ESCAPED * len(text)))
+    return BEGINS.sub(r"\1\\", MARKUP.sub(r"\\\g<0>", printable(text, longest=ESCAPED * len(text))))
 
 
 def markdown(rows: list[dict[str, str]]) -> str:

@@ -32,6 +32,12 @@ NAMES = [
     "two\nlines\r\n| a | b |",
     "\x1b[31mred\u202egnp.exe",
     "ViT α, 75 % (plain) - 1.5",
+    "1. first",
+    "23) second",
+    "- third",
+    "+ fourth",
+    "> fifth",
+    ">> sixth",
 ]
 
 
@@ -71,16 +77,19 @@ def test_a_name_stays_one_cell_of_one_line(name):
 @pytest.mark.skipif(not find_spec("markdown_it"), reason="needs markdown-it-py")
 @pytest.mark.parametrize("name", NAMES)
 def test_a_name_is_shown_as_it_is(name):
-    page = shown(f"# {plain(name)}\n\n{markdown([{'Model': name, 'p': '< .001'}])}\n\nBest: {plain(name)}.")
+    table = markdown([{"Model": name, "p": "< .001"}])
+    page = shown("\n\n".join([f"# {plain(name)}", table, plain(f"Best: {name}."), plain(f"{name} is best.")]))
     assert set(page.tags) <= {"h1", "p", "table", "thead", "tbody", "tr", "th", "td"}
     assert not page.links
     if name.isprintable():
-        assert page.text.count(" ".join(name.split())) == 3
+        assert page.text.count(" ".join(name.split())) == 4
 
 
 def test_what_needs_no_care_is_left_alone():
     usual = "MAE 75 %, linear probe: .755 [.735, .774] (p < .001); probe/logistic_auc, a&b, x_1"
     assert plain(usual) == usual
+    for usual in ("-.003 [-.010, +.004]", "+.012", "1.5 epochs", "12 images", "3e-4", "–"):
+        assert plain(usual) == usual
 
 
 def test_a_comparison_of_odd_names_goes_all_the_way(tmp_path):
