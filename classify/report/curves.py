@@ -16,6 +16,7 @@ from classify.style import GREY
 SIDE = 4.2  # inches
 TICKS = np.linspace(0, 1, 6)
 BAND = 0.13  # opacity
+MARKER_EVERY = 12  # points of a decision curve
 
 
 def roc(rows: Sequence[Row]) -> Figure:
@@ -27,18 +28,19 @@ def roc(rows: Sequence[Row]) -> Figure:
 
     # markers lie above all curves
     for row in rows:
-        x, y = _operating_points(row.line)
-        axes.plot(x, y, row.marker, color=row.colour, mec=PAPER, markersize=8, clip_on=False, linestyle="none")
+        _markers(axes, _operating_points(row.line), row)
     axes.set(xlabel="1 − specificity", ylabel="Sensitivity (recall)")
     return figure
 
 
 def precision_recall(rows: Sequence[Row]) -> Figure:
-    """Precision against recall with bands; dashed: the precision of calling every case positive."""
+    """Precision against recall with bands and the thresholds' points; dashed: the precision of calling all positive."""
     figure, axes = _square()
     axes.axhline(float(rows[0].line.labels.mean()), color=GREY, linewidth=0.8, linestyle="--")
     for row in rows:
         _curve(axes, _of(row.line, precision_recall_band), row)
+    for row in rows:
+        _markers(axes, _recall_and_precision(row.line), row)
     axes.set(xlabel="Recall (sensitivity)", ylabel="Precision")
     return figure
 
@@ -58,10 +60,24 @@ def _curve(axes: Axes, curve: Curve, row: Row) -> None:
     axes.plot(curve.x, curve.y, color=row.colour, linewidth=1.8)
 
 
+def _markers(axes: Axes, points: np.ndarray, row: Row) -> None:
+    """Points (2 s) of a row's seeds."""
+    x, y = points
+    axes.plot(x, y, row.marker, color=row.colour, mec=PAPER, markersize=8, clip_on=False, linestyle="none")
+
+
 def _operating_points(line: Line) -> np.ndarray:
     """1 - specificity and sensitivity (2 s) at each seed's threshold."""
     predicted = line.scores >= line.thresholds[:, None]  # s n
     return np.stack([predicted[:, line.labels == label].mean(axis=1) for label in (0, 1)])
+
+
+def _recall_and_precision(line: Line) -> np.ndarray:
+    """Recall and precision (2 s) at the thresholds of the seeds that call any case positive."""
+    predicted = line.scores >= line.thresholds[:, None]  # s n
+    predicted = predicted[predicted.any(axis=1)]
+    hits = (predicted & (line.labels == 1)).sum(axis=1)
+    return np.stack([hits / (line.labels == 1).sum(), hits / predicted.sum(axis=1)])
 
 
 class Scored(NamedTuple):
@@ -95,7 +111,9 @@ def decisions(curves: Sequence[tuple[Row, DecisionCurve]]) -> Figure:
     highest = max(float(first.treat_all.max()), 0.01)
     for row, curve in curves:
         axes.fill_between(curve.thresholds, curve.low, curve.high, color=row.colour, alpha=BAND, linewidth=0)
-        axes.plot(curve.thresholds, curve.net_benefit, color=row.colour, linewidth=1.6)
+        # rows of one colour differ by their markers, which stand apart where curves lie together
+        at = (row.place % MARKER_EVERY, MARKER_EVERY)
+        axes.plot(curve.thresholds, curve.net_benefit, f"-{row.marker}", color=row.colour, markevery=at, linewidth=1.6)
         highest = max(highest, float(np.nanmax(curve.net_benefit)))
     axes.set(xlim=(0, 1), ylim=(-0.15 * highest, 1.1 * highest), xticks=TICKS)
     axes.set(xlabel="Threshold probability", ylabel="Net benefit")

@@ -28,14 +28,14 @@ from classify.report.budgets import budgets_of
 from classify.report.calibrations import calibrated_scores
 from classify.report.checklist_facts import checklist_facts
 from classify.report.costs import tuning_rows
-from classify.report.curves import roc
+from classify.report.curves import decisions, precision_recall, roc
 from classify.report.facts import facts, notices
 from classify.report.figures import COLOURS, Row, svg
 from classify.report.html import first_warnings, report_html, with_names_apart
 from classify.report.labels import efficiency_rows
 from classify.report.mistakes import draw_mistakes, mistakes_of, strips
 from classify.report.numbers import show, show_number, show_p, show_share, show_threshold
-from classify.report.operating import confusion_caption, confusion_rows, operating_rows
+from classify.report.operating import confusion_caption, confusion_rows, decision_curves, operating_rows
 from classify.report.reconstructions import draw_reconstructions, panels
 from classify.report.runs import own_settings
 from classify.report.sections import comparison_text, first_sections
@@ -46,6 +46,7 @@ from classify.report.training import kept_epoch
 from classify.report.warnings import warnings
 from classify.report.write import comparison_table, write_comparison
 from classify.settings import ClassifyConfig
+from classify.style import MARKERS
 from data.config import change_config, make_config
 from data.loader import Data
 from data.manifest import Manifest
@@ -400,6 +401,34 @@ def test_more_rows_than_colours_still_differ(tmp_path):
     rows = [{"name": f"row {i}"} for i in range(9)]
     [budget] = budgets_of(comparison_of(config_of(tmp_path, rows)))
     assert len({(row.colour, row.symbol) for row in budget.rows}) == 9
+
+
+@pytest.mark.parametrize("draw", [roc, precision_recall, decisions])
+def test_rows_of_one_colour_differ_by_markers_in_every_figure(draw, tmp_path):
+    comparison = comparison_of(config_of(tmp_path, [{"name": f"row {i}"} for i in range(9)]))
+    [budget] = budgets_of(comparison)
+    rows = budget.rows
+    if draw is decisions:
+        curves = {line.name: curve for line, curve in decision_curves(comparison)}
+        rows = [(row, curves[row.name]) for row in rows]
+    drawn = [line for line in draw(rows).axes[0].lines if line.get_marker() in MARKERS]
+    assert {(line.get_color(), line.get_marker()) for line in drawn} == {(r.colour, r.marker) for r in budget.rows}
+
+
+def test_markers_of_precision_and_recall_are_the_tables_numbers(tmp_path):
+    comparison = comparison_of(config_of(tmp_path, [RESNET], seeds=[0, 1, 2]))
+    [line], [budget] = comparison.lines, budgets_of(comparison)
+    [drawn] = [each for each in precision_recall(budget.rows).axes[0].lines if each.get_marker() in MARKERS]
+    recall, precision = drawn.get_data()
+    assert len(recall) == 3
+    assert np.mean(recall) == pytest.approx(line.intervals["recall"].estimate)
+    assert np.mean(precision) == pytest.approx(line.intervals["precision"].estimate)
+
+    # a seed that calls nothing positive has no precision
+    first, *others = line.evaluations
+    silent = replace(line, evaluations=(replace(first, threshold=2.0), *others))
+    [drawn] = [each for each in precision_recall([Row("A", 0, silent)]).axes[0].lines if each.get_marker() in MARKERS]
+    assert np.isfinite(drawn.get_data()).all() and drawn.get_data()[0].size == 2
 
 
 def test_one_row_without_pretraining(tmp_path):
