@@ -14,7 +14,7 @@ from PIL import Image
 
 from classify.comparison import Comparison, Line
 from classify.grid import folder_name
-from classify.report.calibrations import calibrated_scores
+from classify.report.calibrations import are_probabilities, calibrated_scores
 from classify.report.folder import picture_digest
 from classify.report.numbers import show_number
 from classify.report.verdict import largest_budget
@@ -80,6 +80,7 @@ def mistake_rows(comparison: Comparison) -> Iterator[dict[str, str]]:
     names = words(comparison.config.data.target)
     for line in comparison.lines_of(largest_budget(comparison)):
         predictions = line.evaluations[0].predictions
+        kind = "" if are_probabilities(line) else " (rating, from 0 to 1)"
         known = [column for column in USUAL if column in predictions and predictions[column].notna().any()]
 
         for mistake in mistakes_of(line):
@@ -89,7 +90,7 @@ def mistake_rows(comparison: Comparison) -> Iterator[dict[str, str]]:
                 "Case": str(case["image_id"]),
                 "Is": names[mistake.is_positive],
                 "Called": names[not mistake.is_positive],
-                f"Probability of {names[1]}": show_number(mistake.score),
+                f"Probability of {names[1]}": f"{show_number(mistake.score)}{kind}",
             }
             yield row | {column.capitalize(): _shown(case[column]) for column in known}
 

@@ -33,7 +33,7 @@ from classify.report.facts import facts, notices
 from classify.report.figures import COLOURS, Row, svg
 from classify.report.html import first_warnings, report_html, with_names_apart
 from classify.report.labels import efficiency_rows
-from classify.report.mistakes import draw_mistakes, mistakes_of, strips
+from classify.report.mistakes import draw_mistakes, mistake_rows, mistakes_of, strips
 from classify.report.numbers import show, show_number, show_p, show_share, show_threshold
 from classify.report.operating import confusion_caption, confusion_rows, decision_curves, operating_rows
 from classify.report.reconstructions import draw_reconstructions, panels
@@ -315,6 +315,14 @@ def test_mistakes_are_the_furthest_from_what_they_are(usual):
         members = np.flatnonzero(wrong & ((line.labels == 1) == is_positive))
         furthest = sorted(members, key=lambda place: abs(line.labels[place] - scores[place]), reverse=True)[:3]
         assert [mistake.place for mistake in found if mistake.is_positive == is_positive] == furthest
+
+
+@pytest.mark.parametrize(("kind", "said"), [("rating", " (rating, from 0 to 1)"), ("probability", "")])
+def test_a_readers_rating_is_called_no_probability(kind, said, tmp_path):
+    comparison = comparison_of(config_of(tmp_path, [RESNET]))
+    comparison.lines[0].evaluations[0].summary["file"] = {"kind": kind}
+    rows = list(mistake_rows(comparison))
+    assert rows and all(re.fullmatch(rf"\.\d{{3}}{re.escape(said)}", row["Probability of abnormal"]) for row in rows)
 
 
 def test_mistakes_are_drawn_where_cases_may_be_shown_and_taken_back_where_not(tmp_path):
