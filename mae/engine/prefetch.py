@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -26,14 +27,24 @@ def on_device(batches: Iterator[AnyBatch], device: torch.device) -> Generator[tu
             yield batch, batch.to(device)
         return
 
-    # a new thread's current device is the first GPU, and it would take memory there; `cuda` alone names no GPU
-    number = torch.cuda.current_device() if device.index is None else device.index
+    number = _number(device)  # a new thread's current device is the first GPU, and it would take memory there
 
     def begin() -> None:
         torch.cuda.set_device(number)
 
     with closing(read_ahead(batches, AHEAD, begin, ready=lambda batch: batch.pin_memory())) as read:
         yield from _copied_ahead(read, device)
+
+
+def _number(device: torch.device) -> int:
+    """The GPU's number; `cuda` alone names none."""
+    return torch.cuda.current_device() if device.index is None else device.index
+
+
+@cache
+def _copying_stream(number: int) -> torch.cuda.Stream:
+    """A GPU's stream for copies, the same in all epochs: torch keeps what one stream has freed from all others."""
+    return torch.cuda.Stream(number)
 
 
 def read_ahead(
@@ -73,7 +84,7 @@ def _copied_ahead(
     one, and the work on it must be over by then.
     """
     computing = torch.cuda.current_stream(device)
-    copying = torch.cuda.Stream(device)
+    copying = _copying_stream(_number(device))
 
     def copied(batch: AnyBatch) -> tuple[AnyBatch, AnyBatch]:
         copying.wait_stream(computing)

@@ -3,6 +3,7 @@
 import os
 import socket
 import time
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ from tiny_world import tiny_config
 from data.loader import Batch, Data, Loader
 from mae import load_checkpoint
 from mae.engine.checkpoint import load_weights
-from mae.engine.prefetch import on_device, read_ahead
+from mae.engine.prefetch import _copying_stream, on_device, read_ahead
 from mae.engine.tracker import read_metrics
 from mae.model import mae_from
 from mae.pretrain import pretrain
@@ -55,9 +56,10 @@ def test_batches_are_not_overwritten_while_they_are_worked_on(place, opened):
 
 
 @pytest.fixture
-def pretended_gpu(monkeypatch) -> list[str]:
+def pretended_gpu(monkeypatch) -> Iterator[list[str]]:
     """What is asked of a GPU that is not there, by code that copies batches to it: pinning, and setting the device."""
     asked: list[str] = []
+    _copying_stream.cache_clear()
     stream = SimpleNamespace(wait_stream=lambda other: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 2)
@@ -67,7 +69,8 @@ def pretended_gpu(monkeypatch) -> list[str]:
     monkeypatch.setattr(torch._C, "_cuda_setDevice", lambda number: asked.append(f"GPU {number}"), raising=False)
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: asked.append("pin") or tensor)
     monkeypatch.setattr(Batch, "to", lambda batch, device: batch)
-    return asked
+    yield asked
+    _copying_stream.cache_clear()
 
 
 @pytest.mark.parametrize(("name", "number"), [("cuda", 2), ("cuda:1", 1)])
@@ -77,6 +80,18 @@ def test_a_reader_gets_its_gpu_by_number_and_pins_what_it_reads(name, number, pr
     arrived = [batch for batch, _ in on_device(loader.epoch(2), torch.device(name))]
     assert pretended_gpu == [f"GPU {number}"] + ["pin"] * 3 * len(loader)
     assert all(one.images.equal(two.images) for one, two in zip(arrived, loader.epoch(2), strict=True))
+
+
+def test_all_epochs_are_copied_on_one_stream_of_their_gpu(pretended_gpu, opened, monkeypatch):
+    """Memory that was allocated for one stream is never reused for another, and torch has 32 of them."""
+    made: list[int] = []
+    ours = SimpleNamespace(wait_stream=lambda other: None)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda number: made.append(number) or ours)
+    loader = Loader(opened, opened.split("train"), 5, seed=1)
+    for epoch in range(3):
+        for name in ("cuda", "cuda:1", "cuda:2"):  # the second is the current one
+            assert len(list(on_device(loader.epoch(epoch), torch.device(name)))) == len(loader)
+    assert made == [2, 1]
 
 
 def test_a_cpu_reads_without_a_gpu_that_is_there(pretended_gpu, opened):
