@@ -298,7 +298,7 @@ def _first_reason(paths: list[str]) -> str:
 def _of_machine(facts: Facts, given: dict[str, Any]) -> list[Pick]:
     picks = [Pick("data.workers", 0, f"0: one process per usable core, here {usable_cores()}")]
     if facts.kind == "cuda":
-        bf16 = torch.cuda.is_bf16_supported()
+        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)  # emulated, it is slow
         name = torch.cuda.get_device_name(facts.device)
         picks.append(Pick("precision", "bf16" if bf16 else "fp16", f"half the memory, and faster, on this {name}"))
     picks.append(Pick("evaluate.batch_size", 64, "images per forward pass: needs little memory"))
