@@ -38,10 +38,10 @@ def step_of(config: ClassifyConfig, images: int, drops: bool = True) -> Callable
 def finetuning_memory(config: ClassifyConfig, part: int, device: torch.device) -> int:
     """Bytes that a fine-tuning takes on the device in steps of `part` images, with all that the process needs besides.
 
-    A training step and validation in its own batches are counted; the larger one decides.
+    A training step and validation in its own batches, which computes in 32 bits, are counted; the larger one decides.
     """
-    training = step_memory(lambda: _in_precision(config, part, drops=True))
-    looking = forward_memory(lambda: _in_precision(config, config.evaluate.batch_size, drops=False))
+    training = step_memory(lambda: _in_precision(config, part))
+    looking = forward_memory(lambda: step_of(config, config.evaluate.batch_size, drops=False))
 
     with torch.device("meta"):
         model = build_model(config)
@@ -53,8 +53,8 @@ def finetuning_memory(config: ClassifyConfig, part: int, device: torch.device) -
     return process_memory(max(training, looking), states, device, max(convolved, 0))
 
 
-def _in_precision(config: ClassifyConfig, images: int, drops: bool) -> Callable[[], Tensor]:
-    loss = step_of(config, images, drops)
+def _in_precision(config: ClassifyConfig, images: int) -> Callable[[], Tensor]:
+    loss = step_of(config, images)
 
     def in_precision() -> Tensor:
         with autocast(CPU, config.precision):

@@ -234,10 +234,12 @@ def pretrain_stage(
     configure_blocks(model.to(device), config.compile, config.activation_checkpointing)
     configure_products(model, config.product)
 
-    # each rank reads its share of the images
+    # each rank reads its share of the images; without gradients, too, it takes as many at once as in a step
     train = data.split("train")
     batches = Loader(data, train, settings.batch, config.seed, distributed.shard())
-    held_out = Loader(data, data.split("validate"), settings.batch, share=distributed.shard())
+    at_once = max(settings.batch // (distributed.world_size() * optimizer.accumulate), 1)
+    held_out = Loader(data, data.split("validate"), at_once, share=distributed.shard())
+    pictured = Loader(data, data.split("validate"), settings.panel_images, share=distributed.shard())
 
     # what the loop asks for
     def step(model: MaskedAutoencoder, batch: Batch, epoch: int) -> Tensor:
@@ -245,14 +247,14 @@ def pretrain_stage(
 
     def validate_and_probe(model: MaskedAutoencoder, epoch: int) -> Validation:
         def probe_scores() -> dict[str, float]:
-            return run_probe(model, data, settings.batch, device, config.precision)
+            return run_probe(model, data, at_once, device, config.precision)
 
         validation = validate(model, held_out, settings.mask_ratio, device, config.precision)
         return with_probe(settings, validation, epoch, probe_scores)
 
     def show(model: MaskedAutoencoder, validation: Validation, board: SummaryWriter, step: int) -> None:
         if settings.panel_images and data.manifest.may_show(config.report.images):
-            show_panel(model, held_out, settings, board, step, device)
+            show_panel(model, pictured, settings, board, step, device)
 
     return Stage(
         kind="mae",

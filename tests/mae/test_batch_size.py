@@ -1,5 +1,7 @@
 """`batch_size: auto` becomes a number that fits, is good for learning, and stays what it was."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from tiny_world import FOUR_EPOCHS, tiny_config
@@ -10,9 +12,12 @@ from classify.finetune_cost import finetuning_memory
 from data.config import load_config, make_config
 from data.errors import UserError
 from mae.batch_size import chosen_batch
+from mae.encoder import Encoder
 from mae.engine import machine
+from mae.engine.loop import evaluating
 from mae.engine.machine import free_memory
-from mae.pretrain import pretrain
+from mae.own_data import _of_machine
+from mae.pretrain import pretrain, pretrain_stage
 from mae.pretrain_cost import pretraining_memory
 from mae.recipes import RECIPES, SIZES, good_batch, recipe_for, size_for
 
@@ -99,6 +104,26 @@ def test_what_is_counted_grows_with_the_batch_and_with_what_stands_around_it(tmp
 def test_a_large_validation_batch_counts_where_the_training_batch_is_small(tmp_path):
     few, many = (tiny_config(tmp_path, evaluate__batch_size=size) for size in (4, 4000))
     assert finetuning_memory(many, 2, CPU) > finetuning_memory(few, 2, CPU)
+
+
+def test_validation_counts_in_the_32_bits_that_it_computes_in(tmp_path):
+    counted = [
+        finetuning_memory(tiny_config(tmp_path, precision=precision, evaluate__batch_size=4000), 2, CPU)
+        for precision in ("fp32", "bf16")
+    ]
+    assert counted[0] == counted[1]
+
+
+def test_no_pass_of_a_pretraining_takes_more_images_at_once_than_are_counted(place, opened, monkeypatch):
+    changed = {"pretrain__batch_size": 20, "pretrain__optimizer__accumulate": 4, "pretrain__probe_every": 1}
+    stage = pretrain_stage(tiny_config(place, **changed), opened, CPU)
+    taken: list[int] = []
+    embed = Encoder.embed_kept
+    monkeypatch.setattr(
+        Encoder, "embed_kept", lambda self, images, keep: taken.append(len(images)) or embed(self, images, keep)
+    )
+    assert "probe/logistic_auc" in evaluating(stage.model, lambda model: stage.validate(model, 1)).metrics
+    assert max(taken) == 20 // 4 and sum(taken) == 2 * 10 + 40  # validated and probed, and what the probe learns from
 
 
 @pytest.mark.parametrize("model", ["vit", "resnet18"])
@@ -212,3 +237,14 @@ def test_no_image_is_enlarged_and_patches_divide_it(side):
         assert size.side <= min(side, most)
         assert size.side % size.patch == 0 and size.side // size.patch >= 2
     assert size_for(5000, 5000) == SIZES[0]
+
+
+@pytest.mark.parametrize(("emulated", "expected"), [(True, "fp16"), (False, "bf16")])
+def test_a_gpu_that_only_emulates_bf16_gets_fp16(emulated, expected, monkeypatch):
+    """Before Ampere (T4, V100) torch can compute in bf16, but slower than in 32 bits."""
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or not emulated
+    )
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "GPU")
+    picks = _of_machine(SimpleNamespace(kind="cuda", device=torch.device("cuda")), {})
+    assert {pick.key: pick.value for pick in picks}["precision"] == expected
