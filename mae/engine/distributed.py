@@ -91,7 +91,8 @@ def is_main() -> bool:
 def process_group(device: torch.device, minutes: float = 30) -> Iterator[None]:
     """Meet the other ranks, if there are any; gloo on CPU, NCCL on CUDA.
 
-    Raises UserError if a rank was lost; the reason is in that rank's own output.
+    Raises UserError if a rank was lost; the reason is in that rank's own output. NCCL does not notice that: there
+    whoever started the ranks ends them, or the time is up.
     """
     if not launched() or dist.is_initialized():
         yield
@@ -115,15 +116,19 @@ def process_group(device: torch.device, minutes: float = 30) -> Iterator[None]:
 
     # a rank that loses another one says so in one line; its own errors are shown in full
     here = rank()
+    failed = True
     try:
         with _kept_on_failure(dist.group.WORLD):
             yield
+        failed = False
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error).lower():
             raise
         raise UserError(f"rank {here}: lost another rank ({str(error).splitlines()[0]}); see its output") from None
     finally:
-        dist.destroy_process_group()
+        # NCCL ends a group when all ranks end it; one that fails alone would wait, its reason unsaid
+        if backend != "nccl" or not failed:
+            dist.destroy_process_group()
 
 
 _FAILED: list[Any] = []  # groups

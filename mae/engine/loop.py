@@ -306,6 +306,7 @@ class _Run:
 
         if self.saved != position:  # at an epoch's end it is written already
             self._save_last()
+        distributed.barrier()  # a rank that ends before the first one has saved may have it killed by torchrun
         name = signals[0] if signals else "another rank's signal"
         stands = "which is saved; the same command goes on from it"
         if self.saved != position:

@@ -154,6 +154,23 @@ def test_a_batch_that_does_not_divide_is_one_line(place):
         pretrain(config, open_data(config.data))
 
 
+@pytest.mark.parametrize(("device", "left"), [("cpu", True), ("cuda", False)])
+def test_a_rank_that_fails_does_not_wait_for_the_others_to_end_their_group(device, left, monkeypatch):
+    """NCCL ends a group only with all of its ranks: the reason would be said when the others are given up."""
+    done: list[str] = []
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(distributed.dist, "init_process_group", lambda backend, timeout: done.append(backend))
+    monkeypatch.setattr(distributed.dist, "destroy_process_group", lambda: done.append("left"))
+    with pytest.raises(ValueError, match="mine"), distributed.process_group(torch.device(device)):
+        raise ValueError("mine")
+    assert ("left" in done) == left
+    with distributed.process_group(torch.device(device)):
+        pass
+    assert done[-1] == "left"
+
+
 def test_alone_there_is_nothing_to_share():
     assert (distributed.rank(), distributed.world_size(), distributed.shard()) == (0, 1, (0, 1))
     model = torch.nn.Linear(2, 3)
