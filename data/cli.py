@@ -166,6 +166,12 @@ def leave(code: int) -> NoReturn:
     os._exit(code)
 
 
+def _lacks_memory(error: Exception) -> bool:
+    """Whether memory ran out, a GPU's too; torch, which need not be loaded here, has errors of its own for both."""
+    of_torch = type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
+    return isinstance(error, MemoryError) or of_torch
+
+
 def _run_to_its_end(command: Callable[[Arguments], None], argv: Arguments) -> NoReturn:
     own_process = argv is None
     if own_process:
@@ -194,7 +200,10 @@ def _run_to_its_end(command: Callable[[Arguments], None], argv: Arguments) -> No
         place = error.filename or "this machine"
         print(f"error: {printable(place)}: {error.strerror or error}", file=sys.stderr)
         sys.exit(2)
-    except MemoryError:
-        print("error: this machine: found too little memory, expected more; run again with more free", file=sys.stderr)
+    except (MemoryError, RuntimeError) as error:
+        if not _lacks_memory(error):
+            raise
+        where = "machine" if "CUDA" not in str(error) else "GPU"
+        print(f"error: this {where}: found too little memory, expected more; run again with more free", file=sys.stderr)
         sys.exit(2)
     sys.exit(0)

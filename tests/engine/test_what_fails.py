@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ import mae.engine.loop
 from classify.cases import labelled_splits
 from classify.cli import finetune as finetune_command
 from classify.finetune import finetune_stage
+from data.cli import run_command
 from data.errors import NotFinite, UserError
 from data.signals import Stopped
 from mae import load_checkpoint
@@ -264,6 +266,36 @@ def test_one_process_needs_no_launcher(world, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "1")
     outcome = call(pretrain_command, "--config", world.config, f"run={tmp_path}/run", "--dry-run")
     assert outcome.code == 0, outcome.err
+
+
+# ---------------------------------------------------------------- memory
+
+
+@pytest.mark.parametrize(
+    ("error", "where"),
+    [
+        (MemoryError(), "machine"),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory"), "machine"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee documentation"), "GPU"),
+    ],
+)
+def test_too_little_memory_is_one_line(error, where):
+    def fail(argv):
+        raise error
+
+    code, _, line = call(partial(run_command, fail))
+    assert (code, line) == (
+        2,
+        f"error: this {where}: found too little memory, expected more; run again with more free\n",
+    )
+
+
+def test_other_errors_of_torch_are_shown_in_full():
+    def fail(argv):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    with pytest.raises(RuntimeError, match="illegal"):
+        run_command(fail, [])
 
 
 # ---------------------------------------------------------------- a disk that takes nothing for a while
