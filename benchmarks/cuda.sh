@@ -22,7 +22,9 @@ if [ -z "${PYTHON:-}" ]; then
 fi
 
 if compgen -G ".gpu/*.whl" > /dev/null; then
-    # a Python that the system manages takes no packages otherwise (PEP 668)
-    PIP_BREAK_SYSTEM_PACKAGES=1 "$PYTHON" -m pip install --quiet --no-index --no-deps .gpu/*.whl >> "$OUT/cuda.log" 2>&1
+    # a Python that the system manages takes no packages otherwise (PEP 668), and an older one of its own, which pip
+    # cannot remove, would keep all of them out
+    PIP_BREAK_SYSTEM_PACKAGES=1 "$PYTHON" -m pip install --quiet --no-index --no-deps --ignore-installed .gpu/*.whl \
+        >> "$OUT/cuda.log" 2>&1
 fi
 exec "$PYTHON" benchmarks/cuda_parts.py "$OUT" --device "$DEVICE" ${STORE:+--store "$STORE"}

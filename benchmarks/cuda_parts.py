@@ -30,7 +30,7 @@ COMMAND = "from {room}.cli import {name}; {name}()"
 class Part:
     name: str
     command: list[str]
-    seconds: int  # at most
+    seconds: int  # at most, and what the parts before it have left of theirs
     result: Path | None = None  # JSON that it writes
 
 
@@ -99,7 +99,7 @@ def probed(folder: Path) -> dict[str, Any]:
 
 
 def run(part: Part, log: Path, seconds: float) -> dict[str, Any]:
-    """The outcome of a part: exit code, seconds, its JSON; after a failure also the end of its output."""
+    """The outcome of a part that may take so long: exit code, seconds, its JSON; after a failure its last lines too."""
     start = time.monotonic()
     with log.open("a", encoding="utf-8") as file:
         file.write(f"\n==== {part.name}: {' '.join(part.command)}\n")
@@ -109,7 +109,7 @@ def run(part: Part, log: Path, seconds: float) -> dict[str, Any]:
             part.command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, start_new_session=True, env=environment()
         )
         try:
-            code: int | None = process.wait(min(part.seconds, seconds))
+            code: int | None = process.wait(seconds)
         except subprocess.TimeoutExpired:
             code = None
         finally:
@@ -124,7 +124,7 @@ def run(part: Part, log: Path, seconds: float) -> dict[str, Any]:
     if code == 0:
         outcome["said"] = said[-1:]
     else:
-        outcome["failed"] = f"ended by its limit of {part.seconds} s" if code is None else f"exit code {code}"
+        outcome["failed"] = f"ended by its limit of {seconds:.4g} s" if code is None else f"exit code {code}"
         outcome["said"] = said[-TAIL:]
     return outcome
 
@@ -181,12 +181,15 @@ def main() -> None:
         report["gpu"] = torch.cuda.get_device_name()
 
     # written after each part, so that an early end keeps the results so far
+    planned = 0.0
     for part in parts_for(out, arguments.device, store, arguments.part):
-        left = WHOLE - (time.monotonic() - began)
-        if left < 5:
+        planned += part.seconds
+        passed = time.monotonic() - began
+        if WHOLE - passed < 5:
             report["parts"][part.name] = {"failed": "no time was left"}
         else:
-            report["parts"][part.name] = run(part, out / "cuda.log", left)
+            limit = min(max(part.seconds, planned - passed), WHOLE - passed)
+            report["parts"][part.name] = run(part, out / "cuda.log", limit)
         report["seconds"] = round(time.monotonic() - began, 1)
         (out / "cuda.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         outcome = report["parts"][part.name]

@@ -259,6 +259,24 @@ def test_cuda_sh_fits_into_nine_minutes_whatever_each_part_does(tmp_path, monkey
     assert {outcome["failed"] for outcome in report.values()} == {"no time was left"}
 
 
+def test_what_a_part_of_cuda_sh_leaves_of_its_time_is_for_those_after_it(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    parts = import_module("cuda_parts")
+    commands = {"quick": (["true"], 30), "long": (["sleep", "0.5"], 0.1), "last": (["sleep", "9"], 0.1)}
+    plan = [parts.Part(name, command, seconds) for name, (command, seconds) in commands.items()]
+    monkeypatch.setattr(parts, "parts_for", lambda *_: plan)
+    limits = []
+    run = parts.run
+    monkeypatch.setattr(parts, "run", lambda part, log, most: limits.append(most) or run(part, log, min(most, 0.8)))
+    monkeypatch.setattr(sys, "argv", ["cuda_parts.py", str(tmp_path), "--device", "cpu"])
+    with pytest.raises(SystemExit):
+        parts.main()
+    report = json.loads((tmp_path / "cuda.json").read_text())["parts"]
+    assert {name for name, outcome in report.items() if "failed" in outcome} == {"last"}
+    assert all(limit >= part.seconds for limit, part in zip(limits, plan, strict=True))
+    assert sum(part.seconds for part in plan) >= limits[-1] + report["long"]["seconds"]
+
+
 @pytest.mark.slow
 def test_coverage_is_simulated_for_every_cell(tmp_path):
     result, _ = measure("interval_coverage", tmp_path, "--trials", "2")
