@@ -350,10 +350,13 @@ def _check_names(paths: pd.Series) -> None:
 def _check_patients(table: pd.DataFrame, place: str, more: str = "") -> None:
     """UserError for a patient in two splits, or a study of a patient who is not named."""
     unnamed = table["study_id"].where(table["patient_id"].isna())
-    for whose, ids in (("patients", table["patient_id"]), ("studies of unnamed patients", unnamed)):
+    for found, ids in (
+        ("found patients in two splits", table["patient_id"]),
+        ("found studies of unnamed patients in two splits", unnamed),
+    ):
         torn = _torn(ids, table["split"])
         if len(torn):
-            raise UserError(f"{place}: found {whose} in two splits{_example(torn)}, expected each in one{more}")
+            raise UserError(f"{place}: {found}{_example(torn)}, expected each in one{more}")
 
 
 def _torn(ids: pd.Series, splits: pd.Series) -> pd.Series:
