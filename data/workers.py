@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -14,6 +15,7 @@ from data.errors import UserError
 from data.signals import held_back, ignore_in_child
 
 FEW = 8  # jobs for which starting processes costs more than it saves
+MOMENT = 0.2  # seconds until the system is asked for a process again
 TRIES = 2  # at a job alone in a process, before it is given up
 Job = tuple[Any, ...]
 _hiding = Lock()
@@ -130,21 +132,31 @@ def _in_parallel(pool: Executor, function: Callable[..., Any], jobs: Sequence[Jo
 
 
 def start_processes(workers: int) -> Executor:
-    """A pool of processes, fewer if the system refuses so many. They leave signals to stop to their parent."""
-    wanted = workers
+    """A pool of processes, fewer if the system refuses so many. They leave signals to stop to their parent.
+
+    One process is asked for twice: a file that kills whoever reads it is better not read by this one.
+    """
     reason: Exception | None = None
-    while workers > 0:
+    for number in (*_halves(workers), 1):
         try:
-            pool = _start(workers)
+            pool = _start(number)
         except (OSError, ImportError, NotImplementedError) as error:  # no semaphores, no room, no more processes
             reason = error
-            workers //= 2
+            if number == 1:
+                time.sleep(MOMENT)
         else:
-            if workers < wanted:
-                _say(f"found {workers} of {wanted} processes started ({reason}), so these do the work")
+            if number < workers:
+                _say(f"found {number} of {workers} processes started ({reason}), so these do the work")
             return pool
     _say(f"found no way to start processes ({reason}), so this one does the work alone")
     return ThisProcess()
+
+
+def _halves(number: int) -> Iterator[int]:
+    """7, 3, 1"""
+    while number > 0:
+        yield number
+        number //= 2
 
 
 class _Pool(ProcessPoolExecutor):

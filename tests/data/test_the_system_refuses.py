@@ -28,6 +28,7 @@ from data.environment import usable_cores
 from data.errors import UserError
 from data.locks import locked
 from data.preparation import prepare
+from data.workers import Killed, run_one_by_one
 
 
 @pytest.fixture
@@ -168,6 +169,23 @@ def test_processes_that_cannot_be_forked_are_done_without(tmp_path, monkeypatch,
     monkeypatch.setattr(popen_spawn_posix.Popen, "_launch", refused)
     assert bytes_of(prepare(two_processes(tmp_path, monkeypatch))) == bytes_of(whole)
     assert "note: found no way to start processes" in capsys.readouterr().err
+
+
+def test_a_process_that_is_refused_once_is_asked_for_again(monkeypatch, capsys):
+    """Else one refusal would have this process read a file that kills whoever reads it."""
+    start, refusals = data.workers._start, [OSError(11, "Resource temporarily unavailable")]
+
+    def refused_once(number):
+        if refusals:
+            raise refusals.pop()
+        return start(number)
+
+    monkeypatch.setattr(data.workers, "_start", refused_once)
+    jobs = [(5,), (7,), (2,)]
+    with pytest.raises(Killed) as caught:
+        list(run_one_by_one(deadly_reading.double_or_die, jobs))
+    assert caught.value.jobs == [(7,)]
+    assert not refusals and not capsys.readouterr().err
 
 
 def test_processes_that_do_not_live_are_done_without(tmp_path, monkeypatch, whole, capsys):
