@@ -5,7 +5,7 @@ comparison's files again from what can be committed (classify/report/read.py).
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -84,6 +84,11 @@ class Line:
             level=self.evaluations[0].config.evaluate.level,
             logits=self.logits,
         )
+
+
+def train_images_of(lines: Iterable[Line]) -> list[int]:
+    """How many labelled images each training of these lines had; an ensemble is no training."""
+    return [count for line in lines if not line.is_ensemble for count in line.train_images]
 
 
 @dataclass(frozen=True)
@@ -251,6 +256,11 @@ class Comparison:
     def tests(self) -> int:
         """How many tests the family has: a contrast with a margin is two."""
         return sum(1 if contrast.declared.margin is None else 2 for contrast in self.contrasts)
+
+
+def ensemble_name(name: str, seeds: int) -> str:
+    """What the row of an ensemble is called."""
+    return f"{name}, ensemble of {seeds}"
 
 
 def of_ensemble(name: str) -> str:

@@ -12,7 +12,7 @@ import pandas as pd
 from scipy.special import expit
 
 from classify.cases import LabelledSplits, labelled_rows, splits_of
-from classify.comparison import Line
+from classify.comparison import Line, ensemble_name
 from classify.evaluate import Evaluation, score_images, write_evaluation
 from classify.finetune import decision_threshold
 from classify.grid import Cell, folder_name
@@ -53,11 +53,6 @@ def wants_ensemble(row: RowSettings, config: ClassifyConfig) -> bool:
     if row.predictions is not None:
         return False
     return config.compare.ensembles if row.ensemble is None else row.ensemble
-
-
-def ensemble_name(name: str, seeds: int) -> str:
-    """What the row of an ensemble is called."""
-    return f"{name}, ensemble of {seeds}"
 
 
 def extra_names(config: ClassifyConfig, cells: Sequence[Cell]) -> dict[str, frozenset[int | None]]:

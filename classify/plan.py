@@ -32,7 +32,7 @@ from data.config import expand
 from data.loader import Data
 from data.manifest import open_manifest
 from data.settings import DataSettings
-from mae.branch import begins_after
+from mae.branch import own_epochs
 from mae.dry_run import UNKNOWN, part_of, prepared_data, pretraining_images, random_data
 from mae.engine.checkpoint import latest_checkpoint
 from mae.engine.console import duration
@@ -74,9 +74,13 @@ class _Run:
         return stage, self.flops, self.batch_size
 
     @property
+    def own_epochs(self) -> int:
+        return self.epochs - self.spared
+
+    @property
     def steps(self) -> int:
         """All of its own; if the number of images is not known, one for each epoch."""
-        return (self.epochs - self.spared) * self.steps_per_epoch
+        return self.own_epochs * self.steps_per_epoch
 
     @property
     def steps_per_epoch(self) -> int:
@@ -85,13 +89,13 @@ class _Run:
     @property
     def validations(self) -> int:
         if self.stage != "pretrain":
-            return looks(self.epochs - self.spared, self.config.finetune.validate_every)
+            return looks(self.own_epochs, self.config.finetune.validate_every)
         settings = self.config.pretrain
-        return looks(self.epochs - self.spared, settings.validate_every, settings.probe_every)
+        return looks(self.own_epochs, settings.validate_every, settings.probe_every)
 
     @property
     def probes(self) -> int:
-        return looks(self.epochs - self.spared, self.config.pretrain.probe_every if self.stage == "pretrain" else None)
+        return looks(self.own_epochs, self.config.pretrain.probe_every if self.stage == "pretrain" else None)
 
     def steps_done(self) -> int:
         """Steps at the last checkpoint; all of them if nothing is left to do."""
@@ -233,7 +237,7 @@ def _pretraining(config: ClassifyConfig, datasets: "_Datasets") -> _Run:
         epochs=config.pretrain.epochs,
         batch_size=min(config.pretrain.batch, images or config.pretrain.batch),
         flops=pretraining_flops_of(config),
-        spared=min(begins_after(config), config.pretrain.epochs - 1),
+        spared=config.pretrain.epochs - own_epochs(config),
     )
 
 

@@ -54,6 +54,7 @@ FILLERS = _words(
     "patient patients case cases subject subjects people scans"
 )
 
+MASKS = ("mask", "segmentation", "annotation")  # of pixels; in the plural too
 Says = Literal["normal", "by contrast", "perhaps", "unknown", "other"]
 
 
@@ -179,10 +180,10 @@ def _meant(given: str, names: Collection[str]) -> list[str]:
 
 def holds_masks(name: str) -> bool:
     """Whether the name of a folder inside a class says that it holds masks of the radiographs beside it."""
-    return "".join(plain_words(name)).removesuffix("s").endswith(("mask", "segmentation", "annotation"))
+    return "".join(plain_words(name)).removesuffix("s").endswith(MASKS)
 
 
 def is_of_masks(name: str) -> bool:
     """Whether a folder beside the classes says that it holds masks, and nothing else: `without_mask` may be a class."""
     words = [word for word in plain_words(name) if word not in FILLERS]
-    return len(words) == 1 and words[0].removesuffix("s") in ("mask", "segmentation", "annotation")
+    return len(words) == 1 and words[0].removesuffix("s") in MASKS

@@ -268,6 +268,7 @@ def _make_key(path: Path, key: bytes | None = None) -> None:
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     temporary.unlink(missing_ok=True)
     key = key or secrets.token_bytes(KEY_BYTES)
+
     try:
         _write_new(temporary, key)
         try:

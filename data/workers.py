@@ -137,13 +137,15 @@ def start_processes(workers: int) -> Executor:
     One process is asked for twice: a file that kills whoever reads it is better not read by this one.
     """
     reason: Exception | None = None
+    asked = 0
     for number in (*_halves(workers), 1):
+        if number == asked:  # the same once more
+            time.sleep(MOMENT)
+        asked = number
         try:
             pool = _start(number)
         except (OSError, ImportError, NotImplementedError) as error:  # no semaphores, no room, no more processes
             reason = error
-            if number == 1:
-                time.sleep(MOMENT)
         else:
             if number < workers:
                 _say(f"found {number} of {workers} processes started ({reason}), so these do the work")

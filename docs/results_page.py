@@ -43,7 +43,6 @@ from data.writing import read_json, write_json
 
 PAGE = Path(__file__).with_name("results.md")
 KEPT = Path(__file__).with_name("results")
-ENSEMBLE = ", ensemble of "  # in the name of such a row
 MADE = re.compile(r"(<!-- made of (\S+): (\w+)(?: (\d+))? -->\n).*?(<!-- end -->)", re.S)
 Rows = Iterable[dict[str, str]]
 
@@ -148,7 +147,7 @@ def draw(name: str, folder: str) -> None:
     table = data.split(comparison.config.compare.split).set_index("image_id")["row"]
     words_of = words(comparison.config.data.target)
 
-    lines = [line for line in comparison.lines_of(largest_budget(comparison)) if ENSEMBLE not in line.name]
+    lines = [line for line in comparison.lines_of(largest_budget(comparison)) if not line.is_ensemble]
     figure, rows = plt.subplots(
         len(lines), 2 * EACH, figsize=(9, 1.9 * len(lines)), squeeze=False, layout="constrained"
     )
@@ -227,7 +226,8 @@ def pretrainings(comparison: Comparison, _: int | None) -> str:
 
 def mistakes(comparison: Comparison, _: int | None) -> str:
     """Mistakes at the largest label budget, without ensembles: theirs are those of their members."""
-    return shown((row for row in mistake_rows(comparison) if ENSEMBLE not in row["Model"]), MISTAKES)
+    ensembles = {line.name for line in comparison.lines if line.is_ensemble}
+    return shown((row for row in mistake_rows(comparison) if row["Model"] not in ensembles), MISTAKES)
 
 
 def shown(rows: Rows, text: str = "") -> str:

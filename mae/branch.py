@@ -43,6 +43,11 @@ def begins_after(config: MAEConfig) -> int:
     return int(named[1]) if named else 0
 
 
+def own_epochs(config: MAEConfig) -> int:
+    """The epochs that the run trains itself."""
+    return max(config.pretrain.epochs - begins_after(config), 1)
+
+
 def as_begun(config: MAEConfig, branch: Checkpoint) -> MAEConfig:
     """The config with auto replaced by the values that the other run began with."""
     made = branch.config

@@ -23,7 +23,7 @@ from data.refusal import UnreadableImage
 from data.settings import DataSettings, Size, height_and_width
 from data.store import ImageStore
 from mae.batch_size import with_batch_size
-from mae.branch import begins_after
+from mae.branch import own_epochs
 from mae.engine.console import duration
 from mae.engine.machine import free_memory, memory_in_use
 from mae.engine.run import training_device
@@ -118,19 +118,14 @@ def _speed(size: int, cost: Cost, rehearsed: Rehearsal, device: torch.device, so
     )
 
 
-def _epochs(config: MAEConfig) -> int:
-    """How many it trains itself."""
-    return max(config.pretrain.epochs - begins_after(config), 1)
-
-
 def _steps(config: MAEConfig, images: int) -> int:
-    return _epochs(config) * max(images // min(config.pretrain.batch, images), 1)
+    return own_epochs(config) * max(images // min(config.pretrain.batch, images), 1)
 
 
 def _seconds(config: MAEConfig, rehearsed: Rehearsal, images: int) -> float:
     settings = config.pretrain
-    validations = looks(_epochs(config), settings.validate_every, settings.probe_every)
-    probes = looks(_epochs(config), settings.probe_every)
+    validations = looks(own_epochs(config), settings.validate_every, settings.probe_every)
+    probes = looks(own_epochs(config), settings.probe_every)
     return rehearsed.whole_run(_steps(config, images), validations, probes)
 
 
@@ -138,7 +133,7 @@ def _whole_run(config: MAEConfig, rehearsed: Rehearsal, images: int | None) -> s
     if images is None:
         return "whole run    not known: the images are not there; see data.root"
     return (
-        f"whole run    {duration(_seconds(config, rehearsed, images))}: {_epochs(config):,} epochs of {images:,} "
+        f"whole run    {duration(_seconds(config, rehearsed, images))}: {own_epochs(config):,} epochs of {images:,} "
         f"images, {_steps(config, images):,} steps, with validations ({rehearsed.validate:.2g} s each) and the files "
         "and pictures after each"
     )

@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from classify.comparison import Comparison, Line, describe
+from classify.comparison import Comparison, Line, describe, train_images_of
 from classify.evaluate import Evaluation
 from classify.metrics import HEADLINE, Interval
 from classify.report.numbers import show, show_number, show_p, show_share, show_threshold
@@ -143,8 +143,7 @@ def of_which(labelled: int | None) -> str:
 
 def images_of(comparison: Comparison, labelled: int | None) -> str:
     """How many labelled images the trainings of a budget had: `100`, or `90 to 100` where rows or draws differ."""
-    lines = [line for line in comparison.lines_of(labelled) if not line.is_ensemble]
-    counts = [count for line in lines for count in line.train_images]
+    counts = train_images_of(comparison.lines_of(labelled))
     if not counts:  # only rows that are files
         return "all" if labelled is None else f"{labelled:,}"
     return counts_text(counts)

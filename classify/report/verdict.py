@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from classify.comparison import Comparison, Contrast, Line
+from classify.comparison import Comparison, Contrast, Line, train_images_of
 from classify.grid import row_names
 from classify.report.numbers import show, show_number, show_p
 from data.labels import words
@@ -120,12 +120,7 @@ def answer(comparison: Comparison) -> Answer:
 
 def largest_budget(comparison: Comparison) -> int | None:
     """The label budget whose rows were trained on most images."""
-
-    def images(labelled: int | None) -> int:
-        lines = [line for line in comparison.lines_of(labelled) if not line.is_ensemble]
-        return max(count for line in lines for count in line.train_images)
-
-    return max(comparison.budgets, key=images)
+    return max(comparison.budgets, key=lambda labelled: max(train_images_of(comparison.lines_of(labelled))))
 
 
 def _question(comparison: Comparison) -> str:

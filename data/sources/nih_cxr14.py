@@ -78,6 +78,8 @@ def _with_splits(images: pd.DataFrame, root: Path) -> tuple[pd.DataFrame, list[s
         return images, [f"no {' and '.join(LISTS.values())}: these splits are not the official ones"]
     if len(there) < len(LISTS):
         raise UserError(f"{root}: found {there[0]} alone, expected {' and '.join(LISTS.values())}, or neither")
+
+    # which list names an image
     names = {split: read_lines(root / file) for split, file in LISTS.items()}
     both = len(set.intersection(*map(set, names.values())))
     if both:

@@ -45,11 +45,6 @@ class Reading:
         )
 
     @property
-    def mode(self) -> str:
-        """PIL's name for the channels that transformers is given."""
-        return "L" if self.channels == 1 else "RGB"
-
-    @property
     def converted(self) -> str:
         """PIL code behind an image: colours become grey, as ours do, then as many equal channels as are read."""
         return '.convert("L")' if self.channels == 1 else '.convert("L").convert("RGB")'

@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 from tiny_world import tiny_config
 
-from classify.comparison import Comparison, Contrast, Declared, FailedRow, Line
+from classify.comparison import Comparison, Contrast, Declared, FailedRow, Line, ensemble_name
 from classify.contrasts import candidates, declared, untested
-from classify.extra_rows import ensemble_name, extra_names
+from classify.extra_rows import extra_names
 from classify.grid import expand_grid
 from classify.provenance import Facts
 from classify.report.tables import contrast_rows, images_of
